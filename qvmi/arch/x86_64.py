@@ -1,0 +1,185 @@
+"""The registers of an x86-64 vCPU, as QEMU's human monitor prints them.
+
+References: QEMU ``target/i386/cpu-dump.c`` (``x86_cpu_dump_state``), ``hw/core/cpu-common.c`` and
+``monitor/hmp-cmds.c`` (``hmp_info_registers``), 7.2 to 10.1; Intel SDM volume 3A, sections 2.5
+(CR0 to CR4) and 2.2.1 (EFER).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from qvmi.addr import Va
+from qvmi.errors import QmpProtocolError
+
+__all__ = ["INFO_REGISTERS", "Registers", "parse_registers"]
+
+INFO_REGISTERS: Final = "info registers -a"
+"""The monitor line whose answer `parse_registers` understands."""
+
+_MAX_VCPUS: Final = 4096  # the largest vCPU number of any x86 machine type of QEMU 10
+_MAX_TEXT: Final = 10 << 20  # characters; as much as one QMP message may carry
+
+_CR0_PAGING: Final = 1 << 31
+_CR4_LA57: Final = 1 << 12
+_EFER_LONG_MODE_ACTIVE: Final = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """This is what one x86-64 vCPU held at one moment.
+
+    QEMU prints the width of the code that runs: outside of 64-bit code the general registers are
+    cut to 32 bits, and what is not printed at all is None here.
+
+    Args:
+        index: QEMU's number of the vCPU.
+        r8: and up to `r15`: None unless 64-bit code runs.
+        rip: in real mode the offset in the code segment.
+        fs_base: the FS segment's base; None in compatibility mode (32-bit code under a 64-bit
+            kernel), where QEMU prints only its lower half.
+        gs_base: as `fs_base`; the kernel's per-CPU area only while the kernel runs (`cpl` 0).
+        kernel_gs_base: the GS base that SWAPGS brings; None where the source does not tell it, as
+            the human monitor does not.
+        cr2: the address of the last page fault.
+        cr3: the physical address of the page-table root, with flags or PCID in bits 0..11.
+        idt_base: where the interrupt descriptor table is; `idt_limit` is its last byte's offset.
+        cpl: the privilege level; 3 is user mode.
+        smm: the vCPU is in system management mode, with a memory map of its own.
+        halted: it waits for an interrupt.
+    """
+
+    index: int
+    rax: int
+    rbx: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    rbp: int
+    rsp: int
+    r8: int | None
+    r9: int | None
+    r10: int | None
+    r11: int | None
+    r12: int | None
+    r13: int | None
+    r14: int | None
+    r15: int | None
+    rip: Va
+    rflags: int
+    es: int
+    cs: int
+    ss: int
+    ds: int
+    fs: int
+    gs: int
+    fs_base: Va | None
+    gs_base: Va | None
+    kernel_gs_base: Va | None
+    cr0: int
+    cr2: Va
+    cr3: int
+    cr4: int
+    efer: int
+    gdt_base: Va
+    gdt_limit: int
+    idt_base: Va
+    idt_limit: int
+    cpl: int
+    smm: bool
+    halted: bool
+
+    @property
+    def paging(self) -> bool:
+        """This tells whether addresses are translated by page tables (CR0.PG)."""
+        return bool(self.cr0 & _CR0_PAGING)
+
+    @property
+    def long_mode(self) -> bool:
+        """This tells whether IA-32e paging is active (EFER.LMA), whatever code runs just now."""
+        return bool(self.efer & _EFER_LONG_MODE_ACTIVE)
+
+    @property
+    def la57(self) -> bool:
+        """This tells whether page tables have five levels (CR4.LA57)."""
+        return bool(self.cr4 & _CR4_LA57)
+
+
+_HEADER: Final = re.compile(r"^CPU#([0-9]+)\s*$", re.MULTILINE)
+# `RAX=0000…`, `R8 =0000…`, `CPL=0`, and of `ES =0000 00000000 …` the selector.
+_VALUE: Final = re.compile(r"\b([A-Z][A-Z0-9]{1,3}) ?=([0-9a-f]{1,16})\b")
+_SEGMENT_BASE: Final = re.compile(r"^([FG]S) ?=[0-9a-f]{4} ([0-9a-f]{8,16}) ", re.MULTILINE)
+_TABLE: Final = re.compile(r"^([GI]DT)= +([0-9a-f]{8,16}) ([0-9a-f]{8})\s*$", re.MULTILINE)
+# EFER is the last of the system registers; FPU and vector registers follow, up to 5 KB of them.
+_LAST: Final = re.compile(r"^EFER=[0-9a-f]{16}\s*$", re.MULTILINE)
+
+_GENERAL: Final = ("AX", "BX", "CX", "DX", "SI", "DI", "BP", "SP", "IP")
+_EXTENDED: Final = tuple(f"R{n}" for n in range(8, 16))
+_SELECTORS: Final = ("ES", "CS", "SS", "DS", "FS", "GS")
+_SYSTEM: Final = ("CR0", "CR2", "CR3", "CR4", "EFER", "CPL", "SMM")
+
+
+def parse_registers(text: str) -> tuple[Registers, ...]:
+    """This reads the answer to ``info registers -a``, in 64-bit, 32-bit and 16-bit layout.
+
+    Returns:
+        The vCPUs in the order QEMU printed them; at least one.
+
+    Raises:
+        QmpProtocolError: a register is missing, or the text is not about x86 vCPUs at all.
+    """
+    if len(text) > _MAX_TEXT:
+        raise _malformed(f"{len(text)} characters, more than {_MAX_TEXT}")
+    headers = list(_HEADER.finditer(text))
+    if not 0 < len(headers) <= _MAX_VCPUS:
+        raise _malformed(f"{len(headers)} vCPUs, expected 1 to {_MAX_VCPUS}: {text[:80]!r}")
+    ends = [header.start() for header in headers[1:]] + [len(text)]
+    vcpus = tuple(
+        _parse_vcpu(int(header[1]), text[header.end() : end])
+        for header, end in zip(headers, ends, strict=True)
+    )
+    if len({vcpu.index for vcpu in vcpus}) != len(vcpus):
+        raise _malformed("a vCPU is printed twice")
+    return vcpus
+
+
+def _parse_vcpu(index: int, dump: str) -> Registers:
+    last = _LAST.search(dump)
+    if last is None:
+        raise _malformed(f"CPU#{index}: no EFER; is this an x86-64 guest?")
+    system = dump[: last.end()]
+    values = {name: int(digits, 16) for name, digits in _VALUE.findall(system)}
+    fields: dict[str, object] = {"index": index, "kernel_gs_base": None}
+    fields |= _named(values)
+    whole_bases = "RIP" in values or not values.get("EFER", 0) & _EFER_LONG_MODE_ACTIVE
+    for name, base in _SEGMENT_BASE.findall(system):
+        fields[f"{name.lower()}_base"] = int(base, 16) if whole_bases else None
+    for name, base, limit in _TABLE.findall(system):
+        fields[f"{name.lower()}_base"] = int(base, 16)
+        fields[f"{name.lower()}_limit"] = int(limit, 16)
+    try:
+        # Not strict: QEMU prints truth values as 0 and 1.
+        return msgspec.convert(fields, Registers, strict=False)
+    except msgspec.ValidationError as error:
+        raise _malformed(f"CPU#{index}: {error}") from error
+
+
+def _named(values: Mapping[str, int]) -> dict[str, int | None]:
+    """These are the registers that were printed, under our names."""
+    wide = "RIP" in values
+    letter = "R" if wide else "E"
+    names = {letter + name: "r" + name.lower() for name in _GENERAL}
+    names |= {name: name.lower() for name in (*_SELECTORS, *_SYSTEM)}
+    names |= {letter + "FL": "rflags", "HLT": "halted"}
+    extended = {name: name.lower() for name in _EXTENDED}
+    hidden: dict[str, int | None] = {} if wide else dict.fromkeys(extended.values())
+    shown = names | extended
+    return hidden | {ours: values[theirs] for theirs, ours in shown.items() if theirs in values}
+
+
+def _malformed(problem: str) -> QmpProtocolError:
+    return QmpProtocolError(INFO_REGISTERS, problem)

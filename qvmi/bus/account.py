@@ -1,0 +1,58 @@
+"""Who may use the bus: a name, a secret, and the topics that go with them."""
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from qvmi.bus.topic import Topic, TopicFilter, is_name
+from qvmi.errors import BusRefused, UsageError
+
+__all__ = ["Account"]
+
+_SECRET_BYTES: Final = 32
+"""Random bytes in a secret: 256 bits, more than can be guessed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """This is one user of the bus, made for one run and known to nobody else.
+
+    Args:
+        name: its user name; dots join names, so that a codepack's account cannot be mistaken.
+        publishes: the topics it may publish to.
+        reads: the topics it may subscribe to.
+        secret: its password; random.
+
+    Raises:
+        UsageError: the name is not made of names and dots.
+    """
+
+    name: str
+    publishes: tuple[TopicFilter, ...] = ()
+    reads: tuple[TopicFilter, ...] = ()
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(_SECRET_BYTES), repr=False)
+
+    def __post_init__(self) -> None:
+        if not all(map(is_name, self.name.split("."))):
+            raise UsageError(f"account {self.name!r} is no name")
+
+    @classmethod
+    def of_codepack(cls, vm: str, codepack: str) -> Self:
+        """This is an account that speaks for one codepack about one machine and reads nothing."""
+        own = TopicFilter(vm, codepack)
+        return cls(f"{vm}.{codepack}", publishes=(own,))
+
+    @classmethod
+    def of_reader(cls, name: str, topics: TopicFilter) -> Self:
+        """This is an account that only reads."""
+        return cls(name, reads=(topics,))
+
+    def require_publish(self, topic: Topic) -> None:
+        """This raises BusRefused unless the account may publish there."""
+        if not any(allowed.matches(topic) for allowed in self.publishes):
+            raise BusRefused(topic.text, f"account {self.name!r} may not publish there")
+
+    def require_read(self, topics: TopicFilter) -> None:
+        """This raises BusRefused unless the account may read all that the filter selects."""
+        if not any(allowed.covers(topics) for allowed in self.reads):
+            raise BusRefused(topics.text, f"account {self.name!r} may not read there")

@@ -1,0 +1,237 @@
+"""A mosquitto of our own: a child on a Unix socket in a private folder, started again when it ends."""
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from qvmi.bus.account import Account
+from qvmi.bus.mosquitto_config import CONFIG_FILE, SOCKET, files
+from qvmi.bus.mqtt import MqttBus
+from qvmi.bus.private_folder import private_folder
+from qvmi.bus.unix_socket import MAX_SOCKET_PATH, accepts
+from qvmi.errors import BrokerUnavailable
+
+__all__ = ["Broker", "find_mosquitto", "mosquitto"]
+
+START_TIMEOUT_S: Final = 10.0
+"""Longest wait until mosquitto accepts; it takes 17 to 40 ms on an idle machine."""
+
+STOP_TIMEOUT_S: Final = 2.0
+"""Longest wait for mosquitto to end when asked; then it is killed. It keeps nothing on disk."""
+
+MAX_RESTARTS: Final = 5
+"""Ends in a row after which something is wrong that another start does not mend."""
+
+STABLE_S: Final = 60.0
+"""A mosquitto that ran for so long was well; its end does not count as one of a row."""
+
+_POLL_S: Final = 0.005
+"""Between two looks at whether the socket accepts."""
+
+_LAST_WORDS_BYTES: Final = 4096
+"""What is kept of mosquitto's log, for the error that says why it ended."""
+
+_SYSTEM_FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin")
+"""Where distributions install mosquitto, which are not in every user's PATH."""
+
+_log: Final = logging.getLogger(__name__)
+
+_LIFELINE: Final = Path(__file__).with_name("lifeline.py")
+
+
+def find_mosquitto(path: str | None = None) -> Path:
+    """This finds the mosquitto program.
+
+    Args:
+        path: folders to look in, joined by colons; None for PATH and the system's own.
+
+    Raises:
+        BrokerUnavailable: there is none; the message says how to install one.
+    """
+    folders = path or os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
+    program = shutil.which("mosquitto", path=folders)
+    if program is None:
+        raise BrokerUnavailable(
+            "no mosquitto program in PATH, /usr/local/sbin or /usr/sbin: install it "
+            "(apt install mosquitto), or use the bus within one process"
+        )
+    return Path(program)
+
+
+@asynccontextmanager
+async def mosquitto(
+    accounts: Sequence[Account], *, program: Path | None = None
+) -> AsyncIterator["Broker"]:
+    """This runs a mosquitto that these accounts may enter, until the block ends.
+
+    Raises:
+        BrokerUnavailable: there is no mosquitto, or it does not start; the message holds its words.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(private_folder())
+            _write_files(folder, accounts)
+        except OSError as error:
+            raise BrokerUnavailable(f"no folder for the broker: {error}") from error
+        broker = Broker(program or find_mosquitto(), folder)
+        supervision = asyncio.create_task(broker.supervise(), name="qvmi-broker")
+        try:
+            await broker.accepting()
+            yield broker
+        finally:
+            supervision.cancel()
+            await asyncio.wait({supervision})
+
+
+class Broker:
+    """This is a running mosquitto; :func:`mosquitto` makes it.
+
+    Attributes:
+        socket: the Unix socket it listens on.
+        starts: how often it was started.
+    """
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self.socket = folder / SOCKET
+        self.starts = 0
+        self._program = program
+        self._folder = folder
+        self._process: Process | None = None
+        self._settled = asyncio.Event()
+        self._failure = ""
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+            raise BrokerUnavailable(
+                f"{self.socket}: too long for a Unix socket; set TMPDIR shorter"
+            )
+
+    @property
+    def pid(self) -> int | None:
+        """This is mosquitto's process id; None while there is no process."""
+        return None if self._process is None else self._process.pid
+
+    async def accepting(self) -> None:
+        """This waits until mosquitto accepts connections.
+
+        Raises:
+            BrokerUnavailable: it does not start, or ended too often.
+        """
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._settled.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(f"{self._program} does not start") from None
+        if self._failure:
+            raise BrokerUnavailable(self._failure)
+
+    async def connect(self, account: Account) -> MqttBus:
+        """This connects an account; a broker that is being started again is waited for.
+
+        Raises:
+            BusRefused: the broker does not accept the account.
+            BrokerUnavailable: it does not start, ended too often, or does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_TIMEOUT_S
+        while True:
+            await self.accepting()
+            try:
+                return await MqttBus.connect(self.socket, account)
+            except BrokerUnavailable:
+                if loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_POLL_S)  # it ended, and that is not noticed yet
+
+    async def supervise(self) -> None:
+        """This runs mosquitto, again when it ends, until cancelled or until it is no use."""
+        loop = asyncio.get_running_loop()
+        ends = 0
+        while not self._failure:
+            began = loop.time()
+            last_words = await self._run_once()
+            ends = 1 if loop.time() - began > STABLE_S else ends + 1
+            if ends > MAX_RESTARTS:
+                self._fail(f"mosquitto ended {ends} times in a row: {last_words}")
+
+    async def _run_once(self) -> str:
+        """This runs mosquitto until it ends, and returns the end of its log."""
+        try:
+            process = self._process = await self._spawn()
+        except OSError as error:
+            return self._fail(f"{self._program} cannot be run: {error}")
+        log = asyncio.create_task(_end_of_log(process.stderr), name="qvmi-broker-log")
+        accepted = False
+        try:
+            accepted = await self._accepts(process)
+            if accepted:
+                self._settled.set()
+                await process.wait()
+                _log.warning("mosquitto (process %d) ended: %s", process.pid, process.returncode)
+        finally:
+            self._settled.clear()
+            await _stop(process)
+            self._process = None
+            last_words = await log
+        return last_words if accepted else self._fail(f"mosquitto does not start: {last_words}")
+
+    async def _spawn(self) -> Process:
+        """This starts mosquitto in a session of its own, so that ^C at a terminal does not end it."""
+        self.starts += 1
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", _LIFELINE, str(os.getpid())),
+            *(self._program, "-c", CONFIG_FILE),
+            cwd=self._folder,
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=PIPE,
+            start_new_session=True,
+        )
+
+    async def _accepts(self, process: Process) -> bool:
+        """This waits until the socket accepts; False if mosquitto ended or took too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while process.returncode is None:
+                    if await accepts(self.socket):
+                        return True
+                    await asyncio.sleep(_POLL_S)
+        return False
+
+    def _fail(self, reason: str) -> str:
+        self._failure = reason
+        self._settled.set()
+        return reason
+
+
+def _write_files(folder: Path, accounts: Sequence[Account]) -> None:
+    for name, text in files(accounts, root=os.geteuid() == 0).items():
+        path = folder / name
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="ascii")
+
+
+async def _end_of_log(stream: asyncio.StreamReader | None) -> str:
+    """This reads a log to its end and returns the last of it as one line."""
+    kept = b""
+    while stream is not None and (data := await stream.read(_LAST_WORDS_BYTES)):
+        kept = (kept + data)[-_LAST_WORDS_BYTES:]
+    lines = kept.decode("utf-8", "backslashreplace").splitlines()
+    return "; ".join(line.strip() for line in lines) or "it said nothing"
+
+
+async def _stop(process: Process) -> None:
+    """This ends mosquitto, by force if it does not end when asked."""
+    for end in (process.terminate, process.kill):
+        if process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            end()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()

@@ -1,0 +1,98 @@
+"""The bus within one process, for a program that needs no broker."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from qvmi.bus.account import Account
+from qvmi.bus.message import Message
+from qvmi.bus.subscription import Subscription
+from qvmi.bus.topic import TopicFilter
+from qvmi.errors import BusError, BusRefused
+
+__all__ = ["LocalBus", "LocalChannel", "in_process"]
+
+
+class LocalChannel:
+    """This carries messages between the buses of one event loop.
+
+    Accounts keep codepacks from mistakes here, not from malice: they share the process.
+    """
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = {account.name: account for account in accounts}
+        self._buses: list[LocalBus] = []
+
+    async def connect(self, account: Account) -> "LocalBus":
+        """This enters the channel; BusRefused for an account that it was not opened for."""
+        if self._accounts.get(account.name) != account:
+            raise BusRefused(f"connection of {account.name!r}", "unknown account or wrong secret")
+        bus = LocalBus(account, self)
+        self._buses.append(bus)
+        return bus
+
+    def subscriptions(self) -> list[Subscription]:
+        """These are the subscriptions of all buses."""
+        return [subscription for bus in self._buses for subscription in bus.subscriptions]
+
+    def forget(self, bus: "LocalBus") -> None:
+        """This lets a closed bus go."""
+        if bus in self._buses:
+            self._buses.remove(bus)
+
+    async def close(self) -> None:
+        """This closes every bus."""
+        for bus in tuple(self._buses):
+            await bus.close()
+
+
+class LocalBus:
+    """This is one account's end of a :class:`LocalChannel`; see :class:`~qvmi.bus.bus.Bus`."""
+
+    def __init__(self, account: Account, channel: LocalChannel) -> None:
+        self.subscriptions: list[Subscription] = []
+        self._account = account
+        self._channel = channel
+        self._closed = False
+
+    async def publish(self, message: Message) -> None:
+        """This hands the message, as JSON, to every subscription that wants it."""
+        self._require_open()
+        data = message.to_json()
+        topic = message.topic
+        self._account.require_publish(topic)
+        for subscription in self._channel.subscriptions():
+            if subscription.topics.matches(topic):
+                subscription.arrive(topic, data)
+
+    async def subscribe(self, topics: TopicFilter) -> Subscription:
+        """This starts to receive what is published from now on."""
+        self._require_open()
+        self._account.require_read(topics)
+        subscription = Subscription(topics, forget=self._forget)
+        self.subscriptions.append(subscription)
+        return subscription
+
+    async def close(self) -> None:
+        """This leaves the channel and ends the subscriptions."""
+        self._closed = True
+        self._channel.forget(self)
+        for subscription in self.subscriptions:
+            subscription.end()
+        self.subscriptions.clear()
+
+    async def _forget(self, subscription: Subscription) -> None:
+        self.subscriptions.remove(subscription)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BusError(f"the bus of {self._account.name!r} is closed")
+
+
+@asynccontextmanager
+async def in_process(accounts: Sequence[Account]) -> AsyncIterator[LocalChannel]:
+    """This opens a channel within this process, for these accounts."""
+    channel = LocalChannel(accounts)
+    try:
+        yield channel
+    finally:
+        await channel.close()

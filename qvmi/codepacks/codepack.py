@@ -1,0 +1,112 @@
+"""The contract of a codepack: what it is asked, and the form of what it finds."""
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final, Protocol
+
+import msgspec
+
+from qvmi.addr import Va
+from qvmi.errors import UsageError
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import Grant
+from qvmi.semantics.guest_os import GuestOS
+
+__all__ = ["MAX_KEY_LENGTH", "MAX_OBSERVATIONS", "Codepack", "Finding", "Observation", "Severity"]
+
+MAX_OBSERVATIONS: Final = 32
+"""Observations in one finding; a claim that needs more is several claims."""
+
+MAX_KEY_LENGTH: Final = 200
+"""Characters in a key; an address, a time and a few words."""
+
+_TECHNIQUE: Final = re.compile(r"T[0-9]{4}(\.[0-9]{3})?")
+
+
+class Severity(StrEnum):
+    """This is how bad a finding is if it is true."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """This is what one view of the guest shows of the thing a finding is about.
+
+    Args:
+        view: the structure that was read, such as ``init_task.tasks``.
+        present: whether the thing is in it.
+        address: where it was found; None where it was not.
+        facts: what else the view shows, by name.
+    """
+
+    view: str
+    present: bool
+    address: Va | None = None
+    facts: dict[str, str | int | float | bool | None] = {}
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """This is something abnormal that was seen in one look at the guest.
+
+    Args:
+        claim: what is believed, in one sentence.
+        severity: how bad it is if it is true.
+        technique: its id in MITRE ATT&CK, such as ``T1014``.
+        key: the same for the same thing in every look, and for nothing else: what is confirmed and
+            cleared is a key. An address alone is not enough, memory is used again.
+        evidence: the views that disagree.
+
+    Raises:
+        UsageError: a field is out of bounds.
+    """
+
+    claim: str
+    severity: Severity
+    technique: str
+    key: str
+    evidence: tuple[Observation, ...]
+
+    def __post_init__(self) -> None:
+        if not _TECHNIQUE.fullmatch(self.technique):
+            raise UsageError(f"technique {self.technique!r} is no ATT&CK id such as T1014")
+        if not 1 <= len(self.key) <= MAX_KEY_LENGTH:
+            raise UsageError(f"key of {len(self.key)} characters; it has 1 to {MAX_KEY_LENGTH}")
+        if not 1 <= len(self.evidence) <= MAX_OBSERVATIONS:
+            raise UsageError(f"{len(self.evidence)} observations; give 1 to {MAX_OBSERVATIONS}")
+
+
+class Codepack(Protocol):
+    """This is a piece of detection logic.
+
+    It is synchronous and keeps nothing it is not given: whether it saw something twice, whether
+    that is an alert and who hears of it are not its business, so it is tested with
+    :mod:`qvmi.testing` and without a machine.
+    """
+
+    @property
+    def name(self) -> str:
+        """This is its name on the bus: 1 to 63 of a-z, 0-9 and -."""
+        ...
+
+    @property
+    def interval_s(self) -> float:
+        """This is the time from the start of one look to the start of the next."""
+        ...
+
+    @property
+    def grants(self) -> frozenset[Grant]:
+        """These are the grants it needs."""
+        ...
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+        """This looks once, and gives what is abnormal.
+
+        It may raise what the guest and the memory raise: then the look is incomplete, which is
+        reported as such. Parts of a listing that could not be read (gaps) are noted by who runs it;
+        the codepack must only not take what is missing behind a gap for absent.
+        """
+        ...

@@ -1,0 +1,133 @@
+"""When a finding is believed: seen in two looks in a row, and no more when two looks in a row miss it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from qvmi.codepacks.codepack import Finding
+
+__all__ = ["Changes", "Confirmation", "Confirmed"]
+
+ROUNDS_TO_RAISE: Final = 2
+"""A live guest changes between two reads of one look; the same thing is not caught so twice."""
+
+ROUNDS_TO_CLEAR: Final = 2
+"""As for raising, so that an alert does not flicker."""
+
+MAX_KEYS: Final = 1024
+"""Findings followed at a time; a guest that shows more is one to look at by hand."""
+
+MAX_UNSEEN_ROUNDS: Final = 8
+"""Incomplete looks after which a finding seen once is forgotten, so that they cannot fill MAX_KEYS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """This is a finding that was confirmed.
+
+    Args:
+        finding: as it was in the look that confirmed it.
+        rounds: looks that had seen it then.
+        first_seen: when the first of them began, seconds since the Unix epoch.
+        last_seen: when the last look that saw it began.
+    """
+
+    finding: Finding
+    rounds: int
+    first_seen: float
+    last_seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """This is what one look changed.
+
+    Args:
+        raised: findings that are confirmed now.
+        cleared: confirmed findings that are gone now.
+        overflow: findings that could not be followed, because there are too many.
+    """
+
+    raised: tuple[Confirmed, ...] = ()
+    cleared: tuple[Confirmed, ...] = ()
+    overflow: int = 0
+
+
+@dataclass(slots=True)
+class _Case:
+    """What is known of one key."""
+
+    first_seen: float
+    last_seen: float
+    seen: int = 0
+    missed: int = 0
+    unseen: int = 0
+    raised: Confirmed | None = None
+
+
+class Confirmation:
+    """This follows findings from look to look by their keys."""
+
+    def __init__(self) -> None:
+        self._cases: dict[str, _Case] = {}
+
+    def update(self, findings: Iterable[Finding], *, complete: bool, at: float) -> Changes:
+        """This takes in what one look found.
+
+        Args:
+            findings: what it found; of several with one key the first counts.
+            complete: whether it saw all it wanted to; an incomplete look proves nothing absent.
+            at: when it began, seconds since the Unix epoch.
+        """
+        by_key: dict[str, Finding] = {}
+        for finding in findings:
+            by_key.setdefault(finding.key, finding)
+        cleared = self._note_absent(by_key, complete=complete)
+        raised: list[Confirmed] = []
+        overflow = 0
+        for key, finding in by_key.items():
+            if key not in self._cases and len(self._cases) >= MAX_KEYS:
+                overflow += 1
+                continue
+            confirmed = self._note_present(finding, at)
+            if confirmed is not None:
+                raised.append(confirmed)
+        return Changes(tuple(raised), cleared, overflow)
+
+    def forget(self) -> tuple[Confirmed, ...]:
+        """This forgets everything, as after a reset of the guest, and gives what was confirmed."""
+        confirmed = tuple(_last(case) for case in self._cases.values() if case.raised)
+        self._cases.clear()
+        return confirmed
+
+    def _note_present(self, finding: Finding, at: float) -> Confirmed | None:
+        """This notes a sighting, and gives the finding if that confirms it."""
+        case = self._cases.setdefault(finding.key, _Case(first_seen=at, last_seen=at))
+        case.seen += 1
+        case.missed = case.unseen = 0
+        case.last_seen = at
+        if case.raised is not None or case.seen < ROUNDS_TO_RAISE:
+            return None
+        case.raised = Confirmed(finding, case.seen, case.first_seen, at)
+        return case.raised
+
+    def _note_absent(self, present: dict[str, Finding], *, complete: bool) -> tuple[Confirmed, ...]:
+        """This notes what was not seen, and gives what is cleared by that."""
+        cleared = []
+        for key in self._cases.keys() - present.keys():
+            case = self._cases[key]
+            case.missed += complete
+            case.unseen += not complete
+            limit = ROUNDS_TO_CLEAR if case.raised else 1
+            if case.missed >= limit or (case.unseen >= MAX_UNSEEN_ROUNDS and not case.raised):
+                del self._cases[key]
+                if case.raised:
+                    cleared.append(_last(case))
+        return tuple(cleared)
+
+
+def _last(case: _Case) -> Confirmed:
+    """This is the confirmed finding with the time it was last seen."""
+    assert case.raised is not None  # noqa: S101 - callers ask before
+    raised = case.raised
+    return Confirmed(raised.finding, raised.rounds, raised.first_seen, case.last_seen)

@@ -1,0 +1,94 @@
+"""A guest that notes, for whoever runs a codepack, what the codepack could not see in it."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from qvmi.errors import CodepackError, WalkFailed
+from qvmi.semantics.guest_os import Gap, GuestFacts, GuestOS, Listing, Module, Process, Thread
+from qvmi.view import Provenance
+
+__all__ = ["MAX_NOTED_GAPS", "ObservedGuest"]
+
+MAX_NOTED_GAPS: Final = 32
+"""Gaps kept of one look; the rest is counted."""
+
+Row = TypeVar("Row")
+
+
+class ObservedGuest:
+    """This is a guest whose listings are noted; see :class:`~qvmi.semantics.guest_os.GuestOS`.
+
+    Attributes:
+        gaps: the first MAX_NOTED_GAPS parts of the guest that could not be seen.
+        gap_count: all of them.
+        provenance: how the listings were taken: the earliest beginning, the retries of all; None
+            while there were none.
+    """
+
+    def __init__(self, guest: GuestOS, codepack: str) -> None:
+        self.gaps: list[Gap] = []
+        self.gap_count = 0
+        self.provenance: Provenance | None = None
+        self._guest = guest
+        self._codepack = codepack
+        self._withdrawn = False
+
+    def withdraw(self) -> None:
+        """This ends the look: whatever is asked from now on raises CodepackError."""
+        self._withdrawn = True
+
+    def facts(self) -> GuestFacts:
+        """This tells which system it is, and the evidence."""
+        self._require_not_withdrawn()
+        return self._guest.facts()
+
+    def processes(self) -> Listing[Process]:
+        """This lists the processes that the kernel's own task list shows."""
+        return self._noted(self._guest.processes)
+
+    def process_ids(self) -> Listing[Process]:
+        """This lists the processes that the initial pid namespace knows."""
+        return self._noted(self._guest.process_ids)
+
+    def threads(self) -> Listing[Thread]:
+        """This lists the threads of all processes."""
+        return self._noted(self._guest.threads)
+
+    def modules(self) -> Listing[Module]:
+        """This lists the loaded kernel modules."""
+        return self._noted(self._guest.modules)
+
+    def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
+        self._require_not_withdrawn()
+        try:
+            listing = ask()
+        except WalkFailed as error:
+            self._note_gap(Gap(error.structure, None, error.problem))
+            raise
+        for gap in listing.gaps:
+            self._note_gap(gap)
+        self._note_provenance(listing.provenance)
+        return listing
+
+    def _note_gap(self, gap: Gap) -> None:
+        self.gap_count += 1
+        if len(self.gaps) < MAX_NOTED_GAPS:
+            self.gaps.append(gap)
+
+    def _note_provenance(self, new: Provenance) -> None:
+        old = self.provenance
+        self.provenance = new if old is None else _joined(old, new)
+
+    def _require_not_withdrawn(self) -> None:
+        if self._withdrawn:
+            raise CodepackError(self._codepack, "asks about the guest after its time was up")
+
+
+def _joined(first: Provenance, second: Provenance) -> Provenance:
+    return Provenance(
+        taken=first.taken,
+        at=min(first.at, second.at),
+        pause_s=first.pause_s + second.pause_s,
+        epoch=max(first.epoch, second.epoch),
+        retries=first.retries + second.retries,
+    )

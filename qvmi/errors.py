@@ -1,0 +1,312 @@
+"""The whole tree of errors that qvmi raises.
+
+::
+
+    QvmiError
+    ├── UsageError                    an argument that cannot be right, with the way out
+    ├── AttachError                   no session with the machine could be had
+    │   ├── SocketUnreachable         nothing listens there
+    │   ├── NotQmp                    something listens, but it does not speak QMP
+    │   ├── QmpBusy                   another client holds the one QMP session
+    │   └── MemoryUnreachable         no way to the guest's RAM; says what was tried and the fix
+    ├── MachineGone                   QEMU ended or closed the session
+    ├── QmpCommandFailed              QEMU refused a command
+    ├── QmpTimeout                    QEMU did not answer in time
+    ├── QmpProtocolError              QEMU's answer has not the documented form
+    ├── MemoryFault                   guest memory that cannot be read
+    │   └── TranslationFault          a virtual address that no page table maps
+    ├── SymbolsError                  names and layouts
+    │   ├── SymbolNotFound
+    │   ├── LayoutNotFound
+    │   └── CorruptTable              kallsyms, BTF, ISF or profile bytes that contradict themselves
+    ├── GuestError                    what runs in the guest
+    │   ├── UnknownGuest              no operating system was recognised; lists the evidence
+    │   └── WalkFailed                a guest structure that could not be walked at all
+    ├── NotDirect                     memory is not direct: use ``query``
+    ├── StaleView                     the guest was reset or replaced since the view was taken
+    ├── PolicyDenied                  an action without its grant
+    ├── BusError                      the channel between codepacks
+    │   ├── BrokerUnavailable         no broker could be started or reached
+    │   ├── BusRefused                the broker refused what was asked
+    │   └── BadMessage                bytes on the bus that are no message of ours
+    └── CodepackError                 a codepack that cannot be loaded or has failed
+"""
+
+from collections.abc import Sequence
+
+from qvmi.addr import Pa, Va
+
+__all__ = [
+    "AttachError",
+    "BadMessage",
+    "BrokerUnavailable",
+    "BusError",
+    "BusRefused",
+    "CodepackError",
+    "CorruptTable",
+    "GuestError",
+    "LayoutNotFound",
+    "MachineGone",
+    "MemoryFault",
+    "MemoryUnreachable",
+    "NotDirect",
+    "NotQmp",
+    "PolicyDenied",
+    "QmpBusy",
+    "QmpCommandFailed",
+    "QmpProtocolError",
+    "QmpTimeout",
+    "QvmiError",
+    "SocketUnreachable",
+    "StaleView",
+    "SymbolNotFound",
+    "SymbolsError",
+    "TranslationFault",
+    "UnknownGuest",
+    "UsageError",
+    "WalkFailed",
+]
+
+
+class QvmiError(Exception):
+    """This is the base of every error that qvmi raises on purpose."""
+
+
+class UsageError(QvmiError):
+    """This argument cannot be right; the message names the value and the way out."""
+
+
+class AttachError(QvmiError):
+    """This machine could not be attached to.
+
+    Attributes:
+        target: the address that was tried, as the user gave it.
+    """
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target}: {reason}")
+        self.target = target
+        self.reason = reason
+
+
+class SocketUnreachable(AttachError):
+    """Nothing listens at this address, or it may not be opened."""
+
+
+class NotQmp(AttachError):
+    """Something listens at this address, but its first bytes are no QMP greeting."""
+
+
+class QmpBusy(AttachError):
+    """Another client holds this QMP socket, which serves one client at a time."""
+
+
+class MemoryUnreachable(AttachError):
+    """The guest's RAM cannot be read in any way that was tried.
+
+    Attributes:
+        attempts: one line for each way that was tried, with the reason it failed and the fix.
+    """
+
+    def __init__(self, target: str, attempts: Sequence[str]) -> None:
+        super().__init__(target, "no way to the guest's memory: " + "; ".join(attempts))
+        self.attempts = tuple(attempts)
+
+
+class MachineGone(QvmiError):
+    """QEMU has ended, or it closed the session, while something was asked of it."""
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(f"QEMU is gone (while doing: {doing})")
+        self.doing = doing
+
+
+class QmpCommandFailed(QvmiError):
+    """QEMU refused this command.
+
+    Attributes:
+        command: the QMP command, or the monitor line.
+        error_class: QMP's error class, such as ``GenericError``.
+        description: QEMU's own words.
+    """
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"{command}: {description} ({error_class})")
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+
+
+class QmpTimeout(QvmiError):
+    """QEMU did not answer this command in time."""
+
+    def __init__(self, command: str, timeout_s: float) -> None:
+        super().__init__(f"{command}: no answer from QEMU within {timeout_s:g} s")
+        self.command = command
+        self.timeout_s = timeout_s
+
+
+class QmpProtocolError(QvmiError):
+    """This answer of QEMU has not the documented form."""
+
+    def __init__(self, command: str, problem: str) -> None:
+        super().__init__(f"{command}: {problem}")
+        self.command = command
+        self.problem = problem
+
+
+class MemoryFault(QvmiError):
+    """These guest bytes cannot be read.
+
+    Attributes:
+        address: the first address that cannot be read.
+        size: bytes asked for.
+        kind: ``physical`` or ``virtual``.
+    """
+
+    def __init__(self, address: int, size: int, *, kind: str = "physical", why: str = "") -> None:
+        detail = f": {why}" if why else ""
+        super().__init__(f"cannot read {size} bytes at {kind} address {address:#x}{detail}")
+        self.address = address
+        self.size = size
+        self.kind = kind
+
+
+class TranslationFault(MemoryFault):
+    """No page table maps this virtual address.
+
+    Attributes:
+        level: the paging structure whose entry stopped the walk, such as ``PDE``; empty for an
+            address that is not canonical.
+        entry: the entry's value, None where there is none.
+        table: the entry's physical address, None where there is none.
+    """
+
+    def __init__(
+        self,
+        va: Va,
+        *,
+        level: str = "",
+        entry: int | None = None,
+        table: Pa | None = None,
+        why: str,
+    ) -> None:
+        super().__init__(va, 1, kind="virtual", why=why)
+        self.level = level
+        self.entry = entry
+        self.table = table
+
+
+class SymbolsError(QvmiError):
+    """This is the base of what can go wrong with names and layouts."""
+
+
+class SymbolNotFound(SymbolsError):
+    """The kernel has no symbol of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no symbol {name!r} in this kernel")
+        self.name = name
+
+
+class LayoutNotFound(SymbolsError):
+    """The kernel has no type, or the type no field, of this name."""
+
+    def __init__(self, type_name: str, field: str | None = None) -> None:
+        what = f"{type_name}.{field}" if field else type_name
+        super().__init__(f"no {'field' if field else 'type'} {what!r} in this kernel's types")
+        self.type_name = type_name
+        self.field = field
+
+
+class CorruptTable(SymbolsError):
+    """This table contradicts itself.
+
+    Attributes:
+        table: which table, such as ``BTF`` or ``kallsyms_names``.
+        problem: what is wrong, with the values.
+    """
+
+    def __init__(self, table: str, problem: str) -> None:
+        super().__init__(f"{table}: {problem}")
+        self.table = table
+        self.problem = problem
+
+
+class GuestError(QvmiError):
+    """This is the base of what can be wrong with the software in the guest."""
+
+
+class UnknownGuest(GuestError):
+    """No operating system was recognised in this guest.
+
+    Attributes:
+        evidence: what was looked at and found, one line each.
+    """
+
+    def __init__(self, reason: str, evidence: Sequence[str] = ()) -> None:
+        lines = "".join(f"\n  - {line}" for line in evidence)
+        super().__init__(f"{reason}{lines}")
+        self.reason = reason
+        self.evidence = tuple(evidence)
+
+
+class WalkFailed(GuestError):
+    """This guest structure could not be walked, so there is no listing at all.
+
+    Attributes:
+        structure: its name, such as ``init_task.tasks``.
+        problem: what stopped the walk.
+    """
+
+    def __init__(self, structure: str, problem: str) -> None:
+        super().__init__(f"cannot walk {structure}: {problem}")
+        self.structure = structure
+        self.problem = problem
+
+
+class NotDirect(QvmiError):
+    """The guest's memory is not direct, so it cannot be read on the event loop."""
+
+
+class StaleView(QvmiError):
+    """The guest was reset, or its kernel replaced, after this view was taken."""
+
+
+class PolicyDenied(QvmiError):
+    """This action needs a grant that the session was not opened with."""
+
+    def __init__(self, action: str, grant: str) -> None:
+        super().__init__(f"{action}: not granted (needs grant {grant!r})")
+        self.action = action
+        self.grant = grant
+
+
+class BusError(QvmiError):
+    """This is the base of what can go wrong on the channel between codepacks."""
+
+
+class BrokerUnavailable(BusError):
+    """No broker could be started or reached; the message says what to install or to use."""
+
+
+class BusRefused(BusError):
+    """The broker refused this publish or subscription."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"{topic}: refused by the broker: {reason}")
+        self.topic = topic
+        self.reason = reason
+
+
+class BadMessage(BusError):
+    """These bytes are not a message of this version of qvmi."""
+
+
+class CodepackError(QvmiError):
+    """This codepack cannot be loaded, or it failed."""
+
+    def __init__(self, codepack: str, problem: str) -> None:
+        super().__init__(f"codepack {codepack}: {problem}")
+        self.codepack = codepack
+        self.problem = problem

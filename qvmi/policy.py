@@ -1,0 +1,42 @@
+"""Grants: what a session or a codepack may do to a guest."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qvmi.errors import PolicyDenied
+
+__all__ = ["READ_ONLY", "Grant", "Policy"]
+
+
+class Grant(StrEnum):
+    """This is one kind of access to a guest."""
+
+    READ_MEMORY = "read-memory"
+    READ_REGISTERS = "read-registers"
+    PAUSE = "pause"
+    BREAKPOINT = "breakpoint"
+    WRITE = "write"
+    DISK = "disk"
+    NETWORK_CAPTURE = "network-capture"
+    NIC = "nic"
+    CONTROL = "control"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """This is the set of grants that a session or a codepack holds."""
+
+    grants: frozenset[Grant]
+
+    def allows(self, grant: Grant) -> bool:
+        """This tells whether the grant is held."""
+        return grant in self.grants
+
+    def require(self, grant: Grant, action: str) -> None:
+        """This raises PolicyDenied, naming the action, unless the grant is held."""
+        if grant not in self.grants:
+            raise PolicyDenied(action, grant)
+
+
+READ_ONLY = Policy(frozenset({Grant.READ_MEMORY, Grant.READ_REGISTERS}))
+"""The default policy: look, and change nothing."""

@@ -1,0 +1,1 @@
+"""The control plane: QMP sessions with QEMU, typed commands and typed events."""

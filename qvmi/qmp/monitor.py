@@ -1,0 +1,93 @@
+"""What every way to a QEMU monitor offers: QMP commands and lines of the human monitor."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+from qvmi.errors import QmpCommandFailed, QmpProtocolError, UsageError
+
+__all__ = ["ANSWER_TIMEOUT_S", "Monitor"]
+
+ANSWER_TIMEOUT_S: Final = 5.0
+"""How long an answer may take by default.
+
+QEMU answers within a millisecond; while it writes a snapshot or starts a migration it may hold its
+lock for seconds.
+"""
+
+_NO_ARGUMENTS: Final[Mapping[str, object]] = {}
+
+# The human monitor has no error channel; these are the forms its refusals take.
+# References: QEMU monitor/hmp.c (handle_hmp_command, monitor_parse_arguments),
+# monitor/hmp-cmds.c (hmp_handle_error).
+_REFUSAL_STARTS: Final = ("unknown command: ", "Error: ", "Command '", 'Command "')
+_REFUSAL_END: Final = '" for more information\n'
+
+
+class Monitor(ABC):
+    """This is a conversation with one QEMU."""
+
+    @property
+    @abstractmethod
+    def target(self) -> str:
+        """This is the address, as errors name it."""
+
+    @abstractmethod
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] = _NO_ARGUMENTS,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> object:
+        """This runs a QMP command; several may be under way at once.
+
+        Returns:
+            The value under ``return``: dicts, lists, str, int, float, bool, None.
+
+        Raises:
+            QmpCommandFailed: QEMU refused it.
+            QmpTimeout: no answer in time; the session stays usable, a late answer is thrown away.
+            QmpProtocolError: the answer is no QMP.
+            MachineGone: QEMU has ended or closed the session.
+            UsageError: the arguments cannot be written as JSON, or the session was closed by us.
+        """
+
+    @abstractmethod
+    def peer_pid(self) -> int | None:
+        """This is the process that listens at the other end; None where that cannot be known."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """This ends the conversation; the machine is left as it is."""
+
+    async def hmp(self, line: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
+        r"""This runs a line of the human monitor and returns what it prints, with ``\n`` line ends.
+
+        Raises:
+            QmpCommandFailed: the monitor does not know the command, or refused it.
+            UsageError: the line has control characters, which would be further lines.
+        """
+        if not line.isprintable():
+            raise UsageError(f"{line!r}: a monitor line holds printable characters alone")
+        printed = await self.execute(
+            "human-monitor-command", {"command-line": line}, timeout_s=timeout_s
+        )
+        if not isinstance(printed, str):
+            raise QmpProtocolError(line, f"expected text, got {type(printed).__name__}")
+        printed = printed.replace("\r\n", "\n")
+        if printed.startswith(_REFUSAL_STARTS) or printed.endswith(_REFUSAL_END):
+            raise QmpCommandFailed(line, "HumanMonitor", " ".join(printed.split()))
+        return printed
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

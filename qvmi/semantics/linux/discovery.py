@@ -1,0 +1,395 @@
+"""Understanding an unknown Linux guest: from registers and RAM to symbols, with the evidence.
+
+The order is by cost. A profile of the same build needs one comparison. Else the kernel's image,
+which the page tables give, holds the kallsyms tables in a form that can be recognised; this costs
+the same for every size of guest. Only where that fails is the RAM searched for VMCOREINFO.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.errors import (
+    CorruptTable,
+    LayoutNotFound,
+    MemoryFault,
+    SymbolNotFound,
+    SymbolsError,
+    UnknownGuest,
+)
+from qvmi.memory.address_space import AddressSpace, LinearRange
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.semantics.guest_os import Evidence
+from qvmi.semantics.linux.kernel_image import KernelImage, find_kernel_image
+from qvmi.semantics.linux.task import COMM_SIZE
+from qvmi.semantics.linux.vmcoreinfo import (
+    VmcoreInfo,
+    find_vmcoreinfo,
+    parse_vmcoreinfo,
+)
+from qvmi.symbols.kallsyms import Kallsyms, KallsymsTables
+from qvmi.symbols.kallsyms_search import (
+    ImageBytes,
+    KnownTables,
+    complete_tables,
+    search_tables,
+)
+from qvmi.symbols.layout import Symbols, address, field_offset
+from qvmi.symbols.live import LiveSymbols
+from qvmi.symbols.profile import MAX_BANNER, Profile, ProfileCache
+from qvmi.view import View
+
+__all__ = ["Kernel", "TableFinder", "discover", "tables_by_form", "tables_by_vmcoreinfo"]
+
+DEFAULT_LINK_START: Final = Va(0xFFFF_FFFF_8100_0000)
+"""Where x86-64 kernels are linked, ``CONFIG_PHYSICAL_START`` of 16 MiB."""
+_BANNER_START: Final = b"Linux version "
+_POINTER: Final = Struct("<Q")
+_MAX_VMCOREINFO: Final = 4096
+_PAGE_OFFSET_BASE: Final = "page_offset_base"
+
+TableFinder = Callable[[PhysicalMemory, KernelImage], KallsymsTables]
+"""One way of finding kallsyms; raises CorruptTable where it does not lead there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """This is a kernel that was understood.
+
+    Args:
+        image: where it lies.
+        space: its address space, with the image and the direct map as shortcuts.
+        symbols: of the running kernel.
+        profile: the memo behind ``symbols``; None with symbols given by the user.
+        banner: its own banner line.
+        build_id: hexadecimal; empty where there is none.
+        link_start: where the image would start without KASLR.
+        evidence: why this is believed.
+    """
+
+    image: KernelImage
+    space: AddressSpace
+    symbols: Symbols
+    profile: Profile | None
+    banner: bytes
+    build_id: str
+    link_start: Va
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def slide(self) -> int:
+        """This is the distance that KASLR moved the image, in bytes."""
+        return self.image.start - self.link_start
+
+    @property
+    def release(self) -> str:
+        """This is what ``uname -r`` says, from the banner."""
+        words = self.banner.removeprefix(_BANNER_START).split(b" ", 1)
+        return words[0].decode("utf-8", "backslashreplace")
+
+
+def tables_by_form(memory: PhysicalMemory, image: KernelImage) -> KallsymsTables:
+    """This finds kallsyms by the form of its tables in the image's read-only data.
+
+    Raises:
+        CorruptTable: there is nothing of that form.
+    """
+    problem = CorruptTable("kallsyms", "the kernel's image has no readable parts")
+    for copied in _image_copies(memory, image):
+        try:
+            return search_tables(copied)
+        except CorruptTable as error:
+            problem = error
+    raise problem
+
+
+def tables_by_vmcoreinfo(memory: PhysicalMemory, image: KernelImage) -> KallsymsTables:
+    """This finds kallsyms by the symbols of VMCOREINFO (since 6.0), searched for in RAM.
+
+    Raises:
+        CorruptTable: there is no note of this kernel, or it does not name the tables.
+    """
+    problem = "no note in RAM"
+    for note in find_vmcoreinfo(memory):
+        if not _note_matches(note, image):
+            problem = "the notes in RAM are of other kernels"
+            continue
+        known = _known_tables(note, memory, image)
+        if known is None:
+            problem = "the note does not name the kallsyms tables"
+            continue
+        return complete_tables(_whole_image(memory, image), known)
+    raise CorruptTable("VMCOREINFO", problem)
+
+
+FINDERS: Final[tuple[TableFinder, ...]] = (tables_by_form, tables_by_vmcoreinfo)
+
+
+def discover(
+    view: View,
+    *,
+    cache: ProfileCache | None = None,
+    symbols: Callable[[KernelImage, AddressSpace], Symbols] | None = None,
+    finders: Sequence[TableFinder] = FINDERS,
+) -> Kernel:
+    """This works out which kernel runs, and how to read it.
+
+    Args:
+        view: registers and memory of the guest.
+        cache: profiles of kernels seen before; None to start from nothing.
+        symbols: makes the symbols from a file of the user's, instead of from the guest's memory.
+        finders: how kallsyms is looked for, in this order.
+
+    Raises:
+        UnknownGuest: there is no kernel that this room understands; says what was seen.
+    """
+    image = find_kernel_image(view.vcpus, view.memory)
+    space = image.space(view.memory)
+    if symbols is not None:
+        return _with_symbols(image, space, symbols(image, space))
+    profile = cache.match(image.start, space.read) if cache else None
+    if profile is not None and cache is not None:
+        try:
+            return _with_profile(image, space, profile, source="profile of this build")
+        except (SymbolsError, MemoryFault):
+            cache.remove(profile, image.start)
+    return _cold(image, space, view.memory, finders)
+
+
+def _cold(
+    image: KernelImage,
+    space: AddressSpace,
+    memory: PhysicalMemory,
+    finders: Sequence[TableFinder],
+) -> Kernel:
+    """This starts from the image alone."""
+    problems: list[str] = []
+    for finder in finders:
+        try:
+            tables = finder(memory, image)
+            kallsyms = Kallsyms(space.read, tables)
+            profile = _new_profile(image, space, kallsyms)
+            return _with_profile(image, space, profile, source=finder.__name__, first=kallsyms)
+        except (SymbolsError, MemoryFault) as error:
+            problems.append(f"{finder.__name__}: {error}")
+    raise UnknownGuest(
+        "a kernel image was found, but no symbol table in it; give an ISF file of this kernel",
+        [f"{item.claim} ({item.source})" for item in image.evidence] + problems,
+    )
+
+
+def _new_profile(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) -> Profile:
+    """This makes the profile of a kernel not seen before.
+
+    Raises:
+        SymbolsError: the tables lack what every kernel has.
+    """
+    at = kallsyms.find("linux_banner")
+    if at is None:
+        raise SymbolNotFound("linux_banner")
+    note = _note_by_symbol(kallsyms, space)
+    link_start = DEFAULT_LINK_START
+    if note is not None and note.kaslr_offset is not None:
+        link_start = Va(image.start - note.kaslr_offset)
+    return Profile(
+        banner=_read_banner(space, at),
+        banner_address=at,
+        build_id=note.build_id if note else "",
+        link_start=link_start,
+        tables=kallsyms.tables,
+        changed=True,
+    )
+
+
+def _with_profile(
+    image: KernelImage,
+    space: AddressSpace,
+    profile: Profile,
+    *,
+    source: str,
+    first: Kallsyms | None = None,
+) -> Kernel:
+    """This checks a profile, new or cached, against the running kernel.
+
+    Raises:
+        SymbolsError, MemoryFault: it does not describe this kernel.
+    """
+    symbols = LiveSymbols(space.read, profile.tables, profile)
+    if first is not None:
+        symbols.kallsyms = first
+    banner = _read_banner(space, profile.banner_address)
+    if banner != profile.banner:
+        raise CorruptTable("profile", f"its banner is {profile.banner!r}, not {banner!r}")
+    space, direct_map = _with_direct_map(image, space, symbols)
+    evidence = (
+        *image.evidence,
+        Evidence(f"{profile.tables.count} symbols", f"kallsyms, found by: {source}"),
+        Evidence(_text(banner), f"linux_banner at {profile.banner_address:#x}"),
+        *direct_map,
+    )
+    kernel = Kernel(
+        image=image,
+        space=space,
+        symbols=symbols,
+        profile=profile,
+        banner=banner,
+        build_id=profile.build_id,
+        link_start=profile.link_start,
+        evidence=evidence,
+    )
+    _check_first_task(kernel)
+    return kernel
+
+
+def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> Kernel:
+    """This uses symbols that the user gave, once they have proven to be of this kernel.
+
+    Raises:
+        UnknownGuest: they are of another kernel.
+    """
+    try:
+        at = address(symbols, "linux_banner")
+        banner = _read_banner(space, at)
+        space, direct_map = _with_direct_map(image, space, symbols)
+        start = symbols.find("_text")
+        evidence = (
+            *image.evidence,
+            Evidence(_text(banner), f"linux_banner at {at:#x}, by the ISF file given"),
+            *direct_map,
+        )
+        kernel = Kernel(
+            image, space, symbols, None, banner, "", start or DEFAULT_LINK_START, evidence
+        )
+        _check_first_task(kernel)
+    except (SymbolsError, MemoryFault) as error:
+        found = [f"{item.claim} ({item.source})" for item in image.evidence]
+        raise UnknownGuest(
+            f"the symbols given are not of the kernel that runs here: {error}", found
+        ) from error
+    return kernel
+
+
+def _check_first_task(kernel: Kernel) -> None:
+    """This checks ``init_task``, the one task that every kernel has and that never changes.
+
+    Raises:
+        SymbolsError: the symbols or the layouts do not fit this kernel.
+    """
+    symbols, space = kernel.symbols, kernel.space
+    task = address(symbols, "init_task")
+
+    def member(*names: str) -> Va:
+        return Va(task + field_offset(symbols, "task_struct", *names))
+
+    try:
+        comm = space.read(member("comm"), COMM_SIZE)
+        pid = space.read(member("pid"), 4) + space.read(member("tgid"), 4)
+        parent = _POINTER.unpack(space.read(member("real_parent"), 8))[0]
+        following = _POINTER.unpack(space.read(member("tasks"), 8))[0]
+        back = _POINTER.unpack(space.read(Va(following + 8), 8))[0]
+    except LayoutNotFound as error:
+        raise CorruptTable("types", f"{error}; {_no_types_help(symbols)}") from error
+    if not comm.startswith(b"swapper") or any(pid) or parent != task:
+        raise CorruptTable("init_task", f"at {task:#x}: comm {comm!r}, pid {pid.hex()}")
+    if back != member("tasks") and space.read(member("tasks"), 8) == _POINTER.pack(following):
+        raise CorruptTable("init_task", f"its list of tasks leads to {following:#x}, not back")
+
+
+def _no_types_help(symbols: Symbols) -> str:
+    if isinstance(symbols, LiveSymbols) and symbols.btf is None:
+        return "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): give an ISF file of it with --isf"
+    return "the type information lacks it: give an ISF file of this kernel with --isf"
+
+
+def _with_direct_map(
+    image: KernelImage, space: AddressSpace, symbols: Symbols
+) -> tuple[AddressSpace, tuple[Evidence, ...]]:
+    """This adds the kernel's map of all RAM, if the page tables agree with it.
+
+    Without it, as early in boot, every address is walked.
+    """
+    at = symbols.find(_PAGE_OFFSET_BASE)
+    if at is None:
+        return space, ()
+    try:
+        base = _POINTER.unpack(space.read(at, 8))[0]
+        if space.translate(Va(base + image.pa)) != image.pa:
+            return space, ()
+    except MemoryFault:
+        return space, ()
+    runs = [
+        LinearRange(Va(base + ram.start), Va(base + ram.end), ram.start)
+        for ram in space.memory.ranges
+    ]
+    evidence = Evidence(f"direct map of RAM at {base:#x}", "page_offset_base and page tables")
+    return space.with_linear([*runs, image.linear]), (evidence,)
+
+
+def _read_banner(space: AddressSpace, at: Va) -> bytes:
+    """This reads ``linux_banner``.
+
+    Raises:
+        CorruptTable: there is none at this address.
+    """
+    banner = space.read(at, MAX_BANNER).partition(b"\0")[0].rstrip(b"\n")
+    if not banner.startswith(_BANNER_START):
+        raise CorruptTable("linux_banner", f"at {at:#x} there is {banner[:32]!r}")
+    return banner
+
+
+def _image_copies(memory: PhysicalMemory, image: KernelImage) -> Iterator[ImageBytes]:
+    """This iterates copies of the image where the tables may be, the likeliest first.
+
+    They are read-only data. Early in boot, and with ``rodata=off``, nothing is protected yet.
+    """
+    for run in image.runs(writable=False, executable=False):
+        yield _copy(memory, image, run.va, run.size)
+    yield _whole_image(memory, image)
+
+
+def _whole_image(memory: PhysicalMemory, image: KernelImage) -> ImageBytes:
+    return _copy(memory, image, image.start, image.end - image.start)
+
+
+def _copy(memory: PhysicalMemory, image: KernelImage, start: Va, size: int) -> ImageBytes:
+    pa = image.linear.pa + start - image.start
+    return ImageBytes(start, memory.read(type(image.pa)(pa), size), image.start, image.end)
+
+
+def _note_matches(note: VmcoreInfo, image: KernelImage) -> bool:
+    """This tells whether a note is of the kernel that runs, by where it says the image lies."""
+    stext = note.symbol("_stext")
+    return stext is not None and image.start <= stext < image.end
+
+
+def _known_tables(
+    note: VmcoreInfo, memory: PhysicalMemory, image: KernelImage
+) -> KnownTables | None:
+    """This takes the tables that the note names, None where it names too few."""
+    names = note.symbol("kallsyms_names")
+    count_at = note.symbol("kallsyms_num_syms")
+    token_table = note.symbol("kallsyms_token_table")
+    token_index = note.symbol("kallsyms_token_index")
+    if None in (names, count_at, token_table, token_index):
+        return None
+    try:
+        count = int.from_bytes(image.space(memory).read(Va(count_at or 0), 4), "little")
+    except MemoryFault:
+        return None
+    return KnownTables(Va(names or 0), count, Va(token_table or 0), Va(token_index or 0))
+
+
+def _note_by_symbol(kallsyms: Kallsyms, space: AddressSpace) -> VmcoreInfo | None:
+    """This reads the note through ``vmcoreinfo_data``; None where the kernel keeps none."""
+    at = kallsyms.find("vmcoreinfo_data")
+    try:
+        data = _POINTER.unpack(space.read(at, 8))[0] if at else 0
+        return parse_vmcoreinfo(space.read(Va(data), _MAX_VMCOREINFO)) if data else None
+    except MemoryFault:
+        return None
+
+
+def _text(banner: bytes) -> str:
+    return banner.decode("utf-8", "backslashreplace")

@@ -1,0 +1,106 @@
+"""Linux as the selected interface: each question answered by the file named like its subsystem."""
+
+import time
+from functools import cached_property
+from typing import TypeVar
+
+import msgspec
+
+from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
+from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.pid import PidTable
+from qvmi.semantics.linux.task import Tasks
+from qvmi.semantics.linux.timekeeping import boot_time_s
+from qvmi.view import View
+
+__all__ = ["LinuxGuest"]
+
+Row = TypeVar("Row")
+
+
+class LinuxGuest:
+    """This answers for one Linux kernel. It implements :class:`qvmi.semantics.guest_os.GuestOS`.
+
+    Args:
+        view: how the guest is looked at; its label goes onto every listing.
+        kernel: the kernel that runs there.
+    """
+
+    def __init__(self, view: View, kernel: Kernel) -> None:
+        self.view = view
+        self.kernel = kernel
+
+    def facts(self) -> GuestFacts:
+        """This tells which kernel it is, and the evidence."""
+        kernel = self.kernel
+        image = kernel.image
+        return GuestFacts(
+            os="linux",
+            release=kernel.release,
+            banner=kernel.banner.decode("utf-8", "backslashreplace"),
+            architecture="x86_64",
+            paging=image.geometry.name,
+            page_table_root=image.root,
+            page_table_isolation=image.page_table_isolation,
+            kernel_base=image.start,
+            kernel_slide=kernel.slide,
+            build_id=kernel.build_id,
+            uptime_s=boot_time_s(kernel.space, kernel.symbols),
+            evidence=kernel.evidence,
+        )
+
+    def processes(self) -> Listing[Process]:
+        """This lists the processes of the kernel's task list.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list cannot be walked at all.
+        """
+        return self._listing(time.time(), self._tasks.processes())
+
+    def process_ids(self) -> Listing[Process]:
+        """This lists the processes that the initial pid namespace knows, by pid.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the table cannot be walked at all.
+        """
+        return self._listing(time.time(), self._pid_table.processes())
+
+    def threads(self) -> Listing[Thread]:
+        """This lists the threads of all processes.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of processes cannot be walked at all.
+        """
+        return self._listing(time.time(), self._tasks.threads())
+
+    def modules(self) -> Listing[Module]:
+        """This lists the loaded modules.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list cannot be walked at all.
+        """
+        return self._listing(time.time(), self._modules.modules())
+
+    @cached_property
+    def _tasks(self) -> Tasks:
+        ram_size = sum(ram.size for ram in self.view.memory.ranges)
+        return Tasks(self.kernel.space, self.kernel.symbols, ram_size=ram_size)
+
+    @cached_property
+    def _pid_table(self) -> PidTable:
+        return PidTable(self.kernel.space, self.kernel.symbols, self._tasks)
+
+    @cached_property
+    def _modules(self) -> Modules:
+        return Modules(self.kernel.space, self.kernel.symbols)
+
+    def _listing(self, at: float, walk: ListWalk[Row]) -> Listing[Row]:
+        provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=walk.retries)
+        return Listing(tuple(walk.rows.values()), tuple(walk.gaps), provenance)
+

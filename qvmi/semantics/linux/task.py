@@ -1,0 +1,271 @@
+"""Processes and threads: ``task_struct`` and the lists it is on.
+
+References: Linux include/linux/sched.h (``task_struct``, ``task_state_index``), fs/proc/array.c
+(``proc_pid_status``: which ids are shown), include/linux/sched/signal.h (``for_each_process``,
+``for_each_thread``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qvmi.addr import Va
+from qvmi.errors import MemoryFault
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.guest_os import Gap, Process, Thread
+from qvmi.semantics.linux.list import Implausible, ListShape, ListWalk, walk_list
+from qvmi.semantics.linux.record import compile_reader
+from qvmi.symbols.layout import Symbols, address, field_offset
+
+__all__ = ["PID_MAX_LIMIT", "Tasks", "state_letter"]
+
+PID_MAX_LIMIT: Final = 1 << 22
+"""``PID_MAX_LIMIT``: no 64-bit kernel gives a larger pid."""
+
+COMM_SIZE: Final = 16
+"""``TASK_COMM_LEN``, its NUL included."""
+
+_PF_KTHREAD: Final = 0x0020_0000
+_TASK_REPORT: Final = 0x7F
+_TASK_IDLE: Final = 0x402
+_TASK_RTLOCK_WAIT: Final = 0x1000
+_TASK_FROZEN: Final = 0x8000
+_NANOSECONDS: Final = 1_000_000_000
+_KERNEL_HALF: Final = 1 << 63
+_LETTERS: Final = "RSDTtXZP"
+
+
+def state_letter(state: int, exit_state: int) -> str:
+    """This is the letter that ps shows for a task.
+
+    Args:
+        state: ``task_struct.__state``, ``state`` before 5.14.
+        exit_state: ``task_struct.exit_state``.
+    """
+    if state & _TASK_IDLE == _TASK_IDLE:
+        return "I"
+    if state & (_TASK_RTLOCK_WAIT | _TASK_FROZEN):
+        return "D"
+    return _LETTERS[((state | exit_state) & _TASK_REPORT).bit_length()]
+
+
+_LETTER_OF_STATE: Final = {state: state_letter(state, 0) for state in (0, 1, 2, _TASK_IDLE)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Offsets:
+    """These are the members of ``task_struct`` that rows are made of."""
+
+    tasks: int
+    thread_node: int
+    thread_head: int
+    pid: int
+    tgid: int
+    state: int
+    exit_state: int
+    flags: int
+    comm: int
+    real_parent: int
+    real_cred: int
+    start_time: int
+    signal: int
+
+    @classmethod
+    def of(cls, symbols: Symbols) -> "_Offsets":
+        """This looks all members up.
+
+        Raises:
+            LayoutNotFound: the kernel's types lack one of them.
+        """
+
+        def task(*names: str) -> int:
+            return field_offset(symbols, "task_struct", *names)
+
+        return cls(
+            tasks=task("tasks"),
+            thread_node=task("thread_node"),
+            thread_head=field_offset(symbols, "signal_struct", "thread_head"),
+            pid=task("pid"),
+            tgid=task("tgid"),
+            state=task("__state", "state"),  # renamed in 5.14 by 2f064a59a11f
+            exit_state=task("exit_state"),
+            flags=task("flags"),
+            comm=task("comm"),
+            real_parent=task("real_parent"),
+            real_cred=task("real_cred"),
+            start_time=task("start_boottime", "real_start_time"),  # renamed in 5.5
+            signal=task("signal"),
+        )
+
+
+class Tasks:
+    """This lists the tasks of one kernel.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+        ram_size: bytes of RAM, which bound how many tasks there can be.
+
+    Raises:
+        SymbolNotFound, LayoutNotFound: the profile lacks what a task list needs.
+    """
+
+    def __init__(self, space: AddressSpace, symbols: Symbols, *, ram_size: int) -> None:
+        self._space = space
+        self._offsets = offsets = _Offsets.of(symbols)
+        self._init_task = address(symbols, "init_task")
+        task_size = symbols.size_of("task_struct") or 1 << 12
+        self._limit = min(PID_MAX_LIMIT, ram_size // task_size + 1)
+        common = {
+            offsets.pid: "I",
+            offsets.tgid: "I",
+            offsets.state: "I",
+            offsets.exit_state: "I",
+            offsets.flags: "I",
+            offsets.comm: f"{COMM_SIZE}s",
+            offsets.real_parent: "Q",
+            offsets.real_cred: "Q",
+            offsets.start_time: "Q",
+            offsets.signal: "Q",
+        }
+        by_tasks = {offsets.tasks: "Q", offsets.tasks + 8: "Q"}
+        by_thread = {offsets.thread_node: "Q", offsets.thread_node + 8: "Q"}
+        self._read_by_tasks = compile_reader(space, by_tasks | common)
+        self._read_by_thread = compile_reader(space, by_thread | common)
+        uid = field_offset(symbols, "cred", "uid")
+        gid = field_offset(symbols, "cred", "gid")
+        self._read_ids = compile_reader(space, {uid: "I", gid: "I"})
+        self._read_pids = compile_reader(space, {offsets.pid: "I", offsets.tgid: "I"})
+        self._read_links = compile_reader(
+            space, {offsets.real_cred: "Q", offsets.real_parent: "Q"}
+        )
+
+    def processes(self) -> ListWalk[Process]:
+        """This walks ``init_task.tasks``, as ``for_each_process`` does.
+
+        Raises:
+            WalkFailed: the list's head cannot be read.
+        """
+        known: dict[int, Process] = {}
+        shape = ListShape(
+            "task_struct.tasks",
+            self._offsets.tasks,
+            self._read_by_tasks,
+            self._process_maker(known),
+            self._limit,
+        )
+        return walk_list(self._space, Va(self._init_task + self._offsets.tasks), shape)
+
+    def process_at(self, task: Va) -> Process:
+        """This makes the row of one thread group's leader, wherever its address comes from.
+
+        Raises:
+            Implausible: what lies there is no leader's task_struct.
+            MemoryFault: it cannot be read.
+        """
+        return self._process_maker({})(task, self._read_by_tasks(task))
+
+    def threads(self) -> ListWalk[Thread]:
+        """This walks the threads of every process.
+
+        Raises:
+            WalkFailed: the list of processes cannot be read.
+        """
+        processes = self.processes()
+        result: ListWalk[Thread] = ListWalk(gaps=processes.gaps, retries=processes.retries)
+        for task, process in processes.rows.items():
+            walk = self._threads_of(task, process)
+            result.rows.update(walk.rows)
+            result.gaps.extend(walk.gaps)
+            result.retries += walk.retries
+        return result
+
+    def _threads_of(self, task: int, process: Process) -> ListWalk[Thread]:
+        """This walks one process's ``signal->thread_head``; one that exited meanwhile has none."""
+        try:
+            signal = self._read_by_tasks(task)[-1]
+            shape = ListShape(
+                "task_struct.thread_node",
+                self._offsets.thread_node,
+                self._read_by_thread,
+                _thread_maker(process.tgid),
+                self._limit,
+            )
+            walk = walk_list(self._space, Va(signal + self._offsets.thread_head), shape)
+        except MemoryFault as fault:
+            gap = Gap("task_struct.signal", Va(task), str(fault))
+            return ListWalk(gaps=[gap])
+        if walk.gaps and not self._still_there(task, process):
+            return ListWalk(retries=walk.retries + 1)
+        return walk
+
+    def _still_there(self, task: int, process: Process) -> bool:
+        """This tells whether an address still holds the process that it held, and it lives."""
+        try:
+            return self.process_at(Va(task)) == process
+        except (MemoryFault, Implausible):
+            return False
+
+    def _process_maker(
+        self, known: dict[int, Process]
+    ) -> Callable[[int, tuple[Any, ...]], Process]:
+        """This makes the function that turns what was read of a task into a row.
+
+        It is the hot path: everything it needs is a local name, and each task is read by one call
+        for its own members, one for its ids, and one that proves that neither the credentials nor
+        the parent were replaced, and perhaps freed, meanwhile.
+
+        Args:
+            known: rows made so far, by address; parents are looked up there.
+        """
+        read_ids, read_pids, read_links = self._read_ids, self._read_pids, self._read_links
+        letters = _LETTER_OF_STATE
+
+        def make(task: int, values: tuple[Any, ...]) -> Process:
+            pid, tgid, state, exit_state, flags, comm, parent, cred, start_ns, _ = values[2:]
+            if tgid != pid or pid > PID_MAX_LIMIT:
+                raise Implausible(f"pid {pid}, tgid {tgid}: no leader of a thread group")
+            uid, gid = read_ids(cred)
+            parent_row = known.get(parent)
+            ppid = parent_row.tgid if parent_row is not None else read_pids(parent)[1]
+            if read_links(task) != (cred, parent):
+                raise Implausible(f"pid {pid}: its credentials or its parent have just changed")
+            name, end, _ = comm.partition(b"\0")
+            if not end or ppid > PID_MAX_LIMIT:
+                raise Implausible(f"pid {pid}: comm {comm!r}, ppid {ppid}")
+            row = known[task] = Process(
+                pid,
+                tgid,
+                ppid,
+                uid,
+                gid,
+                letters[state] if not exit_state and state in letters
+                else state_letter(state, exit_state),
+                name.decode("utf-8", "backslashreplace"),
+                Va(task),
+                flags & _PF_KTHREAD != 0,
+                start_ns / _NANOSECONDS,
+            )
+            return row
+
+        return make
+
+
+def _thread_maker(tgid: int) -> Callable[[int, tuple[Any, ...]], Thread]:
+    """This makes the function that turns what was read of a thread into a row."""
+
+    def make(task: int, values: tuple[Any, ...]) -> Thread:
+        pid, its_tgid, state, exit_state, _, comm, _, _, start_ns, _ = values[2:]
+        name, end, _ = comm.partition(b"\0")
+        if its_tgid != tgid or pid > PID_MAX_LIMIT or not end:
+            raise Implausible(f"pid {pid}, tgid {its_tgid} is no thread of {tgid}")
+        return Thread(
+            pid,
+            tgid,
+            state_letter(state, exit_state),
+            name.decode("utf-8", "backslashreplace"),
+            Va(task),
+            start_ns / _NANOSECONDS,
+        )
+
+    return make

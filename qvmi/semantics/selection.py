@@ -1,0 +1,37 @@
+"""Choosing who answers for a guest: evidence in, a provider of the neutral interface out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.linux.discovery import Kernel, discover
+from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel_image import KernelImage
+from qvmi.symbols.layout import Symbols
+from qvmi.symbols.profile import ProfileCache
+from qvmi.view import View
+
+__all__ = ["Choices", "select"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """This is what the user wants to be used.
+
+    Args:
+        cache: profiles of kernels seen before; None for none.
+        symbols: makes the symbols from a file of the user's; None to read the guest's own.
+    """
+
+    cache: ProfileCache | None = None
+    symbols: Callable[[KernelImage, AddressSpace], Symbols] | None = None
+
+
+def select(view: View, choices: Choices) -> LinuxGuest:
+    """This works out what runs in a guest and selects the interface for it.
+
+    Raises:
+        UnknownGuest: no provider recognises the guest; the evidence says what was seen.
+    """
+    kernel: Kernel = discover(view, cache=choices.cache, symbols=choices.symbols)
+    return LinuxGuest(view, kernel)

@@ -1,0 +1,324 @@
+"""BTF, the kernel's own type information in memory: single types without decoding the others.
+
+References: Linux Documentation/bpf/btf.rst and include/uapi/linux/btf.h; split BTF:
+Linux kernel/bpf/btf.c (``btf_parse_module``): ids and string offsets go on behind the base's.
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from struct import Struct
+from struct import error as StructError
+from typing import Final, NamedTuple
+
+from qvmi.errors import CorruptTable
+
+__all__ = ["BTF_MAGIC", "Btf", "BtfKind", "BtfMember", "BtfType", "btf_size"]
+
+BTF_MAGIC: Final = b"\x9f\xeb\x01"
+"""The first bytes of little-endian BTF of version 1."""
+
+MAX_BTF_SIZE: Final = 64 << 20
+"""A distribution's kernel has 3 to 6 MiB: bounds what a lying guest costs."""
+
+_MAX_DEPTH: Final = 32
+"""Typedefs, qualifiers and anonymous structs nest a few levels deep; deeper is a loop."""
+
+_HEADER: Final = Struct("<HBBIIIII")
+_TYPE: Final = Struct("<III")
+_MEMBER: Final = Struct("<III")
+_TYPE_WORDS: Final = 3
+
+
+class BtfKind(IntEnum):
+    """This is the kind of a type, ``BTF_KIND_*``."""
+
+    VOID = 0
+    INT = 1
+    PTR = 2
+    ARRAY = 3
+    STRUCT = 4
+    UNION = 5
+    ENUM = 6
+    FWD = 7
+    TYPEDEF = 8
+    VOLATILE = 9
+    CONST = 10
+    RESTRICT = 11
+    FUNC = 12
+    FUNC_PROTO = 13
+    VAR = 14
+    DATASEC = 15
+    FLOAT = 16
+    DECL_TAG = 17
+    TYPE_TAG = 18
+    ENUM64 = 19
+
+
+_EXTRA_WORDS: Final = {
+    # kind: 32-bit words behind the common three: (always, for each of vlen)
+    BtfKind.INT: (1, 0),
+    BtfKind.ARRAY: (3, 0),
+    BtfKind.STRUCT: (0, 3),
+    BtfKind.UNION: (0, 3),
+    BtfKind.ENUM: (0, 2),
+    BtfKind.FUNC_PROTO: (0, 2),
+    BtfKind.VAR: (1, 0),
+    BtfKind.DATASEC: (0, 3),
+    BtfKind.DECL_TAG: (1, 0),
+    BtfKind.ENUM64: (0, 3),
+}
+_FIXED_WORDS: Final = tuple(
+    _TYPE_WORDS + _EXTRA_WORDS[BtfKind(kind)][0] if kind in _EXTRA_WORDS else _TYPE_WORDS
+    for kind in BtfKind
+)
+_WORDS_EACH: Final = tuple(
+    _EXTRA_WORDS[BtfKind(kind)][1] if kind in _EXTRA_WORDS else 0 for kind in BtfKind
+)
+
+TRANSPARENT: Final = frozenset(
+    {BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT, BtfKind.TYPE_TAG}
+)
+"""Kinds that only point at another type."""
+
+_COMPOUND: Final = (BtfKind.STRUCT, BtfKind.UNION)
+
+
+class BtfType(NamedTuple):
+    """This is one type record.
+
+    Args:
+        kind: what it is.
+        name: empty for anonymous ones.
+        size_or_type: bytes of a struct, union, enum, int or float; else the id of another type.
+        vlen: number of members, enumerators or parameters.
+        kind_flag: bit 31 of ``info``; of a struct: members carry bit-field sizes.
+        offset: of what follows the common three words, in the type section.
+    """
+
+    kind: BtfKind
+    name: str
+    size_or_type: int
+    vlen: int
+    kind_flag: bool
+    offset: int
+
+
+class BtfMember(NamedTuple):
+    """This is one member of a struct or union.
+
+    Args:
+        name: empty for anonymous structs and unions.
+        type_id: of its type.
+        bit_offset: from the start of the struct, in bits.
+        bit_size: width of a bit-field in bits; 0 for other members.
+    """
+
+    name: str
+    type_id: int
+    bit_offset: int
+    bit_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sections:
+    """These are the bounds of the two sections, checked against the data."""
+
+    types: int
+    types_end: int
+    strings: int
+    strings_end: int
+
+
+def btf_size(header: bytes) -> int:
+    """This is the size of a whole BTF, told by its first 24 bytes.
+
+    Raises:
+        CorruptTable: these bytes are no BTF header.
+    """
+    return _sections(header).strings_end
+
+
+class Btf:
+    """This reads types out of one BTF.
+
+    Args:
+        data: the whole BTF, header included.
+        base: the kernel's own BTF when this is a module's split BTF.
+
+    Raises:
+        CorruptTable: the header contradicts the data.
+    """
+
+    def __init__(self, data: bytes, base: "Btf | None" = None) -> None:
+        sections = _sections(data)
+        if sections.strings_end > len(data):
+            problem = f"needs {sections.strings_end} bytes, there are {len(data)}"
+            raise CorruptTable("BTF", problem)
+        self.base = base
+        self._types = data[sections.types : sections.types_end]
+        self._strings = data[sections.strings : sections.strings_end]
+        self._first_id = 1 if base is None else len(base)
+        self._first_string = 0 if base is None else base.strings_size
+
+    def __len__(self) -> int:
+        """This is the number of type ids, void and those of the base included."""
+        return self._first_id + len(self._offsets)
+
+    @property
+    def strings_size(self) -> int:
+        """This is the number of string offsets, those of the base included."""
+        return self._first_string + len(self._strings)
+
+    def own_ids(self) -> range:
+        """These are the type ids that this BTF itself defines."""
+        return range(self._first_id, len(self))
+
+    def string(self, offset: int) -> str:
+        """This is the string at an offset.
+
+        Raises:
+            CorruptTable: there is none.
+        """
+        if self.base is not None and offset < self._first_string:
+            return self.base.string(offset)
+        start = offset - self._first_string
+        end = self._strings.find(0, start)
+        if not 0 <= start <= end:
+            raise CorruptTable("BTF strings", f"no string at {offset}")
+        return self._strings[start:end].decode("utf-8", "backslashreplace")
+
+    def type(self, type_id: int) -> BtfType:
+        """This is the type with an id.
+
+        Raises:
+            CorruptTable: there is no such id.
+        """
+        if type_id == 0:
+            return BtfType(BtfKind.VOID, "void", 0, 0, kind_flag=False, offset=0)
+        if self.base is not None and type_id < self._first_id:
+            return self.base.type(type_id)
+        try:
+            return self._record(self._offsets[type_id - self._first_id])
+        except IndexError as error:
+            raise CorruptTable("BTF", f"no type with the id {type_id}") from error
+
+    def resolved(self, type_id: int) -> int:
+        """This is the id behind all typedefs and qualifiers.
+
+        Raises:
+            CorruptTable: they form a loop.
+        """
+        for _ in range(_MAX_DEPTH):
+            found = self.type(type_id)
+            if found.kind not in TRANSPARENT:
+                return type_id
+            type_id = found.size_or_type
+        raise CorruptTable("BTF", f"type {type_id} is defined by itself")
+
+    def owner(self, type_id: int) -> "Btf":
+        """This is the BTF, this one or its base, whose bytes define a type id."""
+        if self.base is not None and type_id < self._first_id:
+            return self.base
+        return self
+
+    def words(self, record: BtfType, count: int) -> tuple[int, ...]:
+        """These are 32-bit words that follow the common part of one of this BTF's own records."""
+        try:
+            return Struct(f"<{count}I").unpack_from(self._types, record.offset)
+        except StructError as error:
+            raise CorruptTable("BTF", f"{record.name}: cut off") from error
+
+    def members(self, record: BtfType) -> Iterator[BtfMember]:
+        """This iterates the members of one of this BTF's own structs or unions.
+
+        Raises:
+            CorruptTable: the record is cut off or names no string.
+        """
+        end = record.offset + record.vlen * _MEMBER.size
+        if end > len(self._types):
+            raise CorruptTable("BTF", f"{record.name}: {record.vlen} members are cut off")
+        members = _MEMBER.iter_unpack(memoryview(self._types)[record.offset : end])
+        for name, type_id, place in members:
+            if record.kind_flag:
+                yield BtfMember(self.string(name), type_id, place & 0xFFFFFF, place >> 24)
+            else:
+                yield BtfMember(self.string(name), type_id, place, 0)
+
+    def find_compound(self, name: str) -> BtfType | None:
+        """This finds a struct or union with members by its name, by searching for its bytes.
+
+        It decodes nothing else, which makes a first answer possible in about a millisecond.
+        """
+        name_offset = self._string_offset(name.encode())
+        if name_offset is None:
+            return None
+        wanted = Struct("<I").pack(name_offset)
+        at = self._types.find(wanted)
+        while at >= 0:
+            if at % 4 == 0 and self._looks_compound(at):
+                return self._record(at)
+            at = self._types.find(wanted, at + 1)
+        return None
+
+    def _string_offset(self, name: bytes) -> int | None:
+        at = self._strings.find(b"\0" + name + b"\0")
+        return None if at < 0 else at + 1 + self._first_string
+
+    def _looks_compound(self, at: int) -> bool:
+        """This tells whether a struct or union with sane members begins at an offset."""
+        try:
+            _, info, size = _TYPE.unpack_from(self._types, at)
+            vlen = info & 0xFFFF
+            if info >> 24 & 0x1F not in _COMPOUND or not vlen:
+                return False
+            first, last = at + _TYPE.size, at + _TYPE.size + (vlen - 1) * _MEMBER.size
+            for member in (first, last):
+                name, _, place = _MEMBER.unpack_from(self._types, member)
+                bits = place & 0xFFFFFF if info >> 31 else place
+                if name >= self.strings_size or bits > 8 * size:
+                    return False
+        except StructError:
+            return False
+        return True
+
+    def _record(self, at: int) -> BtfType:
+        try:
+            name, info, size = _TYPE.unpack_from(self._types, at)
+            kind = BtfKind(info >> 24 & 0x1F)
+        except (StructError, ValueError) as error:
+            raise CorruptTable("BTF", f"no type at offset {at}") from error
+        text = self.string(name) if name else ""
+        return BtfType(kind, text, size, info & 0xFFFF, bool(info >> 31), at + _TYPE.size)
+
+    @cached_property
+    def _offsets(self) -> "array[int]":
+        """The offset of every record by id, found by stepping through all of them once."""
+        words = array("I", self._types[: len(self._types) & ~3])
+        offsets = array("I")
+        at, end = 0, len(words)
+        try:
+            while at < end:
+                offsets.append(4 * at)
+                info = words[at + 1]
+                kind = info >> 24 & 0x1F
+                at += _FIXED_WORDS[kind] + _WORDS_EACH[kind] * (info & 0xFFFF)
+        except IndexError as error:
+            raise CorruptTable("BTF", f"unknown or cut-off type at offset {4 * at}") from error
+        if at != end:
+            raise CorruptTable("BTF", f"the last type ends {4 * (at - end)} bytes too late")
+        return offsets
+
+
+def _sections(data: bytes) -> _Sections:
+    """This reads and checks the header."""
+    if len(data) < _HEADER.size or not data.startswith(BTF_MAGIC):
+        raise CorruptTable("BTF", f"no BTF header: {data[:8].hex(' ')}")
+    _, _, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)
+    types, strings = header + type_off, header + str_off
+    sections = _Sections(types, types + type_len, strings, strings + str_len)
+    if header < _HEADER.size or max(sections.types_end, sections.strings_end) > MAX_BTF_SIZE:
+        raise CorruptTable("BTF", f"impossible header: {data[: _HEADER.size].hex(' ')}")
+    return sections

@@ -1,0 +1,145 @@
+"""Symbols of the running kernel, decoded from its own kallsyms and BTF as they are asked for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.errors import CorruptTable, MemoryFault
+from qvmi.symbols.btf import Btf, BtfKind, BtfMember, BtfType, btf_size
+from qvmi.symbols.kallsyms import Kallsyms, KallsymsTables, ReadVirtual
+from qvmi.symbols.layout import Field, NearestSymbol
+from qvmi.symbols.profile import Profile
+
+__all__ = ["LiveSymbols"]
+
+_BTF_HEADER: Final = 24
+_MAX_DEPTH: Final = 16
+"""Anonymous structs nest two or three levels deep; deeper is a loop."""
+
+
+class LiveSymbols:
+    """This answers from the tables that the kernel keeps of itself.
+
+    What was once answered for this kernel build is taken from the profile, and new answers are
+    added to it; then nothing of the tables is read.
+
+    Args:
+        read: reads the kernel's virtual memory.
+        tables: where kallsyms lies.
+        profile: the answers known so far.
+    """
+
+    def __init__(self, read: ReadVirtual, tables: KallsymsTables, profile: Profile) -> None:
+        self._read = read
+        self._tables = tables
+        self.profile = profile
+        self._compounds: dict[str, BtfType | None] = {}
+        self._members: dict[str, dict[str, Field]] = {}
+
+    @cached_property
+    def kallsyms(self) -> Kallsyms:
+        """This is the kernel's symbol table.
+
+        Raises:
+            CorruptTable: it contradicts itself.
+            MemoryFault: it cannot be read.
+        """
+        return Kallsyms(self._read, self._tables)
+
+    @cached_property
+    def btf(self) -> Btf | None:
+        """This is the kernel's type information, None where the kernel has none.
+
+        Raises:
+            CorruptTable: it contradicts itself.
+        """
+        start, stop = self.find("__start_BTF"), self.find("__stop_BTF")
+        if start is None or stop is None:
+            return None
+        try:
+            size = btf_size(self._read(start, _BTF_HEADER))
+            if size > stop - start:
+                raise CorruptTable("BTF", f"{size} bytes do not fit between its symbols")
+            return Btf(self._read(start, size))
+        except MemoryFault as fault:
+            raise CorruptTable("BTF", str(fault)) from fault
+
+    def find(self, name: str) -> Va | None:
+        """This is a symbol's address, None where the kernel has no such symbol."""
+        if name in self.profile.symbols:
+            return self.profile.symbols[name]
+        found = self.kallsyms.find(name)
+        self.profile.add_symbol(name, found)
+        return found
+
+    def find_field(self, type_name: str, names: Sequence[str]) -> Field | None:
+        """This is the first of several members that a struct has."""
+        key = f"{type_name}.{'|'.join(names)}"
+        if key in self.profile.fields:
+            return self.profile.fields[key]
+        found = self._find_field(type_name, names)
+        self.profile.add_field(key, found)
+        return found
+
+    def size_of(self, type_name: str) -> int | None:
+        """This is the size of a struct or union in bytes, None where it is unknown."""
+        if type_name in self.profile.sizes:
+            return self.profile.sizes[type_name]
+        record = self._compound(type_name)
+        found = record.size_or_type if record else None
+        self.profile.add_size(type_name, found)
+        return found
+
+    def nearest(self, va: Va) -> NearestSymbol | None:
+        """This is the kernel's symbol at or before an address."""
+        found = self.kallsyms.nearest(va)
+        return found and NearestSymbol(found.name, found.address, found.type, "")
+
+    def _compound(self, type_name: str) -> BtfType | None:
+        """This finds a struct or union, once."""
+        known = self._compounds
+        if type_name not in known:
+            btf = self.btf
+            known[type_name] = None if btf is None else btf.find_compound(type_name)
+        return known[type_name]
+
+    def _find_field(self, type_name: str, names: Sequence[str]) -> Field | None:
+        """This looks at the struct's own members first: anonymous ones need all types decoded."""
+        record = self._compound(type_name)
+        btf = self.btf
+        if record is None or btf is None:
+            return None
+        if type_name not in self._members:
+            self._members[type_name] = {
+                one.name: _field(one, 0) for one in btf.members(record) if one.name
+            }
+        found = _first(self._members[type_name], names)
+        if found is None:
+            found = _first({one.name: one for one in _nested_members(btf, record)}, names)
+        return found
+
+
+def _first(members: Mapping[str, Field], names: Sequence[str]) -> Field | None:
+    return next((members[name] for name in names if name in members), None)
+
+
+def _field(member: BtfMember, base_bits: int) -> Field:
+    at = base_bits + member.bit_offset
+    return Field(member.name, at // 8, at % 8 if member.bit_size else 0, member.bit_size)
+
+
+def _nested_members(
+    btf: Btf, record: BtfType, base_bits: int = 0, depth: int = 0
+) -> Iterator[Field]:
+    """This iterates the members of anonymous structs and unions as those of the struct."""
+    if depth > _MAX_DEPTH:
+        raise CorruptTable("BTF", f"{record.name}: anonymous members nest too deep")
+    for member in btf.members(record):
+        at = base_bits + member.bit_offset
+        if member.name:
+            yield _field(member, base_bits)
+            continue
+        inner = btf.type(btf.resolved(member.type_id))
+        if inner.kind in {BtfKind.STRUCT, BtfKind.UNION}:
+            yield from _nested_members(btf, inner, at, depth + 1)

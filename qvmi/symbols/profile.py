@@ -1,0 +1,254 @@
+"""The profile of one kernel build: what was learned of it, kept between runs.
+
+A profile is a memo. It holds the answers that were asked for, so that a later attach to the same
+build reads a few kilobytes and decodes nothing. The kernel's own tables stay the source of truth.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from qvmi.addr import Va
+from qvmi.errors import CorruptTable, MemoryFault
+from qvmi.symbols.kallsyms import Addressing, KallsymsTables
+from qvmi.symbols.layout import Field
+
+__all__ = ["MAX_BANNER", "Profile", "ProfileCache"]
+
+MAX_BANNER: Final = 512
+"""Bytes; a banner is about 150 long."""
+
+_VERSION: Final = 1
+_MAX_FILE: Final = 4 << 20
+"""Bytes; a profile of everything that qvmi itself asks for takes about 10 KiB."""
+_MAX_FILES: Final = 1000
+"""Kernel builds looked through at an attach; more are ignored, oldest last."""
+_IMAGE_SPAN: Final = 1 << 30
+"""Addresses so near behind the image's start move with it."""
+
+
+@dataclass(slots=True)
+class Profile:
+    """This is what is known of one kernel build, with addresses of the kernel as it runs now.
+
+    Args:
+        banner: ``linux_banner``, without the newline and NUL.
+        banner_address: where it lies.
+        build_id: hexadecimal, empty where the kernel has none.
+        link_start: where the image would start without KASLR.
+        tables: where kallsyms lies.
+        symbols: addresses by name; None for names that the kernel lacks.
+        fields: struct members by ``type.name|alternative``; None for those that it lacks.
+        sizes: of structs by name.
+        changed: whether there is anything to save.
+    """
+
+    banner: bytes
+    banner_address: Va
+    build_id: str
+    link_start: Va
+    tables: KallsymsTables
+    symbols: dict[str, Va | None] = field(default_factory=dict)
+    fields: dict[str, Field | None] = field(default_factory=dict)
+    sizes: dict[str, int | None] = field(default_factory=dict)
+    changed: bool = False
+
+    def add_symbol(self, name: str, found: Va | None) -> None:
+        """This remembers an answer."""
+        self.symbols[name] = found
+        self.changed = True
+
+    def add_field(self, key: str, found: Field | None) -> None:
+        """This remembers an answer."""
+        self.fields[key] = found
+        self.changed = True
+
+    def add_size(self, type_name: str, found: int | None) -> None:
+        """This remembers an answer."""
+        self.sizes[type_name] = found
+        self.changed = True
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """This is a profile on disk: addresses in the image are relative to its start."""
+
+    version: int
+    banner: bytes
+    banner_offset: int
+    build_id: str
+    link_start: int
+    tables: KallsymsTables
+    image_symbols: dict[str, int]
+    other_symbols: dict[str, int | None]
+    fields: dict[str, Field | None]
+    sizes: dict[str, int | None]
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    """This is the file: a stored profile with its checksum."""
+
+    sha256: str
+    profile: msgspec.Raw
+
+
+class ProfileCache:
+    """This keeps profiles in a folder, a file for each kernel build.
+
+    A file's name tells where in the image the banner lies and what it hashes to, so that a
+    running kernel is recognised by one read and one comparison for each file.
+
+    Args:
+        folder: is made when the first profile is saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def match(self, image_start: Va, read: Callable[[Va, int], bytes]) -> Profile | None:
+        """This finds the profile of the kernel that runs, None where there is none.
+
+        A file that is damaged, or is not of the banner that its name says, is removed.
+
+        Args:
+            image_start: where the kernel's image starts now.
+            read: reads the kernel's virtual memory.
+        """
+        hashes: dict[int, str] = {}
+        for path, offset, name_hash in self._files():
+            if offset not in hashes:
+                hashes[offset] = _banner_hash(_banner_at(Va(image_start + offset), read))
+            if hashes[offset] == name_hash:
+                with contextlib.suppress(CorruptTable):
+                    return _load(path, image_start, name_hash)
+                self._remove(path)
+        return None
+
+    def save(self, profile: Profile, image_start: Va) -> Path:
+        """This writes a profile so that a reader sees the whole of it or the one before.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        stored = _store(profile, image_start)
+        body = msgspec.json.encode(stored)
+        sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+        path = self._path(profile, image_start)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            file.write(msgspec.json.encode(sealed))
+        Path(file.name).replace(path)
+        return path
+
+    def remove(self, profile: Profile, image_start: Va) -> None:
+        """This forgets a profile that turned out to be wrong."""
+        self._remove(self._path(profile, image_start))
+
+    def _path(self, profile: Profile, image_start: Va) -> Path:
+        offset = profile.banner_address - image_start
+        return self.folder / f"{offset:x}-{_banner_hash(profile.banner)}.json"
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    def _files(self) -> Iterator[tuple[Path, int, str]]:
+        """This iterates (path, banner's offset in the image, banner's hash), newest first."""
+        try:
+            entries = sorted(
+                os.scandir(self.folder), key=lambda entry: entry.stat().st_mtime, reverse=True
+            )
+        except OSError:
+            return
+        for entry in entries[:_MAX_FILES]:
+            offset, _, name_hash = entry.name.removesuffix(".json").partition("-")
+            try:
+                yield Path(entry.path), int(offset, 16), name_hash
+            except ValueError:
+                continue  # not one of ours
+
+
+def _banner_at(va: Va, read: Callable[[Va, int], bytes]) -> bytes:
+    """This reads the text at an address up to its newline; empty where nothing can be read."""
+    try:
+        return read(va, MAX_BANNER).partition(b"\0")[0].rstrip(b"\n")
+    except MemoryFault:
+        return b""
+
+
+def _banner_hash(banner: bytes) -> str:
+    return hashlib.sha256(banner).hexdigest()[:32]
+
+
+def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
+    """This reads a profile and moves it to where the kernel runs now.
+
+    Raises:
+        CorruptTable: the file is damaged, of another version, or of another banner.
+    """
+    try:
+        with path.open("rb") as file:
+            sealed = msgspec.json.decode(file.read(_MAX_FILE), type=_Sealed)
+        if hashlib.sha256(sealed.profile).hexdigest() != sealed.sha256:
+            raise CorruptTable(str(path), "its checksum is wrong")
+        stored = msgspec.json.decode(sealed.profile, type=_Stored)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CorruptTable(str(path), str(error)) from error
+    if stored.version != _VERSION or _banner_hash(stored.banner) != name_hash:
+        raise CorruptTable(str(path), f"version {stored.version}, banner {stored.banner!r}")
+    symbols = {name: Va(image_start + offset) for name, offset in stored.image_symbols.items()}
+    return Profile(
+        banner=stored.banner,
+        banner_address=Va(image_start + stored.banner_offset),
+        build_id=stored.build_id,
+        link_start=Va(stored.link_start),
+        tables=_moved(stored.tables, image_start),
+        symbols=symbols
+        | {name: None if at is None else Va(at) for name, at in stored.other_symbols.items()},
+        fields=stored.fields,
+        sizes=stored.sizes,
+    )
+
+
+def _store(profile: Profile, image_start: Va) -> _Stored:
+    image: dict[str, int] = {}
+    other: dict[str, int | None] = {}
+    for name, at in profile.symbols.items():
+        if at is not None and 0 <= at - image_start < _IMAGE_SPAN:
+            image[name] = at - image_start
+        else:
+            other[name] = at
+    return _Stored(
+        version=_VERSION,
+        banner=profile.banner,
+        banner_offset=profile.banner_address - image_start,
+        build_id=profile.build_id,
+        link_start=profile.link_start,
+        tables=_moved(profile.tables, -image_start),
+        image_symbols=image,
+        other_symbols=other,
+        fields=profile.fields,
+        sizes=profile.sizes,
+    )
+
+
+def _moved(tables: KallsymsTables, distance: int) -> KallsymsTables:
+    """This moves all addresses of the tables that there are."""
+    has_base = tables.addressing is not Addressing.PLACE_RELATIVE
+    return replace(
+        tables,
+        names=Va(tables.names + distance),
+        markers=Va(tables.markers + distance),
+        token_table=Va(tables.token_table + distance),
+        token_index=Va(tables.token_index + distance),
+        offsets=Va(tables.offsets + distance),
+        relative_base=tables.relative_base + distance if has_base else 0,
+        seqs_of_names=Va(tables.seqs_of_names + distance) if tables.seqs_of_names else Va(0),
+    )

@@ -1,0 +1,57 @@
+"""A labelled look at a guest: registers, memory, and how and when they were taken."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+from qvmi.arch.x86_64 import Registers
+from qvmi.memory.physical import PhysicalMemory
+
+__all__ = ["Provenance", "Taken", "View"]
+
+
+class Taken(StrEnum):
+    """This is the state the guest was in while it was looked at."""
+
+    LIVE = "live"
+    """The guest ran; a listing may join facts of slightly different moments."""
+    PAUSED = "paused"
+    """The guest stood still from the first byte to the last."""
+    CAPTURED = "captured"
+    """The guest was stopped for a moment by qvmi, and its memory copied or walked."""
+    DUMP = "dump"
+    """There is no guest, only a file."""
+
+
+class Provenance(msgspec.Struct, frozen=True, gc=False):
+    """This says how a result was taken.
+
+    Args:
+        taken: the state of the guest meanwhile.
+        at: when the look began, seconds since the Unix epoch on the host's clock.
+        pause_s: how long the guest stood still for it, in seconds; 0.0 for a live look.
+        epoch: counts resets and kernel changes since the attach; views of an older one are stale.
+        retries: parts of the walk that were read again because the guest changed them meanwhile.
+    """
+
+    taken: Taken
+    at: float
+    pause_s: float = 0.0
+    epoch: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """This is what a machine hands out: everything that is needed to understand the guest.
+
+    Args:
+        vcpus: the registers of every virtual CPU, by index.
+        memory: the guest's physical memory.
+        provenance: how the registers were taken; memory reads of a live view happen later.
+    """
+
+    vcpus: tuple[Registers, ...]
+    memory: PhysicalMemory
+    provenance: Provenance

@@ -1,0 +1,1 @@
+"""Real guests: the room that makes them, and the tests that need one."""

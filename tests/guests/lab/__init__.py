@@ -1,0 +1,50 @@
+"""Real guests for tests, the demo and benchmarks: Debian's kernels in QEMU, with a known population inside.
+
+This room shares no code with qvmi, so that what it says can be the oracle for what qvmi sees.
+
+    from tests.guests.lab import GuestConfig, Lab
+
+    lab = Lab()                                          # one cache: QVMI_GUEST_CACHE or the user's
+    with lab.restore(GuestConfig(kernel="6.1")) as guest:
+        guest.qmp                                        # address for the subject: path or HOST:PORT
+        guest.monitor.execute("query-status")            # the lab's own QMP, on a second monitor
+        truth = guest.settled_truth()                    # tasks, modules, mounts, sockets, by /proc
+        guest.kallsyms()                                 # digest, counts and some addresses
+        guest.start_storm(); guest.stop_storm()          # forks, each accounted for
+        guest.run("ls /")                                # a shell command inside
+    with lab.boot(GuestConfig(kernel=None), until="started") as guest:   # firmware alone
+        ...
+
+A restored guest is thawed from a state saved when its population was complete; the first restore of a
+configuration boots and saves it. Guests end with their block, or with the process that made them,
+even if that is killed.
+"""
+
+from tests.guests.lab.accelerator import accelerator, qemu_version
+from tests.guests.lab.control import GuestRefused
+from tests.guests.lab.errors import LabError
+from tests.guests.lab.factory import Lab
+from tests.guests.lab.guest import Guest
+from tests.guests.lab.kernels import KERNELS, debug_vmlinux
+from tests.guests.lab.machine_config import GuestConfig
+from tests.guests.lab.monitor import Monitor, MonitorError
+from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
+
+__all__ = [
+    "KERNELS",
+    "Guest",
+    "GuestConfig",
+    "GuestRefused",
+    "Kallsyms",
+    "Lab",
+    "LabError",
+    "Module",
+    "Monitor",
+    "MonitorError",
+    "Storm",
+    "Task",
+    "Truth",
+    "accelerator",
+    "debug_vmlinux",
+    "qemu_version",
+]

@@ -1,0 +1,13 @@
+"""The one error of the guest lab: what went wrong, and what the reader can do about it."""
+
+__all__ = ["LabError"]
+
+
+class LabError(Exception):
+    """This says what could not be done and how to mend it."""
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        """Keep both halves, so that a test can name the one it means."""
+        super().__init__(f"{problem}\nTo mend it: {fix}")
+        self.problem = problem
+        self.fix = fix

@@ -1,0 +1,1 @@
+"""Claims about the repository around the code: its scripts, documents, contracts and plugins."""
