@@ -13,8 +13,6 @@ Va = NewType("Va", int)
 PAGE_SIZE: Final = 4096
 """The smallest page of x86-64 and of the aarch64 guests that qvmi supports, in bytes."""
 
-_ADDRESS_MASK: Final = (1 << 64) - 1
-
 
 class PaRange(NamedTuple):
     """This is the half-open range of guest physical addresses [start, end)."""
@@ -29,6 +27,6 @@ class PaRange(NamedTuple):
 
 
 def canonical(va: Va, va_bits: int) -> bool:
-    """This tells whether bits va_bits-1..63 of the address are all alike."""
-    upper = (va & _ADDRESS_MASK) >> (va_bits - 1)
+    """This tells whether it is a 64-bit address whose bits va_bits-1..63 are all alike."""
+    upper = va >> (va_bits - 1)
     return upper == 0 or upper == (1 << (65 - va_bits)) - 1

@@ -7,6 +7,7 @@
 #   QVMI_PYTHON   the interpreter of the clone's own virtual environment
 #   say, die      print one line on stderr; die ends the script
 #   set_up        does it all; call it first
+#   build_guests  fetches the kernels that the tests boot, where the cache has not got them
 
 set -euo pipefail
 
@@ -132,4 +133,9 @@ set_up() {
     ensure_venv
     exec {lock}>&-
     export PATH=$QVMI_VENV/bin:$PATH:/usr/sbin:/sbin
+}
+
+# Downloads are done before the tests start: a slow line is not a hanging test.
+build_guests() {
+    "$QVMI_PYTHON" -m tests.guests build
 }

@@ -1,0 +1,1 @@
+"""CPU facts: registers and paging geometries."""

@@ -4,7 +4,7 @@ References: Intel SDM volume 3A, chapter 4 (4-level and 5-level paging, tables 4
 AMD64 Architecture Programmer's Manual volume 2, section 5.3.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -13,6 +13,7 @@ from qvmi.addr import Pa, Va, canonical
 from qvmi.errors import MemoryFault, TranslationFault
 
 __all__ = [
+    "MAX_TABLES",
     "X86_64_4_LEVEL",
     "X86_64_5_LEVEL",
     "Extent",
@@ -27,7 +28,15 @@ __all__ = [
 ]
 
 ENTRY_SIZE: Final = 8
+
+MAX_TABLES: Final = 1 << 16
+"""What one look at a range reads at most: enough for 128 GiB in pages of 4 KiB.
+
+Tables that lead to each other would keep a walk of the whole address space busy for years.
+"""
+
 _ENTRY: Final = Struct("<Q")
+_SPACE_END: Final = 1 << 64
 
 ReadPhysical = Callable[[Pa, int], bytes]
 """Reads exactly so many bytes at a guest physical address, or raises MemoryFault."""
@@ -80,16 +89,10 @@ class Geometry:
         """This is the size of one table in bytes."""
         return ENTRY_SIZE << self.index_bits
 
-    def rights(self, everywhere: int, anywhere: int) -> int:
-        """This combines the permission bits of all entries of a walk: the strictest wins.
-
-        Args:
-            everywhere: all entries and-ed.
-            anywhere: all entries or-ed.
-        """
-        return (
-            everywhere & (self.writable_bit | self.user_bit) | anywhere & self.no_execute_bit
-        )
+    def rights(self, above: int, entry: int) -> int:
+        """This combines the permission bits of an entry with those above it: the strictest wins."""
+        granted = self.writable_bit | self.user_bit
+        return above & entry & granted | (above | entry) & self.no_execute_bit
 
 
 _LARGE_PAGE: Final = 1 << 7
@@ -171,16 +174,14 @@ def walk(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Translatio
             level), or a table lies outside of the guest's memory.
     """
     steps: list[Step] = []
-    everywhere, anywhere = -1, 0
+    rights = geometry.writable_bit | geometry.user_bit
     for level, address, entry in _entries(read, root, geometry, va):
         steps.append(Step(level.name, address, entry))
-        everywhere &= entry
-        anywhere |= entry
+        rights = geometry.rights(rights, entry)
         if level.always_leaf or entry & level.leaf_bit:
             page_size = 1 << level.shift_bits
             pa = (entry & geometry.address_mask & -page_size) | (va & (page_size - 1))
-            permissions = _permissions(geometry, geometry.rights(everywhere, anywhere))
-            return Translation(va, Pa(pa), page_size, permissions, tuple(steps))
+            return Translation(va, Pa(pa), page_size, _permissions(geometry, rights), tuple(steps))
     raise AssertionError("the last level of a geometry always maps a page")
 
 
@@ -234,102 +235,105 @@ def extents(
     """This iterates what is mapped in [start, end), neighbours of one run joined.
 
     Whole tables are read at once, so that a gigabyte of 2 MiB pages costs a few reads. A table
-    outside of the guest's memory maps nothing.
+    outside of the guest's memory maps nothing, nor do addresses that are not canonical.
 
     Args:
         read: reads guest physical memory.
         root: of the top-level table.
         geometry: which levels there are.
-        start: first address, page-aligned.
+        start: first address.
         end: first address behind the range; 2**64 is the end of the address space.
+
+    Raises:
+        TranslationFault: half of the address space takes more than MAX_TABLES tables.
     """
-    top = _Table(root & geometry.root_mask, depth=0, everywhere=-1, anywhere=0)
-    last: _Run | None = None
-    for run in _runs(read, geometry, top, start, end):
-        if last is not None and last.continues_with(run.va, run.pa, run.rights):
-            last.size += run.size
+    half = 1 << (geometry.va_bits - 1)
+    for lowest, highest in ((0, half), (_SPACE_END - half, _SPACE_END)):
+        low, high = max(start, lowest), min(end, highest)
+        if low < high:
+            yield from _joined(geometry, _pages(read, root, geometry, low, high), low, high)
+
+
+def _joined(
+    geometry: Geometry, pages: Iterable[tuple[int, int, int, int]], start: int, end: int
+) -> Iterator[Extent]:
+    """This joins pages that follow each other in both spaces, and cuts what is out of the range."""
+
+    def extent() -> Extent:
+        va = max(first, start)
+        size = min(behind, end) - va
+        return Extent(Va(va), Pa(va + distance), size, _permissions(geometry, allowed))
+
+    first = behind = distance = allowed = 0
+    for va, pa, rights, size in pages:
+        if va == behind and pa - va == distance and rights == allowed:
+            behind += size
             continue
-        if last is not None:
-            yield last.extent(geometry)
-        last = run
-    if last is not None:
-        yield last.extent(geometry)
+        if first < behind:
+            yield extent()
+        first, behind, distance, allowed = va, va + size, pa - va, rights
+    if first < behind:
+        yield extent()
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """This is a table on the way down: where it is, and the rights of the entries above it."""
-
-    address: int
-    depth: int
-    everywhere: int
-    anywhere: int
-
-
-@dataclass(slots=True)
-class _Run:
-    """This is a growing run of pages of one table.
-
-    Args:
-        rights: the permission bits of all entries on the way, combined.
-    """
-
-    va: int
-    pa: int
-    size: int
-    rights: int
-
-    def continues_with(self, va: int, pa: int, rights: int) -> bool:
-        """This tells whether a page lies right behind the run, in both spaces, with its rights."""
-        size = self.size
-        return va == self.va + size and pa == self.pa + size and rights == self.rights
-
-    def extent(self, geometry: Geometry) -> Extent:
-        """This is the run as a value."""
-        permissions = _permissions(geometry, self.rights)
-        return Extent(Va(self.va), Pa(self.pa), self.size, permissions)
-
-
-def _runs(
-    read: ReadPhysical, geometry: Geometry, table: _Table, start: int, end: int
-) -> Iterator[_Run]:
-    """This iterates the runs of pages that one table and those below it map in [start, end)."""
-    level = geometry.levels[table.depth]
-    shift, span = level.shift_bits, 1 << level.shift_bits
-    first = start >> shift & (1 << geometry.index_bits) - 1
-    run: _Run | None = None
-    for position, entry in enumerate(_table_entries(read, geometry, table, first)):
-        va = (start & -span) + (position << shift)
-        if va >= end:
-            break
-        if not entry & geometry.present_bit:
-            continue
-        everywhere, anywhere = table.everywhere & entry, table.anywhere | entry
-        target = entry & geometry.address_mask
-        if level.always_leaf or entry & level.leaf_bit:
-            rights = geometry.rights(everywhere, anywhere)
-            if run is not None and run.continues_with(va, target & -span, rights):
-                run.size += span
+def _pages(
+    read: ReadPhysical, root: Pa, geometry: Geometry, start: int, end: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """This iterates (va, pa, rights, size) of the pages mapped in [start, end), by address."""
+    tables = _Tables(read, geometry)
+    granted, denied = geometry.writable_bit | geometry.user_bit, geometry.no_execute_bit
+    # From the top level down: what is left of a table, and the rights that lead to it.
+    path = [(tables.present(root & geometry.root_mask, 0, start, end), granted)]
+    while path:
+        entries, above = path[-1]
+        level = geometry.levels[len(path) - 1]
+        span = 1 << level.shift_bits
+        for va, entry in entries:
+            rights = above & entry & granted | (above | entry) & denied
+            target = entry & geometry.address_mask
+            if level.always_leaf or entry & level.leaf_bit:
+                yield va, target & -span, rights, span
                 continue
-            if run is not None:
-                yield run
-            run = _Run(va, target & -span, span, rights)
-            continue
-        if run is not None:
-            yield run
-            run = None
-        below = _Table(target, table.depth + 1, everywhere, anywhere)
-        yield from _runs(read, geometry, below, max(start, va), min(end, va + span))
-    if run is not None:
-        yield run
+            below = tables.present(target, len(path), max(start, va), min(end, va + span))
+            path.append((below, rights))
+            break
+        else:
+            path.pop()
 
 
-def _table_entries(
-    read: ReadPhysical, geometry: Geometry, table: _Table, first: int
-) -> tuple[int, ...]:
-    """This reads a table from one of its entries on; empty where it is outside of memory."""
-    try:
-        data = read(Pa(table.address), geometry.table_size)
-    except MemoryFault:
-        return ()
-    return Struct(f"<{(len(data) // ENTRY_SIZE) - first}Q").unpack_from(data, first * ENTRY_SIZE)
+class _Tables:
+    """This reads whole tables, and no more than MAX_TABLES of them."""
+
+    def __init__(self, read: ReadPhysical, geometry: Geometry) -> None:
+        self._read = read
+        self._geometry = geometry
+        self._left = MAX_TABLES
+
+    def present(self, address: int, depth: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """This iterates (virtual address, entry) of a table's present entries in [start, end).
+
+        Args:
+            address: of the table.
+            depth: which of the geometry's levels it is of.
+            start: within the first entry to look at.
+            end: behind the last one.
+
+        Raises:
+            TranslationFault: too many tables were read already.
+        """
+        if not self._left:
+            raise TranslationFault(Va(start), why=f"more than {MAX_TABLES} page tables to read")
+        self._left -= 1
+        geometry = self._geometry
+        try:
+            entries = self._read(Pa(address), geometry.table_size)
+        except MemoryFault:
+            return iter(())
+        shift, present_bit = geometry.levels[depth].shift_bits, geometry.present_bit
+        base = start >> shift << shift
+        first = start >> shift & (1 << geometry.index_bits) - 1
+        count = (end - base - 1 >> shift) + 1
+        found = Struct(f"<{count}Q").unpack_from(entries, first * ENTRY_SIZE)
+        return iter(
+            [(base + (at << shift), one) for at, one in enumerate(found) if one & present_bit]
+        )

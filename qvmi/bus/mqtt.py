@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import aiomqtt
-from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -54,8 +54,8 @@ class _AnsweredClient(aiomqtt.Client):
 
     aiomqtt 2.5 drops the reason code of the PUBACK, so that a publish which the broker's ACL
     forbids looks like one that worked, and waits out its timeout where the connection breaks.
-    So `_client`, `_connected`, `_disconnected`, `_on_message` and `_on_publish` are used here;
-    ``tests/contract/test_bus.py`` notices when one of them changes its meaning.
+    So parts of aiomqtt that are not public are used here: `_client`, `_connected`,
+    `_disconnected` and the `_on_…` methods; the tests of this module notice when they change.
     """
 
     def __init__(self, socket: Path, account: Account) -> None:
@@ -106,6 +106,18 @@ class _AnsweredClient(aiomqtt.Client):
             return await answer
         finally:
             del self._answers[info.mid]
+
+    def _on_disconnect(
+        self,
+        client: Client,
+        userdata: object,
+        flags: DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        if not self._connected.done():  # aiomqtt would wait for its timeout
+            self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(
         self,
@@ -193,6 +205,7 @@ class MqttBus:
         )  # mosquitto grants what its ACL forbids, and stays silent
         subscription = Subscription(topics, forget=self._forget)
         async with self._subscribing:
+            self._require_open()
             readers = self._readers.setdefault(topics, _Readers(next(self._identifiers)))
             readers.subscriptions.append(subscription)  # first: messages may overtake the answer
             try:
@@ -218,18 +231,19 @@ class MqttBus:
             _require_granted(topics.text, code)
 
     async def _forget(self, subscription: Subscription) -> None:
+        """This unsubscribes; what the broker had sent before it knew is still delivered."""
         async with self._subscribing:
-            if self._remove(subscription):
+            readers = self._readers[subscription.topics].subscriptions
+            if readers == [subscription]:
                 with suppress(BusError):  # a lost broker has forgotten it already
                     await self._answer(self._client.unsubscribe(subscription.topics.text))
+            self._remove(subscription)
 
-    def _remove(self, subscription: Subscription) -> bool:
-        """This takes a subscription out and tells whether it was the last of its filter."""
-        readers = self._readers[subscription.topics]
-        readers.subscriptions.remove(subscription)
-        if not readers.subscriptions:
+    def _remove(self, subscription: Subscription) -> None:
+        readers = self._readers[subscription.topics].subscriptions
+        readers.remove(subscription)
+        if not readers:
             del self._readers[subscription.topics]
-        return not readers.subscriptions
 
     def _arrived(self, message: MQTTMessage) -> None:
         """This passes an arrival on to the subscriptions that the broker sent it for."""
@@ -250,9 +264,11 @@ class MqttBus:
 
     async def _answer(self, request: Coroutine[object, object, Answer]) -> Answer:
         """This awaits the broker's answer; BusError if it is lost or late."""
-        if self._closed:
+        try:
+            self._require_open()
+        except BusError:
             request.close()
-            raise BusError(f"the bus of {self._account.name!r} is closed")
+            raise
         asking = asyncio.create_task(request, name="qvmi-mqtt-request")
         lost = self._client.lost
         try:
@@ -267,6 +283,12 @@ class MqttBus:
         finally:
             asking.cancel()
         raise BusError(f"the broker is lost: {lost.result()}")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BusError(f"the bus of {self._account.name!r} is closed")
+        if self._client.lost.done():
+            raise BusError(f"the broker is lost: {self._client.lost.result()}")
 
 
 async def _first_of(asking: asyncio.Task[Answer], lost: asyncio.Future[str]) -> None:

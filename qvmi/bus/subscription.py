@@ -36,6 +36,7 @@ class Subscription:
         self._forget = forget
         self._waiting: deque[Message] = deque()
         self._changed = asyncio.Event()
+        self._closing = False
         self._ended = False
         self._lost = ""
 
@@ -53,10 +54,11 @@ class Subscription:
         return self._waiting.popleft()
 
     async def close(self) -> None:
-        """This ends the subscription; closing twice does nothing."""
-        if not self._ended:
-            self.end()
+        """This ends the subscription; what has arrived can still be read. Twice does nothing."""
+        if not (self._ended or self._closing):
+            self._closing = True
             await self._forget(self)
+            self.end()
 
     def arrive(self, topic: Topic, data: bytes) -> None:
         """This is called by the bus with the bytes found at a topic."""

@@ -1,7 +1,7 @@
 """When a finding is believed: seen in two looks in a row, and no more when two looks in a row miss it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qvmi.codepacks.codepack import Finding
@@ -96,7 +96,11 @@ class Confirmation:
 
     def forget(self) -> tuple[Confirmed, ...]:
         """This forgets everything, as after a reset of the guest, and gives what was confirmed."""
-        confirmed = tuple(_last(case) for case in self._cases.values() if case.raised)
+        confirmed = tuple(
+            replace(case.raised, last_seen=case.last_seen)
+            for case in self._cases.values()
+            if case.raised
+        )
         self._cases.clear()
         return confirmed
 
@@ -122,12 +126,5 @@ class Confirmation:
             if case.missed >= limit or (case.unseen >= MAX_UNSEEN_ROUNDS and not case.raised):
                 del self._cases[key]
                 if case.raised:
-                    cleared.append(_last(case))
+                    cleared.append(replace(case.raised, last_seen=case.last_seen))
         return tuple(cleared)
-
-
-def _last(case: _Case) -> Confirmed:
-    """This is the confirmed finding with the time it was last seen."""
-    assert case.raised is not None  # noqa: S101 - callers ask before
-    raised = case.raised
-    return Confirmed(raised.finding, raised.rounds, raised.first_seen, case.last_seen)

@@ -1,0 +1,1 @@
+"""A live guest: attaching, looking, and letting it run."""

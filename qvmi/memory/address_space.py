@@ -86,8 +86,10 @@ class AddressSpace:
             MemoryFault: a page of the range is not mapped, or is no RAM.
         """
         for run in self._linear:
-            if run.start <= va and va + size <= run.end:
+            if run.start <= va <= va + size <= run.end:
                 return self.memory.read(Pa(run.pa + va - run.start), size)
+        if size < 0:
+            raise MemoryFault(va, size, kind="virtual", why="a size below zero")
         parts: list[bytes] = []
         end = va + size
         while va < end:
@@ -121,7 +123,8 @@ class AddressSpace:
         """This makes the fastest reader there is for one struct layout.
 
         The reader takes a virtual address, not yet wrapped as Va, and returns the layout's values;
-        it raises MemoryFault. Where RAM is mapped it reads in place, without a copy.
+        it raises MemoryFault, also once the memory was closed. Where RAM is mapped it reads in
+        place, without a copy.
         """
         size = layout.size
         unpack_from, unpack, read = layout.unpack_from, layout.unpack, self.read
@@ -130,7 +133,10 @@ class AddressSpace:
         def unpack_at(va: int) -> tuple[Any, ...]:
             for start, last, buffer, delta in runs:
                 if start <= va <= last:
-                    return unpack_from(buffer, va + delta)
+                    try:
+                        return unpack_from(buffer, va + delta)
+                    except ValueError as error:
+                        raise MemoryFault(va, size, kind="virtual", why=str(error)) from error
             return unpack(read(Va(va), size))
 
         return unpack_at

@@ -3,12 +3,15 @@
 References: Linux lseek(2), SEEK_DATA and SEEK_HOLE.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
+from typing import Final
 
 from qvmi.addr import Pa, PaRange
 from qvmi.errors import MemoryFault
@@ -16,6 +19,8 @@ from qvmi.memory.physical import Window
 from qvmi.memory.ranges import joined
 
 __all__ = ["MappedRam", "RamFile"]
+
+_CLOSED: Final = "the memory was closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,73 +45,74 @@ class MappedRam:
         files: the runs, in any order.
 
     Raises:
-        MemoryFault: a file cannot be opened or mapped, or is shorter than what it should hold.
+        MemoryFault: a file cannot be opened or mapped, is shorter than what it should hold, or
+            holds addresses that another one holds too.
     """
 
-    __slots__ = ("_descriptors", "_windows", "description", "ranges")
+    __slots__ = ("_mapped", "_windows", "description", "ranges")
 
     def __init__(self, files: Sequence[RamFile]) -> None:
-        self._descriptors: dict[Path, tuple[int, mmap]] = {}
+        self._mapped: dict[Path, tuple[int, mmap]] = {}
         self._windows: tuple[Window, ...] = ()
+        by_address = sorted(files, key=lambda file: file.range.start)
+        _check_disjoint(by_address)
         try:
-            self._windows = tuple(
-                self._map(file) for file in sorted(files, key=lambda file: file.range.start)
-            )
+            self._windows = tuple(self._map(file) for file in by_address)
         except BaseException:
             self.close()
             raise
         self.ranges: Sequence[PaRange] = joined(file.range for file in files)
-        self.description = "mapped RAM " + ", ".join(map(str, self._descriptors))
+        self.description = "mapped RAM " + ", ".join(map(str, self._mapped))
 
     @property
     def windows(self) -> Sequence[Window]:
-        """These are the mapped runs by rising address."""
+        """These are the mapped runs by rising address; none after :meth:`close`."""
         return self._windows
 
     def read(self, pa: Pa, size: int) -> bytes:
         """This reads exactly ``size`` bytes.
 
         Raises:
-            MemoryFault: part of the range is no RAM of the guest.
+            MemoryFault: part of the range is no RAM of the guest, or the memory was closed.
         """
         for window in self._windows:
-            if window.start <= pa and pa + size <= window.end:
+            if window.start <= pa <= pa + size <= window.end:
                 index = pa - window.start + window.offset
                 return window.buffer[index : index + size]
         return self._read_across(pa, size)
 
     def data_ranges(self) -> Iterator[PaRange]:
-        """This iterates the runs that the files hold data for; holes are left out."""
+        """This iterates the runs that the files hold data for; holes are left out.
+
+        Raises:
+            MemoryFault: the memory was closed.
+        """
+        descriptors = {id(mapping): one for one, mapping in self._mapped.values()}
         for window in self._windows:
-            descriptor = self._descriptor(window)
-            start, end = window.offset, window.offset + window.end - window.start
-            for data_start, data_end in _data(descriptor, start, end):
-                first = window.start + data_start - start
-                yield PaRange(Pa(first), Pa(first + data_end - data_start))
+            if not self._windows:  # closed by whoever iterates
+                break
+            yield from _data_ranges(descriptors[id(window.buffer)], window)
+        if self.ranges and not self._windows:
+            raise MemoryFault(self.ranges[0].start, 0, why=_CLOSED)
 
     def close(self) -> None:
         """This unmaps and closes everything."""
         self._windows = ()
-        for descriptor, mapping in self._descriptors.values():
-            mapping.close()
+        for descriptor, mapping in self._mapped.values():
+            with contextlib.suppress(BufferError):  # in use; unmapped when its last user is gone
+                mapping.close()
             os.close(descriptor)
-        self._descriptors.clear()
+        self._mapped.clear()
 
     def _map(self, file: RamFile) -> Window:
-        if file.path not in self._descriptors:
-            self._descriptors[file.path] = _open(file)
-        mapping = self._descriptors[file.path][1]
-        if file.offset + file.range.size > len(mapping):
-            why = f"{file.path} has {len(mapping)} bytes, needs {file.offset + file.range.size}"
+        if file.path not in self._mapped:
+            self._mapped[file.path] = _open(file)
+        mapping = self._mapped[file.path][1]
+        if not 0 <= file.offset <= len(mapping) - file.range.size:
+            end = file.offset + file.range.size
+            why = f"{file.path} has {len(mapping)} bytes, not those from {file.offset} to {end}"
             raise MemoryFault(file.range.start, file.range.size, why=why)
         return Window(file.range.start, file.range.end, mapping, file.offset)
-
-    def _descriptor(self, window: Window) -> int:
-        return next(
-            descriptor
-            for descriptor, mapping in self._descriptors.values()
-            if mapping is window.buffer
-        )
 
     def _read_across(self, pa: Pa, size: int) -> bytes:
         """This reads a range that no single window holds: across windows, or faulting."""
@@ -119,8 +125,16 @@ class MappedRam:
                 parts.append(window.buffer[index : index + stop - here])
                 here = Pa(stop)
         if here < end or size < 0:
-            raise MemoryFault(here, size, why="no RAM of the guest there")
+            why = "no RAM of the guest there" if self._windows else _CLOSED
+            raise MemoryFault(here, size, why=why)
         return b"".join(parts)
+
+
+def _check_disjoint(by_address: Sequence[RamFile]) -> None:
+    for below, above in pairwise(by_address):
+        if above.range.start < below.range.end:
+            why = f"both {below.path} and {above.path} hold it"
+            raise MemoryFault(above.range.start, above.range.size, why=why)
 
 
 def _open(file: RamFile) -> tuple[int, mmap]:
@@ -137,17 +151,21 @@ def _open(file: RamFile) -> tuple[int, mmap]:
         raise MemoryFault(file.range.start, file.range.size, why=why) from error
 
 
-def _data(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """This iterates the file offsets of [start, end) that hold data."""
-    here = start
+def _data_ranges(descriptor: int, window: Window) -> list[PaRange]:
+    """These are the parts of a window that its file holds data for."""
+    to_pa = window.start - window.offset
+    found: list[PaRange] = []
+    here, end = window.offset, window.offset + window.end - window.start
     while here < end:
         try:
             data = os.lseek(descriptor, here, os.SEEK_DATA)
+            hole = os.lseek(descriptor, data, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data behind here
-                return
-            raise MemoryFault(here, end - here, why=f"SEEK_DATA failed: {error}") from error
+                break
+            data, hole = here, end  # a file system that cannot tell, as hugetlbfs
         if data >= end:
-            return
-        here = min(end, os.lseek(descriptor, data, os.SEEK_HOLE))
-        yield data, here
+            break
+        here = min(end, hole)
+        found.append(PaRange(Pa(data + to_pa), Pa(here + to_pa)))
+    return found

@@ -1,6 +1,7 @@
 """RAM inside of QEMU's own process, read through /proc/PID/mem where it is not shared.
 
-References: Linux proc(5), /proc/pid/mem and /proc/pid/pagemap.
+References: Linux proc(5), /proc/pid/maps and /proc/pid/mem; Linux
+Documentation/admin-guide/mm/pagemap.rst.
 """
 
 import os
@@ -8,6 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Final
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange
@@ -69,15 +71,15 @@ class ProcessMemory:
         """This reads exactly ``size`` bytes.
 
         Raises:
-            MemoryFault: part of the range is no RAM, or QEMU is gone.
+            MemoryFault: part of the range is no RAM, QEMU is gone, or the memory was closed.
         """
         parts: list[bytes] = []
         here, end = pa, pa + size
         for run in self._runs:
-            if run.range.start <= here < run.range.end and here < end:
-                stop = Pa(min(end, run.range.end))
-                parts.append(self._pread(run, here, stop - here))
-                here = stop
+            while run.range.start <= here < run.range.end and here < end:
+                part = self._pread(run, here, min(end, run.range.end) - here)
+                parts.append(part)
+                here = Pa(here + len(part))
         if here < end or size < 0:
             raise MemoryFault(here, size, why="no RAM of the guest there")
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -85,18 +87,16 @@ class ProcessMemory:
     def data_ranges(self) -> Iterator[PaRange]:
         """This iterates the pages that QEMU has touched, by /proc/PID/pagemap.
 
-        Where pagemap may not be read, it is all of the RAM.
+        Where pagemap cannot tell, which is for memory that is not anonymous and private, it is
+        all of the RAM.
+
+        Raises:
+            MemoryFault: the memory was closed.
         """
-        try:
-            pagemap = os.open(f"/proc/{self._pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            yield from (run.range for run in self._runs)
-            return
-        try:
-            for run in self._runs:
-                yield from _touched(pagemap, run)
-        finally:
-            os.close(pagemap)
+        for run in self._runs:
+            if self._descriptor < 0:
+                raise MemoryFault(run.range.start, 0, why="the memory was closed")
+            yield from self._touched(run)
 
     def close(self) -> None:
         """This closes the source; later reads fault."""
@@ -105,30 +105,65 @@ class ProcessMemory:
             self._descriptor = -1
 
     def _pread(self, run: HostRun, pa: Pa, size: int) -> bytes:
-        address = run.host_address + pa - run.range.start
+        """This reads at least one byte and at most ``size``."""
+        if self._descriptor < 0:
+            raise MemoryFault(pa, size, why="the memory was closed")
         try:
-            data = os.pread(self._descriptor, size, address)
+            data = os.pread(self._descriptor, size, run.host_address + pa - run.range.start)
         except OSError as error:
             why = f"process {self._pid}: {error.strerror}"
             raise MemoryFault(pa, size, why=why) from error
-        if len(data) == size:
-            return data
         if not data:
             raise MemoryFault(pa, size, why=f"process {self._pid} is gone")
-        return data + self._pread(run, Pa(pa + len(data)), size - len(data))
+        return data
+
+    def _touched(self, run: HostRun) -> Iterator[PaRange]:
+        """This iterates the parts of a run whose pages are present or swapped out."""
+        if not _is_anonymous(self._pid, run):
+            yield run.range
+            return
+        for start in range(run.range.start, run.range.end, _PAGEMAP_BATCH * PAGE_SIZE):
+            end = min(run.range.end, start + _PAGEMAP_BATCH * PAGE_SIZE)
+            host_address = run.host_address + start - run.range.start
+            count = (end - start) // PAGE_SIZE
+            here = start
+            for untouched, pages in groupby(_pages_untouched(self._pid, host_address, count)):
+                behind = here + sum(1 for _ in pages) * PAGE_SIZE
+                if not untouched:
+                    yield PaRange(Pa(here), Pa(behind))
+                here = behind
+            if here < end:
+                yield PaRange(Pa(here), Pa(end))
 
 
-def _touched(pagemap: int, run: HostRun) -> Iterator[PaRange]:
-    """This iterates the parts of a run whose pages are present or swapped out."""
-    for batch in range(run.range.start, run.range.end, _PAGEMAP_BATCH * PAGE_SIZE):
-        size = min(run.range.end - batch, _PAGEMAP_BATCH * PAGE_SIZE)
-        first_page = (run.host_address + batch - run.range.start) // PAGE_SIZE
-        entries = array("Q")
-        wanted = size // PAGE_SIZE * _PAGEMAP_ENTRY
-        entries.frombytes(os.pread(pagemap, wanted, first_page * _PAGEMAP_ENTRY))
-        here = batch
-        for touched, pages in groupby(entries, key=lambda entry: bool(entry & _PRESENT_OR_SWAPPED)):
-            length = sum(1 for _ in pages) * PAGE_SIZE
-            if touched:
-                yield PaRange(Pa(here), Pa(here + length))
-            here += length
+def _pages_untouched(pid: int, host_address: int, count: int) -> Iterator[bool]:
+    """This tells for each of so many pages whether the process never touched it.
+
+    It tells of fewer, or of none, where pagemap does.
+    """
+    try:
+        with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+            pagemap.seek(host_address // PAGE_SIZE * _PAGEMAP_ENTRY)
+            data = pagemap.read(count * _PAGEMAP_ENTRY) or b""
+    except OSError:
+        return iter(())
+    entries = array("Q", data[: len(data) // _PAGEMAP_ENTRY * _PAGEMAP_ENTRY])
+    return (not entry & _PRESENT_OR_SWAPPED for entry in entries)
+
+
+def _is_anonymous(pid: int, run: HostRun) -> bool:
+    """This tells whether one private mapping of no file holds the run.
+
+    Only there is a page that is neither present nor swapped out full of zeros.
+    """
+    first, last = run.host_address, run.host_address + run.range.size
+    try:
+        with Path(f"/proc/{pid}/maps").open("rb") as maps:
+            for line in maps:
+                addresses, permissions, _, _, inode, *_ = line.split(maxsplit=5)
+                start, _, end = addresses.partition(b"-")
+                if int(start, 16) <= first and last <= int(end, 16):
+                    return permissions.endswith(b"p") and inode == b"0"
+    except (OSError, ValueError):
+        return False
+    return False

@@ -13,7 +13,9 @@ import msgspec
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.error import ProtocolError
 
-__all__ = ["MAX_MESSAGE", "Client", "Failure", "Reply"]
+from qvmi.errors import QmpCommandFailed, QmpProtocolError
+
+__all__ = ["MAX_MESSAGE", "Client", "Failure", "Reply", "result_of"]
 
 MAX_MESSAGE: Final = 10 << 20
 """The longest message that is accepted, in bytes; as in libvirt.
@@ -58,18 +60,29 @@ class Reply(msgspec.Struct, frozen=True):
         return self.timestamp.seconds + self.timestamp.microseconds / 1e6
 
 
-class Client(QMPClient):
-    """This speaks QMP over a connected socket.
+def result_of(command: str, reply: Reply) -> object:
+    """This is the value that QEMU returned.
 
-    Args:
-        on_event: called with each event; must neither wait nor raise.
+    Raises:
+        QmpCommandFailed: QEMU refused the command.
+        QmpProtocolError: the answer holds neither a value nor a refusal.
     """
+    if reply.error is not None:
+        raise QmpCommandFailed(command, reply.error.kind, reply.error.desc)
+    try:
+        return msgspec.json.decode(reply.result)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise QmpProtocolError(command, f"no value in the answer: {error}") from error
 
-    def __init__(self, on_event: Callable[[Reply], None]) -> None:
+
+class Client(QMPClient):
+    """This speaks QMP over a socket: `connect`, then `start`, then `ask`."""
+
+    def __init__(self) -> None:
         super().__init__(readbuflen=MAX_MESSAGE)
         # The negotiation goes out together with the first commands (`start`): a round trip less.
         self.negotiate = False
-        self._on_event = on_event
+        self._on_event: Callable[[Reply], None] | None = None
         self._answers: dict[int, asyncio.Future[Reply | None]] = {}
         self._slots = asyncio.Semaphore(_MAX_UNANSWERED)
         self._over = False
@@ -78,8 +91,13 @@ class Client(QMPClient):
         self._decoder = msgspec.json.Decoder(Reply)
         self._last_id = _NEGOTIATION
 
-    def start(self) -> None:
-        """This enters command mode; QEMU's refusal would end the session."""
+    def start(self, on_event: Callable[[Reply], None]) -> None:
+        """This enters command mode; QEMU's refusal would end the session.
+
+        Args:
+            on_event: called with each event; must neither wait nor raise.
+        """
+        self._on_event = on_event
         offered = self.greeting.QMP.capabilities if self.greeting else ()
         # With "oob" QEMU reads ahead; without, it leaves each command in the socket until the one
         # before is done.
@@ -136,7 +154,13 @@ class Client(QMPClient):
         return msg
 
     async def _do_recv(self) -> Message:
-        return Message(await self._readline(), eager=False)
+        try:
+            line = await self._readline()
+        except ValueError as error:
+            raise ProtocolError(f"a message longer than {MAX_MESSAGE} bytes") from error
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return Message(line, eager=False)
 
     async def _on_message(self, msg: Message) -> None:
         try:
@@ -144,7 +168,8 @@ class Client(QMPClient):
         except (ValueError, RecursionError) as error:
             raise ProtocolError(f"a message that cannot be read: {error}") from error
         if reply.event is not None:
-            self._on_event(reply)
+            if self._on_event is not None:
+                self._on_event(reply)
         elif isinstance(reply.id, int) and reply.id in self._answers:
             self._slots.release()
             answer = self._answers.pop(reply.id)

@@ -74,13 +74,16 @@ Group = tuple[str, Mapping[str, str]]
 _MAX_GROUPS: Final = 10_000
 
 # Options without a value; every other takes the next argument, whatever that looks like.
-_FLAGS: Final = frozenset(
-    "S alt-grab async-teardown ctrl-grab curses daemonize enable-fips enable-kvm "
-    "enable-sync-profile full-screen h help mem-prealloc no-acpi no-fd-bootchk no-frame no-hpet "
-    "no-kvm no-quit no-reboot no-shutdown no-user-config nodefaults nographic nouserconfig "
-    "old-param one-insn-per-tb only-migratable portrait preconfig s semihosting singlestep "
-    "snapshot usb version win2k-hack xen-attach xen-domid-restrict".split()
-)
+# fmt: off
+_FLAGS: Final = frozenset({
+    "S", "alt-grab", "async-teardown", "ctrl-grab", "curses", "daemonize", "enable-fips",
+    "enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "mem-prealloc", "no-acpi",
+    "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-quit", "no-reboot", "no-shutdown",
+    "no-user-config", "nodefaults", "nographic", "nouserconfig", "old-param", "one-insn-per-tb",
+    "only-migratable", "portrait", "preconfig", "s", "semihosting", "singlestep", "snapshot",
+    "usb", "version", "win2k-hack", "xen-attach", "xen-domid-restrict",
+})
+# fmt: on
 # The key that a leading bare value stands for; "" where there is none.
 _FIRST_KEYS: Final = {"machine": "type", "name": "guest", "chardev": "backend", "mon": "chardev"}
 _SHORT: Final = {"M": "machine"}

@@ -6,10 +6,13 @@ References: QEMU ``docs/interop/qmp-spec.rst`` (section 2.5, asynchronous events
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Final, Self
 
 import msgspec
+
+from qvmi.errors import QvmiError
 
 __all__ = [
     "RUN_STATE_EVENTS",
@@ -144,21 +147,30 @@ def decode_event(name: str, data: Mapping[str, object], at: float) -> Event:
 class EventStream:
     """This is the sequence of events since it was opened, for one consumer.
 
-    Memory is bounded: behind a slow consumer the oldest ordinary events are dropped, and, in a
-    queue of their own, the oldest run-state events. Every drop is told: the next item is then an
+    ::
+
+        with session.events() as events:
+            async for event in events: ...
+
+    Memory is bounded: behind a slow consumer the oldest ordinary events are dropped, and, from a
+    queue of their own, the oldest run-state events. No drop is silent: the next item is then an
     `EventsLost`.
+
+    Args:
+        on_close: called once when the consumer leaves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_close: "Callable[[EventStream], None]") -> None:
+        self._on_close = on_close
         self._ordinary = deque[tuple[int, Event]](maxlen=_MAX_ORDINARY)
         self._run_state = deque[tuple[int, Event]](maxlen=_MAX_RUN_STATE)
         self._lost = {"ordinary": 0, "run_state": 0}
         self._number = 0
         self._news = asyncio.Event()
-        self._ended = False
+        self._ended: StopAsyncIteration | QvmiError | None = None
 
     def put(self, event: Event) -> None:
-        """This appends an event; never waits."""
+        """This appends an event; it never waits."""
         grave = event.name in RUN_STATE_EVENTS
         queue = self._run_state if grave else self._ordinary
         if len(queue) == queue.maxlen:
@@ -167,14 +179,35 @@ class EventStream:
         queue.append((self._number, event))
         self._news.set()
 
-    def end(self) -> None:
-        """This makes `next` return None once what is queued has been taken."""
-        self._ended = True
+    def end(self, error: QvmiError | None) -> None:
+        """This ends the stream behind what is queued: by an error, or None for a plain end."""
+        self._ended = error or StopAsyncIteration()
         self._news.set()
 
-    async def next(self) -> Event | None:
-        """This waits for the next event; None after the end."""
-        while (event := self._take()) is None and not self._ended:
+    def close(self) -> None:
+        """This stops collecting events."""
+        if self._ended is None:
+            self._on_close(self)
+            self.end(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while (event := self._take()) is None:
+            if self._ended is not None:
+                raise self._ended
             self._news.clear()
             await self._news.wait()
         return event
@@ -183,8 +216,9 @@ class EventStream:
         queues = [queue for queue in (self._run_state, self._ordinary) if queue]
         if not queues:
             return None
+        first = min(queues, key=lambda queue: queue[0][0])
         if any(self._lost.values()):
-            lost = EventsLost(name="", at=queues[0][0][1].at, **self._lost)
+            lost = EventsLost(name="", at=first[0][1].at, **self._lost)
             self._lost = dict.fromkeys(self._lost, 0)
             return lost
-        return min(queues, key=lambda queue: queue[0][0]).popleft()[1]
+        return first.popleft()[1]

@@ -1,29 +1,35 @@
 """The processes of this host, as ``/proc`` tells about them.
 
-References: proc(5), unix(7), sock_diag(7), Linux ``net/unix/diag.c``.
+References: proc(5).
 """
 
 import os
+import re
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Final
 
-__all__ = ["HostProcess", "host_process", "pids", "sockets_of", "who_has_sockets"]
+__all__ = ["HostProcess", "host_process", "pids", "socket_owners"]
 
-_MAX_CMDLINE: Final = 2 << 20  # bytes; ARG_MAX
+_PROC: Final = Path("/proc")
+_MAX_CMDLINE: Final = 2 << 20  # bytes; what execve takes (ARG_MAX)
 _MAX_PROCESSES: Final = 1 << 16
-_MAX_FDS: Final = 1 << 18  # looked at in one search; 0.2 s of work
+_MAX_FDS: Final = 1 << 16  # of one process
+_SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class HostProcess:
-    """This is a process of the host.
+    """This is a process of this host.
 
     Args:
         pid: its number in our pid namespace.
-        uid: its effective user.
-        arguments: its command line with the program first; what is not UTF-8 as surrogates.
+        uid: the user it runs as.
+        arguments: its command line, the program first; bytes that are not UTF-8 as surrogates.
     """
 
     pid: int
@@ -32,42 +38,60 @@ class HostProcess:
 
     @property
     def program(self) -> str:
-        """This is the file name of the program; empty for kernel threads and zombies."""
-        return os.path.basename(self.arguments[0]) if self.arguments else ""
+        """This is the program's file name; empty for a kernel thread or a zombie."""
+        return Path(self.arguments[0]).name if self.arguments else ""
 
     @property
     def is_qemu(self) -> bool:
-        """This tells whether the program is a QEMU system emulator, by its name."""
+        """This tells whether the program has the name of a QEMU system emulator."""
         return self.program.startswith(("qemu-system-", "qemu-kvm", "kvm"))
 
     def __str__(self) -> str:
-        return f"{self.program or 'process'} (pid {self.pid}, uid {self.uid})"
+        return f"{self.program or 'process'} (pid {self.pid})"
 
 
 def host_process(pid: int) -> HostProcess | None:
-    """This looks a process up; None when it has gone or may not be seen."""
+    """This looks a process up; None when it has gone or cannot be seen."""
+    folder = _PROC / str(pid)
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
+        with (folder / "cmdline").open("rb") as file:
             cmdline = file.read(_MAX_CMDLINE)
-        uid = os.stat(f"/proc/{pid}").st_uid
+        uid = folder.stat().st_uid
     except OSError:
         return None
-    arguments = cmdline.rstrip(b"\0").split(b"\0") if cmdline else []
-    return HostProcess(pid, uid, tuple(map(os.fsdecode, arguments)))
+    arguments = cmdline.removesuffix(b"\0").split(b"\0") if cmdline else []
+    return HostProcess(pid, uid, tuple(os.fsdecode(argument) for argument in arguments))
 
 
-def pids() -> Iterator[int]:
-    """These are the numbers of all processes that can be seen."""
+def pids() -> list[int]:
+    """These are the processes that can be seen, in rising order."""
     with suppress(OSError):
-        for _, name in zip(range(_MAX_PROCESSES), os.listdir("/proc"), strict=False):
-            if name.isdecimal():
-                yield int(name)
+        folders = islice(_PROC.iterdir(), _MAX_PROCESSES)
+        return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+    return []
 
 
-def sockets_of(pid: int) -> frozenset[int]:
-    """These are the inodes of the sockets a process has open; empty where it may not be seen."""
-    return frozenset(_socket_inodes(pid))
+def socket_owners(inodes: Collection[int], *, timeout_s: float) -> dict[int, int]:
+    """This finds the processes that have these sockets open.
+
+    Returns:
+        A pid for each socket's inode that was found in time; other users' processes hide theirs.
+    """
+    deadline = time.monotonic() + timeout_s
+    owners: dict[int, int] = {}
+    for pid in pids():
+        if len(owners) == len(inodes) or time.monotonic() > deadline:
+            break
+        for inode in _open_sockets(pid):
+            if inode in inodes:
+                owners.setdefault(inode, pid)
+    return owners
 
 
-def who_has_sockets(inodes: Collection[int]) -> dict[int, HostProcess]:
-    """This finds, for each socket inode, a process that has it open; what is not found is left out."""
+def _open_sockets(pid: int) -> Iterator[int]:
+    with suppress(OSError):
+        for descriptor in islice((_PROC / str(pid) / "fd").iterdir(), _MAX_FDS):
+            with suppress(OSError):
+                match = _SOCKET.fullmatch(str(descriptor.readlink()))
+                if match:
+                    yield int(match[1])

@@ -5,9 +5,19 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
 
-from qvmi.errors import QmpCommandFailed, QmpProtocolError, UsageError
+import msgspec
 
-__all__ = ["ANSWER_TIMEOUT_S", "Monitor"]
+from qvmi.errors import QmpCommandFailed, QmpProtocolError, UsageError
+from qvmi.qmp.events import EventStream
+
+__all__ = [
+    "ANSWER_TIMEOUT_S",
+    "CONNECT_TIMEOUT_S",
+    "NO_ARGUMENTS",
+    "Monitor",
+    "QemuVersion",
+    "parse_version",
+]
 
 ANSWER_TIMEOUT_S: Final = 5.0
 """How long an answer may take by default.
@@ -16,13 +26,51 @@ QEMU answers within a millisecond; while it writes a snapshot or starts a migrat
 lock for seconds.
 """
 
-_NO_ARGUMENTS: Final[Mapping[str, object]] = {}
+CONNECT_TIMEOUT_S: Final = 3.0
+"""How long the connection and the greeting may take; QEMU needs a millisecond."""
+
+NO_ARGUMENTS: Final[Mapping[str, object]] = {}
+"""The arguments of a command that has none."""
 
 # The human monitor has no error channel; these are the forms its refusals take.
 # References: QEMU monitor/hmp.c (handle_hmp_command, monitor_parse_arguments),
 # monitor/hmp-cmds.c (hmp_handle_error).
 _REFUSAL_STARTS: Final = ("unknown command: ", "Error: ", "Command '", 'Command "')
 _REFUSAL_END: Final = '" for more information\n'
+
+
+class QemuVersion(msgspec.Struct, frozen=True, order=True):
+    """This is a release of QEMU, such as 7.2.22; later ones are greater.
+
+    Args:
+        package: what the distributor adds, such as ``Debian 1:7.2+dfsg-7+deb12u18``.
+    """
+
+    major: int
+    minor: int
+    micro: int
+    package: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.micro}"
+
+
+class _Version(msgspec.Struct, frozen=True):
+    qemu: dict[str, int]
+    package: str = ""
+
+
+def parse_version(value: object) -> QemuVersion:
+    """This reads the answer to ``query-version``, which is also part of the greeting.
+
+    Raises:
+        QmpProtocolError: it has not the documented form.
+    """
+    try:
+        version = msgspec.convert(value, _Version)
+        return msgspec.convert({**version.qemu, "package": version.package}, QemuVersion)
+    except msgspec.ValidationError as error:
+        raise QmpProtocolError("query-version", str(error)) from error
 
 
 class Monitor(ABC):
@@ -33,11 +81,16 @@ class Monitor(ABC):
     def target(self) -> str:
         """This is the address, as errors name it."""
 
+    @property
+    @abstractmethod
+    def version(self) -> QemuVersion:
+        """This is QEMU's release, known since the conversation began."""
+
     @abstractmethod
     async def execute(
         self,
         command: str,
-        arguments: Mapping[str, object] = _NO_ARGUMENTS,
+        arguments: Mapping[str, object] = NO_ARGUMENTS,
         *,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> object:
@@ -57,6 +110,22 @@ class Monitor(ABC):
     @abstractmethod
     def peer_pid(self) -> int | None:
         """This is the process that listens at the other end; None where that cannot be known."""
+
+    @property
+    @abstractmethod
+    def run_state_events(self) -> Mapping[str, int]:
+        """This counts the `RUN_STATE_EVENTS` so far, by name; empty where events cannot be had.
+
+        It is as up to date as the event loop, and misses none however slow its reader is.
+        """
+
+    @abstractmethod
+    def events(self) -> EventStream:
+        """This opens a stream of the events from now on; each stream is bounded.
+
+        Raises:
+            UsageError: this way to QEMU has no events.
+        """
 
     @abstractmethod
     async def close(self) -> None:

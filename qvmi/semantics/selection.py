@@ -11,7 +11,7 @@ from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
 
-__all__ = ["Choices", "select"]
+__all__ = ["Choices", "remember", "select"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +35,14 @@ def select(view: View, choices: Choices) -> LinuxGuest:
     """
     kernel: Kernel = discover(view, cache=choices.cache, symbols=choices.symbols)
     return LinuxGuest(view, kernel)
+
+
+def remember(guest: LinuxGuest, choices: Choices) -> None:
+    """This keeps what was learned of a guest's kernel for the next attach; losing it costs time only.
+
+    Raises:
+        OSError: the profile cannot be written.
+    """
+    profile = guest.kernel.profile
+    if choices.cache is not None and profile is not None and profile.changed:
+        choices.cache.save(profile, guest.kernel.image.start)

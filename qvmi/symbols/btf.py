@@ -4,27 +4,31 @@ References: Linux Documentation/bpf/btf.rst and include/uapi/linux/btf.h; split 
 Linux kernel/bpf/btf.c (``btf_parse_module``): ids and string offsets go on behind the base's.
 """
 
+import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from struct import Struct
-from struct import error as StructError
 from typing import Final, NamedTuple
 
 from qvmi.errors import CorruptTable
+from qvmi.symbols.btf_strings import BtfStrings
 
 __all__ = ["BTF_MAGIC", "Btf", "BtfKind", "BtfMember", "BtfType", "btf_size"]
 
 BTF_MAGIC: Final = b"\x9f\xeb\x01"
 """The first bytes of little-endian BTF of version 1."""
 
-MAX_BTF_SIZE: Final = 64 << 20
+MAX_BTF_SIZE: Final = 32 << 20
 """A distribution's kernel has 3 to 6 MiB: bounds what a lying guest costs."""
 
 _MAX_DEPTH: Final = 32
-"""Typedefs, qualifiers and anonymous structs nest a few levels deep; deeper is a loop."""
+"""Typedefs and qualifiers chain a few links long; a longer chain is a loop."""
+
+_MAX_CANDIDATES: Final = 1 << 20
+"""A number that is a name's offset stands in the types a few thousand times for other reasons."""
 
 _HEADER: Final = Struct("<HBBIIIII")
 _TYPE: Final = Struct("<III")
@@ -131,6 +135,11 @@ class _Sections:
     strings: int
     strings_end: int
 
+    @property
+    def size(self) -> int:
+        """This is where the later of them ends."""
+        return max(self.types_end, self.strings_end)
+
 
 def btf_size(header: bytes) -> int:
     """This is the size of a whole BTF, told by its first 24 bytes.
@@ -138,7 +147,7 @@ def btf_size(header: bytes) -> int:
     Raises:
         CorruptTable: these bytes are no BTF header.
     """
-    return _sections(header).strings_end
+    return _sections(header).size
 
 
 class Btf:
@@ -154,41 +163,29 @@ class Btf:
 
     def __init__(self, data: bytes, base: "Btf | None" = None) -> None:
         sections = _sections(data)
-        if sections.strings_end > len(data):
-            problem = f"needs {sections.strings_end} bytes, there are {len(data)}"
-            raise CorruptTable("BTF", problem)
+        if sections.size > len(data):
+            raise CorruptTable("BTF", f"needs {sections.size} bytes, there are {len(data)}")
         self.base = base
         self._types = data[sections.types : sections.types_end]
-        self._strings = data[sections.strings : sections.strings_end]
+        names = data[sections.strings : sections.strings_end]
+        self.strings: BtfStrings = BtfStrings(names, None if base is None else base.strings)
         self._first_id = 1 if base is None else len(base)
-        self._first_string = 0 if base is None else base.strings_size
 
     def __len__(self) -> int:
         """This is the number of type ids, void and those of the base included."""
         return self._first_id + len(self._offsets)
-
-    @property
-    def strings_size(self) -> int:
-        """This is the number of string offsets, those of the base included."""
-        return self._first_string + len(self._strings)
 
     def own_ids(self) -> range:
         """These are the type ids that this BTF itself defines."""
         return range(self._first_id, len(self))
 
     def string(self, offset: int) -> str:
-        """This is the string at an offset.
+        """This is the name at an offset.
 
         Raises:
-            CorruptTable: there is none.
+            CorruptTable: there is none, or it is too long for one.
         """
-        if self.base is not None and offset < self._first_string:
-            return self.base.string(offset)
-        start = offset - self._first_string
-        end = self._strings.find(0, start)
-        if not 0 <= start <= end:
-            raise CorruptTable("BTF strings", f"no string at {offset}")
-        return self._strings[start:end].decode("utf-8", "backslashreplace")
+        return self.strings.at(offset)
 
     def type(self, type_id: int) -> BtfType:
         """This is the type with an id.
@@ -211,11 +208,12 @@ class Btf:
         Raises:
             CorruptTable: they form a loop.
         """
+        behind = type_id
         for _ in range(_MAX_DEPTH):
-            found = self.type(type_id)
+            found = self.type(behind)
             if found.kind not in TRANSPARENT:
-                return type_id
-            type_id = found.size_or_type
+                return behind
+            behind = found.size_or_type
         raise CorruptTable("BTF", f"type {type_id} is defined by itself")
 
     def owner(self, type_id: int) -> "Btf":
@@ -228,7 +226,7 @@ class Btf:
         """These are 32-bit words that follow the common part of one of this BTF's own records."""
         try:
             return Struct(f"<{count}I").unpack_from(self._types, record.offset)
-        except StructError as error:
+        except struct.error as error:
             raise CorruptTable("BTF", f"{record.name}: cut off") from error
 
     def members(self, record: BtfType) -> Iterator[BtfMember]:
@@ -247,25 +245,37 @@ class Btf:
             else:
                 yield BtfMember(self.string(name), type_id, place, 0)
 
-    def find_compound(self, name: str) -> BtfType | None:
-        """This finds a struct or union with members by its name, by searching for its bytes.
+    def records(self, kinds: Container[int]) -> Iterator[tuple[int, BtfType]]:
+        """This iterates this BTF's own types of some kinds with their ids, decoding no others.
 
-        It decodes nothing else, which makes a first answer possible in about a millisecond.
+        Raises:
+            CorruptTable: a record is cut off or names no string.
         """
-        name_offset = self._string_offset(name.encode())
+        for type_id, at in zip(self.own_ids(), self._offsets, strict=True):
+            if _TYPE.unpack_from(self._types, at)[1] >> 24 & 0x1F in kinds:
+                yield type_id, self._record(at)
+
+    def find_compound(self, name: str) -> BtfType | None:
+        """This finds a struct or union with members that this BTF itself defines, by its name.
+
+        It searches for the name's bytes and decodes nothing else, which makes a first answer
+        possible in about a millisecond.
+
+        Raises:
+            CorruptTable: the types hold the name's offset over and over, and no such type.
+        """
+        name_offset = self.strings.offset_of(name)
         if name_offset is None:
             return None
         wanted = Struct("<I").pack(name_offset)
         at = self._types.find(wanted)
-        while at >= 0:
+        for _ in range(_MAX_CANDIDATES):
+            if at < 0:
+                return None
             if at % 4 == 0 and self._looks_compound(at):
                 return self._record(at)
             at = self._types.find(wanted, at + 1)
-        return None
-
-    def _string_offset(self, name: bytes) -> int | None:
-        at = self._strings.find(b"\0" + name + b"\0")
-        return None if at < 0 else at + 1 + self._first_string
+        raise CorruptTable("BTF", f"{name!r} occurs more than {_MAX_CANDIDATES} times")
 
     def _looks_compound(self, at: int) -> bool:
         """This tells whether a struct or union with sane members begins at an offset."""
@@ -275,20 +285,22 @@ class Btf:
             if info >> 24 & 0x1F not in _COMPOUND or not vlen:
                 return False
             first, last = at + _TYPE.size, at + _TYPE.size + (vlen - 1) * _MEMBER.size
-            for member in (first, last):
-                name, _, place = _MEMBER.unpack_from(self._types, member)
-                bits = place & 0xFFFFFF if info >> 31 else place
-                if name >= self.strings_size or bits > 8 * size:
-                    return False
-        except StructError:
+            return all(
+                self.strings.begins_at(name)
+                and (place & 0xFFFFFF if info >> 31 else place) <= 8 * size
+                for name, _, place in (
+                    _MEMBER.unpack_from(self._types, first),
+                    _MEMBER.unpack_from(self._types, last),
+                )
+            )
+        except struct.error:
             return False
-        return True
 
     def _record(self, at: int) -> BtfType:
         try:
             name, info, size = _TYPE.unpack_from(self._types, at)
             kind = BtfKind(info >> 24 & 0x1F)
-        except (StructError, ValueError) as error:
+        except (struct.error, ValueError) as error:
             raise CorruptTable("BTF", f"no type at offset {at}") from error
         text = self.string(name) if name else ""
         return BtfType(kind, text, size, info & 0xFFFF, bool(info >> 31), at + _TYPE.size)
@@ -319,6 +331,6 @@ def _sections(data: bytes) -> _Sections:
     _, _, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)
     types, strings = header + type_off, header + str_off
     sections = _Sections(types, types + type_len, strings, strings + str_len)
-    if header < _HEADER.size or max(sections.types_end, sections.strings_end) > MAX_BTF_SIZE:
+    if header < _HEADER.size or sections.size > MAX_BTF_SIZE:
         raise CorruptTable("BTF", f"impossible header: {data[: _HEADER.size].hex(' ')}")
     return sections

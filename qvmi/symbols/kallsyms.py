@@ -28,20 +28,25 @@ __all__ = [
     "names_end",
 ]
 
-MAX_SYMBOLS: Final = 2_000_000
+MAX_SYMBOLS: Final = 1_000_000
 """More symbols than any kernel has (7.x: under 200,000): bounds what a lying guest costs."""
 
 TOKENS: Final = 256
 MARKER_STEP: Final = 256
 """``kallsyms_markers`` holds the offset of every 256th name."""
 
-MAX_NAME_TOKENS: Final = 512
+MAX_NAME: Final = 512
 """``KSYM_NAME_LEN``, the longest name in characters; a token stands for at least one."""
+
+MAX_NAMES_SIZE: Final = 32 << 20
+"""Bytes; the compressed names of a distribution's kernel take 1 to 3 MiB."""
 
 SEQ_SIZE: Final = 3
 """``kallsyms_seqs_of_names`` holds 24-bit numbers, the highest byte first."""
 
 _ADDRESS_MASK: Final = (1 << 64) - 1
+_KERNEL_HALF: Final = 1 << 63
+"""Below it there are no kernel addresses; symbols there are offsets into per-CPU areas."""
 
 ReadVirtual = Callable[[Va, int], bytes]
 """Reads exactly so many bytes at a kernel virtual address, or raises MemoryFault."""
@@ -160,7 +165,7 @@ class Kallsyms:
         Raises:
             CorruptTable: the name tables contradict themselves.
         """
-        wanted = name.encode("utf-8", "surrogateescape")
+        wanted = name.encode("utf-8", "backslashreplace")
         index = self._search_index(wanted) if self._seqs else self._by_name.get(wanted)
         return None if index is None else self.address_at(index)
 
@@ -173,9 +178,13 @@ class Kallsyms:
         return self._text_at(index)[1:]
 
     def nearest(self, va: Va) -> KernelSymbol | None:
-        """This is the last symbol at or below an address; None below the first."""
+        """This is the first of those at the last address up to this one.
+
+        Returns:
+            None in front of the kernel's first symbol and behind its last, which marks its end.
+        """
         position = bisect_right(self._addresses, va)
-        if not position:
+        if not position or va > self._addresses[-1]:
             return None
         first_of_address = bisect_left(self._addresses, self._addresses[position - 1])
         return self.at(self._index_by_address[first_of_address])
@@ -184,34 +193,60 @@ class Kallsyms:
         """This iterates all symbols in the order of ``/proc/kallsyms``.
 
         Raises:
-            CorruptTable: the names do not end where the markers say.
+            CorruptTable: the names do not lie where the markers say, or are too long.
         """
         for index, text in enumerate(self._texts):
             decoded = text.decode("ascii", "backslashreplace")
             yield KernelSymbol(self.address_at(index), decoded[:1], decoded[1:])
 
+    def addresses(self) -> dict[str, Va]:
+        """This is the address of every name, in the order of ``/proc/kallsyms``.
+
+        Of several symbols of one name it is the first, as for :meth:`find`.
+
+        Raises:
+            CorruptTable: the names do not lie where the markers say, or are too long.
+        """
+        found: dict[str, Va] = {}
+        for index, text in enumerate(self._texts):
+            found.setdefault(text[1:].decode("ascii", "backslashreplace"), self.address_at(index))
+        return found
+
     @cached_property
     def _texts(self) -> list[bytes]:
         """All names decoded, each with its type letter in front."""
-        names, tokens, long_names = self._names, self._tokens, self.tables.long_names
-        token, join = tokens.__getitem__, b"".join
         texts: list[bytes] = []
         offset = 0
+        for block, marker in enumerate(self._markers):
+            if offset != marker:
+                problem = f"name {len(texts)} lies at {offset}, not at {marker}"
+                raise CorruptTable("kallsyms_markers", problem)
+            offset = self._decode(offset, min(MARKER_STEP, len(self) - MARKER_STEP * block), texts)
+        return texts
+
+    def _decode(self, offset: int, count: int, texts: list[bytes]) -> int:
+        """This appends so many names from an offset on, and returns the offset behind them."""
+        names, long_names = self._names, self.tables.long_names
+        token, join, total = self._tokens.__getitem__, b"".join, 0
         try:
-            for index in range(self.tables.count):
-                if not index & (MARKER_STEP - 1) and offset != self._markers[index >> 8]:
-                    problem = f"name {index} lies at {offset}, not {self._markers[index >> 8]}"
-                    raise CorruptTable("kallsyms_markers", problem)
+            for _ in range(count):
                 length = names[offset]
                 offset += 1
                 if length & 0x80 and long_names:
                     length = (length & 0x7F) | names[offset] << 7
                     offset += 1
-                texts.append(join(map(token, names[offset : offset + length])))
+                if length > MAX_NAME:
+                    raise CorruptTable("kallsyms_names", f"name {len(texts)}: {length} tokens")
+                text = join(map(token, names[offset : offset + length]))
+                texts.append(text)
+                total += len(text)
                 offset += length
         except IndexError as error:
             raise CorruptTable("kallsyms_names", f"ends within name {len(texts)}") from error
-        return texts
+        if offset > len(names) or total > count * MAX_NAME:
+            problem = f"names up to {len(texts)} end at {offset} and have {total} characters"
+            raise CorruptTable("kallsyms_names", problem)
+        return offset
 
     @cached_property
     def _by_name(self) -> dict[bytes, int]:
@@ -223,8 +258,12 @@ class Kallsyms:
 
     @cached_property
     def _index_by_address(self) -> list[int]:
-        """Symbol numbers by rising address; the table itself is, but for per-CPU symbols."""
-        return sorted(range(self.tables.count), key=self.address_at)
+        """The numbers of symbols at kernel addresses, by rising address."""
+        addresses = list(map(self.address_at, range(self.tables.count)))
+        at_kernel_addresses = (
+            index for index, address in enumerate(addresses) if address >= _KERNEL_HALF
+        )
+        return sorted(at_kernel_addresses, key=addresses.__getitem__)
 
     @cached_property
     def _addresses(self) -> "array[int]":
@@ -232,23 +271,15 @@ class Kallsyms:
 
     def _text_at(self, index: int) -> bytes:
         """This decodes one name with its type letter, skipping at most 255 names before it."""
-        names, long_names = self._names, self.tables.long_names
+        found: list[bytes] = []
+        within = index % MARKER_STEP
         try:
-            offset = self._markers[index >> 8]
-            for _ in range(index & (MARKER_STEP - 1)):
-                length = names[offset]
-                if length & 0x80 and long_names:
-                    offset += 2 + ((length & 0x7F) | names[offset + 1] << 7)
-                else:
-                    offset += 1 + length
-            length = names[offset]
-            offset += 1
-            if length & 0x80 and long_names:
-                length = (length & 0x7F) | names[offset] << 7
-                offset += 1
-            return b"".join(map(self._tokens.__getitem__, names[offset : offset + length]))
+            marker = self._markers[index // MARKER_STEP]
+            start = names_end(self._names, marker, within, long_names=self.tables.long_names)
         except IndexError as error:
             raise CorruptTable("kallsyms_names", f"name {index} lies outside") from error
+        self._decode(start, 1, found)
+        return found[0]
 
     def _sorted_name(self, position: int) -> tuple[bytes, int]:
         """This is the name at a place of the alphabetical index, and its symbol's number."""
@@ -293,11 +324,11 @@ def _read_tokens(read: ReadVirtual, tables: KallsymsTables) -> tuple[bytes, ...]
     index: tuple[int, ...] = Struct(f"<{TOKENS}H").unpack(read(tables.token_index, 2 * TOKENS))
     if sorted(index) != list(index):
         raise CorruptTable("kallsyms_token_index", "its offsets do not rise")
-    table = read(tables.token_table, index[-1] + MAX_NAME_TOKENS)
+    table = read(tables.token_table, index[-1] + MAX_NAME)
     tokens = []
     for number, offset in enumerate(index):
         end = table.find(0, offset)
-        if not 0 <= end - offset <= MAX_NAME_TOKENS:
+        if not 0 <= end - offset <= MAX_NAME:
             raise CorruptTable("kallsyms_token_table", f"token {number} has no end")
         tokens.append(table[offset:end])
     return tuple(tokens)
@@ -305,11 +336,10 @@ def _read_tokens(read: ReadVirtual, tables: KallsymsTables) -> tuple[bytes, ...]
 
 def _read_names(read: ReadVirtual, tables: KallsymsTables, *, last_marker: int) -> bytes:
     """This reads the compressed names; what lies behind them in memory bounds their size."""
-    tail = max(0, (tables.count - 1) % MARKER_STEP + 1) * (MAX_NAME_TOKENS + 2)
-    size = last_marker + tail
+    size = last_marker + ((tables.count - 1) % MARKER_STEP + 1) * (MAX_NAME + 2)
     if tables.markers > tables.names:
         size = min(size, tables.markers - tables.names)
-    if size > MAX_SYMBOLS * MAX_NAME_TOKENS:
+    if size > MAX_NAMES_SIZE:
         raise CorruptTable("kallsyms_markers", f"the last marker is {last_marker}")
     try:
         return read(tables.names, size)

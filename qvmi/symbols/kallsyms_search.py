@@ -31,8 +31,8 @@ _MIN_SYMBOLS: Final = 10_000
 _MAX_NAMES_SIZE: Final = 16 << 20
 """Compressed names of a distribution's kernel take 1 to 3 MiB."""
 _MIN_BLOCK: Final = 2 * MARKER_STEP
-_MAX_BLOCK: Final = 64 * MARKER_STEP
-"""What 256 names take: 2 to 64 bytes each on average (measured: 8 to 14)."""
+_MAX_BLOCK: Final = 256 * MARKER_STEP
+"""What 256 names take: 2 to 256 bytes each on average (measured: 8 to 67; Rust has the longest)."""
 _MAX_FALSE_MARKERS: Final = 4
 """Bytes behind the markers may pass for some more of them."""
 _ADDRESS_SAMPLES: Final = 256
@@ -254,7 +254,8 @@ def _fit_offsets(image: ImageBytes, known: KnownTables) -> tuple[Va, Va, Address
     behind_tokens = known.token_index + 2 * TOKENS
     base_before = (known.names - 4) // 8 * 8 - 8
     candidates = [(base_before - _aligned(size, 8), base_before)]
-    for alignment in (8, 4):
+    # The nearest place first: one entry further on, place-relative offsets fit as well.
+    for alignment in (4, 8):
         at = _aligned(behind_tokens, alignment)
         candidates += [(at, _aligned(at + size, 8)), (at, 0)]
     rated = [
@@ -272,9 +273,7 @@ def _fit_offsets(image: ImageBytes, known: KnownTables) -> tuple[Va, Va, Address
     return Va(offsets), Va(base), addressing
 
 
-def _fit(
-    image: ImageBytes, offsets: Va, count: int, base_at: Va, addressing: Addressing
-) -> float:
+def _fit(image: ImageBytes, offsets: Va, count: int, base_at: Va, addressing: Addressing) -> float:
     """This rates a place: the share of sampled addresses that lie in the image and rise."""
     try:
         base = _u64(image, base_at) if base_at else 0

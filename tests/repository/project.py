@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ROOT", "Outcome", "Project"]
+from tests.repository.tree import ROOT
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+__all__ = ["Outcome", "Project"]
 
 # A pytest run over three one-line tests; a minute means it hangs.
 _DEADLINE_S: Final = 60

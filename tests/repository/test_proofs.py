@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from tests.proofs import PROOFS_FILE, load_requirements, proof_size
-from tests.repository.project import ROOT, Project
+from tests.repository.project import Project
+from tests.repository.tree import ROOT
 
 PROOFS = """
     [[requirement]]

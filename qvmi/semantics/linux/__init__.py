@@ -1,0 +1,1 @@
+"""Linux, one file for each subsystem, named as the kernel names it."""

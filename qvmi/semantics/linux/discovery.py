@@ -66,6 +66,7 @@ class Kernel:
         banner: its own banner line.
         build_id: hexadecimal; empty where there is none.
         link_start: where the image would start without KASLR.
+        banner_address: where the banner lies.
         evidence: why this is believed.
     """
 
@@ -76,7 +77,15 @@ class Kernel:
     banner: bytes
     build_id: str
     link_start: Va
+    banner_address: Va
     evidence: tuple[Evidence, ...]
+
+    def still_there(self) -> bool:
+        """This tells whether memory still holds this kernel's banner where it was."""
+        try:
+            return self.space.read(self.banner_address, len(self.banner)) == self.banner
+        except MemoryFault:
+            return False
 
     @property
     def slide(self) -> int:
@@ -237,6 +246,7 @@ def _with_profile(
         banner=banner,
         build_id=profile.build_id,
         link_start=profile.link_start,
+        banner_address=profile.banner_address,
         evidence=evidence,
     )
     _check_first_task(kernel)
@@ -260,7 +270,7 @@ def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> 
             *direct_map,
         )
         kernel = Kernel(
-            image, space, symbols, None, banner, "", start or DEFAULT_LINK_START, evidence
+            image, space, symbols, None, banner, "", start or DEFAULT_LINK_START, at, evidence
         )
         _check_first_task(kernel)
     except (SymbolsError, MemoryFault) as error:

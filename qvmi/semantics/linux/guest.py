@@ -6,9 +6,11 @@ from typing import TypeVar
 
 import msgspec
 
+from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
 from qvmi.semantics.linux.discovery import Kernel
 from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.task import Tasks
@@ -86,6 +88,19 @@ class LinuxGuest:
             WalkFailed: the list cannot be walked at all.
         """
         return self._listing(time.time(), self._modules.modules())
+
+    def user_space(self, process: Process) -> AddressSpace:
+        """This is the address space of a process.
+
+        Raises:
+            WalkFailed: it has none (kernel threads, zombies), or it is gone.
+            SymbolsError: the profile lacks what this needs.
+        """
+        return user_space(self.kernel.space, self.kernel.symbols, process.address)
+
+    def still_runs(self) -> bool:
+        """This tells whether the kernel is still where it was found, as after no kexec or reset."""
+        return self.kernel.still_there()
 
     @cached_property
     def _tasks(self) -> Tasks:

@@ -5,11 +5,9 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from tests.guests.lab.errors import LabError
-from tests.guests.lab.monitor import connect_when_there
 
 __all__ = ["Control", "GuestRefused", "Row"]
 
@@ -30,11 +28,6 @@ class Control:
     stream: socket.socket
     pending: bytearray = field(default_factory=bytearray)
     number: int = 0
-
-    @classmethod
-    def connect(cls, path: Path, *, deadline: float) -> Self:
-        """This waits until QEMU listens on the port's socket."""
-        return cls(connect_when_there(path, deadline=deadline))
 
     def close(self) -> None:
         """This hangs up; the guest notices nothing."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.guests.lab import saved_state
@@ -30,6 +31,10 @@ START_SECONDS = 60.0
 
 def _silent(_message: str) -> None:
     """Say nothing."""
+
+
+def _leave_empty(_folder: Path) -> None:
+    """Put nothing into the folder of a guest that boots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,7 @@ class Lab:
         """
         with ExitStack() as stack:
             files = self._files(config, stack)
-            arguments = (*qemu_arguments(config, files), *(("-S",) if paused else ()))
-            guest = stack.enter_context(self._started(config, files, arguments))
+            guest = stack.enter_context(self._started(config, files, ("-S",) if paused else ()))
             if until == "ready" and config.kernel is not None and not paused:
                 self._wait_until_ready(guest)
             yield guest
@@ -79,13 +83,19 @@ class Lab:
         with ExitStack() as stack:
             files = self._files(config, stack)
             saved = stack.enter_context(self._frozen(config, files))
-            saved_state.copy_in(config, saved, files.folder)
-            arguments = (*qemu_arguments(config, files), "-incoming", "defer")
-            guest = stack.enter_context(self._started(config, files, arguments))
+            frozen = partial(saved_state.copy_in, config, saved)
+            incoming = ("-incoming", "defer")
+            guest = stack.enter_context(self._started(config, files, incoming, prepare=frozen))
             saved_state.load_state(guest.monitor, config, saved)
             if not paused:
                 guest.monitor.execute("cont")
             yield guest
+
+    def provide(self, series: str) -> str:
+        """This makes kernel and initramfs of a series ready, and says which version they are."""
+        with kernel_in_use(series, self.cache, self.say) as kernel:
+            root = initramfs_for(kernel, self.cache, self.say)
+            return f"{kernel.package} {kernel.version}, {root.path.name}"
 
     def _files(self, config: GuestConfig, stack: ExitStack) -> MachineFiles:
         """Provide kernel and initramfs, kept from replacement while the stack is open."""
@@ -98,9 +108,7 @@ class Lab:
         if config.kernel is not None:
             kernel = stack.enter_context(kernel_in_use(config.kernel, self.cache, self.say))
             root = initramfs_for(kernel, self.cache, self.say)
-        size = sum(block.size for block in ram_blocks(config) if block.file_name)
         return MachineFiles(
-            folder=make_folder(size),
             kernel=kernel.image if kernel else None,
             initramfs=root.path if root else None,
             accelerator=accelerator(),
@@ -108,20 +116,29 @@ class Lab:
 
     @contextmanager
     def _started(
-        self, config: GuestConfig, files: MachineFiles, arguments: tuple[str, ...]
+        self,
+        config: GuestConfig,
+        files: MachineFiles,
+        more: tuple[str, ...],
+        *,
+        prepare: Callable[[Path], None] = _leave_empty,
     ) -> Iterator[Guest]:
         start = time.monotonic()
-        process = QemuProcess.start(arguments, files.folder)
-        deadline = start + START_SECONDS
+        folder = make_folder(sum(block.size for block in ram_blocks(config) if block.file_name))
+        prepare(folder)
+        process = QemuProcess.start((*qemu_arguments(config, files, folder), *more), folder)
+        deadline = time.monotonic() + START_SECONDS
         with ExitStack() as undo:
             undo.callback(process.end)
-            try:
-                control = Control.connect(files.folder / "control.sock", deadline=deadline)
-                monitor = Monitor.connect(files.folder / "monitor.sock", deadline=deadline)
-            except LabError as error:
-                raise LabError(f"QEMU did not start:\n{process.log()}", fix=error.fix) from error
+            control = process.connect("control.sock", deadline=deadline)
+            undo.callback(control.close)
+            monitor = process.connect("monitor.sock", deadline=deadline)
+            undo.callback(monitor.close)
+            guest = Guest(
+                config, process, files.accelerator, Monitor.over(monitor), Control(control)
+            )
             undo.pop_all()
-        with Guest(config, process, files.accelerator, monitor, control) as guest:
+        with guest:
             guest.timings["start"] = time.monotonic() - start
             yield guest
 
@@ -143,24 +160,20 @@ class Lab:
         if config.kernel is None or files.initramfs is None:
             raise LabError("firmware alone has no population to freeze", fix="boot it")
         slot = digest_of(repr(config), files.accelerator)
-        arguments = qemu_arguments(config, self._nameless(files))
+        arguments = qemu_arguments(config, files, Path("FOLDER"))
         wanted = digest_of(*arguments, files.initramfs.name, qemu_version())
         with self.cache.locked(f"state-{slot}"):
             folder = self.cache.folder("states", slot)
             if read_record(folder).get("digest") != wanted:
                 forget(folder)
-                self._freeze(config, self.cache.folder("states", slot))
+                self._freeze(config, files, self.cache.folder("states", slot))
                 write_record(folder, {"digest": wanted, "config": config.name})
         with self.cache.locked(f"state-{slot}", shared=True):
             yield folder
 
-    @staticmethod
-    def _nameless(files: MachineFiles) -> MachineFiles:
-        """Take the one part out of the command line that differs from guest to guest."""
-        return MachineFiles(Path("FOLDER"), files.kernel, files.initramfs, files.accelerator)
-
-    def _freeze(self, config: GuestConfig, target: Path) -> None:
-        with self.boot(config) as guest:
+    def _freeze(self, config: GuestConfig, files: MachineFiles, target: Path) -> None:
+        with self._started(config, files, ()) as guest:
+            self._wait_until_ready(guest)
             start = time.monotonic()
             saved_state.save_state(guest.monitor, config, guest.folder, target)
             took = time.monotonic() - start

@@ -21,7 +21,7 @@ DEBIAN_SUITES = re.compile(
     r"(?:old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke"
 )
 SECURITY_SUITE = re.compile(r".+-security")
-UNPACK_VERSION = "2"
+UNPACK_VERSION = "3"
 """Changes when what is kept of a package changes, so that older folders are made anew."""
 
 
@@ -97,13 +97,15 @@ def kernel_in_use(
 
 def _kernel_of(record: dict[str, str], cache: Cache) -> Kernel:
     root = cache.root / "kernels" / record["series"] / "root"
+    modules = next(root.glob(f"**/lib/modules/{record['release']}"))
+    image = root / "boot" / f"vmlinuz-{record['release']}"
     return Kernel(
         series=record["series"],
         package=record["package"],
         version=record["version"],
         release=record["release"],
-        image=root / "boot" / f"vmlinuz-{record['release']}",
-        modules=next(root.glob(f"**/lib/modules/{record['release']}")),
+        image=image if image.exists() else modules / "vmlinuz",  # Debian moved it between 6.12 and 7.2
+        modules=modules,
     )
 
 
@@ -114,6 +116,8 @@ def _provide(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> 
     try:
         apt = private_apt(series, cache)
         apt.refresh()
+        if record.get("unpack") == UNPACK_VERSION and float(record["resolved"]) >= apt.last_refresh:
+            return
         packages = _kernel_packages(series, apt)
     except LabError as error:
         if record.get("unpack") != UNPACK_VERSION:
@@ -121,7 +125,9 @@ def _provide(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> 
         say(f"kernel {series.name}: using {record['version']} from the cache, because {error.problem}")
         return
     wanted = digest_of(UNPACK_VERSION, *(f"{p.name}={p.version} {p.sha256}" for p in packages))
+    resolved = {"resolved": str(apt.last_refresh)}
     if record.get("digest") == wanted:
+        write_record(folder, record | resolved)
         return
     forget(folder)
     _unpack(apt, packages, cache.folder("kernels", series.name) / "root")
@@ -136,6 +142,7 @@ def _provide(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> 
             "release": _release_of(image),
             "digest": wanted,
             "unpack": UNPACK_VERSION,
+            **resolved,
         },
     )
     say(f"kernel {series.name}: {image.name} {image.version} from {series.suite}")

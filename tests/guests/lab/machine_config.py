@@ -89,16 +89,13 @@ class RamBlock:
 
 @dataclass(frozen=True, slots=True)
 class MachineFiles:
-    """These are the files one running machine is made of.
+    """This is what machines of one configuration share.
 
     Attributes:
-        folder: the machine's own; sockets, RAM files and logs live there.
-        kernel: the bzImage, None for firmware alone.
+        kernel: the bzImage, None for firmware alone; `initramfs` likewise.
         accelerator: ``kvm`` or ``tcg``.
-        port: for QMP on TCP; 0 lets QEMU choose.
     """
 
-    folder: Path
     kernel: Path | None
     initramfs: Path | None
     accelerator: str
@@ -119,14 +116,17 @@ def ram_blocks(config: GuestConfig) -> tuple[RamBlock, ...]:
     return ()
 
 
-def qemu_arguments(config: GuestConfig, files: MachineFiles) -> tuple[str, ...]:
-    """This is the command line, without what only a restored or paused machine adds."""
+def qemu_arguments(config: GuestConfig, files: MachineFiles, folder: Path) -> tuple[str, ...]:
+    """This is the command line, without what only a restored or paused machine adds.
+
+    Sockets, RAM files and logs live in `folder`.
+    """
     return (
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-no-reboot", "-name", config.name.replace(",", " "), "-accel", files.accelerator),
+        *("-no-reboot", "-name", f"guest={config.name.replace(',', ',,')}", "-accel", files.accelerator),
         *("-cpu", config.cpu, "-smp", str(config.cpus)),
-        *_memory_arguments(config, files.folder),
-        *_port_arguments(config, files.folder),
+        *_memory_arguments(config, folder),
+        *_port_arguments(config, folder),
         *_kernel_arguments(config, files),
         *config.extra,
     )

@@ -11,7 +11,7 @@ from tests.guests.lab.errors import LabError
 
 __all__ = ["MODULES_AT_BOOT", "MODULES_AT_HAND", "KernelModule", "modules_with_needs"]
 
-MODULES_AT_BOOT = ("nf_tables", "fuse", "dummy", "veth", "overlay", "libcrc32c")
+MODULES_AT_BOOT = ("nf_tables", "fuse", "dummy", "veth", "overlay", "loop", "bridge")
 """Loaded at boot where the kernel has them as modules; with their needs at least five on every series."""
 
 MODULES_AT_HAND = ("ifb", "tun", "macvlan")

@@ -8,7 +8,6 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,9 +39,8 @@ class Monitor:
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
 
     @classmethod
-    def connect(cls, path: Path, *, deadline: float) -> Self:
-        """This waits until QEMU listens on the socket; `deadline` is in time.monotonic's seconds."""
-        stream = connect_when_there(path, deadline=deadline)
+    def over(cls, stream: socket.socket) -> Self:
+        """This takes QEMU's greeting on a fresh connection and answers it."""
         monitor = cls(stream)
         monitor._read()
         monitor.execute("qmp_capabilities")
@@ -118,20 +116,3 @@ class Monitor:
 
 def _gone() -> LabError:
     return LabError("QEMU hung up or is silent", fix="read qemu.log and console.log of the guest")
-
-
-def connect_when_there(path: Path, *, deadline: float) -> socket.socket:
-    """This connects to a Unix socket as soon as somebody listens on it."""
-    while True:
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            stream.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            stream.close()
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"nobody listens on {path}", fix="read qemu.log of the guest"
-                ) from error
-            time.sleep(0.002)  # a socket's appearance can only be polled for; the deadline bounds it
-        else:
-            return stream

@@ -61,6 +61,12 @@ class PrivateApt:
     optional: tuple[AptSource, ...]
     keyring: Path
 
+    @property
+    def last_refresh(self) -> float:
+        """This is when the package lists were last fetched, in seconds of the epoch; 0 for never."""
+        stamp = self.folder / "refreshed"
+        return stamp.stat().st_mtime if stamp.exists() else 0.0
+
     def refresh(self) -> None:
         """This makes the package lists at most a day old.
 

@@ -2,8 +2,10 @@
 
 import os
 import select
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,6 +15,7 @@ from tests.guests.lab.errors import LabError
 __all__ = ["QemuProcess"]
 
 KEEPER = Path(__file__).with_name("keeper.py")
+POLL_SECONDS = 0.002
 END_SECONDS = 30.0
 """A killed process that is not gone by then hangs in the kernel."""
 
@@ -44,6 +47,28 @@ class QemuProcess:
         if not said:
             raise LabError("QEMU's keeper did not start", fix="run it by hand: " + str(KEEPER))
         return cls(keeper, folder, int(said))
+
+    def connect(self, name: str, *, deadline: float) -> socket.socket:
+        """This connects to a socket in QEMU's folder as soon as QEMU listens on it.
+
+        Raises:
+            LabError: QEMU ended first, or the deadline (of time.monotonic) passed.
+        """
+        path = str(self.folder / name)
+        while True:
+            stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                stream.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                stream.close()
+                # A socket's appearance can only be polled for.
+                if self.wait_for_end(POLL_SECONDS) or time.monotonic() > deadline:
+                    raise LabError(
+                        f"QEMU does not listen on {path}:\n{self.log()}",
+                        fix="read QEMU's own message above",
+                    ) from error
+            else:
+                return stream
 
     def log(self) -> str:
         """This is what QEMU said on its standard output and error."""

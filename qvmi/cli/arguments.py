@@ -1,0 +1,156 @@
+"""The command line as argparse reads it: options that go with every command, before or after it."""
+
+import os
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+from qvmi import __version__
+from qvmi.cli import values
+from qvmi.cli.commands import COMMANDS, Command, Needs
+from qvmi.errors import UsageError
+
+__all__ = ["ENVIRONMENT", "Options", "Request", "make_parser", "parse"]
+
+ENVIRONMENT: Final = "QVMI_QMP"
+"""The environment variable that stands for ``--qmp``."""
+
+_COLUMN: Final = 30  # where help texts begin: behind the longest option
+
+_DESCRIPTION: Final = """\
+Watches a QEMU virtual machine from outside: which Linux runs there and what runs in it.
+The guest needs no agent and no preparation, and is not stopped."""
+
+_CLOSING: Final = f"""\
+examples:
+  qvmi find                               # which machines run here?
+  qvmi --qmp /run/vm/qmp.sock info        # what runs in this one?
+  export {ENVIRONMENT}=/run/vm/qmp.sock       # and from now on
+  qvmi ps
+  qvmi modules --json | jq .items[].name
+
+exit codes:
+  0 fine, 1 found something bad (alerts), 2 usage, 3 could not attach, 4 could not look (gaps);
+  70 qvmi itself failed (a bug), 130 Ctrl-C, 141 the reader of the output ended.
+
+Addresses are hexadecimal in text and integers in JSON. QVMI_DEBUG=1 shows where an error arose."""
+
+
+class Options(NamedTuple):
+    """These are the options that go with every command.
+
+    Args:
+        qmp: the address of the machine's QMP socket; None where none was named.
+        json: print JSON.
+        isf: a symbol file to use instead of the guest's own tables.
+        timeout_s: how long QEMU may take to answer; None for as long as `qvmi.attach` allows.
+        use_cache: whether profiles of kernels seen before are used and kept.
+    """
+
+    qmp: str | None
+    json: bool
+    isf: str | None
+    timeout_s: float | None
+    use_cache: bool
+
+
+class Request(NamedTuple):
+    """This is what the command line asks for.
+
+    Args:
+        command: which command.
+        options: those that go with every command.
+        arguments: the command's own, by name.
+    """
+
+    command: Command
+    options: Options
+    arguments: dict[str, Any]
+
+
+class _Parser(ArgumentParser):
+    """This raises what it finds wrong, so that there is one place for messages and exit codes."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """This reads the arguments behind the program's name.
+
+    Raises:
+        UsageError: they make no sense.
+        SystemExit: help or the version was asked for, and has been printed.
+    """
+    found = vars(make_parser().parse_args(arguments, Namespace()))
+    name = found.pop("command")
+    command = next(command for command in COMMANDS if command.name == name)
+    options = Options(
+        qmp=found.pop("qmp", None) or os.environ.get(ENVIRONMENT) or None,
+        json=found.pop("json", False),
+        isf=found.pop("isf", None),
+        timeout_s=found.pop("timeout", None),
+        use_cache=found.pop("cache", True),
+    )
+    return Request(command, options, found)
+
+
+def make_parser() -> ArgumentParser:
+    """This makes the parser; the completion scripts are made of it, too."""
+    parser = _Parser(
+        prog="qvmi",
+        description=_DESCRIPTION,
+        epilog=_CLOSING,
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qvmi {__version__}")
+    _add_options(parser, Needs.GUEST)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.title = "commands"
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=f"{command.summary.capitalize()}.\n\n{command.details}",
+            epilog=_examples(command),
+            formatter_class=_formatter,
+            allow_abbrev=False,
+        )
+        command.declare(own)
+        _add_options(own, command.needs)
+    return parser
+
+
+def _add_options(parser: ArgumentParser, needs: Needs) -> None:
+    """This adds the options that every command takes, and shows those that matter to it.
+
+    None has a default here, so that one before the command is not overwritten behind it.
+    """
+    group = parser.add_argument_group("options of every command")
+    on_machine = needs in {Needs.GUEST, Needs.MACHINE}
+
+    def add(flag: str, text: str, *, shown: bool = on_machine, **details: Any) -> None:
+        help_text = text if shown else SUPPRESS
+        group.add_argument(flag, help=help_text, default=SUPPRESS, **details)
+
+    add("--qmp", f"QMP socket: PATH, HOST:PORT, libvirt:DOMAIN; or {ENVIRONMENT}", metavar="ADDR")
+    add(
+        "--json",
+        "one JSON document on stdout, nothing else",
+        action="store_true",
+        shown=needs is not Needs.NOTHING,
+    )
+    add("--isf", "Volatility 3 symbol file, for a kernel without BTF", metavar="FILE")
+    add("--timeout", "seconds to wait for QEMU; 3", metavar="S", type=values.seconds)
+    add("--no-cache", "neither use nor keep kernel profiles", action="store_false", dest="cache")
+
+
+def _examples(command: Command) -> str:
+    longest = max(len(line) for line, _ in command.examples)
+    lines = [f"  {line:<{longest}}  # {what}" for line, what in command.examples]
+    return "\n".join(["examples:", *lines])
+
+
+def _formatter(prog: str) -> RawDescriptionHelpFormatter:
+    return RawDescriptionHelpFormatter(prog, max_help_position=_COLUMN)

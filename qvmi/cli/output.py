@@ -1,0 +1,140 @@
+"""Where results and messages go: each line harmless, the result on stdout and all else on stderr."""
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TextIO
+
+from qvmi.cli.escape import escaped
+from qvmi.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvmi.cli.table import Table
+
+__all__ = ["Output", "ReaderGone"]
+
+_DELETE: Final = "\x7f"
+
+
+class ReaderGone(Exception):  # noqa: N818 - named for what happened
+    """Whoever read the output, such as ``head``, has seen enough and ended."""
+
+
+class Output:
+    """This writes what a command has to say.
+
+    Args:
+        result: stdout, or what stands for it.
+        messages: stderr, or what stands for it.
+
+    Attributes:
+        json: whether the result is one JSON document.
+    """
+
+    def __init__(self, result: TextIO, messages: TextIO) -> None:
+        self._result = result
+        self._messages = messages
+        self.json = False
+
+    @classmethod
+    def of_process(cls) -> "Output":
+        """This writes to the process's own stdout and stderr."""
+        return cls(_lossless(sys.stdout), _lossless(sys.stderr))
+
+    @property
+    def is_terminal(self) -> bool:
+        """This tells whether a person reads the result."""
+        return self._result.isatty()
+
+    def can_show(self, text: str) -> bool:
+        """This tells whether the result's encoding has these characters."""
+        try:
+            text.encode(self._result.encoding)
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    def line(self, text: str = "") -> None:
+        """This writes one line; what is not printable in it is escaped."""
+        self._write(escaped(text) + "\n")
+
+    def part_of_line(self, text: str) -> None:
+        """This writes text that a later call of `line` goes on with."""
+        self._write(escaped(text))
+
+    def table(self, table: "Table") -> None:
+        """This writes a table: drawn on a terminal, aligned text elsewhere."""
+        if self.is_terminal:
+            from qvmi.cli.terminal import drawn
+
+            self._write(drawn(table, self._result))
+        else:
+            from qvmi.cli.table import plain_lines
+
+            self._write("".join(f"{line}\n" for line in plain_lines(table)))
+
+    def document(self, value: object) -> None:
+        """This writes one JSON document as one line of ASCII, which is harmless everywhere."""
+        import json
+
+        import msgspec
+
+        text = json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
+        self._write(text.replace(_DELETE, "\\u007f") + "\n")
+
+    def raw(self, data: bytes) -> None:
+        """This writes bytes as they are."""
+        self.flush()
+        try:
+            self._result.buffer.write(data)
+        except OSError as error:
+            raise _lost(error) from error
+
+    def message(self, text: str, details: Iterable[str] = ()) -> None:
+        """This writes a message for people, its details below it."""
+        first, *more = [*(text.splitlines() or [""]), *details]
+        lines = [f"qvmi: {escaped(first)}", *(f"  {escaped(line)}" for line in more)]
+        # Where nobody can be told, there is nobody to tell that either.
+        with suppress(OSError):
+            self._messages.write("\n".join(lines) + "\n")
+            self._messages.flush()
+
+    def flush(self) -> None:
+        """This hands what was written to the reader.
+
+        Raises:
+            ReaderGone: there is none any more.
+            UsageError: it cannot be written, as on a full disk.
+        """
+        try:
+            self._result.flush()
+        except OSError as error:
+            raise _lost(error) from error
+
+    def drop(self) -> None:
+        """This forgets what was not handed over; else Python would try again at its end."""
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - pathlib takes longer to import than this
+            os.dup2(nowhere.fileno(), self._result.fileno())
+
+    def _write(self, text: str) -> None:
+        try:
+            self._result.write(text)
+        except OSError as error:
+            raise _lost(error) from error
+
+
+def _lossless(stream: TextIO | None) -> TextIO:
+    """This makes a stream escape what its encoding lacks; one that was closed becomes a sink."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as above; open until the end
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _lost(error: OSError) -> Exception:
+    if isinstance(error, BrokenPipeError):
+        return ReaderGone()
+    return UsageError(f"the output cannot be written: {error.strerror}")

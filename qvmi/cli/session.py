@@ -1,0 +1,74 @@
+"""One command from beginning to end: attach as the options say, let it ask, leave."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from qvmi.cli.arguments import ENVIRONMENT, Request
+from qvmi.cli.commands import Needs
+from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.output import Output
+from qvmi.errors import UsageError
+
+__all__ = ["handler_of", "run"]
+
+
+def run(request: Request, output: Output, *, debug: bool) -> ExitCode:
+    """This runs the command that was asked for.
+
+    Raises:
+        QvmiError: it could not be done.
+    """
+    _log_to(output, debug=debug)
+    handler = handler_of(request.command.handler)
+    if request.command.needs in {Needs.GUEST, Needs.MACHINE}:
+        return asyncio.run(_ask_machine(request, handler, output))
+    code: ExitCode = handler(output, **request.arguments)
+    return code
+
+
+def handler_of(name: str) -> Callable[..., Any]:
+    """This imports the function that runs a command, named as in ``Command.handler``."""
+    module, _, function = name.partition(":")
+    handler: Callable[..., Any] = getattr(import_module(module), function)
+    return handler
+
+
+async def _ask_machine(
+    request: Request, handler: Callable[..., Any], output: Output
+) -> ExitCode:
+    from qvmi.machine.attach import ATTACH_TIMEOUT_S, attach
+
+    options = request.options
+    if options.qmp is None:
+        raise UsageError(
+            f"which machine? Give --qmp ADDR or set {ENVIRONMENT}; `qvmi find` lists those that run"
+        )
+    async with attach(
+        options.qmp,
+        isf=None if options.isf is None else Path(options.isf),
+        use_cache=options.use_cache,
+        discover=request.command.needs is Needs.GUEST,
+        timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,
+    ) as machine:
+        code: ExitCode = await handler(machine, output, **request.arguments)
+    return code
+
+
+class _Messages(logging.Handler):
+    """This sends what the library logs the same way as all messages: escaped, to stderr."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.message(self.format(record))
+
+
+def _log_to(output: Output, *, debug: bool) -> None:
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(handlers=[_Messages(output)], level=level, format="%(message)s")

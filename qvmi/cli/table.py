@@ -1,0 +1,64 @@
+"""Tables of text that was made harmless, aligned for a pipe."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from qvmi.cli.escape import escaped, width
+
+__all__ = ["Column", "Table", "plain_lines", "table_of"]
+
+Row = TypeVar("Row")
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Row]):
+    """This is one column: its title, and what it shows of a row.
+
+    Args:
+        title: in capitals; empty where the table needs none.
+        text: what is shown, which is escaped later.
+        right: whether it is aligned to the right, as numbers are.
+    """
+
+    title: str
+    text: Callable[[Row], str]
+    right: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """This is a table whose cells are escaped.
+
+    Args:
+        titles: of the columns.
+        rights: for each column whether it is aligned to the right.
+        rows: the cells, row by row.
+    """
+
+    titles: tuple[str, ...]
+    rights: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def table_of(columns: Sequence[Column[Row]], rows: Iterable[Row]) -> Table:
+    """This fills the columns with rows."""
+    return Table(
+        tuple(column.title for column in columns),
+        tuple(column.right for column in columns),
+        tuple(tuple(escaped(column.text(row)) for column in columns) for row in rows),
+    )
+
+
+def plain_lines(table: Table) -> Iterator[str]:
+    """This yields the table as lines; the titles come first where there are any."""
+    lines = (table.titles, *table.rows) if any(table.titles) else table.rows
+    sizes = [[width(cell) for cell in line] for line in lines]
+    widest = [max(column, default=0) for column in zip(*sizes, strict=True)]
+    for line, widths in zip(lines, sizes, strict=True):
+        cells = []
+        for cell, size, most, right in zip(line, widths, widest, table.rights, strict=True):
+            space = " " * (most - size)
+            cells.append(space + cell if right else cell + space)
+        yield _GAP.join(cells).rstrip()

@@ -1,0 +1,112 @@
+"""The values that arguments may have, each checked before anything is attached to."""
+
+import math
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+__all__ = ["Place", "Space", "count", "pack", "place", "seconds", "size", "user_space"]
+
+_MAX_ADDRESS: Final = (1 << 64) - 1
+_MAX_SECONDS: Final = 366 * 86_400.0
+"""A year; nothing that is waited for takes longer."""
+_UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
+
+_NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
+_BARE_ADDRESS: Final = re.compile(r"[0-9a-f]{16}")
+"""As /proc/kallsyms and the kernel's own messages print addresses."""
+_SIZE: Final = re.compile(rf"({_NUMBER.pattern})([KMG]?)")
+_SYMBOL: Final = re.compile(rf"([^\s+]+)(?:\+({_NUMBER.pattern}))?")
+
+
+class Place(NamedTuple):
+    """This is a place in memory as it was asked for.
+
+    Args:
+        symbol: to begin at; empty for an address.
+        offset: bytes behind the symbol, or the address.
+    """
+
+    symbol: str
+    offset: int
+
+    def __str__(self) -> str:
+        if not self.symbol:
+            return f"{self.offset:#x}"
+        return f"{self.symbol}+{self.offset:#x}" if self.offset else self.symbol
+
+
+class Space(NamedTuple):
+    """This is an address space as it was asked for.
+
+    Args:
+        kind: ``kernel``, ``physical`` or ``user``.
+        pid: of the process whose space it is, None for the others.
+    """
+
+    kind: str
+    pid: int | None = None
+
+
+def user_space(text: str) -> Space:
+    """This reads the pid of the process whose address space is meant."""
+    return Space("user", count(text))
+
+
+def place(text: str) -> Place:
+    """This reads an address, a symbol, or a symbol with an offset."""
+    if _BARE_ADDRESS.fullmatch(text):
+        return Place("", int(text, 16))
+    if _NUMBER.fullmatch(text):
+        return Place("", _bounded(int(text, 0), text))
+    match = _SYMBOL.fullmatch(text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} is no address, no SYMBOL and no SYMBOL+OFFSET")
+    return Place(match[1], _bounded(int(match[2] or "0", 0), text))
+
+
+def size(text: str) -> int:
+    """This reads a number of bytes, such as ``4096``, ``0x1000`` or ``4K``."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} is no size such as 64, 0x40 or 4K")
+    number = _bounded(int(match[1], 0) << _UNITS[match[2]], text)
+    if number == 0:
+        raise ArgumentTypeError("0 bytes are nothing to read")
+    return number
+
+
+def count(text: str) -> int:
+    """This reads a number that counts or names something, such as a pid."""
+    if not _NUMBER.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return _bounded(int(text, 0), text)
+
+
+def seconds(text: str) -> float:
+    """This reads a time that can be waited for."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= _MAX_SECONDS:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return number
+
+
+def pack(names: tuple[str, ...]) -> Callable[[str], str]:
+    """This makes a reader of the names of codepacks."""
+
+    def known(text: str) -> str:
+        if text not in names:
+            raise ArgumentTypeError(f"no codepack {text!r}; there is {', '.join(names)}")
+        return text
+
+    return known
+
+
+def _bounded(number: int, text: str) -> int:
+    if number > _MAX_ADDRESS:
+        raise ArgumentTypeError(f"{text} does not fit into 64 bits")
+    return number

@@ -1,0 +1,163 @@
+"""The command that runs codepacks and prints alerts as they come: ``watch``."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from qvmi.bus.message import Message
+from qvmi.cli.commands import PACKS
+from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.output import Output
+from qvmi.codepacks.alert import Alert, AlertState
+from qvmi.codepacks.codepack import Codepack, Observation
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.errors import QvmiError
+from qvmi.machine.machine import Machine
+from qvmi.manager.watch import watch as watch_machine
+
+__all__ = ["watch"]
+
+_DEFAULT_INTERVAL_S: Final = 1.0
+_PACKS: Final[Mapping[str, Callable[[float], Codepack]]] = {"hidden-processes": HiddenProcesses}
+_CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
+
+
+async def watch(
+    machine: Machine,
+    output: Output,
+    *,
+    packs: Sequence[str],
+    interval: float | None,
+    duration_s: float | None,
+) -> ExitCode:
+    """This watches until Ctrl-C, until the time is up, or until the machine is gone.
+
+    Raises:
+        BusError, CodepackError: nothing can be watched.
+        MachineGone: the machine ended, and there had been no alert.
+    """
+    names = tuple(dict.fromkeys(packs)) or PACKS
+    report = _Report(output, names)
+    try:
+        with _stop_signal() as stop:
+            running = [_PACKS[name](interval or _DEFAULT_INTERVAL_S) for name in names]
+            async with watch_machine(machine, packs=running) as messages:
+                output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
+                await _follow(messages, report, stop, duration_s)
+    except QvmiError as error:
+        if not report.alerts:
+            raise
+        output.message(str(error))
+    return report.exit_code
+
+
+async def _follow(
+    messages: AsyncIterator[Message], report: "_Report", stop: asyncio.Event, limit_s: float | None
+) -> None:
+    """This reports messages until the machine is gone, the signal comes, or the time is up."""
+
+    async def read() -> None:
+        async for message in messages:
+            report.add(message)
+
+    reading = asyncio.create_task(read(), name="qvmi-report")
+    stopping = asyncio.create_task(stop.wait(), name="qvmi-stop")
+    try:
+        await asyncio.wait(
+            {reading, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if reading.done():
+            reading.result()
+    finally:
+        reading.cancel()
+        stopping.cancel()
+        await asyncio.wait({reading, stopping})
+
+
+@contextmanager
+def _stop_signal() -> Iterator[asyncio.Event]:
+    """This turns the first Ctrl-C or SIGTERM into an event: it is how a watch ends well.
+
+    A second one works as ever, for those who cannot wait.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def heard() -> None:
+        stop.set()
+        restore()
+
+    def restore() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, heard)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+class _Report:
+    """This prints what the codepacks say, and keeps what the exit code depends on.
+
+    Attributes:
+        alerts: how many were raised.
+    """
+
+    def __init__(self, output: Output, packs: Sequence[str]) -> None:
+        self._output = output
+        self._sights: dict[str, Sight | None] = dict.fromkeys(packs)
+        self._readers: Mapping[str, Callable[[Message], list[str]]] = {
+            STATUS: self._status,
+            AlertState.RAISED: self._alert,
+            AlertState.CLEARED: self._alert,
+        }
+        self.alerts = 0
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """This says whether there was an alert, else whether everything could be seen."""
+        if self.alerts:
+            return ExitCode.FOUND
+        seen = all(sight is Sight.FULL for sight in self._sights.values())
+        return ExitCode.FINE if seen else ExitCode.NOT_SEEN
+
+    def add(self, message: Message) -> None:
+        """This takes in a message and prints it at once."""
+        lines = self._readers[message.kind](message) if message.kind in self._readers else []
+        if self._output.json:
+            self._output.document(message)
+        else:
+            moment = time.strftime(_CLOCK, time.localtime(message.time))
+            for number, line in enumerate(lines):
+                self._output.line(f"    {line}" if number else f"{moment} {message.kind:<7} {line}")
+        self._output.flush()
+
+    def _status(self, message: Message) -> list[str]:
+        status = message.read_body(Status)
+        self._sights[message.codepack] = status.sight
+        problem = f": {status.problem}" if status.problem else ""
+        return [f"{message.codepack}: sight {status.sight}{problem}"]
+
+    def _alert(self, message: Message) -> list[str]:
+        alert = message.read_body(Alert)
+        finding = alert.finding
+        self.alerts += alert.state is AlertState.RAISED
+        because = f" ({alert.reason})" if alert.reason else ""
+        return [
+            f"{finding.severity} {finding.technique} {alert.codepack}: {finding.claim}{because}",
+            *(_in_words(observation) for observation in finding.evidence),
+        ]
+
+
+def _in_words(observation: Observation) -> str:
+    place = "" if observation.address is None else f" at {observation.address:#x}"
+    facts = "".join(f", {name} {value}" for name, value in observation.facts.items())
+    present = "present" if observation.present else "absent"
+    return f"{observation.view}: {present}{place}{facts}"

@@ -1,0 +1,257 @@
+"""What runs a codepack at its interval, confirms what it finds, and publishes what is confirmed."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final, Protocol
+
+import msgspec
+
+from qvmi.bus.bus import Bus
+from qvmi.bus.message import Message
+from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.confirmation import Confirmation, Confirmed
+from qvmi.codepacks.look import Look, in_words, look
+from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.codepacks.thread_call import call_in_thread
+from qvmi.errors import BadMessage, MachineGone, QvmiError, StaleView, UnknownGuest
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.semantics.guest_os import GuestOS
+from qvmi.view import Provenance, Taken
+
+__all__ = ["InspectedMachine", "Runner"]
+
+LOOK_DEADLINE_S: Final = 5.0
+"""Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
+
+WITHDRAW_GRACE_S: Final = 1.0
+"""When a runner is cancelled in mid-look, how long the codepack has to leave the guest's memory."""
+
+MAX_WAITING: Final = 1024
+"""Messages kept while there is no bus to take them; the oldest go first."""
+
+MAX_SENT_KEPT: Final = 256
+"""Messages kept to be sent again over the next bus: a broker that dies may not have passed them on."""
+
+_RESET: Final = "the guest was reset, or its kernel replaced"
+
+_log: Final = logging.getLogger(__name__)
+
+
+class InspectedMachine(Protocol):
+    """This is what a runner needs of a machine."""
+
+    @property
+    def guest(self) -> GuestOS:
+        """This is the guest as of now; what it raises is reported."""
+        ...
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        """This is the guest's memory."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """This counts resets and kernel changes."""
+        ...
+
+    async def refresh(self) -> None:
+        """This looks again which system runs."""
+        ...
+
+
+class Runner:
+    """This runs one codepack against one machine.
+
+    Whatever the codepack raises, returns, or does not return is published as a status; the runner
+    goes on. It ends when the machine is gone, and raises only what the bus does.
+
+    Args:
+        codepack: what to run.
+        machine: what to run it against.
+        vm: the machine's name on the bus.
+        look_deadline_s: longest look; one that takes longer is reported and left to itself, and
+            no other is begun until it ends.
+    """
+
+    def __init__(
+        self,
+        codepack: Codepack,
+        machine: InspectedMachine,
+        *,
+        vm: str,
+        look_deadline_s: float = LOOK_DEADLINE_S,
+    ) -> None:
+        self._codepack = codepack
+        self._machine = machine
+        self._vm = vm
+        self._look_deadline_s = look_deadline_s
+        self._confirmation = Confirmation()
+        self._epoch = machine.epoch
+        self._looking: asyncio.Future[Look] | None = None
+        self._reported: tuple[Sight, str, int] | None = None
+        self._rounds = 0
+        self._lost = 0
+        self._waiting: deque[Message] = deque()
+        self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
+
+    async def run(self, bus: Bus) -> None:
+        """This looks and publishes until the machine is gone.
+
+        After a BusError it can be called again with another bus: it knows what it has found, and
+        publishes again, under the same ids, what it published last.
+        """
+        self._waiting.extendleft(reversed(self._sent))
+        self._sent.clear()
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + self._codepack.interval_s
+            gone = await self._round()
+            await self._flush(bus)
+            if gone:
+                return
+            await asyncio.sleep(due - loop.time())
+
+    async def _round(self) -> bool:
+        """This looks once, queues what is to be published, and tells whether the machine is gone."""
+        self._rounds += 1
+        try:
+            result = await self._look()
+        except MachineGone as error:
+            self._report(_blind(error, sight=Sight.ENDED))
+            return True
+        if self._machine.epoch != self._epoch:
+            self._epoch = self._machine.epoch
+            self._queue_alerts(
+                self._confirmation.forget(), result.provenance, cleared_because=_RESET
+            )
+            result = replace(result, findings=(), sight=Sight.BLIND, problem=_RESET)
+        self._report(self._judge(result))
+        return False
+
+    async def _look(self) -> Look:
+        """This looks once; MachineGone only if the machine itself says so."""
+        if self._looking is not None and not self._looking.done():
+            return self._late()
+        try:
+            guest = ObservedGuest(self._machine.guest, self._codepack.name)
+            memory = self._machine.memory
+        except QvmiError as error:
+            await self._recover(error)
+            return _blind(error)
+        result = await self._look_in_thread(guest, memory)
+        if result.error is not None:
+            await self._recover(result.error)
+        return result
+
+    async def _look_in_thread(self, guest: ObservedGuest, memory: PhysicalMemory) -> Look:
+        """This looks in a thread, so that a codepack that hangs stops nobody else."""
+        looking = self._looking = call_in_thread(
+            lambda: look(self._codepack, guest, memory), name=f"qvmi-{self._codepack.name}"
+        )
+        try:
+            await asyncio.wait({looking}, timeout=self._look_deadline_s)
+        except asyncio.CancelledError:
+            guest.withdraw()
+            await asyncio.wait({looking}, timeout=WITHDRAW_GRACE_S)
+            raise
+        if looking.done():
+            return looking.result()
+        guest.withdraw()
+        return self._late()
+
+    async def _recover(self, error: BaseException) -> None:
+        """This lets the machine look again where that may help, and end if it is gone."""
+        if isinstance(error, StaleView | UnknownGuest | MachineGone):
+            try:
+                async with asyncio.timeout(self._look_deadline_s):
+                    await self._machine.refresh()
+            except MachineGone:
+                raise
+            except (QvmiError, TimeoutError) as still:
+                _log.debug("%s: refresh: %s", self._codepack.name, still)
+
+    def _judge(self, result: Look) -> Look:
+        """This confirms what was found, and notes what was too much."""
+        at = result.provenance.at
+        complete = result.sight is Sight.FULL
+        changes = self._confirmation.update(result.findings, complete=complete, at=at)
+        self._queue_alerts(changes.raised, result.provenance)
+        self._queue_alerts(changes.cleared, result.provenance, cleared_because="no longer seen")
+        if not changes.overflow:
+            return result
+        problem = f"{changes.overflow} findings more than can be followed; {result.problem}"
+        return replace(result, sight=Sight.GAPS if complete else result.sight, problem=problem)
+
+    def _queue_alerts(
+        self, changed: Iterable[Confirmed], provenance: Provenance, *, cleared_because: str = ""
+    ) -> None:
+        for confirmed in changed:
+            alert = Alert.of(
+                confirmed,
+                codepack=self._codepack.name,
+                provenance=provenance,
+                cleared_because=cleared_because,
+            )
+            self._queue(alert.state, alert, provenance)
+
+    def _report(self, result: Look) -> None:
+        """This queues a status if it says anything new."""
+        status = Status(
+            sight=result.sight,
+            problem=result.problem,
+            gaps=result.gaps,
+            gap_count=result.gap_count,
+            rounds=self._rounds,
+            lost=self._lost,
+        )
+        news = (status.sight, status.problem, status.lost)
+        if news == self._reported:
+            return
+        self._reported = news
+        if status.sight is Sight.FAILED:
+            _log.warning("codepack %s failed", self._codepack.name, exc_info=result.error)
+        self._queue(STATUS, status, result.provenance)
+
+    def _queue(self, kind: str, body: Alert | Status, provenance: Provenance) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.popleft()
+            self._lost += 1
+        message = Message(
+            vm=self._vm,
+            codepack=self._codepack.name,
+            kind=kind,
+            time=time.time(),
+            epoch=self._epoch,
+            provenance=provenance,
+            body=msgspec.to_builtins(body),
+        )
+        self._waiting.append(message)
+
+    async def _flush(self, bus: Bus) -> None:
+        """This publishes what waits; what the bus does not take goes on waiting."""
+        while self._waiting:
+            message = self._waiting[0]
+            try:
+                await bus.publish(message)
+            except BadMessage:
+                _log.exception("%s: a message that cannot be published", self._codepack.name)
+                self._lost += 1
+            else:
+                self._sent.append(message)
+            self._waiting.popleft()
+
+    def _late(self) -> Look:
+        problem = f"not finished after {self._look_deadline_s:g} s"
+        return Look(Sight.LATE, Provenance(Taken.LIVE, time.time()), problem=problem)
+
+
+def _blind(error: QvmiError, *, sight: Sight = Sight.BLIND) -> Look:
+    provenance = Provenance(Taken.LIVE, time.time())
+    return Look(sight, provenance, problem=in_words(error), error=error)

@@ -1,0 +1,174 @@
+"""Attaching to a machine, from an event loop or from a plain script."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import platformdirs
+
+from qvmi.arch.x86_64 import Registers
+from qvmi.machine.machine import Machine, MachineFacts
+from qvmi.machine.memory_ladder import open_memory
+from qvmi.memory.address_space import AddressSpace
+from qvmi.qmp import commands
+from qvmi.qmp.concurrency import concurrently
+from qvmi.qmp.monitor import Monitor
+from qvmi.qmp.open import open_monitor
+from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel_image import KernelImage
+from qvmi.semantics.selection import Choices
+
+# from qvmi.symbols.isf_file import IsfSymbols
+from qvmi.symbols.layout import Symbols
+from qvmi.symbols.profile import ProfileCache
+
+__all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
+
+ATTACH_TIMEOUT_S: Final = 3.0
+"""How long QEMU may take to greet; it needs a millisecond."""
+
+Result = TypeVar("Result")
+
+
+def default_profile_folder() -> Path:
+    """This is where profiles of kernels seen before are kept, below the user's cache folder."""
+    return Path(platformdirs.user_cache_dir("qvmi")) / "profiles"
+
+
+@asynccontextmanager
+async def attach(
+    address: str | os.PathLike[str],
+    *,
+    isf: Path | None = None,
+    cache: Path | None = None,
+    use_cache: bool = True,
+    discover: bool = True,
+    timeout_s: float = ATTACH_TIMEOUT_S,
+) -> AsyncIterator[Machine]:
+    """This attaches to a running QEMU for as long as the block lasts; the guest is not stopped.
+
+    Args:
+        address: of QEMU's QMP socket: a path, ``HOST:PORT``, or ``libvirt:DOMAIN``.
+        isf: a Volatility 3 symbol file of the guest's kernel, for kernels without BTF.
+        cache: folder of the profiles; the user's cache folder by default.
+        use_cache: whether profiles are read and written at all.
+        discover: whether to work out at once which system runs there.
+        timeout_s: how long the connection may take.
+
+    Raises:
+        UsageError: the address has none of the forms.
+        AttachError: no session, or no way to the memory; see its subclasses.
+        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+
+    A guest that is not recognised is no error here: :attr:`Machine.guest` raises then.
+    """
+    monitor = await open_monitor(address, timeout_s=timeout_s)
+    try:
+        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache))
+    except BaseException:
+        await monitor.close()
+        raise
+    try:
+        if discover:
+            await machine.recognise()
+        yield machine
+    finally:
+        await machine.close()
+
+
+async def _machine(monitor: Monitor, choices: Choices) -> Machine:
+    async with concurrently() as group:
+        vcpus = group.create_task(commands.registers(monitor))
+        mapping = group.create_task(commands.memory_map(monitor))
+    memory_map = mapping.result()
+    opened = await open_memory(
+        monitor.target, memory_map, monitor.peer_pid(), partial(commands.gpa2hva, monitor)
+    )
+    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices)
+
+
+def _choices(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:
+    folder = cache or default_profile_folder()
+    return Choices(
+        cache=ProfileCache(folder) if use_cache else None,
+        symbols=None if isf is None else partial(_isf_symbols, isf),
+    )
+
+
+def _isf_symbols(path: Path, image: KernelImage, _: AddressSpace) -> Symbols:
+    return IsfSymbols.for_kernel(path, image.start)
+
+
+class SyncMachine:
+    """This is a :class:`Machine` for scripts without an event loop; :func:`attach_sync` makes it.
+
+    Args:
+        machine: what was attached to.
+        run: runs a coroutine of the machine's on its event loop and waits for it.
+    """
+
+    def __init__(
+        self, machine: Machine, run: Callable[[Coroutine[Any, Any, Result]], Result]
+    ) -> None:
+        self._run: Callable[[Coroutine[Any, Any, Any]], Any] = run
+        self.machine = machine
+
+    @property
+    def guest(self) -> LinuxGuest:
+        """This is the operating system that runs in the machine; see :attr:`Machine.guest`."""
+        return self.machine.guest
+
+    def registers(self) -> tuple[Registers, ...]:
+        """This reads the registers of all vCPUs without stopping the guest."""
+        vcpus: tuple[Registers, ...] = self._run(self.machine.registers())
+        return vcpus
+
+    def facts(self) -> MachineFacts:
+        """This asks QEMU for what it says of the machine."""
+        facts: MachineFacts = self._run(self.machine.facts())
+        return facts
+
+    def refresh(self) -> None:
+        """This looks again which system runs, as after a reset."""
+        self._run(self.machine.refresh())
+
+
+@contextmanager
+def attach_sync(
+    address: str | os.PathLike[str],
+    *,
+    isf: Path | None = None,
+    cache: Path | None = None,
+    use_cache: bool = True,
+    timeout_s: float = ATTACH_TIMEOUT_S,
+) -> Iterator[SyncMachine]:
+    """This is :func:`attach` for scripts: the event loop runs in a thread of its own.
+
+    Raises:
+        AttachError: as :func:`attach`.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="qvmi event loop", daemon=True)
+    thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    attachment = attach(
+        address, isf=isf, cache=cache, use_cache=use_cache, timeout_s=timeout_s
+    )
+    try:
+        machine = run(attachment.__aenter__())
+        try:
+            yield SyncMachine(machine, run)
+        finally:
+            run(attachment.__aexit__(None, None, None))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

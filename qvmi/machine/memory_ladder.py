@@ -1,0 +1,220 @@
+"""The ways to a guest's memory, tried from the fastest to the slowest, each with what became of it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvmi.addr import Pa, PaRange
+from qvmi.errors import MemoryFault, MemoryUnreachable, QvmiError
+from qvmi.machine.host_mapping import HostMapping, holds_file, opened_file, read_mappings
+from qvmi.memory.mapped_ram import MappedRam, RamFile
+from qvmi.memory.memory_map import MemoryMap, MemoryRegion, RegionKind
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.memory.process_memory import HostRun, ProcessMemory
+
+__all__ = ["HostAddress", "MemoryAttempt", "OpenedMemory", "open_memory"]
+
+HostAddress = Callable[[Pa], Awaitable[int]]
+"""Asks QEMU where in its own process the byte at a physical address is; raises QvmiError."""
+
+_FILE_BACKEND: Final = "memory-backend-file"
+_HOW_TO_SHARE: Final = (
+    "start QEMU with -object memory-backend-memfd,id=ram0,size=…,share=on"
+    " -machine …,memory-backend=ram0"
+)
+_HOW_TO_READ_PROCESS: Final = "run qvmi as the user QEMU runs as, or as root"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAttempt:
+    """This is one way to the memory, and what became of it.
+
+    Args:
+        source: the way, such as ``shared RAM file``.
+        used: whether the guest is read this way.
+        reason: why it is used, or why it cannot be, with what would help.
+    """
+
+    source: str
+    used: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedMemory:
+    """This is the best way there was, with all that were tried."""
+
+    memory: PhysicalMemory
+    attempts: tuple[MemoryAttempt, ...]
+
+
+class _Unusable(Exception):
+    """This way does not lead to the memory; the message says why, and what would help."""
+
+
+async def open_memory(
+    target: str, memory_map: MemoryMap, pid: int | None, host_address: HostAddress
+) -> OpenedMemory:
+    """This opens the guest's memory in the fastest way there is.
+
+    Args:
+        target: the machine's address, for errors.
+        memory_map: where the guest's RAM lies.
+        pid: QEMU's process on this host; None where it is not known, as over TCP.
+        host_address: asks QEMU where it has a byte of the guest.
+
+    Raises:
+        MemoryUnreachable: no way leads there.
+    """
+    regions = _system_memory(memory_map)
+    if not regions:
+        raise MemoryUnreachable(target, ["the machine has no RAM with a memory backend"])
+    attempts: list[MemoryAttempt] = []
+    for source, way in (
+        ("shared RAM file", _by_file),
+        ("QEMU's shared mapping", _by_mapping),
+        ("QEMU's process memory", _by_process),
+    ):
+        try:
+            memory = await way(regions, pid, host_address)
+        except (_Unusable, QvmiError) as error:
+            attempts.append(MemoryAttempt(source, used=False, reason=str(error)))
+            continue
+        attempts.append(MemoryAttempt(source, used=True, reason=memory.description))
+        return OpenedMemory(memory, tuple(attempts))
+    raise MemoryUnreachable(target, [f"{one.source}: {one.reason}" for one in attempts])
+
+
+def _system_memory(memory_map: MemoryMap) -> tuple[MemoryRegion, ...]:
+    """These are the regions that hold the guest's own memory.
+
+    Parts of RAM that the chipset write-protects count as ROM, but are RAM still.
+    """
+    return tuple(
+        region
+        for region in memory_map.regions
+        if region.backend is not None and region.kind in {RegionKind.RAM, RegionKind.ROM}
+    )
+
+
+async def _by_file(
+    regions: Sequence[MemoryRegion], pid: int | None, _: HostAddress
+) -> PhysicalMemory:
+    """This maps the files that QEMU was given for the RAM, if it shares them."""
+    mappings = _mappings_if_allowed(pid)
+    files = []
+    for region in regions:
+        backend = region.backend
+        if backend is None or backend.type != _FILE_BACKEND or backend.mem_path is None:
+            kind = backend.type if backend else "none"
+            raise _Unusable(f"{region.name} is no file ({kind}); {_HOW_TO_SHARE}")
+        if not backend.share:
+            raise _Unusable(f"{region.name} is a private copy of its file (share=off)")
+        path = _checked_path(Path(backend.mem_path), region, mappings)
+        files.append(RamFile(PaRange(region.start, region.end), path, region.file_offset))
+    return _mapped(files)
+
+
+def _checked_path(
+    path: Path, region: MemoryRegion, mappings: Sequence[HostMapping] | None
+) -> Path:
+    """This checks that the file is the one that QEMU has mapped, where that can be seen."""
+    try:
+        if not path.is_file():
+            raise _Unusable(f"{path} ({region.name}) is no file on this host")
+        if mappings is not None and not holds_file(mappings, path):
+            raise _Unusable(f"{path} is not the file that QEMU has mapped for {region.name}")
+    except OSError as error:
+        raise _Unusable(f"{path} ({region.name}): {error.strerror}") from error
+    return path
+
+
+async def _by_mapping(
+    regions: Sequence[MemoryRegion], pid: int | None, host_address: HostAddress
+) -> PhysicalMemory:
+    """This maps what QEMU has mapped shared, such as a memfd, through its /proc files."""
+    known_pid = _known(pid)
+    mappings = _mappings_of(known_pid)
+    files: list[RamFile] = []
+    for region in regions:
+        for run in _host_runs(region, await host_address(region.start), mappings):
+            mapping = run.mapping
+            if not mapping.shared or not mapping.inode:
+                raise _Unusable(f"{region.name} is private to QEMU; {_HOW_TO_SHARE}")
+            path = opened_file(known_pid, mapping)
+            if path is None:
+                raise _Unusable(f"the file behind {region.name} cannot be opened again")
+            offset = mapping.offset + run.host_address - mapping.start
+            files.append(RamFile(run.range, path, offset))
+    return _mapped(files)
+
+
+async def _by_process(
+    regions: Sequence[MemoryRegion], pid: int | None, host_address: HostAddress
+) -> PhysicalMemory:
+    """This reads QEMU's own memory."""
+    known_pid = _known(pid)
+    runs = [
+        HostRun(PaRange(region.start, region.end), await host_address(region.start))
+        for region in regions
+    ]
+    try:
+        memory = ProcessMemory(known_pid, runs)
+        memory.read(regions[0].start, 1)
+    except MemoryFault as fault:
+        raise _Unusable(f"{fault}; {_HOW_TO_READ_PROCESS}") from fault
+    return memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """This is a part of a region that one mapping of QEMU's holds."""
+
+    range: PaRange
+    host_address: int
+    mapping: HostMapping
+
+
+def _host_runs(
+    region: MemoryRegion, host_address: int, mappings: Sequence[HostMapping]
+) -> list[_Run]:
+    """This cuts a region at the borders of QEMU's mappings; policies split them."""
+    runs: list[_Run] = []
+    start, here = region.start, host_address
+    for mapping in mappings:
+        if mapping.start <= here < mapping.end and start < region.end:
+            size = min(mapping.end - here, region.end - start)
+            runs.append(_Run(PaRange(start, Pa(start + size)), here, mapping))
+            start, here = Pa(start + size), here + size
+    if start < region.end:
+        raise _Unusable(f"QEMU has {region.name} at {here:#x}, where its maps show nothing")
+    return runs
+
+
+def _mapped(files: Sequence[RamFile]) -> MappedRam:
+    try:
+        return MappedRam(files)
+    except MemoryFault as fault:
+        raise _Unusable(str(fault)) from fault
+
+
+def _known(pid: int | None) -> int:
+    if pid is None:
+        raise _Unusable("QEMU's process is not known: connect to a Unix socket on QEMU's own host")
+    return pid
+
+
+def _mappings_of(pid: int) -> tuple[HostMapping, ...]:
+    try:
+        return read_mappings(pid)
+    except OSError as error:
+        raise _Unusable(f"/proc/{pid}/maps: {error.strerror}; {_HOW_TO_READ_PROCESS}") from error
+
+
+def _mappings_if_allowed(pid: int | None) -> tuple[HostMapping, ...] | None:
+    """These are QEMU's mappings, None where they may not be seen."""
+    try:
+        return None if pid is None else read_mappings(pid)
+    except OSError:
+        return None

@@ -1,0 +1,265 @@
+"""Codepacks on: a machine is watched, and what is found comes over the bus as it happens."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Protocol, Self
+
+import msgspec
+
+from qvmi.bus.account import Account
+from qvmi.bus.broker import mosquitto
+from qvmi.bus.bus import Bus, Channel, OpenChannel
+from qvmi.bus.message import Message
+from qvmi.bus.subscription import Subscription
+from qvmi.bus.topic import TopicFilter, is_name, name_from
+from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.runner import MAX_SENT_KEPT, InspectedMachine, Runner
+from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, QvmiError, UsageError
+from qvmi.policy import READ_ONLY, Policy
+
+__all__ = ["Watch", "WatchedMachine", "watch"]
+
+MIN_INTERVAL_S: Final = 0.001
+"""Shortest interval of a codepack; below it the machine's other work would starve."""
+
+MAX_LOST_BUSES: Final = 5
+"""Losses of the bus in a row after which it is given up."""
+
+STABLE_S: Final = 60.0
+"""A bus that held for so long was well; its loss does not count as one of a row."""
+
+MAX_SEEN_IDS: Final = 16 * MAX_SENT_KEPT
+"""Ids remembered to know a message again that is sent twice; enough for 16 codepacks."""
+
+_NAME: Final = "watch"
+
+_log: Final = logging.getLogger(__name__)
+
+
+class WatchedMachine(InspectedMachine, Protocol):
+    """This is what a watch needs of a machine."""
+
+    @property
+    def address(self) -> str:
+        """This is the address it was attached by."""
+        ...
+
+
+@asynccontextmanager
+async def watch(
+    machine: WatchedMachine,
+    *,
+    packs: Sequence[Codepack],
+    bus: OpenChannel = mosquitto,
+    vm: str | None = None,
+    policy: Policy = READ_ONLY,
+) -> AsyncIterator["Watch"]:
+    """This runs codepacks against a machine for as long as the block lasts.
+
+    Everything it starts, a broker included, ends with the block, however that ends.
+
+    Args:
+        machine: what to watch; it is not closed.
+        packs: the codepacks.
+        bus: opens the channel that they speak on; a mosquitto of our own unless told otherwise,
+            such as :func:`qvmi.bus.local.in_process`.
+        vm: the machine's name on the bus; None makes one of its address.
+        policy: what codepacks may be granted.
+
+    Raises:
+        BrokerUnavailable: no broker could be started; the message says what to do.
+        CodepackError: a codepack's name or interval cannot be used.
+        PolicyDenied: a codepack needs a grant that the policy does not hold.
+        UsageError: there are no codepacks, or two of one name.
+    """
+    _require_distinct(packs)
+    for pack in packs:
+        _require_usable(pack, policy)
+    name = vm or name_from(machine.address)
+    reader = Account.of_reader(_NAME, TopicFilter(name))
+    runners = {
+        Account.of_codepack(name, pack.name): Runner(pack, machine, vm=name) for pack in packs
+    }
+    async with bus([reader, *runners]) as channel:
+        documents = Watch(name, reader, runners)
+        serving = asyncio.create_task(documents.serve(channel), name="qvmi-watch")
+        try:
+            yield documents
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+
+
+class Watch:
+    """This iterates the messages of a watched machine as they arrive: alerts, clearances, statuses.
+
+    The iteration ends with the block of :func:`watch`. It raises MachineGone when the machine is
+    gone and BusError when the bus is lost for good; what arrived before is delivered before.
+
+    Attributes:
+        vm: the machine's name on the bus.
+    """
+
+    def __init__(self, vm: str, reader: Account, runners: dict[Account, Runner]) -> None:
+        self.vm = vm
+        self._reader = reader
+        self._runners = runners
+        self._subscription: Subscription | None = None
+        self._changed = asyncio.Event()
+        self._reader_lost = asyncio.Event()
+        self._end: Exception | None = None
+        self._lost = 0
+        self._seen: dict[str, None] = {}
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        while True:
+            subscription = self._subscription
+            if subscription is None:
+                await self._next_subscription()
+                continue
+            if subscription.dropped + subscription.refused > self._lost:
+                return self._losses(subscription)
+            try:
+                message = await anext(subscription)
+            except (StopAsyncIteration, BusError):
+                self._leave(subscription)
+            else:
+                if self._is_new(message):
+                    return message
+
+    async def serve(self, channel: Channel) -> None:
+        """This runs the codepacks; :func:`watch` calls it. It does not raise, the iteration does."""
+        end: Exception = StopAsyncIteration()
+        try:
+            await self._serve_until_gone(channel)
+            end = MachineGone("watch")
+        except QvmiError as error:
+            end = error
+        finally:
+            self._end = end
+            self._changed.set()
+
+    async def _serve_until_gone(self, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        losses = 0
+        while losses < MAX_LOST_BUSES:
+            began = loop.time()
+            try:
+                return await self._session(channel)
+            except BusRefused:
+                raise
+            except BusError as error:
+                _log.warning("the bus is lost: %s", error)
+            losses = 1 if loop.time() - began > STABLE_S else losses + 1
+        raise BusError(f"the bus was lost {losses} times in a row")
+
+    async def _session(self, channel: Channel) -> None:
+        """This runs the codepacks over one set of connections, until the machine is gone."""
+        async with AsyncExitStack() as stack:
+            reader = await channel.connect(self._reader)
+            stack.push_async_callback(reader.close)
+            subscription = await reader.subscribe(TopicFilter(self.vm))
+            self._enter(subscription)
+            ends: list[tuple[Runner, Bus]] = []
+            for account, runner in self._runners.items():
+                bus = await channel.connect(account)
+                stack.push_async_callback(bus.close)
+                ends.append((runner, bus))
+            await self._run(ends)
+            await subscription.close()
+
+    async def _run(self, ends: Sequence[tuple[Runner, Bus]]) -> None:
+        """This runs all runners; the first error of one, or of the reader, ends the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                guard = group.create_task(self._require_reader(), name="qvmi-watch-reader")
+                async with asyncio.TaskGroup() as running:
+                    for runner, bus in ends:
+                        running.create_task(runner.run(bus), name="qvmi-codepack")
+                guard.cancel()
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _require_reader(self) -> None:
+        await self._reader_lost.wait()
+        raise BusError("the connection that reads the alerts is lost")
+
+    async def _next_subscription(self) -> None:
+        """This waits for the next session; it raises what the last one ended with."""
+        if self._end is not None:
+            raise self._end
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _enter(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._lost = 0
+        self._reader_lost.clear()
+        self._changed.set()
+
+    def _leave(self, subscription: Subscription) -> None:
+        """This lets go of a subscription that ended, unless there is a newer one already."""
+        if self._subscription is subscription:
+            self._subscription = None
+            self._reader_lost.set()
+
+    def _is_new(self, message: Message) -> bool:
+        """This tells whether the message came for the first time, and remembers it."""
+        if message.id in self._seen:
+            return False
+        self._seen[message.id] = None
+        if len(self._seen) > MAX_SEEN_IDS:
+            del self._seen[next(iter(self._seen))]
+        return True
+
+    def _losses(self, subscription: Subscription) -> Message:
+        """This is a status that tells of messages which this reader did not get."""
+        self._lost = subscription.dropped + subscription.refused
+        problem = (
+            f"{subscription.dropped} messages lost because their reader was slow, "
+            f"{subscription.refused} refused because they were not what they said"
+        )
+        status = Status(sight=Sight.GAPS, problem=problem, lost=self._lost)
+        return Message(
+            vm=self.vm,
+            codepack=_NAME,
+            kind=STATUS,
+            time=time.time(),
+            body=msgspec.to_builtins(status),
+        )
+
+
+def _require_distinct(packs: Sequence[Codepack]) -> None:
+    names = [pack.name for pack in packs]
+    if not names:
+        raise UsageError("no codepacks: there is nothing to watch for")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two codepacks are called {name!r}")
+        if name == _NAME:
+            raise UsageError(f"the name {name!r} is taken by the watch itself")
+
+
+def _require_usable(pack: Codepack, policy: Policy) -> None:
+    if not is_name(pack.name):
+        raise CodepackError(pack.name, "its name is not 1 to 63 of a-z, 0-9 and -")
+    if not (math.isfinite(pack.interval_s) and pack.interval_s >= MIN_INTERVAL_S):
+        raise CodepackError(pack.name, f"its interval of {pack.interval_s} s is too short")
+    for grant in pack.grants:
+        policy.require(grant, f"codepack {pack.name}")
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """This is the first error of a group of groups."""
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,152 @@
+"""Opens a connection to what listens at an address, as far as the first byte of a QMP greeting.
+
+References: unix(7), connect(2); QEMU ``docs/interop/qmp-spec.rst`` (section 2.2, server greeting).
+"""
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import Final
+
+from qvmi.qmp.address import TcpAddress, UnixAddress
+from qvmi.qmp.diagnosis import GDBSTUB, foreign_speech, queue_full, silence, unreachable, verdict
+from qvmi.qmp.peer import look_at_peer
+
+__all__ = ["open_connection"]
+
+# QEMU greets within a millisecond of accepting. After this long it is worth asking the kernel
+# whether another client is being served; only its clear yes ends the wait early.
+_SILENCE_S: Final = 0.3
+# The part of the caller's time that is kept back for finding out why nothing came.
+_KEPT_BACK: Final = 0.15
+# The kernel has no event for a free place in a Unix socket's queue; connect(2) fails with EAGAIN.
+_RETRY_S: Final = 0.02
+_DETACH_S: Final = 0.3
+_PEEK: Final = 256  # bytes; a greeting has about 150, and its first is enough
+
+
+async def open_connection(address: UnixAddress | TcpAddress, *, timeout_s: float) -> socket.socket:
+    """This connects and waits for the first byte of a greeting, which stays to be read.
+
+    Raises:
+        SocketUnreachable: nobody listens, or the socket may not be opened.
+        NotQmp: what listens there speaks something else, or is known to be no QMP.
+        QmpBusy: another client is being served.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_s * (1 - _KEPT_BACK)
+    if isinstance(address, UnixAddress):
+        connection = await _connect_unix(address, deadline)
+    else:
+        connection = await _connect_tcp(address, deadline)
+    try:
+        await _await_greeting(address, connection, deadline)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _connect_unix(address: UnixAddress, deadline: float) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(0)
+    try:
+        # asyncio's sock_connect takes EAGAIN for "under way", which a Unix socket never is.
+        while not (connected := _connect_now(connection, address.path)):
+            if loop.time() > deadline:
+                break
+            await asyncio.sleep(_RETRY_S)
+    except OSError as error:
+        connection.close()
+        raise unreachable(address, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    if not connected:
+        connection.close()
+        raise queue_full(address)
+    return connection
+
+
+def _connect_now(connection: socket.socket, path: str) -> bool:
+    try:
+        connection.connect(path)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    try:
+        async with asyncio.timeout_at(deadline):
+            places = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            for family, _, _, _, place in places:
+                connection = socket.socket(family, socket.SOCK_STREAM)
+                connection.settimeout(0)
+                try:
+                    await loop.sock_connect(connection, place)
+                except OSError as error:
+                    connection.close()
+                    failure = error
+                except BaseException:
+                    connection.close()
+                    raise
+                else:
+                    return connection
+    except TimeoutError as error:
+        raise queue_full(address) from error
+    except OSError as error:
+        failure = error
+    raise unreachable(address, failure or OSError("no such host")) from failure
+
+
+async def _await_greeting(
+    address: UnixAddress | TcpAddress, connection: socket.socket, deadline: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    first = await _first_bytes(connection, min(deadline, loop.time() + _SILENCE_S))
+    if first is None:
+        peer = await asyncio.to_thread(look_at_peer, connection)
+        certain = verdict(address, peer)
+        if certain is not None:
+            raise certain
+        first = await _first_bytes(connection, deadline)
+    if first is None:
+        raise silence(address, await asyncio.to_thread(look_at_peer, connection))
+    if first.startswith(GDBSTUB):
+        await _let_run(connection)
+    if not first.lstrip().startswith(b"{"):
+        raise foreign_speech(address, first)
+
+
+async def _first_bytes(connection: socket.socket, deadline: float) -> bytes | None:
+    """These are the bytes that have come, left to be read; b"" after a close, None for none."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        async with asyncio.timeout_at(deadline):
+            await readable.wait()
+        return connection.recv(_PEEK, socket.MSG_PEEK)
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""
+    finally:
+        loop.remove_reader(connection)
+
+
+async def _let_run(connection: socket.socket) -> None:
+    """This detaches from a gdbstub: being connected to has stopped its guest, closing leaves it so.
+
+    A stub that speaks first has stopped a guest that was running.
+    """
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        await loop.sock_sendall(connection, b"+$D#44")
+        async with asyncio.timeout(_DETACH_S):
+            heard = b""
+            while b"$OK#" not in heard and (more := await loop.sock_recv(connection, _PEEK)):
+                heard = heard[-_PEEK:] + more

@@ -1,0 +1,126 @@
+"""Says in words why an address gave no QMP session, with the way out."""
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from qvmi.errors import AttachError, NotQmp, QmpBusy, SocketUnreachable
+from qvmi.qmp.address import TcpAddress, UnixAddress
+from qvmi.qmp.command_line import Purpose, parse_command_line
+from qvmi.qmp.host_process import HostProcess
+from qvmi.qmp.peer import Peer, tcp_is_listening
+
+__all__ = ["GDBSTUB", "foreign_speech", "queue_full", "silence", "unreachable", "verdict"]
+
+GDBSTUB: Final = (b"$", b"+$")
+"""How a packet of the remote serial protocol begins."""
+
+_SPEAKERS: Final[Mapping[tuple[bytes, ...], str]] = {
+    GDBSTUB: "a gdbstub",
+    (b"QEMU ",): "QEMU's human monitor; QMP is served by -qmp, or -mon with mode=control",
+    (b"RFB ",): "a VNC server",
+    (b"SSH-",): "an SSH server",
+    (b"HTTP/",): "an HTTP server",
+}
+_LIBVIRT: Final = ("libvirtd", "virtqemud")
+_SHOWN: Final = 60  # bytes of what was heard
+
+
+def unreachable(address: UnixAddress | TcpAddress, error: OSError) -> SocketUnreachable:
+    """This says why nothing could be connected to."""
+    if isinstance(address, UnixAddress):
+        return SocketUnreachable(str(address), _no_socket(Path(address.path), error))
+    hint = "; nobody listens on that port" if error.errno == errno.ECONNREFUSED else ""
+    return SocketUnreachable(str(address), (error.strerror or str(error)) + hint)
+
+
+def _no_socket(path: Path, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        folder = path.parent
+        there = "its folder exists" if folder.is_dir() else f"there is no folder {folder} either"
+        return f"no such socket ({there}); is QEMU running?"
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{error.strerror}; a folder on the way to it is closed to uid {os.geteuid()}"
+    if not stat.S_ISSOCK(status.st_mode):
+        return f"is no socket but {_sort(status.st_mode)}"
+    if error.errno == errno.EACCES:
+        owner = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}"
+        return f"{error.strerror}: it belongs to {owner}, and we are uid {os.geteuid()}"
+    if error.errno == errno.ECONNREFUSED:
+        return "nobody listens any more; the QEMU that made it has ended"
+    return error.strerror or str(error)
+
+
+def _sort(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a device or pipe"
+
+
+def queue_full(address: UnixAddress | TcpAddress) -> AttachError:
+    """This says why a connection was neither made nor refused."""
+    if isinstance(address, TcpAddress) and not tcp_is_listening(address.port):
+        reason = "no answer; the host is down, or a firewall drops the packets"
+        return SocketUnreachable(str(address), reason)
+    return QmpBusy(
+        str(address), "the queue of clients waiting for it is full; end one of them, or its holder"
+    )
+
+
+def foreign_speech(address: UnixAddress | TcpAddress, first: bytes) -> NotQmp:
+    """This says what the bytes that came in place of a greeting look like."""
+    if not first:
+        return NotQmp(str(address), "closed the connection without a greeting")
+    known = [name for starts, name in _SPEAKERS.items() if first.startswith(starts)]
+    guess = f": this is {known[0]}" if known else ""
+    return NotQmp(str(address), f"no QMP greeting but {first[:_SHOWN]!r}{guess}")
+
+
+def verdict(address: UnixAddress | TcpAddress, peer: Peer) -> AttachError | None:
+    """This says why no greeting will come, however long one waits; None while one still may."""
+    other = _other_purpose(address, peer.server)
+    if other is not None:
+        return NotQmp(str(address), other)
+    if not (peer.waiting and peer.holders):
+        return None
+    holders = ", ".join(peer.holders)
+    hint = "; use libvirt:DOMAIN" if any(name in holders for name in _LIBVIRT) else ""
+    return QmpBusy(
+        str(address),
+        f"held by {holders}, and QEMU serves one client at a time; end that one{hint}, or give"
+        " QEMU a second -qmp socket",
+    )
+
+
+def silence(address: UnixAddress | TcpAddress, peer: Peer) -> AttachError:
+    """This says why a connection was made, and no greeting has come in all the time there was."""
+    certain = verdict(address, peer)
+    if certain is not None:
+        return certain
+    server = peer.server
+    if server is None:
+        reason = "connected, but not greeted: another client holds it, or it is no QMP socket"
+        return QmpBusy(str(address), reason)
+    if server.is_qemu:
+        return QmpBusy(str(address), f"{server} does not greet: it is stopped, or hangs")
+    if server.program in _LIBVIRT:
+        return QmpBusy(str(address), f"{server} holds it; use libvirt:DOMAIN")
+    return NotQmp(str(address), f"{server} listens there, which is no QEMU, and says nothing")
+
+
+def _other_purpose(address: UnixAddress | TcpAddress, server: HostProcess | None) -> str | None:
+    """This tells from QEMU's command line that a socket is there for something else than QMP."""
+    if server is None:
+        return None
+    line = parse_command_line(server.arguments[1:])
+    purpose = line.purpose_of(address)
+    if purpose in {None, Purpose.QMP}:
+        return None
+    served = [str(s.address) for s in line.sockets if s.purpose is Purpose.QMP and s.address]
+    advice = f"; its QMP is at {', '.join(served)}" if served else "; it has no QMP socket"
+    return f"this is the {purpose} of {server}{advice}"

@@ -1,0 +1,41 @@
+"""Memory of processes: ``mm_struct`` and the page tables it owns.
+
+References: Linux include/linux/mm_types.h; with page-table isolation ``mm_struct.pgd`` is the
+kernel half, which maps user memory too (arch/x86/include/asm/pgalloc.h).
+"""
+
+from struct import Struct
+from typing import Final
+
+from qvmi.addr import Pa, Va
+from qvmi.errors import MemoryFault, WalkFailed
+from qvmi.memory.address_space import AddressSpace
+from qvmi.symbols.layout import Symbols, field_offset
+
+__all__ = ["user_space"]
+
+_POINTER: Final = Struct("<Q")
+
+
+def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace:
+    """This is the address space of one process; the kernel's half is in it too.
+
+    Args:
+        kernel: the kernel's address space.
+        symbols: of the kernel.
+        task: address of a ``task_struct`` of the process.
+
+    Raises:
+        WalkFailed: the task has no memory of its own (kernel threads, zombies), or is gone.
+        LayoutNotFound: the profile lacks what this needs.
+    """
+    read = kernel.unpacker(_POINTER)
+    try:
+        mm = read(task + field_offset(symbols, "task_struct", "mm"))[0]
+        if not mm:
+            raise WalkFailed("task_struct.mm", f"the task at {task:#x} has no memory of its own")
+        pgd = read(mm + field_offset(symbols, "mm_struct", "pgd"))[0]
+        root = kernel.translate(Va(pgd))
+    except MemoryFault as fault:
+        raise WalkFailed("mm_struct.pgd", f"of the task at {task:#x}: {fault}") from fault
+    return AddressSpace(kernel.memory, Pa(root), geometry=kernel.geometry)

@@ -1,0 +1,146 @@
+"""The command ``python -m tests.guests``: builds guests, lists them, and runs one for people and scripts.
+
+    python -m tests.guests build [SERIES...]       fetch kernels, make initramfs files
+    python -m tests.guests list                    what the cache holds
+    python -m tests.guests boot --kernel 6.1       run a guest until standard input closes or SIGTERM comes
+    python -m tests.guests boot --restore          the same, thawed from a saved state
+
+``boot`` prints one JSON object with the addresses as soon as the guest is ready, then takes one request
+a line (``truth``, ``storm start``, ``run ls``, ...) and prints the guest's JSON lines in answer.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.guests.lab import KERNELS, Guest, GuestConfig, GuestRefused, Lab, LabError
+from tests.guests.lab.cache import Cache, read_record
+
+EXIT_FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """This runs one command; the status is 1 when a part is missing, and the error says which."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    given = _parser().parse_args(arguments)
+    lab = Lab(say=_say)
+    try:
+        if given.command == "build":
+            _build(lab, given.series)
+        elif given.command == "list":
+            _list(lab.cache)
+        else:
+            _boot(lab, given)
+    except LabError as error:
+        _say(str(error))
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="fetch kernels and make initramfs files")
+    build.add_argument("series", nargs="*", choices=[*KERNELS, []], help="default: all")
+    commands.add_parser("list", help="show what the cache holds")
+    boot = commands.add_parser("boot", help="run a guest until standard input closes")
+    boot.add_argument("--kernel", default="6.1", choices=[*KERNELS, "none"], help="none: firmware only")
+    boot.add_argument("--machine", default="q35", choices=["pc", "q35"])
+    boot.add_argument("--cpus", type=int, default=2)
+    boot.add_argument("--memory", type=int, default=512, help="MiB")
+    boot.add_argument("--cpu-flags", default="", help="added to the CPU model, as la57=off")
+    boot.add_argument("--append", default="", help="added to the kernel's command line")
+    boot.add_argument("--ram", default="file", choices=["file", "memfd", "private", "numa", "dimm"])
+    boot.add_argument("--tcp", action="store_true", help="QMP on a loopback port")
+    boot.add_argument("--gdbstub", action="store_true")
+    boot.add_argument("--restore", action="store_true", help="thaw a saved guest instead of booting")
+    boot.add_argument("--paused", action="store_true", help="leave the vCPUs stopped")
+    boot.add_argument("--dir", type=Path, help="put links to the guest's sockets and files there")
+    return parser
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _print_json(row: object) -> None:
+    sys.stdout.write(f"{json.dumps(row)}\n")
+    sys.stdout.flush()
+
+
+def _build(lab: Lab, names: list[str]) -> None:
+    for name in names or KERNELS:
+        start = time.monotonic()
+        parts = lab.provide(name)
+        _say(f"{name}: {parts} ({time.monotonic() - start:.1f} s)")
+
+
+def _list(cache: Cache) -> None:
+    for folder in sorted(cache.folder("kernels").iterdir()):
+        record = read_record(folder)
+        _print_json({key: record.get(key) for key in ("series", "suite", "package", "version")})
+    for folder in sorted(cache.folder("states").iterdir()):
+        _print_json({"state": read_record(folder).get("config"), "folder": str(folder)})
+
+
+def _boot(lab: Lab, given: argparse.Namespace) -> None:
+    config = GuestConfig(
+        kernel=None if given.kernel == "none" else given.kernel,
+        machine=given.machine,
+        cpus=given.cpus,
+        memory_mib=given.memory,
+        cpu_flags=given.cpu_flags,
+        append=given.append,
+        ram=given.ram,
+        tcp=given.tcp,
+        gdbstub=given.gdbstub,
+    )
+    start = time.monotonic()
+    make = lab.restore if given.restore else lab.boot
+    with make(config, paused=given.paused) as guest:
+        _say(f"guest {config.name}: ready after {time.monotonic() - start:.2f} s ({guest.accelerator})")
+        if given.dir:
+            _link(guest, given.dir)
+        _print_json(_addresses(guest))
+        for line in sys.stdin:
+            _answer(guest, line.strip())
+
+
+def _answer(guest: Guest, words: str) -> None:
+    try:
+        for row in guest.ask(words) if words else ():
+            _print_json(row)
+        _print_json({"kind": "end", "ok": True})
+    except GuestRefused as error:
+        _print_json({"kind": "end", "ok": False, "error": str(error)})
+
+
+def _addresses(guest: Guest) -> dict[str, object]:
+    return {
+        "qmp": guest.qmp,
+        "pid": guest.pid,
+        "folder": str(guest.folder),
+        "ram": [str(path) for path in guest.ram_paths],
+        "gdb": str(guest.gdb_socket) if guest.config.gdbstub else None,
+        "accelerator": guest.accelerator,
+        "kernel": guest.config.kernel,
+    }
+
+
+def _link(guest: Guest, folder: Path) -> None:
+    """Give the guest's files names that a script can know beforehand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in guest.folder.iterdir():
+        link = folder / path.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

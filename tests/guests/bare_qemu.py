@@ -1,0 +1,69 @@
+"""A QEMU with any arguments and no operating system: it starts in a tenth of a second."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.guests.lab.monitor import Monitor
+from tests.guests.lab.process import QemuProcess
+
+__all__ = ["BareQemu", "bare_qemu"]
+
+_LISTENS_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class BareQemu:
+    """This is a running QEMU with two QMP sockets.
+
+    Attributes:
+        qmp: the path of the subject's socket.
+        monitor: the test's own conversation, on the other socket.
+        folder: private, gone when QEMU is.
+    """
+
+    process: QemuProcess
+    monitor: Monitor
+    folder: Path
+
+    @property
+    def qmp(self) -> str:
+        """This is the subject's socket."""
+        return str(self.folder / "qmp.sock")
+
+    @property
+    def pid(self) -> int:
+        """This is QEMU's process id."""
+        return self.process.pid
+
+    def kill(self) -> None:
+        """This kills QEMU and waits until it has gone."""
+        self.process.end()
+
+
+@contextmanager
+def bare_qemu(
+    *arguments: str, folder: Path | None = None, qmp: bool = True
+) -> Iterator[BareQemu]:
+    """This starts a QEMU for the length of the block.
+
+    Args:
+        arguments: QEMU's, besides those that leave out the default devices.
+        folder: where the sockets are, and what is removed afterwards; by default a new one.
+        qmp: whether the subject's socket is made; without, `arguments` make one.
+    """
+    place = folder or Path(tempfile.mkdtemp(prefix="qvmi-bare-"))
+    sockets = ["own.sock", *(["qmp.sock"] if qmp else [])]
+    served = [("-qmp", f"unix:{place / name},server=on,wait=off") for name in sockets]
+    base = ("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none")
+    command = (*base, *(part for option in served for part in option), *arguments)
+    process = QemuProcess.start(command, place)
+    try:
+        deadline = time.monotonic() + _LISTENS_S
+        with Monitor.over(process.connect("own.sock", deadline=deadline)) as monitor:
+            yield BareQemu(process, monitor, place)
+    finally:
+        process.end()

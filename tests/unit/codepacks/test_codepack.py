@@ -1,0 +1,58 @@
+"""The form of findings."""
+
+import msgspec
+import pytest
+
+from qvmi.addr import Va
+from qvmi.codepacks.codepack import (
+    MAX_KEY_LENGTH,
+    MAX_OBSERVATIONS,
+    Finding,
+    Observation,
+    Severity,
+)
+from qvmi.errors import UsageError
+
+OBSERVATION = Observation(view="list", present=True, address=Va(0xFFFF888000001000))
+
+
+def finding(
+    *,
+    technique: str = "T1014",
+    key: str = "key",
+    evidence: tuple[Observation, ...] = (OBSERVATION,),
+) -> Finding:
+    return Finding(
+        claim="x", severity=Severity.LOW, technique=technique, key=key, evidence=evidence
+    )
+
+
+@pytest.mark.parametrize(
+    "technique", ["", "T1", "1014", "T1014.1", "T1014.0011", "T1014\n", "t1014"]
+)
+def test_refuses_a_technique_that_is_no_attack_id(technique: str) -> None:
+    with pytest.raises(UsageError):
+        finding(technique=technique)
+
+
+def test_takes_a_sub_technique() -> None:
+    assert finding(technique="T1547.006").technique == "T1547.006"
+
+
+def test_refuses_a_key_that_identifies_nothing_or_is_too_long() -> None:
+    assert len(finding(key="x" * MAX_KEY_LENGTH).key) == MAX_KEY_LENGTH
+    for key in ("", "x" * (MAX_KEY_LENGTH + 1)):
+        with pytest.raises(UsageError):
+            finding(key=key)
+
+
+def test_refuses_a_finding_without_evidence_or_with_too_much() -> None:
+    assert len(finding(evidence=(OBSERVATION,) * MAX_OBSERVATIONS).evidence) == MAX_OBSERVATIONS
+    for evidence in ((), (OBSERVATION,) * (MAX_OBSERVATIONS + 1)):
+        with pytest.raises(UsageError):
+            finding(evidence=evidence)
+
+
+def test_is_the_same_after_a_journey_as_json() -> None:
+    original = finding()
+    assert msgspec.json.decode(msgspec.json.encode(original), type=Finding) == original

@@ -1,0 +1,148 @@
+"""When a finding is believed."""
+
+from collections import deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.confirmation import MAX_KEYS, MAX_UNSEEN_ROUNDS, Changes, Confirmation
+from tests.unit.codepacks.packs import finding
+
+
+def rounds(confirmation: Confirmation, *looks: str | None) -> list[Changes]:
+    """Plays looks: each is the keys that it finds, one letter each; None is one that saw nothing."""
+    return [
+        confirmation.update(
+            [finding(key) for key in look or ""], complete=look is not None, at=float(number)
+        )
+        for number, look in enumerate(looks)
+    ]
+
+
+def keys(changes: list[Changes]) -> list[tuple[str, str]]:
+    """Gives the keys raised and cleared by each look."""
+    return [
+        (
+            "".join(sorted(one.finding.key for one in change.raised)),
+            "".join(sorted(one.finding.key for one in change.cleared)),
+        )
+        for change in changes
+    ]
+
+
+def test_one_look_is_no_alert() -> None:
+    assert keys(rounds(Confirmation(), "a", "", "a", "", "a")) == [("", "")] * 5
+
+
+def test_two_looks_in_a_row_raise_once() -> None:
+    assert keys(rounds(Confirmation(), "a", "a", "a", "a")) == [
+        ("", ""),
+        ("a", ""),
+        ("", ""),
+        ("", ""),
+    ]
+
+
+def test_two_looks_without_it_clear_once() -> None:
+    assert keys(rounds(Confirmation(), "a", "a", "", "", "")) == [
+        ("", ""),
+        ("a", ""),
+        ("", ""),
+        ("", "a"),
+        ("", ""),
+    ]
+
+
+def test_one_look_without_it_clears_nothing() -> None:
+    assert keys(rounds(Confirmation(), "a", "a", "", "a", "", "a")) == [
+        ("", ""),
+        ("a", ""),
+        *[("", "")] * 4,
+    ]
+
+
+def test_what_was_cleared_can_be_raised_again() -> None:
+    assert keys(rounds(Confirmation(), "a", "a", "", "", "a", "a"))[-1] == ("a", "")
+
+
+def test_another_key_confirms_nothing() -> None:
+    assert keys(rounds(Confirmation(), "a", "b", "c", "d")) == [("", "")] * 4
+
+
+def test_an_incomplete_look_clears_nothing_however_often() -> None:
+    assert keys(rounds(Confirmation(), "a", "a", *[None] * 50)) == [
+        ("", ""),
+        ("a", ""),
+        *[("", "")] * 50,
+    ]
+
+
+def test_an_incomplete_look_does_not_break_a_row() -> None:
+    assert keys(rounds(Confirmation(), "a", None, "a"))[-1] == ("a", "")
+
+
+def test_what_was_seen_once_is_forgotten_after_many_incomplete_looks() -> None:
+    assert keys(rounds(Confirmation(), "a", *[None] * MAX_UNSEEN_ROUNDS, "a"))[-1] == ("", "")
+
+
+def test_two_findings_of_one_key_in_one_look_are_one_sighting() -> None:
+    assert keys(rounds(Confirmation(), "aa", "")) == [("", ""), ("", "")]
+
+
+def test_tells_since_when_and_in_how_many_looks_it_was_seen() -> None:
+    confirmation = Confirmation()
+    changes = rounds(confirmation, "", "a", "a", "a", "", "")
+    [raised], [cleared] = changes[2].raised, changes[5].cleared
+    assert (raised.rounds, raised.first_seen, raised.last_seen) == (2, 1.0, 2.0)
+    assert (cleared.rounds, cleared.first_seen, cleared.last_seen) == (2, 1.0, 3.0)
+    assert cleared.finding == raised.finding
+
+
+def test_forgetting_gives_back_what_was_confirmed_and_only_that() -> None:
+    confirmation = Confirmation()
+    rounds(confirmation, "a", "ab")
+    assert [one.finding.key for one in confirmation.forget()] == ["a"]
+    assert keys(rounds(confirmation, "ab")) == [("", "")]
+
+
+def many(number: int) -> list[Finding]:
+    return [finding(f"key {one}") for one in range(number)]
+
+
+def test_follows_a_bounded_number_and_counts_the_rest() -> None:
+    confirmation = Confirmation()
+    for _ in range(2):
+        changes = confirmation.update(many(MAX_KEYS + 7), complete=True, at=0.0)
+        assert changes.overflow == 7
+    assert len(changes.raised) == MAX_KEYS
+
+
+def test_a_crowd_that_comes_once_does_not_keep_out_what_stays() -> None:
+    confirmation = Confirmation()
+    confirmation.update(many(MAX_KEYS), complete=True, at=0.0)
+    assert keys(rounds(confirmation, "a", "a")) == [("", ""), ("a", "")]
+
+
+def test_a_crowd_does_not_keep_out_what_stays_though_every_look_is_incomplete() -> None:
+    confirmation = Confirmation()
+    confirmation.update(many(MAX_KEYS), complete=False, at=0.0)
+    changes = [
+        confirmation.update([finding("a")], complete=False, at=0.0)
+        for _ in range(MAX_UNSEEN_ROUNDS + 2)
+    ]
+    assert [one.finding.key for change in changes for one in change.raised] == ["a"]
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "ab"]), max_size=40))
+def test_agrees_with_a_model_that_keeps_the_last_two_looks(looks: list[str]) -> None:
+    changes = keys(rounds(Confirmation(), *looks))
+    for key in "ab":
+        raised = False
+        last: deque[bool] = deque(maxlen=2)
+        for look, (up, down) in zip(looks, changes, strict=True):
+            last.append(key in look)
+            up_expected = not raised and list(last) == [True, True]
+            down_expected = raised and list(last) == [False, False]
+            raised = (raised or up_expected) and not down_expected
+            assert ((key in up), (key in down)) == (up_expected, down_expected)

@@ -1,0 +1,386 @@
+"""What runs a codepack."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from qvmi.bus.message import Message
+from qvmi.codepacks.alert import Alert, AlertState
+from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.runner import MAX_SENT_KEPT, MAX_WAITING, Runner
+from qvmi.codepacks.status import Sight, Status
+from qvmi.errors import (
+    BusError,
+    MachineGone,
+    NotDirect,
+    StaleView,
+    UnknownGuest,
+    WalkFailed,
+)
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.semantics.guest_os import Gap, GuestOS
+from qvmi.testing import FakeGuest, FakeMachine
+from tests.asynchronous import asynchronous
+from tests.unit.codepacks.packs import ScriptedPack, finding
+from tests.unit.codepacks.recording_bus import RecordingBus
+
+WAIT_S = 10.0
+
+
+class Findings:
+    """A codepack's function that finds what the test set last, and counts its looks."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+        self.looks = 0
+
+    def __call__(self, guest: GuestOS, _: PhysicalMemory) -> Iterable[Finding]:
+        self.looks += 1
+        guest.processes()
+        return [finding(key) for key in self.keys]
+
+
+@asynccontextmanager
+async def running(
+    runner: Runner, bus: RecordingBus | None = None
+) -> AsyncIterator[tuple[RecordingBus, asyncio.Task[None]]]:
+    bus = bus or RecordingBus()
+    task = asyncio.create_task(runner.run(bus))
+    try:
+        yield bus, task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def statuses(bus: RecordingBus) -> list[Status]:
+    return [message.read_body(Status) for message in bus.of_kind("status")]
+
+
+def sights(bus: RecordingBus) -> list[Sight]:
+    return [status.sight for status in statuses(bus)]
+
+
+def alerts(bus: RecordingBus) -> list[Alert]:
+    kinds = {AlertState.RAISED.value, AlertState.CLEARED.value}
+    return [one.read_body(Alert) for one in bus.messages if one.kind in kinds]
+
+
+def runner_of(
+    pack: ScriptedPack, machine: FakeMachine | None = None, *, look_deadline_s: float = WAIT_S
+) -> Runner:
+    return Runner(pack, machine or FakeMachine(), vm="web", look_deadline_s=look_deadline_s)
+
+
+@asynchronous
+async def test_a_confirmed_finding_is_published_once_and_once_when_it_is_gone() -> None:
+    pack = ScriptedPack(Findings("k"))
+    inspect = pack.inspect
+    assert isinstance(inspect, Findings)
+    async with running(runner_of(pack)) as (bus, _):
+        await bus.until(lambda: len(alerts(bus)) == 1)
+        inspect.keys = ()
+        await bus.until(lambda: len(alerts(bus)) == 2)
+        looks = inspect.looks
+        while inspect.looks < looks + 20:
+            await asyncio.sleep(0.001)
+        assert [(one.state, one.finding.key) for one in alerts(bus)] == [
+            (AlertState.RAISED, "k"),
+            (AlertState.CLEARED, "k"),
+        ]
+
+
+@asynchronous
+async def test_an_alert_tells_where_it_is_from_and_how_it_was_taken() -> None:
+    async with running(runner_of(ScriptedPack(Findings("k"), name="pack"))) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+    [message] = bus.of_kind("alert")
+    assert message.topic.text == "qvmi/v1/web/pack/alert"
+    alert = message.read_body(Alert)
+    assert (alert.codepack, alert.rounds, alert.finding) == ("pack", 2, finding("k"))
+    assert alert.provenance == message.provenance == FakeGuest().provenance
+
+
+@asynchronous
+async def test_says_once_that_it_sees_everything() -> None:
+    inspect = Findings()
+    async with running(runner_of(ScriptedPack(inspect))) as (bus, _):
+        while inspect.looks < 20:
+            await asyncio.sleep(0.001)
+        assert sights(bus) == [Sight.FULL]
+
+
+@asynchronous
+async def test_a_codepack_that_fails_is_reported_and_run_again() -> None:
+    looks = 0
+
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        nonlocal looks
+        looks += 1
+        if looks <= 5:
+            raise ZeroDivisionError("by accident")
+        return [finding("k")]
+
+    async with running(runner_of(ScriptedPack(inspect))) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+    failed, full = statuses(bus)
+    assert (failed.sight, full.sight) == (Sight.FAILED, Sight.FULL)
+    assert "ZeroDivisionError: by accident" in failed.problem
+
+
+@asynchronous
+async def test_gaps_are_reported_and_are_not_taken_for_nothing_found() -> None:
+    guest = FakeGuest()
+    inspect = Findings("k")
+    async with running(runner_of(ScriptedPack(inspect), FakeMachine(guest))) as (bus, _):
+        await bus.until(lambda: len(alerts(bus)) == 1)
+        guest.show_processes([], gaps=[Gap("tasks", None, "torn")])
+        inspect.keys = ()
+        await bus.until(lambda: sights(bus) == [Sight.FULL, Sight.GAPS])
+        looks = inspect.looks
+        while inspect.looks < looks + 10:
+            await asyncio.sleep(0.001)
+        assert statuses(bus)[-1].gaps == (Gap("tasks", None, "torn"),)
+        assert len(alerts(bus)) == 1
+        guest.show_processes([])
+        await bus.until(lambda: len(alerts(bus)) == 2)
+
+
+@asynchronous
+async def test_a_walk_that_fails_is_blindness_and_clears_nothing() -> None:
+    guest = FakeGuest()
+    async with running(runner_of(ScriptedPack(Findings("k")), FakeMachine(guest))) as (bus, _):
+        await bus.until(lambda: len(alerts(bus)) == 1)
+        for _ in range(10):
+            guest.fail_next("processes", WalkFailed("tasks", "a loop"))
+        await bus.until(lambda: sights(bus) == [Sight.FULL, Sight.BLIND, Sight.FULL])
+        assert "a loop" in statuses(bus)[1].problem
+        assert len(alerts(bus)) == 1
+
+
+@asynchronous
+async def test_a_codepack_that_hangs_is_reported_and_stops_nobody_else() -> None:
+    release, entered = threading.Event(), []
+
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        entered.append(threading.current_thread())
+        if len(entered) == 1:
+            release.wait(WAIT_S)
+        return [finding("k")]
+
+    async with running(runner_of(ScriptedPack(inspect), look_deadline_s=0.01)) as (bus, _):
+        await bus.until(lambda: sights(bus) == [Sight.LATE])
+        for _ in range(20):
+            await asyncio.sleep(0.002)  # rounds go by, and no second thread is begun
+        assert len(entered) == 1
+        release.set()
+        await bus.until(lambda: bool(alerts(bus)))
+        assert sights(bus) == [Sight.LATE, Sight.FULL]
+
+
+@asynchronous
+async def test_a_late_codepack_gets_no_more_answers_about_the_guest() -> None:
+    fake = FakeGuest()
+    release, problems = threading.Event(), []
+
+    def inspect(guest: GuestOS, _: PhysicalMemory) -> Iterable[Finding]:
+        release.wait(WAIT_S)
+        try:
+            guest.processes()
+        except Exception as error:
+            problems.append(str(error))
+            raise
+        return []
+
+    async with running(
+        runner_of(ScriptedPack(inspect), FakeMachine(fake), look_deadline_s=0.01)
+    ) as (bus, _):
+        await bus.until(lambda: sights(bus) == [Sight.LATE])
+        assert fake.calls == []
+        release.set()
+        await bus.until(lambda: sights(bus) == [Sight.LATE, Sight.FULL])
+    assert len(problems) == 1
+    assert "after its time was up" in problems[0]
+
+
+@asynchronous
+async def test_cancelling_in_mid_look_waits_for_the_codepack_to_leave_the_guest() -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    def inspect(guest: GuestOS, _: PhysicalMemory) -> Iterator[Finding]:
+        try:
+            while True:
+                guest.processes()
+                entered.set()
+                yield finding("k")
+        finally:
+            left.set()
+
+    task = asyncio.create_task(runner_of(ScriptedPack(inspect)).run(RecordingBus()))
+    assert await asyncio.to_thread(entered.wait, WAIT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left.is_set()
+
+
+@asynchronous
+async def test_cancelling_does_not_wait_for_a_codepack_that_does_not_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qvmi.codepacks.runner.WITHDRAW_GRACE_S", 0.01)
+    entered, release = threading.Event(), threading.Event()
+
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        entered.set()
+        release.wait(WAIT_S)
+        return []
+
+    task = asyncio.create_task(runner_of(ScriptedPack(inspect)).run(RecordingBus()))
+    assert await asyncio.to_thread(entered.wait, WAIT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    release.set()
+
+
+@asynchronous
+async def test_a_reset_clears_what_was_raised_and_says_why() -> None:
+    machine = FakeMachine()
+    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, _):
+        await bus.until(lambda: len(alerts(bus)) == 1)
+        machine.reset(FakeGuest())
+        await bus.until(lambda: len(alerts(bus)) == 3)
+    first, cleared, again = alerts(bus)
+    assert [one.state for one in (first, cleared, again)] == [
+        AlertState.RAISED,
+        AlertState.CLEARED,
+        AlertState.RAISED,
+    ]
+    assert "reset" in cleared.reason
+    assert [message.epoch for message in bus.of_kind("alert")] == [0, 1]
+
+
+@asynchronous
+async def test_findings_of_a_look_that_a_reset_fell_into_are_not_believed() -> None:
+    machine = FakeMachine()
+    looks = 0
+
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        nonlocal looks
+        looks += 1
+        machine.reset(FakeGuest())
+        return [finding("k")]
+
+    async with running(runner_of(ScriptedPack(inspect), machine)) as (bus, _):
+        await bus.until(lambda: sights(bus) == [Sight.BLIND])
+        while looks < 10:
+            await asyncio.sleep(0.001)
+        assert alerts(bus) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "refreshed"),
+    [(UnknownGuest("firmware"), True), (StaleView("reset"), True), (NotDirect("slow"), False)],
+)
+@asynchronous
+async def test_a_machine_without_a_guest_is_blindness_and_looked_at_again(
+    error: Exception, *, refreshed: bool
+) -> None:
+    machine = FakeMachine()
+    machine.fail_next("guest", error)
+    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+        assert sights(bus) == [Sight.BLIND, Sight.FULL]
+        assert ("refresh" in machine.calls) == refreshed
+
+
+@asynchronous
+async def test_a_machine_that_is_gone_ends_the_run_after_saying_so() -> None:
+    machine = FakeMachine()
+    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, task):
+        await bus.until(lambda: bool(alerts(bus)))
+        machine.fail_next("guest", MachineGone("watch"))
+        machine.fail_next("refresh", MachineGone("watch"))
+        await asyncio.wait_for(task, WAIT_S)
+    assert sights(bus) == [Sight.FULL, Sight.ENDED]
+
+
+@asynchronous
+async def test_a_codepack_cannot_end_its_run_by_claiming_that_the_machine_is_gone() -> None:
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        raise MachineGone("a lie")
+
+    machine = FakeMachine()
+    async with running(runner_of(ScriptedPack(inspect), machine)) as (bus, task):
+        await bus.until(lambda: sights(bus) == [Sight.BLIND])
+        while machine.calls.count("guest") < 10:
+            await asyncio.sleep(0.001)
+        assert not task.done()
+
+
+@asynchronous
+async def test_what_a_lost_bus_did_not_take_goes_to_the_next_one() -> None:
+    runner = runner_of(ScriptedPack(Findings("k")))
+    first, second = RecordingBus(), RecordingBus()
+    first.fail_next(BusError("lost"))
+    with pytest.raises(BusError, match="lost"):
+        await runner.run(first)
+    assert first.messages == []
+    async with running(runner, second):
+        await second.until(lambda: bool(alerts(second)))
+    assert sights(second) == [Sight.FULL]
+
+
+@asynchronous
+async def test_what_was_sent_last_is_sent_again_over_the_next_bus_under_the_same_ids() -> None:
+    inspect = Findings("k")
+    runner = runner_of(ScriptedPack(inspect))
+    first, second = RecordingBus(), RecordingBus()
+    async with running(runner, first) as (_, task):
+        await first.until(lambda: bool(alerts(first)))
+        inspect.keys = ()
+        first.fail_next(BusError("lost"))
+        with pytest.raises(BusError):
+            await asyncio.wait_for(task, WAIT_S)
+    async with running(runner, second):
+        await second.until(lambda: len(alerts(second)) == 2)
+    assert second.messages[: len(first.messages)] == first.messages
+    assert [one.state for one in alerts(second)] == [AlertState.RAISED, AlertState.CLEARED]
+
+
+@asynchronous
+async def test_keeps_a_bounded_number_of_messages_for_a_bus_that_is_away() -> None:
+    inspect = Findings()
+    runner = runner_of(ScriptedPack(inspect))
+    bus = RecordingBus()
+    for number in range(MAX_WAITING // 2 + 50):
+        inspect.keys = tuple(f"{number} {half}" for half in range(2))
+        for _ in range(2):
+            bus.fail_next(BusError("away"))
+            with suppress(BusError):
+                await runner.run(bus)
+    async with running(runner):
+        back = RecordingBus()
+        async with running(runner, back):
+            await back.until(lambda: any(status.lost for status in statuses(back)))
+    assert len(back.messages) <= MAX_WAITING + MAX_SENT_KEPT + 1
+
+
+@asynchronous
+async def test_a_guest_that_shows_too_much_to_follow_is_reported() -> None:
+    inspect = Findings(*(str(number) for number in range(1000)))
+    runner = runner_of(ScriptedPack(inspect))
+    async with running(runner) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+        inspect.keys = tuple(str(number) for number in range(500, 1500))
+        await bus.until(lambda: Sight.GAPS in sights(bus))
+        [status] = [one for one in statuses(bus) if one.sight is Sight.GAPS]
+        assert "476 findings more than can be followed" in status.problem
+
+
+def test_messages_are_of_the_form_that_readers_know() -> None:
+    assert Message.__struct_fields__[:2] == ("version", "id")

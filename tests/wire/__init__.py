@@ -1,0 +1,1 @@
+"""What a real QEMU said, recorded, and the one fake that says it again."""
