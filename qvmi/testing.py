@@ -276,7 +276,7 @@ class FakeMachine:
         address: what it was attached by.
         memory: its memory.
         epoch: raised by :meth:`reset`.
-        calls: ``guest`` and ``refresh``, in order, also those that failed.
+        calls: ``guest``, ``refresh`` and ``run_state``, in order, also those that failed.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class FakeMachine:
         self.epoch = 0
         self.calls: list[str] = []
         self._guest = guest or FakeGuest()
-        self._faults = _Faults(("guest", "refresh"))
+        self._faults = _Faults(("guest", "refresh", "run_state"))
 
     @property
     def guest(self) -> FakeGuest:
@@ -303,8 +303,13 @@ class FakeMachine:
         """This does nothing, or raises what was armed for it."""
         self._called("refresh")
 
+    async def run_state(self) -> str:
+        """This says ``running``, or raises what was armed for it."""
+        self._called("run_state")
+        return "running"
+
     def fail_next(self, member: str, error: Exception) -> None:
-        """This makes the next use of ``guest`` or ``refresh`` raise the error."""
+        """This makes the next use of a member raise the error; several wait for their turn."""
         self._faults.arm(member, error)
 
     def reset(self, guest: FakeGuest) -> None:

@@ -1,11 +1,14 @@
-"""A decorator for tests that are coroutines: each runs in an event loop of its own."""
+"""Tests that are coroutines: each runs in an event loop of its own."""
 
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from typing import ParamSpec
+from typing import Final, ParamSpec
 
-__all__ = ["asynchronous"]
+__all__ = ["asynchronous", "until"]
+
+WAIT_S: Final = 20.0
+"""Longest wait for what must happen; it takes milliseconds on an idle machine."""
 
 Arguments = ParamSpec("Arguments")
 
@@ -20,3 +23,10 @@ def asynchronous(
         asyncio.run(test(*args, **kwargs))
 
     return run
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something is so that sets no event, such as what another thread does."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.001)

@@ -6,6 +6,7 @@ References: MQTT Version 5.0 (OASIS), 2.4 Reason Code, 3.4 PUBACK, 3.8.2.1.2 Sub
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from qvmi.bus.account import Account
 from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import Topic, TopicFilter
-from qvmi.bus.unix_socket import accepts
 from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused
 
 __all__ = ["MqttBus"]
@@ -58,9 +58,9 @@ class _AnsweredClient(aiomqtt.Client):
     `_disconnected` and the `_on_…` methods; the tests of this module notice when they change.
     """
 
-    def __init__(self, socket: Path, account: Account) -> None:
+    def __init__(self, path: Path, account: Account) -> None:
         super().__init__(
-            str(socket),
+            str(path),
             _UNIX_PORT,
             transport="unix",
             protocol=aiomqtt.ProtocolVersion.V5,
@@ -74,6 +74,7 @@ class _AnsweredClient(aiomqtt.Client):
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._answers: dict[int, asyncio.Future[ReasonCode]] = {}
         self._arrived: Callable[[MQTTMessage], None] | None = None
+        self._client._create_unix_socket_connection = lambda: _connected(path)  # type: ignore[method-assign] # noqa: SLF001 - paho's own leaves its socket open where nothing listens
 
     async def open(self, *, arrived: Callable[[MQTTMessage], None]) -> None:
         """This connects; whatever happens, no socket is left behind that is not connected."""
@@ -170,23 +171,21 @@ class MqttBus:
         self._identifiers = itertools.count(1)
 
     @classmethod
-    async def connect(cls, socket: Path, account: Account) -> "MqttBus":
+    async def connect(cls, path: Path, account: Account) -> "MqttBus":
         """This connects to the broker that listens on a Unix socket.
 
         Raises:
             BrokerUnavailable: nothing listens there, or it does not answer.
             BusRefused: the broker does not accept the account.
         """
-        if not await accepts(socket):  # paho would leave its socket open where nothing listens
-            raise BrokerUnavailable(f"no broker listens on {socket}")
-        client = _AnsweredClient(socket, account)
+        client = _AnsweredClient(path, account)
         bus = cls(account, client)
         try:
             await client.open(arrived=bus._arrived)
         except aiomqtt.MqttCodeError as error:
             raise BusRefused(f"connection of {account.name!r}", str(error)) from error
         except aiomqtt.MqttError as error:
-            raise BrokerUnavailable(f"no broker answers on {socket}: {error}") from error
+            raise BrokerUnavailable(f"no broker answers on {path}: {error}") from error
         client.lost.add_done_callback(bus._lost)
         return bus
 
@@ -294,6 +293,17 @@ class MqttBus:
 async def _first_of(asking: asyncio.Task[Answer], lost: asyncio.Future[str]) -> None:
     waiting: set[asyncio.Future[Answer] | asyncio.Future[str]] = {asking, lost}
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(ANSWER_TIMEOUT_S)
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _deliver(message: MQTTMessage, subscription: Subscription) -> None:

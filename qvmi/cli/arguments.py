@@ -1,7 +1,7 @@
 """The command line as argparse reads it: options that go with every command, before or after it."""
 
 import os
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -10,7 +10,7 @@ from qvmi.cli import values
 from qvmi.cli.commands import COMMANDS, Command, Needs
 from qvmi.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "Options", "Request", "make_parser", "parse"]
+__all__ = ["ENVIRONMENT", "Options", "Request", "TextWanted", "make_parser", "parse"]
 
 ENVIRONMENT: Final = "QVMI_QMP"
 """The environment variable that stands for ``--qmp``."""
@@ -34,6 +34,31 @@ exit codes:
   70 qvmi itself failed (a bug), 130 Ctrl-C, 141 the reader of the output ended.
 
 Addresses are hexadecimal in text and integers in JSON. QVMI_DEBUG=1 shows where an error arose."""
+
+
+class _Option(NamedTuple):
+    """This is an option that goes with every command."""
+
+    flag: str
+    text: str
+    details: dict[str, Any]
+
+
+_OPTIONS: Final = (
+    _Option(
+        "--qmp",
+        f"QMP socket: PATH, HOST:PORT, libvirt:DOMAIN; or {ENVIRONMENT}",
+        {"metavar": "ADDR"},
+    ),
+    _Option("--json", "one JSON document on stdout, nothing else", {"action": "store_true"}),
+    _Option("--isf", "Volatility 3 symbol file, for a kernel without BTF", {"metavar": "FILE"}),
+    _Option("--timeout", "seconds to wait for QEMU; 3", {"metavar": "S", "type": values.seconds}),
+    _Option(
+        "--no-cache",
+        "neither use nor keep kernel profiles",
+        {"action": "store_false", "dest": "cache"},
+    ),
+)
 
 
 class Options(NamedTuple):
@@ -68,11 +93,34 @@ class Request(NamedTuple):
     arguments: dict[str, Any]
 
 
+class TextWanted(Exception):
+    """The command line asks for nothing but a text: the help, or the version.
+
+    Attributes:
+        text: its lines.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 class _Parser(ArgumentParser):
-    """This raises what it finds wrong, so that there is one place for messages and exit codes."""
+    """This raises what it would print, so that there is one place for output and exit codes."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")
+
+    def print_help(self, file: object = None) -> NoReturn:
+        del file
+        raise TextWanted(self.format_help())
+
+
+class _Version(Action):
+    """This is the option that asks for the version."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise TextWanted(f"qvmi {__version__}")
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -80,7 +128,7 @@ def parse(arguments: Sequence[str]) -> Request:
 
     Raises:
         UsageError: they make no sense.
-        SystemExit: help or the version was asked for, and has been printed.
+        TextWanted: help or the version was asked for.
     """
     found = vars(make_parser().parse_args(arguments, Namespace()))
     name = found.pop("command")
@@ -104,10 +152,11 @@ def make_parser() -> ArgumentParser:
         formatter_class=_formatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"qvmi {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print qvmi's version")
     _add_options(parser, Needs.GUEST)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.title = "commands"
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     for command in COMMANDS:
         own = commands.add_parser(
             command.name,
@@ -128,22 +177,15 @@ def _add_options(parser: ArgumentParser, needs: Needs) -> None:
     None has a default here, so that one before the command is not overwritten behind it.
     """
     group = parser.add_argument_group("options of every command")
-    on_machine = needs in {Needs.GUEST, Needs.MACHINE}
-
-    def add(flag: str, text: str, *, shown: bool = on_machine, **details: Any) -> None:
-        help_text = text if shown else SUPPRESS
-        group.add_argument(flag, help=help_text, default=SUPPRESS, **details)
-
-    add("--qmp", f"QMP socket: PATH, HOST:PORT, libvirt:DOMAIN; or {ENVIRONMENT}", metavar="ADDR")
-    add(
-        "--json",
-        "one JSON document on stdout, nothing else",
-        action="store_true",
-        shown=needs is not Needs.NOTHING,
-    )
-    add("--isf", "Volatility 3 symbol file, for a kernel without BTF", metavar="FILE")
-    add("--timeout", "seconds to wait for QEMU; 3", metavar="S", type=values.seconds)
-    add("--no-cache", "neither use nor keep kernel profiles", action="store_false", dest="cache")
+    about_machine = needs in {Needs.GUEST, Needs.MACHINE}
+    for option in _OPTIONS:
+        shown = about_machine or (needs is Needs.HOST and option.flag == "--json")
+        group.add_argument(
+            option.flag,
+            help=option.text if shown else SUPPRESS,
+            default=SUPPRESS,
+            **option.details,
+        )
 
 
 def _examples(command: Command) -> str:

@@ -7,10 +7,16 @@ from typing import Final, NamedTuple
 
 from qvmi.cli import values
 
-__all__ = ["COMMANDS", "PACKS", "Command", "Needs"]
+__all__ = ["ALL_PACKS", "COMMANDS", "PACKS", "SHELLS", "Command", "Needs"]
 
 PACKS: Final = ("hidden-processes",)
 """The names of the codepacks that ``watch`` can run."""
+
+
+ALL_PACKS: Final = "all"
+
+SHELLS: Final = ("bash", "zsh", "fish")
+"""The shells that ``completion`` makes scripts for."""
 
 
 class Needs(StrEnum):
@@ -116,6 +122,7 @@ def _isf(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        dest="path",
         metavar="FILE",
         required=True,
         help="the file to write; compressed when it ends in .xz",
@@ -124,7 +131,12 @@ def _isf(parser: ArgumentParser) -> None:
 
 def _watch(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "packs", metavar="PACK", nargs="*", type=values.pack(PACKS), help="codepacks; all"
+        "packs",
+        metavar="PACK",
+        nargs="*",
+        choices=(ALL_PACKS, *PACKS),
+        default=ALL_PACKS,
+        help="codepacks; all",
     )
     parser.add_argument(
         "--interval", metavar="S", type=values.seconds, help="seconds between two looks"
@@ -135,7 +147,7 @@ def _watch(parser: ArgumentParser) -> None:
 
 
 def _completion(parser: ArgumentParser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell it is for")
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or fish")
 
 
 COMMANDS: Final = (

@@ -28,7 +28,7 @@ _UNSEEN: Final = (
 
 
 def escaped(text: str) -> str:
-    """This writes what cannot be seen, or would act on the terminal, as ``\\xNN`` or ``\\uNNNN``.
+    r"""This writes what cannot be seen, or would act on the terminal, as ``\xNN`` or ``\uNNNN``.
 
     Controls, format characters such as those that turn the writing direction, spaces other than
     the usual one, unassigned and private characters are escaped; letters of any script are not. A

@@ -26,8 +26,8 @@ _MEMORY: Final[Sequence[Column[MemoryAttempt]]] = (
     Column("BECAUSE", lambda attempt: attempt.reason),
 )
 _EVIDENCE: Final[Sequence[Column[Evidence]]] = (
-    Column("EVIDENCE", lambda evidence: evidence.claim),
-    Column("BY", lambda evidence: evidence.source),
+    Column("WHO SAYS", lambda evidence: evidence.source),
+    Column("WHAT", lambda evidence: evidence.claim),
 )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -10,10 +10,9 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.cli.process_tree import ASCII_GUIDES, LINE_GUIDES, Branch, branches
 from qvmi.cli.table import Column, table_of
-from qvmi.machine.machine import Machine
-from qvmi.semantics.guest_os import Gap, Listing, Module, Process, Thread
+from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Module, Process, Thread
 
-__all__ = ["modules", "ps", "report_gaps", "threads", "tree"]
+__all__ = ["Inhabited", "modules", "ps", "report_gaps", "threads", "tree"]
 
 Row = TypeVar("Row")
 
@@ -48,22 +47,31 @@ _MODULE: Final[Sequence[Column[Module]]] = (
 )
 
 
-async def ps(machine: Machine, output: Output) -> ExitCode:
+class Inhabited(Protocol):
+    """This is what these commands need of a machine."""
+
+    @property
+    def guest(self) -> GuestOS:
+        """This is the system that runs in it."""
+        ...
+
+
+async def ps(machine: Inhabited, output: Output) -> ExitCode:
     """This lists the processes."""
     return _show(output, machine.guest.processes(), _PROCESS)
 
 
-async def threads(machine: Machine, output: Output) -> ExitCode:
+async def threads(machine: Inhabited, output: Output) -> ExitCode:
     """This lists the threads."""
     return _show(output, machine.guest.threads(), _THREAD)
 
 
-async def modules(machine: Machine, output: Output) -> ExitCode:
+async def modules(machine: Inhabited, output: Output) -> ExitCode:
     """This lists the kernel modules."""
     return _show(output, machine.guest.modules(), _MODULE)
 
 
-async def tree(machine: Machine, output: Output) -> ExitCode:
+async def tree(machine: Inhabited, output: Output) -> ExitCode:
     """This lists each process below its parent."""
     listing = machine.guest.processes()
     found = tuple(branches(listing.items))

@@ -1,74 +1,31 @@
-"""The door of the ``qvmi`` command: arguments in, exit code out, and never a traceback."""
+"""The ``qvmi`` command's entry point, which imports next to nothing."""
 
-import os
 import sys
-from collections.abc import Sequence
-from typing import Final
 
-from qvmi.cli.arguments import parse
-from qvmi.cli.exit_code import ExitCode, exit_code_of
-from qvmi.cli.output import Output, ReaderGone
-from qvmi.errors import QvmiError
+from qvmi import __version__
 
 __all__ = ["main"]
 
-DEBUG: Final = "QVMI_DEBUG"
-"""The environment variable that shows where an error arose."""
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """This runs the ``qvmi`` command.
-
-    Args:
-        arguments: those behind the program's name; None takes the process's own.
+def main() -> int:
+    """This runs the ``qvmi`` command on the process's arguments.
 
     Returns:
-        The exit code, one of :class:`~qvmi.cli.exit_code.ExitCode`.
+        The exit code, one of :class:`qvmi.cli.exit_code.ExitCode`.
     """
-    output = Output.of_process()
+    arguments = sys.argv[1:]
+    # Scripts ask this to see whether there is a qvmi; even argparse would double what it costs.
+    if arguments == ["--version"] and _said(f"qvmi {__version__}"):
+        return 0
+    from qvmi.cli.door import enter
+
+    return enter(arguments)
+
+
+def _said(line: str) -> bool:
+    """This prints a line, and tells whether that was possible."""
     try:
-        code = _run(sys.argv[1:] if arguments is None else arguments, output)
-        output.flush()
-    except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
-        output.drop()
-    except ReaderGone:
-        code = ExitCode.NOBODY_READS
-        output.drop()
-    except QvmiError as error:
-        code = exit_code_of(error)
-        _explain(output, str(error), error)
-    except Exception as error:  # noqa: BLE001 - the command line's one door for them
-        code = ExitCode.BUG
-        _explain(output, f"this is a bug in qvmi: {type(error).__name__}: {error}", error)
-    return code
-
-
-def _run(arguments: Sequence[str], output: Output) -> ExitCode:
-    """This runs one command; what it needs is imported by then."""
-    try:
-        request = parse(arguments)
-    except SystemExit:  # help or the version was asked for, and is printed
-        return ExitCode.FINE
-    output.json = request.options.json
-    from qvmi.cli.session import run
-
-    return run(request, output, debug=_debugging())
-
-
-def _explain(output: Output, message: str, error: Exception) -> None:
-    """This tells what went wrong, behind all that went well."""
-    try:
-        output.flush()
-    except (ReaderGone, QvmiError):
-        output.drop()
-    if not _debugging():
-        output.message(message)
-        return
-    import traceback
-
-    output.message(message, "".join(traceback.format_exception(error)).splitlines())
-
-
-def _debugging() -> bool:
-    return os.environ.get(DEBUG, "") not in {"", "0"}
+        print(line, flush=True)
+    except OSError:
+        return False
+    return True

@@ -17,7 +17,7 @@ __all__ = ["Output", "ReaderGone"]
 _DELETE: Final = "\x7f"
 
 
-class ReaderGone(Exception):  # noqa: N818 - named for what happened
+class ReaderGone(Exception):
     """Whoever read the output, such as ``head``, has seen enough and ended."""
 
 
@@ -127,7 +127,7 @@ class Output:
 def _lossless(stream: TextIO | None) -> TextIO:
     """This makes a stream escape what its encoding lacks; one that was closed becomes a sink."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as above; open until the end
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as above; open until the end
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")

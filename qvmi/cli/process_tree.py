@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from qvmi.semantics.guest_os import Process
 
@@ -14,8 +15,7 @@ MAX_DRAWN_DEPTH: Final = 32
 thousand processes would make all lines behind it longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guides:
+class Guides(msgspec.Struct, frozen=True):
     """These are the pieces that lines of a tree are drawn with.
 
     Args:
@@ -35,8 +35,7 @@ LINE_GUIDES: Final = Guides("├─ ", "└─ ", "│  ", "   ")
 ASCII_GUIDES: Final = Guides("|- ", "`- ", "|  ", "   ")
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(msgspec.Struct, frozen=True, gc=False):
     """This is a process at its place in the tree.
 
     Args:
@@ -80,8 +79,10 @@ def branches(processes: Sequence[Process]) -> Iterator[Branch]:
             yield branch
             # Taken away, so that a second process of the same pid gets none of them.
             born = [child for child in children.pop(branch.process.pid, ()) if child not in drawn]
-            for child in reversed(born):
-                waiting.append((child, _below(branch, processes[child], last=child == born[-1])))
+            waiting += [
+                (child, _below(branch, processes[child], last=child == born[-1]))
+                for child in reversed(born)
+            ]
 
 
 def _below(parent: Branch, process: Process, *, last: bool) -> Branch:

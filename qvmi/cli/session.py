@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -37,9 +38,7 @@ def handler_of(name: str) -> Callable[..., Any]:
     return handler
 
 
-async def _ask_machine(
-    request: Request, handler: Callable[..., Any], output: Output
-) -> ExitCode:
+async def _ask_machine(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
     from qvmi.machine.attach import ATTACH_TIMEOUT_S, attach
 
     options = request.options
@@ -59,16 +58,20 @@ async def _ask_machine(
 
 
 class _Messages(logging.Handler):
-    """This sends what the library logs the same way as all messages: escaped, to stderr."""
+    """This sends what the library logs the way of all messages: escaped, to stderr."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, debug: bool) -> None:
         super().__init__()
         self._output = output
+        self._debug = debug
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._output.message(self.format(record))
+        details: list[str] = []
+        if self._debug and record.exc_info and record.exc_info[1]:
+            details = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
+        self._output.message(record.getMessage(), details)
 
 
 def _log_to(output: Output, *, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(handlers=[_Messages(output)], level=level, format="%(message)s")
+    logging.basicConfig(handlers=[_Messages(output, debug=debug)], level=level)

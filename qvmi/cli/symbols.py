@@ -1,14 +1,19 @@
 """The commands about names: ``symbol`` and ``isf``."""
 
+from pathlib import Path
+
 from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.cli.values import Place
-from qvmi.errors import SymbolsError
+from qvmi.errors import SymbolsError, UsageError
 from qvmi.machine.machine import Machine
+from qvmi.semantics.linux.discovery import Kernel
+from qvmi.symbols.isf import write_isf
 from qvmi.symbols.layout import NearestSymbol, Symbols, address
+from qvmi.symbols.live import LiveSymbols
 
-__all__ = ["symbol"]
+__all__ = ["isf", "symbol"]
 
 
 async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
@@ -22,7 +27,8 @@ async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
     va = Va(place.offset + (found.address if place.symbol else 0))
     offset = va - found.address
     if output.json:
-        output.document({"address": va, **found._asdict(), "symbol": found.address})
+        known = found._asdict() | {"address": va, "offset": offset}
+        output.document(known)
         return ExitCode.FINE
     module = f" [{found.module}]" if found.module else ""
     behind = f"+{offset:#x}" if offset else ""
@@ -44,3 +50,27 @@ def _at(symbols: Symbols, va: Va) -> NearestSymbol:
     if nearest is None:
         raise SymbolsError(f"{va:#x} lies outside of all symbols of this kernel")
     return nearest
+
+
+async def isf(machine: Machine, output: Output, *, path: str) -> ExitCode:
+    """This writes the symbols and types of the kernel that runs as an ISF file.
+
+    Raises:
+        UsageError: the file cannot be written, or there is nothing to write that is not in one.
+        SymbolsError, MemoryFault: the kernel's tables cannot be read.
+    """
+    kernel = machine.guest.kernel
+    if not isinstance(kernel.symbols, LiveSymbols):
+        raise UsageError("the symbols come from a file: leave --isf out to take the kernel's own")
+    size = _write(kernel.symbols, kernel, Path(path))
+    if output.json:
+        output.document({"path": path, "size": size})
+    else:
+        output.line(f"{path}: {size} bytes")
+    return ExitCode.FINE
+
+
+def _write(symbols: LiveSymbols, kernel: Kernel, file: Path) -> int:
+    """This writes the file and gives its size in bytes."""
+    write_isf(symbols, file, slide=kernel.slide, banner=kernel.banner)
+    return file.stat().st_size

@@ -1,19 +1,19 @@
 """Tables of text that was made harmless, aligned for a pipe."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+import msgspec
 
 from qvmi.cli.escape import escaped, width
 
 __all__ = ["Column", "Table", "plain_lines", "table_of"]
 
 Row = TypeVar("Row")
-_GAP = "  "
+_GAP: Final = "  "
 
 
-@dataclass(frozen=True, slots=True)
-class Column(Generic[Row]):
+class Column(msgspec.Struct, Generic[Row], frozen=True):
     """This is one column: its title, and what it shows of a row.
 
     Args:
@@ -27,8 +27,7 @@ class Column(Generic[Row]):
     right: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """This is a table whose cells are escaped.
 
     Args:

@@ -3,10 +3,9 @@
 import math
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
-__all__ = ["Place", "Space", "count", "pack", "place", "seconds", "size", "user_space"]
+__all__ = ["Place", "Space", "count", "place", "seconds", "size", "user_space"]
 
 _MAX_ADDRESS: Final = (1 << 64) - 1
 _MAX_SECONDS: Final = 366 * 86_400.0
@@ -93,17 +92,6 @@ def seconds(text: str) -> float:
     if not 0 < number <= _MAX_SECONDS:
         raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return number
-
-
-def pack(names: tuple[str, ...]) -> Callable[[str], str]:
-    """This makes a reader of the names of codepacks."""
-
-    def known(text: str) -> str:
-        if text not in names:
-            raise ArgumentTypeError(f"no codepack {text!r}; there is {', '.join(names)}")
-        return text
-
-    return known
 
 
 def _bounded(number: int, text: str) -> int:

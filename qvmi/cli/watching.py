@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from qvmi.bus.message import Message
-from qvmi.cli.commands import PACKS
+from qvmi.cli.commands import ALL_PACKS, PACKS
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.codepacks.alert import Alert, AlertState
@@ -16,18 +16,20 @@ from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import QvmiError
-from qvmi.machine.machine import Machine
+from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 
-__all__ = ["watch"]
+__all__ = ["PACK_MAKERS", "watch"]
 
 _DEFAULT_INTERVAL_S: Final = 1.0
-_PACKS: Final[Mapping[str, Callable[[float], Codepack]]] = {"hidden-processes": HiddenProcesses}
+PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
+    "hidden-processes": HiddenProcesses
+}
 _CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
 async def watch(
-    machine: Machine,
+    machine: WatchedMachine,
     output: Output,
     *,
     packs: Sequence[str],
@@ -40,11 +42,11 @@ async def watch(
         BusError, CodepackError: nothing can be watched.
         MachineGone: the machine ended, and there had been no alert.
     """
-    names = tuple(dict.fromkeys(packs)) or PACKS
+    names = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
     report = _Report(output, names)
     try:
         with _stop_signal() as stop:
-            running = [_PACKS[name](interval or _DEFAULT_INTERVAL_S) for name in names]
+            running = [PACK_MAKERS[name](interval or _DEFAULT_INTERVAL_S) for name in names]
             async with watch_machine(machine, packs=running) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -31,6 +31,9 @@ LOOK_DEADLINE_S: Final = 5.0
 
 WITHDRAW_GRACE_S: Final = 1.0
 """When a runner is cancelled in mid-look, how long the codepack has to leave the guest's memory."""
+
+LIFE_CHECK_S: Final = 1.0
+"""Between two questions whether the machine still is: its memory can be read after its end."""
 
 MAX_WAITING: Final = 1024
 """Messages kept while there is no bus to take them; the oldest go first."""
@@ -62,7 +65,11 @@ class InspectedMachine(Protocol):
         ...
 
     async def refresh(self) -> None:
-        """This looks again which system runs."""
+        """This looks again which system runs; MachineGone if there is no machine any more."""
+        ...
+
+    async def run_state(self) -> object:
+        """This asks the machine how it is; MachineGone if there is none any more."""
         ...
 
 
@@ -96,6 +103,7 @@ class Runner:
         self._epoch = machine.epoch
         self._looking: asyncio.Future[Look] | None = None
         self._reported: tuple[Sight, str, int] | None = None
+        self._next_life_check = 0.0
         self._rounds = 0
         self._lost = 0
         self._waiting: deque[Message] = deque()
@@ -137,6 +145,7 @@ class Runner:
 
     async def _look(self) -> Look:
         """This looks once; MachineGone only if the machine itself says so."""
+        await self._require_machine()
         if self._looking is not None and not self._looking.done():
             return self._late()
         try:
@@ -166,16 +175,27 @@ class Runner:
         guest.withdraw()
         return self._late()
 
+    async def _require_machine(self) -> None:
+        """This raises MachineGone if the machine is; one that does not answer may yet be read."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_life_check:
+            self._next_life_check = now + LIFE_CHECK_S
+            await self._ask(self._machine.run_state())
+
     async def _recover(self, error: BaseException) -> None:
         """This lets the machine look again where that may help, and end if it is gone."""
         if isinstance(error, StaleView | UnknownGuest | MachineGone):
-            try:
-                async with asyncio.timeout(self._look_deadline_s):
-                    await self._machine.refresh()
-            except MachineGone:
-                raise
-            except (QvmiError, TimeoutError) as still:
-                _log.debug("%s: refresh: %s", self._codepack.name, still)
+            await self._ask(self._machine.refresh())
+
+    async def _ask(self, question: Awaitable[object]) -> None:
+        """This awaits something of the machine; that it is gone is the only answer that matters."""
+        try:
+            async with asyncio.timeout(self._look_deadline_s):
+                await question
+        except MachineGone:
+            raise
+        except (QvmiError, TimeoutError) as error:
+            _log.debug("%s: %s", self._codepack.name, error)
 
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""

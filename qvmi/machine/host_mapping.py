@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HostMapping", "holds_file", "opened_file", "read_mappings"]
+__all__ = ["HostMapping", "opened_file", "read_mappings", "shares_file"]
 
 _LINE: Final = re.compile(
     rb"([0-9a-f]+)-([0-9a-f]+) (...)([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
@@ -48,21 +48,21 @@ def read_mappings(pid: int) -> tuple[HostMapping, ...]:
     Raises:
         OSError: the process is gone, or belongs to somebody else.
     """
-    with Path(f"/proc/{pid}/maps").open("rb") as maps:
-        lines = maps.read(_MAX_MAPS).splitlines()
-    return tuple(_mappings(lines))
+    return tuple(_mappings(_read_maps(pid).splitlines()))
 
 
-def holds_file(mappings: Sequence[HostMapping], path: Path) -> bool:
+def shares_file(pid: int, path: Path) -> bool:
     """This tells whether a process shares this very file, not another one of the same name.
 
     Raises:
-        OSError: the file cannot be looked at.
+        OSError: the file cannot be looked at, or the process is gone or somebody else's.
     """
     status = path.stat()
+    inode = b" %d " % status.st_ino
+    candidates = [line for line in _read_maps(pid).splitlines() if inode in line]
     return any(
         mapping.shared and (mapping.device, mapping.inode) == (status.st_dev, status.st_ino)
-        for mapping in mappings
+        for mapping in _mappings(candidates)
     )
 
 
@@ -92,6 +92,11 @@ def _descriptors(pid: int) -> Iterator[Path]:
         yield from Path(f"/proc/{pid}/fd").iterdir()
     except OSError:
         return
+
+
+def _read_maps(pid: int) -> bytes:
+    with Path(f"/proc/{pid}/maps").open("rb") as maps:
+        return maps.read(_MAX_MAPS)
 
 
 def _mappings(lines: Sequence[bytes]) -> Iterator[HostMapping]:

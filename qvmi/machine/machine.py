@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvmi.arch.x86_64 import Registers
-from qvmi.errors import QvmiError, StaleView, UnknownGuest
+from qvmi.errors import QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
@@ -154,6 +154,14 @@ class Machine:
         self._vcpus = await commands.registers(self._monitor)
         return self._vcpus
 
+    async def run_state(self) -> commands.RunState:
+        """This asks QEMU whether the vCPUs run; it is also how to learn that QEMU is gone.
+
+        Raises:
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        return await commands.run_state(self._monitor)
+
     async def facts(self) -> MachineFacts:
         """This asks QEMU for what it says of the machine.
 
@@ -196,7 +204,7 @@ class Machine:
         if self._guest is not None:
             try:
                 remember(self._guest, self._choices)
-            except OSError as error:
+            except UsageError as error:
                 _logger.warning("the profile of this kernel is not kept: %s", error)
         self._opened.memory.close()
         await self._monitor.close()

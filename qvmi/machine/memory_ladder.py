@@ -7,7 +7,7 @@ from typing import Final
 
 from qvmi.addr import Pa, PaRange
 from qvmi.errors import MemoryFault, MemoryUnreachable, QvmiError
-from qvmi.machine.host_mapping import HostMapping, holds_file, opened_file, read_mappings
+from qvmi.machine.host_mapping import HostMapping, opened_file, read_mappings, shares_file
 from qvmi.memory.mapped_ram import MappedRam, RamFile
 from qvmi.memory.memory_map import MemoryMap, MemoryRegion, RegionKind
 from qvmi.memory.physical import PhysicalMemory
@@ -102,8 +102,8 @@ async def _by_file(
     regions: Sequence[MemoryRegion], pid: int | None, _: HostAddress
 ) -> PhysicalMemory:
     """This maps the files that QEMU was given for the RAM, if it shares them."""
-    mappings = _mappings_if_allowed(pid)
-    files = []
+    files: list[RamFile] = []
+    checked: dict[str, Path] = {}
     for region in regions:
         backend = region.backend
         if backend is None or backend.type != _FILE_BACKEND or backend.mem_path is None:
@@ -111,22 +111,26 @@ async def _by_file(
             raise _Unusable(f"{region.name} is no file ({kind}); {_HOW_TO_SHARE}")
         if not backend.share:
             raise _Unusable(f"{region.name} is a private copy of its file (share=off)")
-        path = _checked_path(Path(backend.mem_path), region, mappings)
+        if backend.mem_path not in checked:
+            checked[backend.mem_path] = _checked_path(Path(backend.mem_path), region, pid)
+        path = checked[backend.mem_path]
         files.append(RamFile(PaRange(region.start, region.end), path, region.file_offset))
     return _mapped(files)
 
 
-def _checked_path(
-    path: Path, region: MemoryRegion, mappings: Sequence[HostMapping] | None
-) -> Path:
+def _checked_path(path: Path, region: MemoryRegion, pid: int | None) -> Path:
     """This checks that the file is the one that QEMU has mapped, where that can be seen."""
     try:
         if not path.is_file():
             raise _Unusable(f"{path} ({region.name}) is no file on this host")
-        if mappings is not None and not holds_file(mappings, path):
-            raise _Unusable(f"{path} is not the file that QEMU has mapped for {region.name}")
     except OSError as error:
         raise _Unusable(f"{path} ({region.name}): {error.strerror}") from error
+    try:
+        shared = pid is None or shares_file(pid, path)
+    except OSError:
+        shared = True  # QEMU belongs to somebody else; the file alone was let to us
+    if not shared:
+        raise _Unusable(f"{path} is not the file that QEMU has mapped for {region.name}")
     return path
 
 
@@ -210,11 +214,3 @@ def _mappings_of(pid: int) -> tuple[HostMapping, ...]:
         return read_mappings(pid)
     except OSError as error:
         raise _Unusable(f"/proc/{pid}/maps: {error.strerror}; {_HOW_TO_READ_PROCESS}") from error
-
-
-def _mappings_if_allowed(pid: int | None) -> tuple[HostMapping, ...] | None:
-    """These are QEMU's mappings, None where they may not be seen."""
-    try:
-        return None if pid is None else read_mappings(pid)
-    except OSError:
-        return None

@@ -20,11 +20,11 @@ __all__ = [
     "Thread",
 ]
 
-Row = TypeVar("Row", covariant=True)
+Row_co = TypeVar("Row_co", covariant=True)
 
 
 class Process(msgspec.Struct, frozen=True, gc=False):
-    """This is one process: a thread group of the guest.
+    r"""This is one process: a thread group of the guest.
 
     Args:
         pid: its id in the initial pid namespace. Corresponds to ``task_struct.pid`` of the leader.
@@ -33,7 +33,7 @@ class Process(msgspec.Struct, frozen=True, gc=False):
         uid: real user id, in the initial user namespace.
         gid: real group id, in the initial user namespace.
         state: the letter that ``ps`` shows: R, S, D, T, t, X, Z, P or I.
-        name: ``task_struct.comm``, bytes that are no UTF-8 written as ``\\xNN``; at most 15 bytes
+        name: ``task_struct.comm``, bytes that are no UTF-8 written as ``\xNN``; at most 15 bytes
             in the guest. It is the guest's word: escape it for whatever it is printed on.
         address: of its leader's ``task_struct``.
         kernel_thread: whether ``PF_KTHREAD`` is set.
@@ -105,17 +105,17 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Listing(Generic[Row]):
+class Listing(Generic[Row_co]):
     """This is the answer to a question about the guest.
 
     Nothing found is ``items`` empty and ``gaps`` empty; what could not be looked at is a gap.
     """
 
-    items: tuple[Row, ...]
+    items: tuple[Row_co, ...]
     gaps: tuple[Gap, ...]
     provenance: Provenance
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Row_co]:
         return iter(self.items)
 
     def __len__(self) -> int:
@@ -140,7 +140,8 @@ class GuestFacts(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         os: the family, such as ``linux``.
         release: such as ``6.1.0-56-cloud-amd64``.
-        banner: the kernel's own banner line, escaped.
+        banner: the kernel's own banner line; its word, as ``release`` is: escape both for whatever
+            they are printed on.
         architecture: such as ``x86_64``.
         paging: such as ``5-level``.
         page_table_root: physical address of the kernel's top-level page table.

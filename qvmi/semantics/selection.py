@@ -41,7 +41,7 @@ def remember(guest: LinuxGuest, choices: Choices) -> None:
     """This keeps what was learned of a guest's kernel for the next attach; losing it costs time only.
 
     Raises:
-        OSError: the profile cannot be written.
+        UsageError: the cache cannot be written.
     """
     profile = guest.kernel.profile
     if choices.cache is not None and profile is not None and profile.changed:

@@ -6,7 +6,7 @@ Linux kernel/bpf/btf.c (``btf_parse_module``): ids and string offsets go on behi
 
 import struct
 from array import array
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from qvmi.errors import CorruptTable
 from qvmi.symbols.btf_strings import BtfStrings
+from qvmi.symbols.btf_table import BtfTable
 
 __all__ = ["BTF_MAGIC", "Btf", "BtfKind", "BtfMember", "BtfType", "btf_size"]
 
@@ -245,15 +246,13 @@ class Btf:
             else:
                 yield BtfMember(self.string(name), type_id, place, 0)
 
-    def records(self, kinds: Container[int]) -> Iterator[tuple[int, BtfType]]:
-        """This iterates this BTF's own types of some kinds with their ids, decoding no others.
+    def table(self) -> BtfTable:
+        """This is all of this BTF's own types at once, for those who need them all.
 
         Raises:
-            CorruptTable: a record is cut off or names no string.
+            CorruptTable: a record is unknown or cut off.
         """
-        for type_id, at in zip(self.own_ids(), self._offsets, strict=True):
-            if _TYPE.unpack_from(self._types, at)[1] >> 24 & 0x1F in kinds:
-                yield type_id, self._record(at)
+        return BtfTable(self._types, self._offsets)
 
     def find_compound(self, name: str) -> BtfType | None:
         """This finds a struct or union with members that this BTF itself defines, by its name.

@@ -44,8 +44,9 @@ class NearestSymbol(NamedTuple):
 class Symbols(Protocol):
     """This answers names with addresses, and types with layouts, of one running kernel.
 
-    Addresses are those of now: KASLR is already added. Every implementation passes
-    ``tests/contract/test_symbols.py``.
+    Addresses are those of now: KASLR is already added. Every method raises CorruptTable, and no
+    other error, where the tables it reads contradict themselves or cannot be read. Every
+    implementation passes ``tests/contract/test_symbols.py``.
     """
 
     def find(self, name: str) -> Va | None:

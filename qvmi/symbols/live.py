@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Final
 
 from qvmi.addr import Va
@@ -16,6 +17,8 @@ __all__ = ["LiveSymbols"]
 _BTF_HEADER: Final = 24
 _MAX_DEPTH: Final = 16
 """Anonymous structs nest two or three levels deep; deeper is a loop."""
+_MAX_MEMBERS: Final = 10_000
+"""``task_struct`` has about 250, those of anonymous structs in it included."""
 
 
 class LiveSymbols:
@@ -31,7 +34,7 @@ class LiveSymbols:
     """
 
     def __init__(self, read: ReadVirtual, tables: KallsymsTables, profile: Profile) -> None:
-        self._read = read
+        self.read = read
         self._tables = tables
         self.profile = profile
         self._compounds: dict[str, BtfType | None] = {}
@@ -42,31 +45,37 @@ class LiveSymbols:
         """This is the kernel's symbol table.
 
         Raises:
-            CorruptTable: it contradicts itself.
-            MemoryFault: it cannot be read.
+            CorruptTable: it contradicts itself, or cannot be read.
         """
-        return Kallsyms(self._read, self._tables)
+        try:
+            return Kallsyms(self.read, self._tables)
+        except MemoryFault as fault:
+            raise CorruptTable("kallsyms", str(fault)) from fault
 
     @cached_property
     def btf(self) -> Btf | None:
         """This is the kernel's type information, None where the kernel has none.
 
         Raises:
-            CorruptTable: it contradicts itself.
+            CorruptTable: it contradicts itself, or cannot be read.
         """
         start, stop = self.find("__start_BTF"), self.find("__stop_BTF")
         if start is None or stop is None:
             return None
         try:
-            size = btf_size(self._read(start, _BTF_HEADER))
+            size = btf_size(self.read(start, _BTF_HEADER))
             if size > stop - start:
                 raise CorruptTable("BTF", f"{size} bytes do not fit between its symbols")
-            return Btf(self._read(start, size))
+            return Btf(self.read(start, size))
         except MemoryFault as fault:
             raise CorruptTable("BTF", str(fault)) from fault
 
     def find(self, name: str) -> Va | None:
-        """This is a symbol's address, None where the kernel has no such symbol."""
+        """This is a symbol's address, None where the kernel has no such symbol.
+
+        Raises:
+            CorruptTable: its tables contradict themselves, or cannot be read.
+        """
         if name in self.profile.symbols:
             return self.profile.symbols[name]
         found = self.kallsyms.find(name)
@@ -74,7 +83,11 @@ class LiveSymbols:
         return found
 
     def find_field(self, type_name: str, names: Sequence[str]) -> Field | None:
-        """This is the first of several members that a struct has."""
+        """This is the first of several members that a struct has.
+
+        Raises:
+            CorruptTable: as :meth:`find`.
+        """
         key = f"{type_name}.{'|'.join(names)}"
         if key in self.profile.fields:
             return self.profile.fields[key]
@@ -83,7 +96,11 @@ class LiveSymbols:
         return found
 
     def size_of(self, type_name: str) -> int | None:
-        """This is the size of a struct or union in bytes, None where it is unknown."""
+        """This is the size of a struct or union in bytes, None where it is unknown.
+
+        Raises:
+            CorruptTable: as :meth:`find`.
+        """
         if type_name in self.profile.sizes:
             return self.profile.sizes[type_name]
         record = self._compound(type_name)
@@ -92,9 +109,15 @@ class LiveSymbols:
         return found
 
     def nearest(self, va: Va) -> NearestSymbol | None:
-        """This is the kernel's symbol at or before an address."""
+        """This is the kernel's symbol at or before an address, None outside of the kernel.
+
+        Raises:
+            CorruptTable: as :meth:`find`.
+        """
         found = self.kallsyms.nearest(va)
-        return found and NearestSymbol(found.name, found.address, found.type, "")
+        if found is None:
+            return None
+        return NearestSymbol(found.name, found.address, found.type, "")
 
     def _compound(self, type_name: str) -> BtfType | None:
         """This finds a struct or union, once."""
@@ -116,7 +139,10 @@ class LiveSymbols:
             }
         found = _first(self._members[type_name], names)
         if found is None:
-            found = _first({one.name: one for one in _nested_members(btf, record)}, names)
+            nested = list(islice(_nested_members(btf, record), _MAX_MEMBERS))
+            if len(nested) == _MAX_MEMBERS:
+                raise CorruptTable("BTF", f"{type_name} has {_MAX_MEMBERS} members and more")
+            found = _first({one.name: one for one in nested if one.name}, names)
         return found
 
 
@@ -132,14 +158,15 @@ def _field(member: BtfMember, base_bits: int) -> Field:
 def _nested_members(
     btf: Btf, record: BtfType, base_bits: int = 0, depth: int = 0
 ) -> Iterator[Field]:
-    """This iterates the members of anonymous structs and unions as those of the struct."""
+    """This iterates all members, those of anonymous structs and unions as those of the struct.
+
+    The anonymous ones are iterated too, so that the number of items tells how much was done.
+    """
     if depth > _MAX_DEPTH:
         raise CorruptTable("BTF", f"{record.name}: anonymous members nest too deep")
     for member in btf.members(record):
-        at = base_bits + member.bit_offset
-        if member.name:
-            yield _field(member, base_bits)
-            continue
-        inner = btf.type(btf.resolved(member.type_id))
-        if inner.kind in {BtfKind.STRUCT, BtfKind.UNION}:
-            yield from _nested_members(btf, inner, at, depth + 1)
+        yield _field(member, base_bits)
+        if not member.name:
+            inner = btf.type(btf.resolved(member.type_id))
+            if inner.kind in {BtfKind.STRUCT, BtfKind.UNION}:
+                yield from _nested_members(btf, inner, base_bits + member.bit_offset, depth + 1)

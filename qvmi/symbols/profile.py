@@ -7,20 +7,23 @@ build reads a few kilobytes and decodes nothing. The kernel's own tables stay th
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.errors import CorruptTable, MemoryFault
+from qvmi.errors import CorruptTable, MemoryFault, UsageError
 from qvmi.symbols.kallsyms import Addressing, KallsymsTables
 from qvmi.symbols.layout import Field
 
 __all__ = ["MAX_BANNER", "Profile", "ProfileCache"]
+
+Answer = TypeVar("Answer")
 
 MAX_BANNER: Final = 512
 """Bytes; a banner is about 150 long."""
@@ -30,6 +33,7 @@ _MAX_FILE: Final = 4 << 20
 """Bytes; a profile of everything that qvmi itself asks for takes about 10 KiB."""
 _MAX_FILES: Final = 1000
 """Kernel builds looked through at an attach; more are ignored, oldest last."""
+_FILE_NAME: Final = re.compile(r"[0-9a-f]{1,16}-[0-9a-f]{32}\.json")
 _IMAGE_SPAN: Final = 1 << 30
 """Addresses so near behind the image's start move with it."""
 
@@ -62,18 +66,21 @@ class Profile:
 
     def add_symbol(self, name: str, found: Va | None) -> None:
         """This remembers an answer."""
-        self.symbols[name] = found
-        self.changed = True
+        self._add(self.symbols, name, found)
 
     def add_field(self, key: str, found: Field | None) -> None:
         """This remembers an answer."""
-        self.fields[key] = found
-        self.changed = True
+        self._add(self.fields, key, found)
 
     def add_size(self, type_name: str, found: int | None) -> None:
         """This remembers an answer."""
-        self.sizes[type_name] = found
-        self.changed = True
+        self._add(self.sizes, type_name, found)
+
+    def _add(self, answers: dict[str, Answer], question: str, found: Answer) -> None:
+        """This remembers an answer, unless the question is about what no kernel has."""
+        if question.isascii():
+            answers[question] = found
+            self.changed = True
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -134,16 +141,21 @@ class ProfileCache:
         """This writes a profile so that a reader sees the whole of it or the one before.
 
         Raises:
-            OSError: the folder cannot be written.
+            UsageError: the folder cannot be written, or the profile has grown too large for it.
         """
-        stored = _store(profile, image_start)
-        body = msgspec.json.encode(stored)
+        body = msgspec.json.encode(_store(profile, image_start))
         sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+        data = msgspec.json.encode(sealed)
+        if len(data) > _MAX_FILE:
+            raise UsageError(f"a profile of {len(data)} bytes is more than the {_MAX_FILE} kept")
         path = self._path(profile, image_start)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-            file.write(msgspec.json.encode(sealed))
-        Path(file.name).replace(path)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _replace(path, data)
+        except OSError as error:
+            why = f"the profile cache cannot be written, name another folder: {error}"
+            raise UsageError(why) from error
+        profile.changed = False
         return path
 
     def remove(self, profile: Profile, image_start: Va) -> None:
@@ -162,17 +174,32 @@ class ProfileCache:
     def _files(self) -> Iterator[tuple[Path, int, str]]:
         """This iterates (path, banner's offset in the image, banner's hash), newest first."""
         try:
-            entries = sorted(
-                os.scandir(self.folder), key=lambda entry: entry.stat().st_mtime, reverse=True
-            )
+            paths = [path for path in self.folder.iterdir() if _FILE_NAME.fullmatch(path.name)]
         except OSError:
             return
-        for entry in entries[:_MAX_FILES]:
-            offset, _, name_hash = entry.name.removesuffix(".json").partition("-")
-            try:
-                yield Path(entry.path), int(offset, 16), name_hash
-            except ValueError:
-                continue  # not one of ours
+        for path in sorted(paths, key=_changed_at, reverse=True)[:_MAX_FILES]:
+            offset, _, name_hash = path.stem.partition("-")
+            yield path, int(offset, 16), name_hash
+
+
+def _changed_at(path: Path) -> float:
+    """This is when a file was changed last; long ago if it has just been removed."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """This writes a file at once: whoever opens it sees the old one or all of the new one."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    os.close(descriptor)
+    try:
+        Path(name).write_bytes(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _banner_at(va: Va, read: Callable[[Va, int], bytes]) -> bytes:
@@ -199,19 +226,21 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
         if hashlib.sha256(sealed.profile).hexdigest() != sealed.sha256:
             raise CorruptTable(str(path), "its checksum is wrong")
         stored = msgspec.json.decode(sealed.profile, type=_Stored)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise CorruptTable(str(path), str(error)) from error
     if stored.version != _VERSION or _banner_hash(stored.banner) != name_hash:
         raise CorruptTable(str(path), f"version {stored.version}, banner {stored.banner!r}")
-    symbols = {name: Va(image_start + offset) for name, offset in stored.image_symbols.items()}
+    symbols: dict[str, Va | None] = {
+        name: Va(image_start + offset) for name, offset in stored.image_symbols.items()
+    }
+    symbols |= {name: None if at is None else Va(at) for name, at in stored.other_symbols.items()}
     return Profile(
         banner=stored.banner,
         banner_address=Va(image_start + stored.banner_offset),
         build_id=stored.build_id,
         link_start=Va(stored.link_start),
         tables=_moved(stored.tables, image_start),
-        symbols=symbols
-        | {name: None if at is None else Va(at) for name, at in stored.other_symbols.items()},
+        symbols=symbols,
         fields=stored.fields,
         sizes=stored.sizes,
     )

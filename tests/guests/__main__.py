@@ -7,6 +7,7 @@
 
 ``boot`` prints one JSON object with the addresses as soon as the guest is ready, then takes one request
 a line (``truth``, ``storm start``, ``run ls``, ...) and prints the guest's JSON lines in answer.
+``hide NAME`` takes a process off the guest's list of tasks from outside, as a rootkit would inside.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from tests.guests.lab import KERNELS, Guest, GuestConfig, GuestRefused, Lab, LabError
 from tests.guests.lab.cache import Cache, read_record
+from tests.guests.rootkit import hide_process
 
 EXIT_FAILED = 1
 
@@ -82,11 +84,9 @@ def _build(lab: Lab, names: list[str]) -> None:
 
 
 def _list(cache: Cache) -> None:
-    for folder in sorted(cache.folder("kernels").iterdir()):
-        record = read_record(folder)
-        _print_json({key: record.get(key) for key in ("series", "suite", "package", "version")})
-    for folder in sorted(cache.folder("states").iterdir()):
-        _print_json({"state": read_record(folder).get("config"), "folder": str(folder)})
+    for kind in ("kernels", "states", "debug"):
+        for folder in cache.builds(kind):
+            _print_json({"kind": kind, "folder": str(folder), **read_record(folder / "record.json")})
 
 
 def _boot(lab: Lab, given: argparse.Namespace) -> None:
@@ -114,10 +114,14 @@ def _boot(lab: Lab, given: argparse.Namespace) -> None:
 
 def _answer(guest: Guest, words: str) -> None:
     try:
+        if words.startswith("hide "):
+            hidden = hide_process(guest, words.removeprefix("hide "))
+            _print_json({"kind": "hidden", "pid": hidden.pid, "address": hidden.address})
+            return
         for row in guest.ask(words) if words else ():
             _print_json(row)
         _print_json({"kind": "end", "ok": True})
-    except GuestRefused as error:
+    except (GuestRefused, LabError) as error:
         _print_json({"kind": "end", "ok": False, "error": str(error)})
 
 

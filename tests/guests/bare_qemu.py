@@ -45,9 +45,7 @@ class BareQemu:
 
 
 @contextmanager
-def bare_qemu(
-    *arguments: str, folder: Path | None = None, qmp: bool = True
-) -> Iterator[BareQemu]:
+def bare_qemu(*arguments: str, folder: Path | None = None, qmp: bool = True) -> Iterator[BareQemu]:
     """This starts a QEMU for the length of the block.
 
     Args:

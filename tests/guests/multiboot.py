@@ -14,8 +14,14 @@ _MAGIC, _AOUT_KLUDGE = 0x1BADB002, 1 << 16
 _LOADED_AT: Final = 0x100000
 _HEADER_BYTES: Final = 32
 _OPCODES: Final = {
-    **{"eax": 0xB8, "ecx": 0xB9, "edx": 0xBA, "ebx": 0xBB},
-    **{"esp": 0xBC, "ebp": 0xBD, "esi": 0xBE, "edi": 0xBF},
+    "eax": 0xB8,
+    "ecx": 0xB9,
+    "edx": 0xBA,
+    "ebx": 0xBB,
+    "esp": 0xBC,
+    "ebp": 0xBD,
+    "esi": 0xBE,
+    "edi": 0xBF,
 }
 _HALT_FOR_EVER: Final = b"\xf4\xeb\xfd"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.guests.bare_qemu import bare_qemu
 from tests.guests.lab import GuestConfig, Lab
+from tests.guests.lab.monitor import Monitor
 from tests.guests.multiboot import halted_program
 
 _FOLDER = Path(__file__).parent
@@ -25,8 +26,17 @@ _FIRMWARE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("-machine", "q35", "-m", "256", "-smp", "2", "-S"),
     ),
     "pc": (
-        "pc, default RAM, write-protected by the firmware in parts, stopped in 16-bit code",
-        ("-machine", "pc", "-m", "256", "-name", "guest=recorded,debug-threads=on"),
+        "pc, default RAM that the firmware has write-protected in parts, a VGA card, halted in 16-bit code",
+        (
+            "-machine",
+            "pc",
+            "-m",
+            "256",
+            "-name",
+            "guest=recorded,debug-threads=on",
+            "-device",
+            "VGA",
+        ),
     ),
     "pc_32_bit": (
         "pc, halted in 32-bit code with known registers",
@@ -56,8 +66,14 @@ _FIRMWARE: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 KNOWN_REGISTERS = {
-    **{"eax": 0x80000001, "ebx": 0xB0000002, "ecx": 0xC0000003, "edx": 0xD0000004},
-    **{"esi": 0x50000005, "edi": 0xD1000006, "ebp": 0xB9000007, "esp": 0x59000008},
+    "eax": 0x80000001,
+    "ebx": 0xB0000002,
+    "ecx": 0xC0000003,
+    "edx": 0xD0000004,
+    "esi": 0x50000005,
+    "edi": 0xD1000006,
+    "ebp": 0xB9000007,
+    "esp": 0x59000008,
 }
 
 
@@ -70,8 +86,8 @@ def main() -> None:
             (Path(folder) / "program").write_bytes(halted_program(KNOWN_REGISTERS))
             filled = tuple(argument.replace("{}", folder) for argument in arguments)
             with bare_qemu(*filled, folder=Path(folder)) as machine:
-                time.sleep(0 if "-S" in arguments else 1)  # so far the firmware comes for certain
-                machine.monitor.execute("stop")
+                if "-S" not in arguments:
+                    _wait_for_halt(machine.monitor)
                 _record(name, shows, machine.qmp, machine.pid, folder)
     if not wanted or "linux" in wanted:
         config = GuestConfig(kernel="6.1", memory_mib=3072)
@@ -79,6 +95,16 @@ def main() -> None:
             guest.monitor.execute("stop")
             shows = "q35, a Debian 6.1 kernel with 5-level paging, 3 GiB in a shared file"
             _record("linux", shows, guest.qmp, guest.pid, str(guest.folder))
+
+
+def _wait_for_halt(monitor: Monitor) -> None:
+    """This waits until the firmware, or the program it starts, has nothing to do any more."""
+    deadline = time.monotonic() + 30
+    while "HLT=1" not in monitor.human("info registers -a"):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the guest does not come to rest")
+        time.sleep(0.05)
+    monitor.execute("stop")
 
 
 def _record(name: str, shows: str, qmp: str, pid: int, folder: str) -> None:

@@ -5,7 +5,7 @@ which the page tables give, holds the kallsyms tables in a form that can be reco
 the same for every size of guest. Only where that fails is the RAM searched for VMCOREINFO.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -22,20 +22,20 @@ from qvmi.errors import (
 from qvmi.memory.address_space import AddressSpace, LinearRange
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Evidence
-from qvmi.semantics.linux.kernel_image import KernelImage, find_kernel_image
+from qvmi.semantics.linux.kallsyms import (
+    FINDERS,
+    TableFinder,
+    tables_by_form,
+    tables_by_vmcoreinfo,
+)
+from qvmi.semantics.linux.kernel_image import (
+    IMAGE_MAP_START,
+    KernelImage,
+    find_kernel_image,
+)
 from qvmi.semantics.linux.task import COMM_SIZE
-from qvmi.semantics.linux.vmcoreinfo import (
-    VmcoreInfo,
-    find_vmcoreinfo,
-    parse_vmcoreinfo,
-)
-from qvmi.symbols.kallsyms import Kallsyms, KallsymsTables
-from qvmi.symbols.kallsyms_search import (
-    ImageBytes,
-    KnownTables,
-    complete_tables,
-    search_tables,
-)
+from qvmi.semantics.linux.vmcoreinfo import VmcoreInfo, parse_vmcoreinfo
+from qvmi.symbols.kallsyms import Kallsyms
 from qvmi.symbols.layout import Symbols, address, field_offset
 from qvmi.symbols.live import LiveSymbols
 from qvmi.symbols.profile import MAX_BANNER, Profile, ProfileCache
@@ -49,9 +49,6 @@ _BANNER_START: Final = b"Linux version "
 _POINTER: Final = Struct("<Q")
 _MAX_VMCOREINFO: Final = 4096
 _PAGE_OFFSET_BASE: Final = "page_offset_base"
-
-TableFinder = Callable[[PhysicalMemory, KernelImage], KallsymsTables]
-"""One way of finding kallsyms; raises CorruptTable where it does not lead there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,43 +94,6 @@ class Kernel:
         """This is what ``uname -r`` says, from the banner."""
         words = self.banner.removeprefix(_BANNER_START).split(b" ", 1)
         return words[0].decode("utf-8", "backslashreplace")
-
-
-def tables_by_form(memory: PhysicalMemory, image: KernelImage) -> KallsymsTables:
-    """This finds kallsyms by the form of its tables in the image's read-only data.
-
-    Raises:
-        CorruptTable: there is nothing of that form.
-    """
-    problem = CorruptTable("kallsyms", "the kernel's image has no readable parts")
-    for copied in _image_copies(memory, image):
-        try:
-            return search_tables(copied)
-        except CorruptTable as error:
-            problem = error
-    raise problem
-
-
-def tables_by_vmcoreinfo(memory: PhysicalMemory, image: KernelImage) -> KallsymsTables:
-    """This finds kallsyms by the symbols of VMCOREINFO (since 6.0), searched for in RAM.
-
-    Raises:
-        CorruptTable: there is no note of this kernel, or it does not name the tables.
-    """
-    problem = "no note in RAM"
-    for note in find_vmcoreinfo(memory):
-        if not _note_matches(note, image):
-            problem = "the notes in RAM are of other kernels"
-            continue
-        known = _known_tables(note, memory, image)
-        if known is None:
-            problem = "the note does not name the kallsyms tables"
-            continue
-        return complete_tables(_whole_image(memory, image), known)
-    raise CorruptTable("VMCOREINFO", problem)
-
-
-FINDERS: Final[tuple[TableFinder, ...]] = (tables_by_form, tables_by_vmcoreinfo)
 
 
 def discover(
@@ -198,15 +158,12 @@ def _new_profile(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) ->
     at = kallsyms.find("linux_banner")
     if at is None:
         raise SymbolNotFound("linux_banner")
-    note = _note_by_symbol(kallsyms, space)
-    link_start = DEFAULT_LINK_START
-    if note is not None and note.kaslr_offset is not None:
-        link_start = Va(image.start - note.kaslr_offset)
+    note = _note_at(kallsyms.find("vmcoreinfo_data"), space)
     return Profile(
         banner=_read_banner(space, at),
         banner_address=at,
-        build_id=note.build_id if note else "",
-        link_start=link_start,
+        build_id=note.build_id,
+        link_start=_link_start(image, note),
         tables=kallsyms.tables,
         changed=True,
     )
@@ -263,14 +220,22 @@ def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> 
         at = address(symbols, "linux_banner")
         banner = _read_banner(space, at)
         space, direct_map = _with_direct_map(image, space, symbols)
-        start = symbols.find("_text")
+        note = _note_at(symbols.find("vmcoreinfo_data"), space)
         evidence = (
             *image.evidence,
             Evidence(_text(banner), f"linux_banner at {at:#x}, by the ISF file given"),
             *direct_map,
         )
         kernel = Kernel(
-            image, space, symbols, None, banner, "", start or DEFAULT_LINK_START, at, evidence
+            image=image,
+            space=space,
+            symbols=symbols,
+            profile=None,
+            banner=banner,
+            build_id=note.build_id,
+            link_start=_link_start(image, note),
+            banner_address=at,
+            evidence=evidence,
         )
         _check_first_task(kernel)
     except (SymbolsError, MemoryFault) as error:
@@ -349,56 +314,23 @@ def _read_banner(space: AddressSpace, at: Va) -> bytes:
     return banner
 
 
-def _image_copies(memory: PhysicalMemory, image: KernelImage) -> Iterator[ImageBytes]:
-    """This iterates copies of the image where the tables may be, the likeliest first.
-
-    They are read-only data. Early in boot, and with ``rodata=off``, nothing is protected yet.
-    """
-    for run in image.runs(writable=False, executable=False):
-        yield _copy(memory, image, run.va, run.size)
-    yield _whole_image(memory, image)
-
-
-def _whole_image(memory: PhysicalMemory, image: KernelImage) -> ImageBytes:
-    return _copy(memory, image, image.start, image.end - image.start)
-
-
-def _copy(memory: PhysicalMemory, image: KernelImage, start: Va, size: int) -> ImageBytes:
-    pa = image.linear.pa + start - image.start
-    return ImageBytes(start, memory.read(type(image.pa)(pa), size), image.start, image.end)
-
-
-def _note_matches(note: VmcoreInfo, image: KernelImage) -> bool:
-    """This tells whether a note is of the kernel that runs, by where it says the image lies."""
-    stext = note.symbol("_stext")
-    return stext is not None and image.start <= stext < image.end
-
-
-def _known_tables(
-    note: VmcoreInfo, memory: PhysicalMemory, image: KernelImage
-) -> KnownTables | None:
-    """This takes the tables that the note names, None where it names too few."""
-    names = note.symbol("kallsyms_names")
-    count_at = note.symbol("kallsyms_num_syms")
-    token_table = note.symbol("kallsyms_token_table")
-    token_index = note.symbol("kallsyms_token_index")
-    if None in (names, count_at, token_table, token_index):
-        return None
+def _note_at(pointer: Va | None, space: AddressSpace) -> VmcoreInfo:
+    """This reads the note that ``vmcoreinfo_data`` points to; it is empty where there is none."""
+    if pointer is None:
+        return parse_vmcoreinfo(b"")
     try:
-        count = int.from_bytes(image.space(memory).read(Va(count_at or 0), 4), "little")
+        data = Va(_POINTER.unpack(space.read(pointer, _POINTER.size))[0])
+        return parse_vmcoreinfo(space.read(data, _MAX_VMCOREINFO) if data else b"")
     except MemoryFault:
-        return None
-    return KnownTables(Va(names or 0), count, Va(token_table or 0), Va(token_index or 0))
+        return parse_vmcoreinfo(b"")
 
 
-def _note_by_symbol(kallsyms: Kallsyms, space: AddressSpace) -> VmcoreInfo | None:
-    """This reads the note through ``vmcoreinfo_data``; None where the kernel keeps none."""
-    at = kallsyms.find("vmcoreinfo_data")
-    try:
-        data = _POINTER.unpack(space.read(at, 8))[0] if at else 0
-        return parse_vmcoreinfo(space.read(Va(data), _MAX_VMCOREINFO)) if data else None
-    except MemoryFault:
-        return None
+def _link_start(image: KernelImage, note: VmcoreInfo) -> Va:
+    """This is where the image would start without KASLR, which moves it within its 1 GiB."""
+    offset = note.kaslr_offset
+    if offset is None or not 0 <= offset <= image.start - IMAGE_MAP_START:
+        return DEFAULT_LINK_START
+    return Va(image.start - offset)
 
 
 def _text(banner: bytes) -> str:

@@ -118,4 +118,3 @@ class LinuxGuest:
     def _listing(self, at: float, walk: ListWalk[Row]) -> Listing[Row]:
         provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=walk.retries)
         return Listing(tuple(walk.rows.values()), tuple(walk.gaps), provenance)
-

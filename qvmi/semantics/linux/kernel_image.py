@@ -8,6 +8,7 @@ isolation the user half of the top level lies 4 KiB above the kernel half); Inte
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from struct import Struct
 from typing import Final
 
@@ -29,9 +30,12 @@ _IMAGE_ALIGNMENT: Final = 2 << 20
 _MIN_IMAGE_SIZE: Final = 4 << 20
 _MAX_IMAGE_SIZE: Final = 512 << 20
 """``KERNEL_IMAGE_SIZE`` without KASLR; the image and its copies are bounded by it."""
+_MAX_EXTENTS: Final = 1024
+"""A kernel's image is mapped in about ten runs; page tables with more of them are no kernel's."""
+_MAX_ROOTS: Final = 64
+"""Page tables looked at: vCPUs share them, or run processes that all map the kernel."""
 _USER_HALF: Final = 1 << 12
 _GATE: Final = Struct("<HHHHII")
-_CR0_PG: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ class KernelImage:
         pa: physical address of ``start``.
         root: the kernel's top-level page table.
         geometry: how it translates.
-        page_table_isolation: whether the vCPU ran on the user half of a pair of page tables, or
-            the user half beside ``root`` maps less than it.
+        page_table_isolation: whether user mode runs on page tables of its own, which map little
+            of the kernel.
         extents: the mapped parts of the image, by address.
         evidence: why this is believed.
     """
@@ -83,18 +87,15 @@ def find_kernel_image(vcpus: Sequence[Registers], memory: PhysicalMemory) -> Ker
         UnknownGuest: no vCPU's page tables map a kernel image; the evidence says what each did.
     """
     misses: list[str] = []
+    tried: set[int] = set()
     for registers in vcpus:
         problem = _why_no_paging(registers)
-        if problem:
-            misses.append(f"vCPU {registers.index}: {problem}")
-            continue
-        image = _image_of(registers, memory)
-        if image is not None:
-            return image
-        misses.append(
-            f"vCPU {registers.index}: CR3 {registers.cr3:#x} maps no kernel image"
-            f" between {IMAGE_MAP_START:#x} and {IMAGE_MAP_END:#x}"
-        )
+        if not problem and registers.cr3 not in tried and len(tried) < _MAX_ROOTS:
+            tried.add(registers.cr3)
+            image = _image_of(registers, memory)
+            if image is not None:
+                return image
+        misses.append(f"vCPU {registers.index}: {problem or _why_no_image(registers)}")
     raise UnknownGuest(
         "no Linux kernel found: the guest may still be in its firmware or boot loader,"
         " or run another system",
@@ -106,56 +107,79 @@ def _why_no_paging(registers: Registers) -> str:
     """This says why a vCPU's page tables cannot be a 64-bit kernel's; empty if they can."""
     if registers.smm:
         return "in system management mode"
-    if not registers.cr0 & _CR0_PG:
+    if not registers.paging:
         return f"paging is off (CR0 {registers.cr0:#x}, RIP {registers.rip:#x})"
     if not registers.long_mode:
         return f"not in long mode (EFER {registers.efer:#x})"
     return ""
 
 
+def _why_no_image(registers: Registers) -> str:
+    return (
+        f"CR3 {registers.cr3:#x} maps no kernel image"
+        f" between {IMAGE_MAP_START:#x} and {IMAGE_MAP_END:#x}"
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class _Half:
-    """This is one half of a PTI pair, or the only page table, and what it maps of the image."""
+class _Mapped:
+    """This is what one top-level page table maps where an image would be.
+
+    Args:
+        root: of the page table.
+        runs: all of it.
+        parts: those runs that make up an image; none where there is no image.
+    """
 
     root: Pa
-    extents: tuple[Extent, ...]
+    runs: tuple[Extent, ...]
+    parts: tuple[Extent, ...]
+
+    @classmethod
+    def by(cls, root: int, geometry: Geometry, memory: PhysicalMemory) -> "_Mapped":
+        """This looks a page table up."""
+        found = extents(memory.read, Pa(root), geometry, IMAGE_MAP_START, IMAGE_MAP_END)
+        runs = tuple(islice(found, _MAX_EXTENTS))
+        return cls(Pa(root), runs, _image_parts(runs) if len(runs) < _MAX_EXTENTS else ())
 
     @property
-    def mapped(self) -> int:
-        return sum(extent.size for extent in self.extents)
+    def has_data(self) -> bool:
+        """This tells whether it maps an image with writable parts, as a kernel's own table does."""
+        return any(part.permissions.writable for part in self.parts)
+
+    def is_user_half_of(self, kernel: "_Mapped") -> bool:
+        """This tells whether it maps some of a kernel's image, but none of its writable parts."""
+        start, distance = kernel.parts[0].va, kernel.parts[0].va - kernel.parts[0].pa
+        shared = [run for run in self.runs if run.va >= start and run.va - run.pa == distance]
+        return bool(shared) and not any(run.permissions.writable for run in shared)
 
 
 def _image_of(registers: Registers, memory: PhysicalMemory) -> KernelImage | None:
-    """This finds the image that one vCPU's page tables map; the half that maps more wins."""
+    """This finds the image that one vCPU's page tables map.
+
+    The page table in CR3 is the truth. The one beside it is believed only where CR3 can be the
+    user half of a pair: else it may be any page, even one that a program in the guest has filled.
+    """
     geometry = X86_64_5_LEVEL if registers.la57 else X86_64_4_LEVEL
     current = registers.cr3 & geometry.root_mask
-    halves = [
-        _Half(
-            Pa(root),
-            tuple(extents(memory.read, Pa(root), geometry, IMAGE_MAP_START, IMAGE_MAP_END)),
-        )
-        for root in (current & ~_USER_HALF, current | _USER_HALF)
-    ]
-    kernel_half, user_half = halves
-    best = max(halves, key=lambda half: half.mapped)
-    if current & _USER_HALF and user_half.mapped == kernel_half.mapped:
-        best = user_half  # no pair at all: the page table happens to lie on an odd page
-    parts = _image_parts(best.extents)
-    if not parts:
+    kernel = _Mapped.by(current, geometry, memory)
+    beside = _Mapped.by(current ^ _USER_HALF, geometry, memory)
+    if current & _USER_HALF and not kernel.has_data:
+        kernel, beside = beside, kernel
+    if not kernel.has_data:
         return None
-    start, end, pa = parts[0].va, Va(parts[-1].va + parts[-1].size), parts[0].pa
-    isolated = best is kernel_half and 0 < user_half.mapped < kernel_half.mapped
-    gate = _gate_handler(registers, best.root, geometry, memory)
+    start, pa, last = kernel.parts[0].va, kernel.parts[0].pa, kernel.parts[-1]
+    end = Va(last.va + last.size)
+    source = f"page tables at {kernel.root:#x} (CR3 of vCPU {registers.index}, {geometry.name})"
     evidence = [
-        Evidence(
-            f"kernel image at {start:#x}, physical {pa:#x}, {(end - start) >> 10} KiB",
-            f"page tables at {best.root:#x} (CR3 of vCPU {registers.index}, {geometry.name})",
-        )
+        Evidence(f"kernel image at {start:#x}, physical {pa:#x}, {(end - start) >> 10} KiB", source)
     ]
+    gate = _gate_handler(registers, kernel.root, geometry, memory)
     if gate is not None and start <= gate < end:
         evidence.append(Evidence(f"exception handlers in the image at {gate:#x}", "IDT gate 0"))
+    isolated = bool(beside.root & _USER_HALF) and beside.is_user_half_of(kernel)
     return KernelImage(
-        start, end, pa, best.root, geometry, isolated, parts, tuple(evidence)
+        start, end, pa, kernel.root, geometry, isolated, kernel.parts, tuple(evidence)
     )
 
 
@@ -172,9 +196,10 @@ def _image_parts(found: Sequence[Extent]) -> tuple[Extent, ...]:
         parts = tuple(
             part
             for part in found
-            if part.va - part.pa == distance and 0 <= part.va - first.va < _MAX_IMAGE_SIZE
+            if part.va - part.pa == distance
+            and first.va <= part.va < part.va + part.size <= first.va + _MAX_IMAGE_SIZE
         )
-        if parts[-1].va + parts[-1].size - first.va >= _MIN_IMAGE_SIZE:
+        if parts and parts[-1].va + parts[-1].size - first.va >= _MIN_IMAGE_SIZE:
             return parts
     return ()
 

@@ -27,7 +27,10 @@ _MAX_RETRIES: Final = 1000
 
 
 class Implausible(Exception):
-    """This entry cannot be what the list holds; perhaps it was freed a moment ago."""
+    """This entry cannot be what the list holds; perhaps it was freed a moment ago.
+
+    It is between a walk and those who read entries for it, and leaves the walk as a gap.
+    """
 
 
 @dataclass(slots=True)
@@ -67,9 +70,10 @@ class ListShape(Generic[Row]):
 def walk_list(space: AddressSpace, head: Va, shape: ListShape[Row]) -> ListWalk[Row]:
     """This walks a list of a kernel that may be running.
 
-    Each entry must point back to the one it was reached from. If it does not, the list was
-    changed meanwhile: the walk steps back to the last entry that is still linked and goes on from
-    there, which it counts. What stays wrong becomes a gap, and the walk goes on if it can.
+    Each entry must point back to the one it was reached from, and the head to the last one. If it
+    does not, the list was changed meanwhile: the walk steps back to the last entry that is still
+    linked and goes on from there, which it counts. What stays wrong becomes a gap. Where the walk
+    cannot go on, it goes backwards from the head for the entries that it did not reach.
 
     Args:
         space: the kernel's address space.
@@ -77,14 +81,9 @@ def walk_list(space: AddressSpace, head: Va, shape: ListShape[Row]) -> ListWalk[
         shape: how to walk it.
 
     Raises:
-        WalkFailed: not even the head can be read.
+        WalkFailed: the head cannot be read.
     """
-    links = space.unpacker(_LINKS)
-    try:
-        first = links(head)[0]
-    except MemoryFault as fault:
-        raise WalkFailed(shape.structure, f"its head cannot be read: {fault}") from fault
-    return _Walker(head, shape, links).run(first)
+    return _Walker(head, shape, space.unpacker(_LINKS)).run()
 
 
 class _Walker(Generic[Row]):
@@ -92,6 +91,8 @@ class _Walker(Generic[Row]):
 
     Attributes:
         trail: links (not entries) on the way, the head first.
+        dropped: how many entries were left again in stepping back.
+        ended: whether the walk is over.
     """
 
     def __init__(self, head: int, shape: ListShape[Row], links: Reader) -> None:
@@ -100,12 +101,21 @@ class _Walker(Generic[Row]):
         self.links = links
         self.result: ListWalk[Row] = ListWalk()
         self.trail = [head]
+        self.dropped = 0
+        self.ended = False
         self.trouble: tuple[int, int, str] | None = None
         self.repeated = 0
 
-    def run(self, link: int) -> ListWalk[Row]:
+    def run(self) -> ListWalk[Row]:
         """This walks to the end, or to where it cannot go on."""
-        head, trail, rows = self.head, self.trail, self.result.rows
+        link = self._head_links()[0]
+        while not self.ended:
+            link = self._follow(link) if link != self.head else self._close()
+        return self.result
+
+    def _follow(self, link: int) -> int:
+        """This walks from an entry until it comes to the head, or ends."""
+        head, trail, rows, limit = self.head, self.trail, self.result.rows, self.shape.limit
         read, visit, offset = self.shape.read, self.shape.visit, self.shape.link_offset
         while link != head:
             address = link - offset
@@ -120,26 +130,50 @@ class _Walker(Generic[Row]):
                 continue
             trail.append(link)
             link = values[0]
-            if len(trail) > self.shape.limit:
-                self._gap(link, f"more than {self.shape.limit} entries")
-                break
-        return self.result
+            if len(trail) > limit:
+                self._gap(link, f"more than {limit} entries")
+                self.ended = True
+                return head
+        return head
+
+    def _close(self) -> int:
+        """This ends a walk that came to the head, if the head points back to where it came from."""
+        last = self._head_links()[1]
+        if last == self.trail[-1]:
+            self.ended = True
+            return self.head
+        return self._look_again(self.head, (self.head, last))
 
     def _look_again(self, link: int, values: tuple[Any, ...] | None, why: str = "") -> int:
-        """This steps back after trouble at a link, or gets past it; it returns where to go on."""
+        """This steps back after trouble at a link, or gets past it; it returns where to go on.
+
+        Args:
+            link: what was reached.
+            values: its own two links first; None where it cannot be used at all.
+            why: says why not.
+        """
+        self.result.retries += 1
+        if values is not None and values[1] == self.trail[-1]:
+            return self._forget_old_place(link)
         if values is not None:
-            why = f"reached from {self.trail[-1]:#x} but points back to {values[1]:#x}"
+            why = f"points back to {values[1]:#x}"
         trouble = (self.trail[-1], link, why)
         self.repeated = self.repeated + 1 if trouble == self.trouble else 1
         self.trouble = trouble
-        self.result.retries += 1
-        if self.result.retries > _MAX_RETRIES:
-            return self._end(link, f"gave up after {_MAX_RETRIES} retries: {why}")
+        why = f"{why} (reached from {self.trail[-1]:#x})"
+        if self.result.retries > _MAX_RETRIES or self.dropped > self.shape.limit:
+            return self._give_up(link, f"the list changes too fast: {why}")
         if self.repeated < _PERSISTENT:
             return self._step_back()
-        if values is None:
-            return self._end(link, why)
-        return self._get_past(link, values, why)
+        return self._give_up(link, why) if values is None else self._get_past(link, values, why)
+
+    def _forget_old_place(self, link: int) -> int:
+        """This makes room for an entry that was met before, left the list, and came back."""
+        if self.result.retries > _MAX_RETRIES:
+            return self._give_up(link, "the list returns to entries already seen")
+        self.trail.remove(link)
+        del self.result.rows[link - self.shape.link_offset]
+        return link
 
     def _step_back(self) -> int:
         """This drops the rows of entries that are linked no more, and gives the next link."""
@@ -153,16 +187,21 @@ class _Walker(Generic[Row]):
             except MemoryFault:
                 pass
             trail.pop()
+            self.dropped += 1
             self.result.rows.pop(link - self.shape.link_offset, None)
-        return int(self.links(self.head)[0])
+        return self._head_links()[0]
 
     def _get_past(self, link: int, values: tuple[Any, ...], why: str) -> int:
-        """This accepts an entry that keeps pointing back to another one than it was reached from."""
+        """This accepts what keeps pointing back to another entry than it was reached from."""
         address = link - self.shape.link_offset
         if address in self.result.rows:
-            return self._end(link, f"the list returns to an entry already seen, {why}")
+            return self._give_up(link, f"the list returns to an entry already seen: {why}")
         # Between the two stores of a list_add or list_del an entry points back to the last but one.
-        if len(self.trail) < 2 or values[1] != self.trail[-2]:
+        half_linked = self.trail[-2:-1] == [values[1]]
+        if link == self.head:
+            self.ended = half_linked
+            return link if half_linked else self._give_up(values[1], f"the list's head {why}")
+        if not half_linked:
             self._gap(link, why)
         try:
             self.result.rows[address] = self.shape.visit(address, values)
@@ -171,10 +210,40 @@ class _Walker(Generic[Row]):
         self.trail.append(link)
         return int(values[0])
 
-    def _end(self, link: int, why: str) -> int:
-        """This ends the walk with a gap: it returns the head, where every walk ends."""
-        self._gap(link, why)
+    def _give_up(self, link: int, why: str) -> int:
+        """This ends the walk with a gap, and with the entries that can be reached backwards."""
+        found = self._backwards()
+        self.result.rows.update(reversed(found.items()))
+        self._gap(link, f"{why}; {len(found)} entries behind it were reached backwards")
+        self.ended = True
         return self.head
+
+    def _backwards(self) -> dict[int, Row]:
+        """This walks backwards from the head to an entry already seen, or to the next trouble."""
+        found: dict[int, Row] = {}
+        seen, offset = self.result.rows, self.shape.link_offset
+        room = self.shape.limit - len(seen)
+        behind, link = self.head, self._head_links()[1]
+        while link != self.head and len(found) < room:
+            address = link - offset
+            try:
+                values = self.shape.read(address)
+                if values[0] != behind or address in seen or address in found:
+                    break
+                found[address] = self.shape.visit(address, values)
+            except (MemoryFault, Implausible):
+                break
+            behind, link = link, values[1]
+        return found
+
+    def _head_links(self) -> tuple[int, int]:
+        """These are the head's ``next`` and ``prev``."""
+        try:
+            following, before = self.links(self.head)
+        except MemoryFault as fault:
+            why = f"its head cannot be read: {fault}"
+            raise WalkFailed(self.shape.structure, why) from fault
+        return following, before
 
     def _gap(self, link: int, why: str) -> None:
         entry = Va(link - self.shape.link_offset)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from qvmi.addr import Va
+from qvmi.errors import LayoutNotFound
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Module
 from qvmi.semantics.linux.list import Implausible, ListShape, ListWalk, walk_list
-from qvmi.semantics.linux.record import Reader, compile_reader
+from qvmi.semantics.linux.record import compile_reader
 from qvmi.symbols.layout import Symbols, address, field_offset
 
 __all__ = ["Modules"]
@@ -34,7 +35,7 @@ class Modules:
         symbols: of the kernel.
 
     Raises:
-        SymbolNotFound, LayoutNotFound: the profile lacks what the list needs.
+        SymbolsError: the profile lacks what the list needs, or describes no possible layout.
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
@@ -43,12 +44,10 @@ class Modules:
         self._list = field_offset(symbols, "module", "list")
         self._read = compile_reader(
             space,
-            {
-                self._list: "Q",
-                self._list + 8: "Q",
-                field_offset(symbols, "module", "state"): "I",
-                field_offset(symbols, "module", "name"): f"{_NAME_SIZE}s",
-            },
+            (self._list, "Q"),
+            (self._list + 8, "Q"),
+            (field_offset(symbols, "module", "state"), "I"),
+            (field_offset(symbols, "module", "name"), f"{_NAME_SIZE}s"),
         )
         self._read_memory = _memory_reader(space, symbols)
 
@@ -86,7 +85,7 @@ def _memory_reader(space: AddressSpace, symbols: Symbols) -> Callable[[int], tup
     init = field_offset(symbols, "module", "init_layout")
     base = field_offset(symbols, "module_layout", "base")
     size = field_offset(symbols, "module_layout", "size")
-    read = compile_reader(space, {core + base: "Q", core + size: "I", init + size: "I"})
+    read = compile_reader(space, (core + base, "Q"), (core + size, "I"), (init + size, "I"))
 
     def start_and_size(module: int) -> tuple[int, int]:
         start, core_size, init_size = read(module)
@@ -101,11 +100,11 @@ def _mem_array_reader(
     """This reads ``module.mem[]``; its first element, MOD_TEXT, is where the module starts."""
     base = field_offset(symbols, "module_memory", "base")
     size = field_offset(symbols, "module_memory", "size")
-    stride = symbols.size_of("module_memory") or 0
-    members = {mem + base: "Q"} | {
-        mem + kind * stride + size: "I" for kind in range(_MEMORY_KINDS)
-    }
-    read: Reader = compile_reader(space, members)
+    stride = symbols.size_of("module_memory")
+    if stride is None:
+        raise LayoutNotFound("module_memory")
+    sizes = [(mem + kind * stride + size, "I") for kind in range(_MEMORY_KINDS)]
+    read = compile_reader(space, (mem + base, "Q"), *sizes)
 
     def start_and_size(module: int) -> tuple[int, int]:
         start, *sizes = read(module)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qvmi.addr import Va
-from qvmi.errors import MemoryFault
+from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Process, Thread
 from qvmi.semantics.linux.list import Implausible, ListShape, ListWalk, walk_list
@@ -25,14 +25,17 @@ PID_MAX_LIMIT: Final = 1 << 22
 COMM_SIZE: Final = 16
 """``TASK_COMM_LEN``, its NUL included."""
 
+_STACK_SIZE: Final = 16 << 10
+"""``THREAD_SIZE`` of x86-64: each task has a kernel stack, so RAM bounds how many there are."""
+
 _PF_KTHREAD: Final = 0x0020_0000
 _TASK_REPORT: Final = 0x7F
+"""``TASK_REPORT``, the same since 4.14: the bits of both states that have a letter."""
 _TASK_IDLE: Final = 0x402
-_TASK_RTLOCK_WAIT: Final = 0x1000
-_TASK_FROZEN: Final = 0x8000
-_NANOSECONDS: Final = 1_000_000_000
-_KERNEL_HALF: Final = 1 << 63
+_SHOWN_AS_D: Final = 0x1000 | 0x8000
+"""``TASK_RTLOCK_WAIT`` (5.16) and ``TASK_FROZEN`` (6.1); older kernels have no such bits."""
 _LETTERS: Final = "RSDTtXZP"
+_NANOSECONDS: Final = 1_000_000_000
 
 
 def state_letter(state: int, exit_state: int) -> str:
@@ -42,10 +45,10 @@ def state_letter(state: int, exit_state: int) -> str:
         state: ``task_struct.__state``, ``state`` before 5.14.
         exit_state: ``task_struct.exit_state``.
     """
+    if state & _SHOWN_AS_D:
+        return "D"
     if state & _TASK_IDLE == _TASK_IDLE:
         return "I"
-    if state & (_TASK_RTLOCK_WAIT | _TASK_FROZEN):
-        return "D"
     return _LETTERS[((state | exit_state) & _TASK_REPORT).bit_length()]
 
 
@@ -98,6 +101,11 @@ class _Offsets:
         )
 
 
+def _list_head(offset: int) -> tuple[tuple[int, str], tuple[int, str]]:
+    """These are the two members of a ``list_head``."""
+    return (offset, "Q"), (offset + 8, "Q")
+
+
 class Tasks:
     """This lists the tasks of one kernel.
 
@@ -106,38 +114,38 @@ class Tasks:
         symbols: of the kernel.
         ram_size: bytes of RAM, which bound how many tasks there can be.
 
+    Attributes:
+        limit: more tasks than there can be; a longer list is a lie.
+
     Raises:
-        SymbolNotFound, LayoutNotFound: the profile lacks what a task list needs.
+        SymbolsError: the profile lacks what a task list needs, or describes no possible layout.
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols, *, ram_size: int) -> None:
         self._space = space
         self._offsets = offsets = _Offsets.of(symbols)
         self._init_task = address(symbols, "init_task")
-        task_size = symbols.size_of("task_struct") or 1 << 12
-        self._limit = min(PID_MAX_LIMIT, ram_size // task_size + 1)
-        common = {
-            offsets.pid: "I",
-            offsets.tgid: "I",
-            offsets.state: "I",
-            offsets.exit_state: "I",
-            offsets.flags: "I",
-            offsets.comm: f"{COMM_SIZE}s",
-            offsets.real_parent: "Q",
-            offsets.real_cred: "Q",
-            offsets.start_time: "Q",
-            offsets.signal: "Q",
-        }
-        by_tasks = {offsets.tasks: "Q", offsets.tasks + 8: "Q"}
-        by_thread = {offsets.thread_node: "Q", offsets.thread_node + 8: "Q"}
-        self._read_by_tasks = compile_reader(space, by_tasks | common)
-        self._read_by_thread = compile_reader(space, by_thread | common)
+        self.limit = min(PID_MAX_LIMIT, ram_size // _STACK_SIZE + 1)
+        common = (
+            (offsets.pid, "I"),
+            (offsets.tgid, "I"),
+            (offsets.state, "I"),
+            (offsets.exit_state, "I"),
+            (offsets.flags, "I"),
+            (offsets.comm, f"{COMM_SIZE}s"),
+            (offsets.real_parent, "Q"),
+            (offsets.real_cred, "Q"),
+            (offsets.start_time, "Q"),
+            (offsets.signal, "Q"),
+        )
+        self._read_by_tasks = compile_reader(space, *_list_head(offsets.tasks), *common)
+        self._read_by_thread = compile_reader(space, *_list_head(offsets.thread_node), *common)
         uid = field_offset(symbols, "cred", "uid")
         gid = field_offset(symbols, "cred", "gid")
-        self._read_ids = compile_reader(space, {uid: "I", gid: "I"})
-        self._read_pids = compile_reader(space, {offsets.pid: "I", offsets.tgid: "I"})
+        self._read_ids = compile_reader(space, (uid, "I"), (gid, "I"))
+        self._read_pids = compile_reader(space, (offsets.pid, "I"), (offsets.tgid, "I"))
         self._read_links = compile_reader(
-            space, {offsets.real_cred: "Q", offsets.real_parent: "Q"}
+            space, (offsets.real_cred, "Q"), (offsets.real_parent, "Q")
         )
 
     def processes(self) -> ListWalk[Process]:
@@ -152,7 +160,7 @@ class Tasks:
             self._offsets.tasks,
             self._read_by_tasks,
             self._process_maker(known),
-            self._limit,
+            self.limit,
         )
         return walk_list(self._space, Va(self._init_task + self._offsets.tasks), shape)
 
@@ -173,28 +181,33 @@ class Tasks:
         """
         processes = self.processes()
         result: ListWalk[Thread] = ListWalk(gaps=processes.gaps, retries=processes.retries)
+        room = self.limit
         for task, process in processes.rows.items():
-            walk = self._threads_of(task, process)
+            walk = self._threads_of(task, process, room)
             result.rows.update(walk.rows)
             result.gaps.extend(walk.gaps)
             result.retries += walk.retries
+            room -= len(walk.rows)
+            if room <= 0:
+                why = f"more than {self.limit} threads"
+                result.gaps.append(Gap("task_struct.thread_node", Va(task), why))
+                break
         return result
 
-    def _threads_of(self, task: int, process: Process) -> ListWalk[Thread]:
+    def _threads_of(self, task: int, process: Process, limit: int) -> ListWalk[Thread]:
         """This walks one process's ``signal->thread_head``; one that exited meanwhile has none."""
+        shape = ListShape(
+            "task_struct.thread_node",
+            self._offsets.thread_node,
+            self._read_by_thread,
+            _thread_maker(process.tgid),
+            limit,
+        )
         try:
             signal = self._read_by_tasks(task)[-1]
-            shape = ListShape(
-                "task_struct.thread_node",
-                self._offsets.thread_node,
-                self._read_by_thread,
-                _thread_maker(process.tgid),
-                self._limit,
-            )
             walk = walk_list(self._space, Va(signal + self._offsets.thread_head), shape)
-        except MemoryFault as fault:
-            gap = Gap("task_struct.signal", Va(task), str(fault))
-            return ListWalk(gaps=[gap])
+        except (MemoryFault, WalkFailed) as error:
+            walk = ListWalk(gaps=[Gap("task_struct.signal", Va(task), str(error))])
         if walk.gaps and not self._still_there(task, process):
             return ListWalk(retries=walk.retries + 1)
         return walk
@@ -202,9 +215,10 @@ class Tasks:
     def _still_there(self, task: int, process: Process) -> bool:
         """This tells whether an address still holds the process that it held, and it lives."""
         try:
-            return self.process_at(Va(task)) == process
+            now = self.process_at(Va(task))
         except (MemoryFault, Implausible):
             return False
+        return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
 
     def _process_maker(
         self, known: dict[int, Process]
@@ -233,14 +247,14 @@ class Tasks:
             name, end, _ = comm.partition(b"\0")
             if not end or ppid > PID_MAX_LIMIT:
                 raise Implausible(f"pid {pid}: comm {comm!r}, ppid {ppid}")
+            usual = not exit_state and state in letters
             row = known[task] = Process(
                 pid,
                 tgid,
                 ppid,
                 uid,
                 gid,
-                letters[state] if not exit_state and state in letters
-                else state_letter(state, exit_state),
+                letters[state] if usual else state_letter(state, exit_state),
                 name.decode("utf-8", "backslashreplace"),
                 Va(task),
                 flags & _PF_KTHREAD != 0,

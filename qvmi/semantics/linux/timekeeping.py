@@ -1,7 +1,7 @@
 """The kernel's clocks: how long the guest has been up.
 
 References: Linux include/linux/timekeeper_internal.h and kernel/time/timekeeping.c
-(``ktime_get_boottime``; ``tk_core`` became ``timekeeper_data[]`` in 6.13).
+(``timekeeping_get_ns``, ``tk_update_ktime_data``; ``tk_core`` became ``timekeeper_data[]``).
 """
 
 from struct import Struct
@@ -16,6 +16,8 @@ __all__ = ["boot_time_s"]
 
 _SEQCOUNT_SIZE: Final = 8
 """``tk_core`` is a sequence counter and, aligned to eight bytes, the timekeeper."""
+_MAX_SHIFT_BITS: Final = 64
+_U32: Final = Struct("<I")
 _U64: Final = Struct("<Q")
 _TIMESPEC: Final = Struct("<qq")
 _NANOSECONDS: Final = 1_000_000_000
@@ -28,16 +30,22 @@ def boot_time_s(space: AddressSpace, symbols: Symbols) -> float | None:
         if timekeeper is None:
             return None
 
-        def member(name: str) -> Va:
-            return Va(timekeeper + field_offset(symbols, "timekeeper", name))
+        def member(layout: Struct, *path: tuple[str, str]) -> tuple[int, ...]:
+            offset = sum(field_offset(symbols, type_name, name) for type_name, name in path)
+            return layout.unpack(space.read(Va(timekeeper + offset), layout.size))
 
-        seconds = _U64.unpack(space.read(member("xtime_sec"), 8))[0]
-        to_monotonic = _TIMESPEC.unpack(space.read(member("wall_to_monotonic"), _TIMESPEC.size))
-        to_boot_ns = _U64.unpack(space.read(member("offs_boot"), 8))[0]
+        readout = ("timekeeper", "tkr_mono")
+        (seconds,) = member(_U64, ("timekeeper", "xtime_sec"))
+        (shifted_ns,) = member(_U64, readout, ("tk_read_base", "xtime_nsec"))
+        (shift_bits,) = member(_U32, readout, ("tk_read_base", "shift"))
+        to_monotonic_s, to_monotonic_ns = member(_TIMESPEC, ("timekeeper", "wall_to_monotonic"))
+        (to_boot_ns,) = member(_U64, ("timekeeper", "offs_boot"))
     except (SymbolsError, MemoryFault):
         return None
-    uptime: float = seconds + to_monotonic[0] + (to_monotonic[1] + to_boot_ns) / _NANOSECONDS
-    return uptime
+    if shift_bits > _MAX_SHIFT_BITS:
+        return None
+    nanoseconds = (shifted_ns >> shift_bits) + to_monotonic_ns + to_boot_ns
+    return seconds + to_monotonic_s + nanoseconds / _NANOSECONDS
 
 
 def _timekeeper(symbols: Symbols) -> Va | None:

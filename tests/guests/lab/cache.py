@@ -1,4 +1,9 @@
-"""The folder that what is expensive to make is kept in, with locks so that two processes can build at once."""
+"""The folder that what is expensive to make is kept in: builds that never change once they are finished.
+
+A build is a folder named by what it was made from. It appears whole, under its final name, and is only
+read from then on, so that nobody needs a lock to use it; a lock only keeps two processes from making the
+same build twice.
+"""
 
 import fcntl
 import hashlib
@@ -6,17 +11,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-__all__ = ["Cache", "digest_of", "forget", "read_record", "write_atomically", "write_record"]
+__all__ = ["Cache", "digest_of", "read_record", "write_atomically"]
 
 DIGEST_LENGTH = 16
 """Hex digits that name a build: 64 bits are ample among a few dozen builds."""
+
+UNUSED_SECONDS = 2 * 3600
+"""A build that a newer one of its kind replaced is kept that long after its last use: somebody may be
+reading it, or a second checkout may take turns with this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +50,49 @@ class Cache:
         return path
 
     @contextmanager
-    def locked(self, name: str, *, shared: bool = False) -> Iterator[None]:
-        """Hold a lock that other processes see: shared to use what is there, else to build it."""
-        path = self.folder("locks") / name
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    def locked(self, name: str) -> Iterator[None]:
+        """Keep other processes from doing the same work at the same time."""
+        with (self.folder("locks") / name).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def build(
+        self, kind: str, name: str, digest: str, make: Callable[[Path], dict[str, str]]
+    ) -> Path:
+        """Return the folder of a build, made now if it is not there.
+
+        Args:
+            kind: what it is; a folder below the root.
+            name: what it is a build of; a newer build of that name replaces it in time.
+            digest: everything it is made from.
+            make: fills an empty folder, and returns what is worth knowing about the result.
+        """
+        finished = self.folder(kind) / f"{name}-{digest}"
+        if not finished.exists():
+            with self.locked(f"{kind}-{name}"):
+                if not finished.exists():
+                    self._make(kind, finished, make)
+                    self._drop_replaced(kind, name, finished)
+        os.utime(finished)
+        return finished
+
+    def builds(self, kind: str) -> tuple[Path, ...]:
+        """Return the folders of all finished builds of a kind."""
+        return tuple(sorted(record.parent for record in self.folder(kind).glob("*/record.json")))
+
+    def _make(self, kind: str, finished: Path, make: Callable[[Path], dict[str, str]]) -> None:
+        scratch = Path(tempfile.mkdtemp(dir=self.folder("unfinished"), prefix=f"{kind}-"))
+        try:
+            record = make(scratch)
+            write_atomically(scratch / "record.json", json.dumps(record, indent=1).encode())
+            scratch.rename(finished)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _drop_replaced(self, kind: str, name: str, newest: Path) -> None:
+        for older in self.folder(kind).glob(f"{name}-{'?' * DIGEST_LENGTH}"):
+            if older != newest and time.time() - older.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(older, ignore_errors=True)
 
 
 def digest_of(*parts: bytes | str) -> str:
@@ -58,18 +105,13 @@ def digest_of(*parts: bytes | str) -> str:
     return total.hexdigest()[:DIGEST_LENGTH]
 
 
-def read_record(folder: Path) -> dict[str, str]:
-    """Return what was written about a finished build; empty when there is none, or half of one."""
+def read_record(path: Path) -> dict[str, str]:
+    """Return what a file of names and values says; empty when there is none."""
     try:
-        record = json.loads((folder / "record.json").read_text())
-    except (FileNotFoundError, ValueError):
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
         return {}
     return {str(key): str(value) for key, value in record.items()}
-
-
-def write_record(folder: Path, record: dict[str, str]) -> None:
-    """Declare the build in this folder finished: written last, at once or not at all."""
-    write_atomically(folder / "record.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -77,9 +119,3 @@ def write_atomically(path: Path, data: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         file.write(data)
     Path(file.name).replace(path)
-
-
-def forget(folder: Path) -> None:
-    """Remove a build, its record first so that nobody takes the rest for finished."""
-    (folder / "record.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -4,10 +4,10 @@ __all__ = ["LabError"]
 
 
 class LabError(Exception):
-    """This says what could not be done and how to mend it."""
+    """This says what could not be done and, where there is a way, how to mend it."""
 
-    def __init__(self, problem: str, *, fix: str) -> None:
+    def __init__(self, problem: str, *, fix: str = "") -> None:
         """Keep both halves, so that a test can name the one it means."""
-        super().__init__(f"{problem}\nTo mend it: {fix}")
+        super().__init__(f"{problem}\nTo mend it: {fix}" if fix else problem)
         self.problem = problem
         self.fix = fix

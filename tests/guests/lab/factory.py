@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tests.guests.lab import saved_state
 from tests.guests.lab.accelerator import accelerator, qemu_version
-from tests.guests.lab.cache import Cache, digest_of, forget, read_record, write_record
+from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.control import Control
 from tests.guests.lab.errors import LabError
 from tests.guests.lab.folders import make_folder
 from tests.guests.lab.guest import Guest
-from tests.guests.lab.initramfs import Initramfs, initramfs_for
-from tests.guests.lab.kernels import Kernel, kernel_in_use
+from tests.guests.lab.initramfs import initramfs_for
+from tests.guests.lab.kernels import newest_kernel
 from tests.guests.lab.machine_config import GuestConfig, MachineFiles, qemu_arguments, ram_blocks
 from tests.guests.lab.monitor import Monitor
 from tests.guests.lab.process import QemuProcess
@@ -62,9 +62,8 @@ class Lab:
         Raises:
             LabError: a part is missing or the guest did not come up; the error says what to do.
         """
-        with ExitStack() as stack:
-            files = self._files(config, stack)
-            guest = stack.enter_context(self._started(config, files, ("-S",) if paused else ()))
+        more = ("-S",) if paused else ()
+        with self._started(config, self._files(config), more) as guest:
             if until == "ready" and config.kernel is not None and not paused:
                 self._wait_until_ready(guest)
             yield guest
@@ -80,12 +79,10 @@ class Lab:
         Raises:
             LabError: as `boot`.
         """
-        with ExitStack() as stack:
-            files = self._files(config, stack)
-            saved = stack.enter_context(self._frozen(config, files))
-            frozen = partial(saved_state.copy_in, config, saved)
-            incoming = ("-incoming", "defer")
-            guest = stack.enter_context(self._started(config, files, incoming, prepare=frozen))
+        files = self._files(config)
+        saved = self._frozen(config, files)
+        prepare = partial(saved_state.copy_in, config, saved)
+        with self._started(config, files, ("-incoming", "defer"), prepare=prepare) as guest:
             saved_state.load_state(guest.monitor, config, saved)
             if not paused:
                 guest.monitor.execute("cont")
@@ -93,26 +90,20 @@ class Lab:
 
     def provide(self, series: str) -> str:
         """This makes kernel and initramfs of a series ready, and says which version they are."""
-        with kernel_in_use(series, self.cache, self.say) as kernel:
-            root = initramfs_for(kernel, self.cache, self.say)
-            return f"{kernel.package} {kernel.version}, {root.path.name}"
+        kernel = newest_kernel(series, self.cache, self.say)
+        root = initramfs_for(kernel, self.cache, self.say)
+        return f"{kernel.package} {kernel.version}, initramfs {root.digest}"
 
-    def _files(self, config: GuestConfig, stack: ExitStack) -> MachineFiles:
-        """Provide kernel and initramfs, kept from replacement while the stack is open."""
-        kernel: Kernel | None = None
-        root: Initramfs | None = None
+    def _files(self, config: GuestConfig) -> MachineFiles:
         if not qemu_version():
             raise LabError(
                 "qemu-system-x86_64 is not on this machine", fix="apt-get install qemu-system-x86"
             )
-        if config.kernel is not None:
-            kernel = stack.enter_context(kernel_in_use(config.kernel, self.cache, self.say))
-            root = initramfs_for(kernel, self.cache, self.say)
-        return MachineFiles(
-            kernel=kernel.image if kernel else None,
-            initramfs=root.path if root else None,
-            accelerator=accelerator(),
-        )
+        if config.kernel is None:
+            return MachineFiles(None, None, accelerator())
+        kernel = newest_kernel(config.kernel, self.cache, self.say)
+        root = initramfs_for(kernel, self.cache, self.say)
+        return MachineFiles(kernel.image, root.path, accelerator())
 
     @contextmanager
     def _started(
@@ -154,30 +145,20 @@ class Lab:
             ) from error
         guest.timings["boot"] = time.monotonic() - start
 
-    @contextmanager
-    def _frozen(self, config: GuestConfig, files: MachineFiles) -> Iterator[Path]:
-        """Hold a frozen guest of this configuration, made now if there is none."""
-        if config.kernel is None or files.initramfs is None:
+    def _frozen(self, config: GuestConfig, files: MachineFiles) -> Path:
+        """Return the folder of a frozen guest of this configuration, made now if there is none."""
+        if config.kernel is None:
             raise LabError("firmware alone has no population to freeze", fix="boot it")
-        slot = digest_of(repr(config), files.accelerator)
-        arguments = qemu_arguments(config, files, Path("FOLDER"))
-        wanted = digest_of(*arguments, files.initramfs.name, qemu_version())
-        with self.cache.locked(f"state-{slot}"):
-            folder = self.cache.folder("states", slot)
-            if read_record(folder).get("digest") != wanted:
-                forget(folder)
-                self._freeze(config, files, self.cache.folder("states", slot))
-                write_record(folder, {"digest": wanted, "config": config.name})
-        with self.cache.locked(f"state-{slot}", shared=True):
-            yield folder
+        name = digest_of(repr(config), files.accelerator)
+        digest = digest_of(*qemu_arguments(config, files, Path("FOLDER")), qemu_version())
+        return self.cache.build("states", name, digest, partial(self._freeze, config, files))
 
-    def _freeze(self, config: GuestConfig, files: MachineFiles, target: Path) -> None:
+    def _freeze(self, config: GuestConfig, files: MachineFiles, folder: Path) -> dict[str, str]:
         with self._started(config, files, ()) as guest:
             self._wait_until_ready(guest)
             start = time.monotonic()
-            saved_state.save_state(guest.monitor, config, guest.folder, target)
+            saved_state.save_state(guest.monitor, config, guest.folder, folder)
             took = time.monotonic() - start
-            self.say(
-                f"guest {config.name}: booted in {guest.timings['boot']:.1f} s, "
-                f"saved in {took:.2f} s ({guest.accelerator})"
-            )
+        times = f"booted in {guest.timings['boot']:.1f} s, saved in {took:.2f} s"
+        self.say(f"guest {config.name}: {times} ({guest.accelerator})")
+        return {"config": config.name, "times": times}

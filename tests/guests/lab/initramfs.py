@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guests.lab.cache import Cache, digest_of, write_atomically
+from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.cpio import CpioArchive
 from tests.guests.lab.errors import LabError
 from tests.guests.lab.kernels import Kernel
@@ -26,8 +26,7 @@ COMPILER = ("gcc", "-std=gnu11", "-O2", "-static", "-pthread", "-s", "-Wall", "-
 TOOLS = ("sh", "sleep", "httpd", "nc", "true", "cat", "ls", "echo", "kill", "rm", "mount", "dmesg")
 FEWEST_MODULES = 5
 PT_INTERP = 3
-KEPT_BUILDS = 12
-"""Builds left in the cache: the four kernels, and those of two other checkouts."""
+FILE_NAME = "initramfs.cpio.gz"
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
 user:x:1000:1000:a user:/:/bin/sh
@@ -49,20 +48,15 @@ def initramfs_for(kernel: Kernel, cache: Cache, say: Callable[[str], None]) -> I
     busybox = _busybox().read_bytes()
     builder = Path(__file__).read_bytes() + _source_of(CpioArchive) + _source_of(KernelModule)
     digest = digest_of(*sources.values(), busybox, builder, kernel.package, kernel.version)
-    folder = cache.folder("initramfs")
-    path = folder / f"{kernel.series}-{digest}.cpio.gz"
-    with cache.locked(f"initramfs-{kernel.series}"):
-        if not path.exists():
-            write_atomically(path, _pack(kernel, _compiled_init(sources, cache), busybox))
-            say(f"initramfs {kernel.series}: {path.stat().st_size >> 10} KiB")
-            _drop_older(folder)
-    return Initramfs(path, digest)
 
+    def make(folder: Path) -> dict[str, str]:
+        packed = _pack(kernel, _compiled_init(sources, cache), busybox)
+        (folder / FILE_NAME).write_bytes(packed)
+        say(f"initramfs {kernel.series}: {len(packed) >> 10} KiB")
+        return {"kernel": kernel.version}
 
-def _drop_older(folder: Path) -> None:
-    builds = sorted(folder.glob("*.gz"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in builds[KEPT_BUILDS:]:
-        path.unlink(missing_ok=True)
+    folder = cache.build("initramfs", kernel.series, digest, make)
+    return Initramfs(folder / FILE_NAME, digest)
 
 
 def _source_of(made: type) -> bytes:
@@ -97,17 +91,14 @@ def _wants_interpreter(program: bytes) -> bool:
 
 def _compiled_init(sources: dict[str, bytes], cache: Cache) -> bytes:
     """Compile process 1 once for all kernels."""
-    folder = cache.folder("init")
-    with cache.locked("init"):
-        program = folder / digest_of(*sources.values(), " ".join(COMPILER))
-        if not program.exists():
-            scratch = program.with_suffix(".new")
-            _compile([INIT_SOURCES / name for name in sources if name.endswith(".c")], scratch)
-            for older in folder.iterdir():
-                if older != scratch:
-                    older.unlink()
-            scratch.replace(program)
-        return program.read_bytes()
+    digest = digest_of(*sources.values(), " ".join(COMPILER))
+    files = [INIT_SOURCES / name for name in sources if name.endswith(".c")]
+
+    def make(folder: Path) -> dict[str, str]:
+        _compile(files, folder / "init")
+        return {"compiler": COMPILER[0]}
+
+    return (cache.build("init", "init", digest, make) / "init").read_bytes()
 
 
 def _compile(sources: list[Path], program: Path) -> None:

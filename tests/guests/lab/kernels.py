@@ -1,27 +1,29 @@
 """Guest kernels: found by package name in the distribution's suites, downloaded, unpacked, never installed."""
 
+import json
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.guests.lab.apt_sources import AptSource, machine_sources
-from tests.guests.lab.cache import Cache, digest_of, forget, read_record, write_record
+from tests.guests.lab.cache import Cache, digest_of, read_record, write_atomically
 from tests.guests.lab.errors import LabError
 from tests.guests.lab.private_apt import PackageStanza, PrivateApt
 
-__all__ = ["KERNELS", "Kernel", "KernelSeries", "debug_vmlinux", "kernel_in_use"]
+__all__ = ["KERNELS", "Kernel", "KernelSeries", "debug_vmlinux", "newest_kernel"]
 
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEBIAN_SUITES = re.compile(
     r"(?:old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke"
 )
 SECURITY_SUITE = re.compile(r".+-security")
-UNPACK_VERSION = "3"
+UNPACK_SECONDS = 600.0
+UNPACK_VERSION = "4"
 """Changes when what is kept of a package changes, so that older folders are made anew."""
 
 
@@ -80,25 +82,33 @@ class Kernel:
     modules: Path
 
 
-@contextmanager
-def kernel_in_use(
-    series: str, cache: Cache, say: Callable[[str], None]
-) -> Iterator[Kernel]:
-    """This makes sure that the series' newest kernel is unpacked, and keeps it from being replaced.
+def newest_kernel(series: str, cache: Cache, say: Callable[[str], None]) -> Kernel:
+    """This is the series' newest kernel, fetched if need be; offline, the newest that is in the cache.
 
     Raises:
         LabError: it is neither here nor to be had; the error names the suite and what to do.
     """
+    wanted = KERNELS[series]
     with cache.locked(f"kernel-{series}"):
-        _provide(KERNELS[series], cache, say)
-    with cache.locked(f"kernel-{series}", shared=True):
-        yield _kernel_of(read_record(cache.folder("kernels", series)), cache)
+        try:
+            return _kernel_in(_fetched(wanted, cache, say))
+        except LabError as error:
+            cached = _cached(wanted, cache)
+            if cached is None:
+                raise
+            say(f"kernel {series}: using {cached.version} from the cache, because {error.problem}")
+            return cached
 
 
-def _kernel_of(record: dict[str, str], cache: Cache) -> Kernel:
-    root = cache.root / "kernels" / record["series"] / "root"
-    modules = next(root.glob(f"**/lib/modules/{record['release']}"))
-    image = root / "boot" / f"vmlinuz-{record['release']}"
+def _cached(series: KernelSeries, cache: Cache) -> Kernel | None:
+    folder = cache.root / read_record(cache.folder("kernels") / f"{series.name}.json").get("folder", "")
+    return _kernel_in(folder) if (folder / "record.json").exists() else None
+
+
+def _kernel_in(folder: Path) -> Kernel:
+    record = read_record(folder / "record.json")
+    modules = folder / record["modules"]
+    image = folder / "root" / "boot" / f"vmlinuz-{record['release']}"
     return Kernel(
         series=record["series"],
         package=record["package"],
@@ -109,43 +119,22 @@ def _kernel_of(record: dict[str, str], cache: Cache) -> Kernel:
     )
 
 
-def _provide(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> None:
-    """Unpack the newest kernel unless it is here already; offline, what is here will do."""
-    folder = cache.folder("kernels", series.name)
-    record = read_record(folder)
-    try:
-        apt = private_apt(series, cache)
-        apt.refresh()
-        if record.get("unpack") == UNPACK_VERSION and float(record["resolved"]) >= apt.last_refresh:
-            return
-        packages = _kernel_packages(series, apt)
-    except LabError as error:
-        if record.get("unpack") != UNPACK_VERSION:
-            raise
-        say(f"kernel {series.name}: using {record['version']} from the cache, because {error.problem}")
-        return
-    wanted = digest_of(UNPACK_VERSION, *(f"{p.name}={p.version} {p.sha256}" for p in packages))
-    resolved = {"resolved": str(apt.last_refresh)}
-    if record.get("digest") == wanted:
-        write_record(folder, record | resolved)
-        return
-    forget(folder)
-    _unpack(apt, packages, cache.folder("kernels", series.name) / "root")
-    image = packages[0]
-    write_record(
-        folder,
-        {
-            "series": series.name,
-            "suite": series.suite,
-            "package": image.name,
-            "version": image.version,
-            "release": _release_of(image),
-            "digest": wanted,
-            "unpack": UNPACK_VERSION,
-            **resolved,
-        },
-    )
-    say(f"kernel {series.name}: {image.name} {image.version} from {series.suite}")
+def _fetched(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> Path:
+    """Return the newest kernel's folder; the archive is asked only when its lists are fresh."""
+    apt = private_apt(series, cache)
+    apt.refresh()
+    memory = cache.folder("kernels") / f"{series.name}.json"
+    known = read_record(memory)
+    current = cache.root / known.get("folder", "")
+    if known.get("lists") == str(apt.last_refresh) and (current / "record.json").exists():
+        return current
+    packages = _kernel_packages(series, apt)
+    digest = digest_of(UNPACK_VERSION, *(f"{p.name}={p.version} {p.sha256}" for p in packages))
+    folder = cache.build("kernels", series.name, digest, partial(_unpack, series, apt, packages))
+    known = {"folder": str(folder.relative_to(cache.root)), "lists": str(apt.last_refresh)}
+    write_atomically(memory, json.dumps(known).encode())
+    say(f"kernel {series.name}: {packages[0].name} {packages[0].version} from {series.suite}")
+    return folder
 
 
 def private_apt(series: KernelSeries, cache: Cache) -> PrivateApt:
@@ -203,31 +192,56 @@ def _release_of(image: PackageStanza) -> str:
     return image.name.removeprefix("linux-image-").removeprefix("unsigned-")
 
 
-def _unpack(apt: PrivateApt, packages: tuple[PackageStanza, ...], root: Path) -> None:
-    root.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+def _unpack(
+    series: KernelSeries, apt: PrivateApt, packages: tuple[PackageStanza, ...], folder: Path
+) -> dict[str, str]:
+    root = _unpack_packages(apt, packages, folder)
+    image = packages[0]
+    release = _release_of(image)
+    places = (root / "lib" / "modules" / release, root / "usr" / "lib" / "modules" / release)
+    modules = next(place for place in places if place.exists())
+    return {
+        "series": series.name,
+        "suite": series.suite,
+        "package": image.name,
+        "version": image.version,
+        "release": release,
+        "modules": str(modules.relative_to(folder)),
+    }
+
+
+def _unpack_packages(apt: PrivateApt, packages: tuple[PackageStanza, ...], folder: Path) -> Path:
+    root = folder / "root"
+    root.mkdir()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for stanza in packages:
             package = apt.download(stanza, Path(scratch))
-            subprocess.run(["dpkg-deb", "-x", package, root], check=True, timeout=300)
+            subprocess.run(["dpkg-deb", "-x", package, root], check=True, timeout=UNPACK_SECONDS)
     shutil.rmtree(root / "usr" / "share" / "doc", ignore_errors=True)
+    return root
 
 
 def debug_vmlinux(series: str, cache: Cache, say: Callable[[str], None]) -> Path:
-    """This is the kernel's ELF file with DWARF, about 300 MB to fetch: for comparisons with other tools."""
-    with kernel_in_use(series, cache, say) as kernel, cache.locked(f"debug-{series}"):
-        folder = cache.folder("debug", series)
-        record = read_record(folder)
-        if record.get("version") != kernel.version:
-            forget(folder)
-            apt = private_apt(KERNELS[series], cache)
-            stanza = apt.newest(f"linux-image-{kernel.release}-dbg")
-            if stanza is None or stanza.version != kernel.version:
-                raise LabError(
-                    f"{KERNELS[series].suite} has no debug package for {kernel.package} {kernel.version}",
-                    fix="try again when the archive has published it",
-                )
-            _unpack(apt, (stanza,), cache.folder("debug", series) / "root")
-            (vmlinux,) = (folder / "root").glob("usr/lib/debug/**/vmlinux-*")
-            write_record(folder, {"version": kernel.version, "vmlinux": str(vmlinux)})
-            say(f"debug information {series}: {stanza.name} {stanza.version}")
-        return Path(read_record(folder)["vmlinux"])
+    """This is the kernel's ELF file with DWARF, about 300 MB to fetch: for comparisons with other tools.
+
+    Raises:
+        LabError: the archive has none for the kernel that guests run.
+    """
+    kernel = newest_kernel(series, cache, say)
+    digest = digest_of(UNPACK_VERSION, kernel.package, kernel.version)
+    folder = cache.build("debug", series, digest, partial(_unpack_debug, kernel, cache))
+    return folder / read_record(folder / "record.json")["vmlinux"]
+
+
+def _unpack_debug(kernel: Kernel, cache: Cache, folder: Path) -> dict[str, str]:
+    apt = private_apt(KERNELS[kernel.series], cache)
+    stanza = apt.newest(f"linux-image-{kernel.release}-dbg")
+    if stanza is None or stanza.version != kernel.version:
+        raise LabError(
+            f"{KERNELS[kernel.series].suite} has no debug package for {kernel.package} {kernel.version}",
+            fix="try again when the archive has published it",
+        )
+    root = _unpack_packages(apt, (stanza,), folder)
+    found = (root / "usr" / "lib" / "debug").rglob(f"vmlinux-{kernel.release}")
+    vmlinux = next(path for path in found if not path.is_symlink())
+    return {"version": kernel.version, "vmlinux": str(vmlinux.relative_to(folder))}

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.runner import MAX_SENT_KEPT, MAX_WAITING, Runner
@@ -16,6 +15,7 @@ from qvmi.errors import (
     BusError,
     MachineGone,
     NotDirect,
+    QmpTimeout,
     StaleView,
     UnknownGuest,
     WalkFailed,
@@ -23,7 +23,7 @@ from qvmi.errors import (
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Gap, GuestOS
 from qvmi.testing import FakeGuest, FakeMachine
-from tests.asynchronous import asynchronous
+from tests.asynchronous import asynchronous, until
 from tests.unit.codepacks.packs import ScriptedPack, finding
 from tests.unit.codepacks.recording_bus import RecordingBus
 
@@ -85,8 +85,7 @@ async def test_a_confirmed_finding_is_published_once_and_once_when_it_is_gone() 
         inspect.keys = ()
         await bus.until(lambda: len(alerts(bus)) == 2)
         looks = inspect.looks
-        while inspect.looks < looks + 20:
-            await asyncio.sleep(0.001)
+        await until(lambda: inspect.looks >= looks + 20)
         assert [(one.state, one.finding.key) for one in alerts(bus)] == [
             (AlertState.RAISED, "k"),
             (AlertState.CLEARED, "k"),
@@ -108,8 +107,7 @@ async def test_an_alert_tells_where_it_is_from_and_how_it_was_taken() -> None:
 async def test_says_once_that_it_sees_everything() -> None:
     inspect = Findings()
     async with running(runner_of(ScriptedPack(inspect))) as (bus, _):
-        while inspect.looks < 20:
-            await asyncio.sleep(0.001)
+        await until(lambda: inspect.looks >= 20)
         assert sights(bus) == [Sight.FULL]
 
 
@@ -141,8 +139,7 @@ async def test_gaps_are_reported_and_are_not_taken_for_nothing_found() -> None:
         inspect.keys = ()
         await bus.until(lambda: sights(bus) == [Sight.FULL, Sight.GAPS])
         looks = inspect.looks
-        while inspect.looks < looks + 10:
-            await asyncio.sleep(0.001)
+        await until(lambda: inspect.looks >= looks + 10)
         assert statuses(bus)[-1].gaps == (Gap("tasks", None, "torn"),)
         assert len(alerts(bus)) == 1
         guest.show_processes([])
@@ -277,8 +274,7 @@ async def test_findings_of_a_look_that_a_reset_fell_into_are_not_believed() -> N
 
     async with running(runner_of(ScriptedPack(inspect), machine)) as (bus, _):
         await bus.until(lambda: sights(bus) == [Sight.BLIND])
-        while looks < 10:
-            await asyncio.sleep(0.001)
+        await until(lambda: looks >= 10)
         assert alerts(bus) == []
 
 
@@ -298,15 +294,27 @@ async def test_a_machine_without_a_guest_is_blindness_and_looked_at_again(
         assert ("refresh" in machine.calls) == refreshed
 
 
+@pytest.mark.parametrize("tells", ["run_state", "guest", "refresh"])
 @asynchronous
-async def test_a_machine_that_is_gone_ends_the_run_after_saying_so() -> None:
+async def test_a_machine_that_is_gone_ends_the_run_after_saying_so(tells: str) -> None:
     machine = FakeMachine()
-    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, task):
-        await bus.until(lambda: bool(alerts(bus)))
-        machine.fail_next("guest", MachineGone("watch"))
+    for member, error in (("guest", StaleView("reset")), (tells, MachineGone("watch"))):
+        machine.fail_next(member, error)
+    if tells == "guest":
         machine.fail_next("refresh", MachineGone("watch"))
-        await asyncio.wait_for(task, WAIT_S)
-    assert sights(bus) == [Sight.FULL, Sight.ENDED]
+    bus = RecordingBus()
+    await asyncio.wait_for(runner_of(ScriptedPack(), machine).run(bus), WAIT_S)
+    assert sights(bus) == [Sight.ENDED]
+    assert "QEMU is gone" in statuses(bus)[0].problem
+
+
+@asynchronous
+async def test_a_machine_that_does_not_answer_is_looked_at_all_the_same() -> None:
+    machine = FakeMachine()
+    machine.fail_next("run_state", QmpTimeout("query-status", 5.0))
+    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+        assert sights(bus) == [Sight.FULL]
 
 
 @asynchronous
@@ -317,8 +325,7 @@ async def test_a_codepack_cannot_end_its_run_by_claiming_that_the_machine_is_gon
     machine = FakeMachine()
     async with running(runner_of(ScriptedPack(inspect), machine)) as (bus, task):
         await bus.until(lambda: sights(bus) == [Sight.BLIND])
-        while machine.calls.count("guest") < 10:
-            await asyncio.sleep(0.001)
+        await until(lambda: machine.calls.count("guest") >= 10)
         assert not task.done()
 
 
@@ -380,7 +387,3 @@ async def test_a_guest_that_shows_too_much_to_follow_is_reported() -> None:
         await bus.until(lambda: Sight.GAPS in sights(bus))
         [status] = [one for one in statuses(bus) if one.sight is Sight.GAPS]
         assert "476 findings more than can be followed" in status.problem
-
-
-def test_messages_are_of_the_form_that_readers_know() -> None:
-    assert Message.__struct_fields__[:2] == ("version", "id")

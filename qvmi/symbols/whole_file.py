@@ -1,0 +1,40 @@
+"""Writing a file so that a reader sees the whole of it or the one before."""
+
+import contextlib
+import secrets
+from pathlib import Path
+
+from qvmi.errors import UsageError
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """This writes a file beside the one it replaces, then puts it in its place.
+
+    A link is followed. What is no regular file, such as ``/dev/stdout``, is written to as it is.
+
+    Raises:
+        UsageError: the path cannot be written; says why.
+    """
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_bytes(data)
+        else:
+            _replace(target, data)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link leads to itself
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write {path}: {why}; choose another path") from error
+
+
+def _replace(target: Path, data: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,132 @@
+"""Options of every command stand before or after it, and what makes no sense is refused."""
+
+import shlex
+
+import pytest
+
+from qvmi.cli.arguments import ENVIRONMENT, Request, TextWanted, make_parser, parse
+from qvmi.cli.commands import COMMANDS, Needs
+from qvmi.errors import UsageError
+
+# What each command cannot do without.
+LEAST = {
+    "read": ["linux_banner"],
+    "translate": ["linux_banner"],
+    "symbol": ["linux_banner"],
+    "isf": ["-o", "file.json"],
+    "completion": ["bash"],
+}
+EVERYWHERE = ["--qmp", "a.sock", "--json", "--isf", "a.json", "--timeout", "7", "--no-cache"]
+NAMES = [command.name for command in COMMANDS]
+EXAMPLES = [line for command in COMMANDS for line, _ in command.examples]
+
+
+@pytest.fixture(autouse=True)
+def _no_machine_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+
+
+def typed(name: str) -> list[str]:
+    return [name, *LEAST.get(name, [])]
+
+
+def helped(*arguments: str) -> str:
+    with pytest.raises(TextWanted) as wanted:
+        parse([*arguments, "--help"])
+    return wanted.value.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_mean_the_same_before_and_after_the_command(name: str) -> None:
+    before = parse([*EVERYWHERE, *typed(name)])
+    after = parse([*typed(name), *EVERYWHERE])
+    assert before == after
+    assert before.options == ("a.sock", True, "a.json", 7.0, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_options_nothing_is_chosen(name: str) -> None:
+    assert parse(typed(name)).options == (None, False, None, None, True)
+
+
+def test_an_option_behind_the_command_wins() -> None:
+    assert parse(["--qmp", "first", "ps", "--qmp", "second"]).options.qmp == "second"
+
+
+def test_the_environment_names_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "/run/vm/qmp.sock")
+    assert parse(["ps"]).options.qmp == "/run/vm/qmp.sock"
+    assert parse(["--qmp", "other", "ps"]).options.qmp == "other"
+
+
+def test_an_empty_environment_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "")
+    assert parse(["ps"]).options.qmp is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["ps", "extra"],
+        ["ps", "--js"],
+        ["--vers"],
+        ["ps", "--timeout", "0"],
+        ["ps", "--qmp"],
+        ["regs", "--vcpu", "first"],
+        ["read"],
+        ["read", "a", "0"],
+        ["read", "--physical", "--user", "1", "0x0"],
+        ["read", "--raw", "--hex", "0x0"],
+        ["isf"],
+        ["watch", "no-such-pack"],
+        ["completion", "tcsh"],
+    ],
+    ids=" ".join,
+)
+def test_refuses_what_makes_no_sense_and_says_where_to_look(arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"\(see: qvmi.* --help\)"):
+        parse(arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_help_has_its_examples(name: str) -> None:
+    text = helped(name)
+    (command,) = (command for command in COMMANDS if command.name == name)
+    assert command.examples
+    assert all(line in text for line, _ in command.examples)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_help_shows_the_options_that_matter(name: str) -> None:
+    text = helped(name)
+    (command,) = (command for command in COMMANDS if command.name == name)
+    about_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
+    assert ("--qmp" in text.partition("examples:")[0]) == about_machine
+    assert ("--json" in text) == (command.needs is not Needs.NOTHING)
+
+
+def test_the_help_lists_every_command() -> None:
+    text = helped()
+    assert all(f"\n    {name} " in text or f"\n    {name}\n" in text for name in NAMES)
+
+
+def parsed_example(line: str) -> Request:
+    """This parses an example without what a shell would do with the rest of it."""
+    words = shlex.split(line.replace('eval "$(', "").rstrip(')"'), comments=True)
+    end = min((words.index(word) for word in ("|", ">") if word in words), default=len(words))
+    assert words[0] == "qvmi"
+    return parse(words[1:end])
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_every_example_can_be_typed(line: str) -> None:
+    assert parsed_example(line)
+
+
+def test_the_examples_of_the_main_help_can_be_typed() -> None:
+    epilog = make_parser().epilog or ""
+    lines = [line.strip() for line in epilog.splitlines() if line.startswith("  qvmi ")]
+    assert len(lines) > 3
+    assert all(parsed_example(line) for line in lines)

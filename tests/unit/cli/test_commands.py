@@ -1,0 +1,46 @@
+"""The table of commands fits the functions that run them."""
+
+import inspect
+
+import pytest
+
+from qvmi.cli.arguments import make_parser, parse
+from qvmi.cli.commands import COMMANDS, PACKS, Command, Needs
+from qvmi.cli.session import handler_of
+from qvmi.cli.watching import PACK_MAKERS
+from tests.unit.cli.test_arguments import typed
+
+# The public commands, as documented; taking one away breaks somebody's script.
+DOCUMENTED = {
+    *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
+    *("find", "watch", "completion"),
+}
+
+
+def test_all_documented_commands_are_there() -> None:
+    assert {command.name for command in COMMANDS} == DOCUMENTED
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
+    handler = handler_of(command.handler)
+    parameters = inspect.signature(handler).parameters.values()
+    own = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    given = [one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+    on_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
+    assert given == (["machine", "output"] if on_machine else ["output"])
+    assert inspect.iscoroutinefunction(handler) == on_machine
+    assert sorted(parse(typed(command.name)).arguments) == sorted(own)
+
+
+def test_every_codepack_that_is_offered_can_be_made() -> None:
+    assert tuple(PACK_MAKERS) == PACKS
+    assert [make(2.5).name for make in PACK_MAKERS.values()] == list(PACKS)
+    assert [make(2.5).interval_s for make in PACK_MAKERS.values()] == [2.5 for _ in PACKS]
+
+
+def test_all_help_fits_a_terminal_of_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = make_parser()
+    texts = [command.details for command in COMMANDS] + [parser.format_help()]
+    assert max(len(line) for text in texts for line in text.splitlines()) <= 100

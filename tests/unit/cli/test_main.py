@@ -1,0 +1,177 @@
+"""The command as a process: what it imports, prints and ends with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qvmi
+from tests.repository.tree import ROOT
+
+DEADLINE_S = 60
+COMMAND = "import sys; from qvmi.cli.main import main; sys.exit(main())"
+
+# What takes longest to import, each with some package that needs it.
+SLOW = {"argparse", "asyncio", "dataclasses", "logging", "msgspec", "qemu", "rich", "qvmi.errors"}
+
+
+def run(
+    *arguments: str, code: str = COMMAND, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if "QVMI" not in name}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """These are the modules that a run of the command has imported when it ends."""
+    code = (
+        "import sys; before = set(sys.modules); from qvmi.cli.main import main; code = main();"
+        "print(*sys.modules.keys() - before, file=sys.stderr); sys.exit(code)"
+    )
+    done = run(*arguments, code=code)
+    assert done.returncode == 0
+    return set(done.stderr.split())
+
+
+def test_says_its_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"qvmi {qvmi.__version__}\n", "")
+
+
+def test_says_its_version_among_other_options() -> None:
+    assert run("--json", "--version").stdout == f"qvmi {qvmi.__version__}\n"
+
+
+def test_the_version_is_said_without_any_slow_import() -> None:
+    assert imported_by("--version") & SLOW == set()
+
+
+def test_help_is_given_without_what_only_a_machine_needs() -> None:
+    assert imported_by("--help") & {"asyncio", "msgspec", "qemu", "rich"} == set()
+
+
+def test_a_pipe_is_served_without_rich() -> None:
+    assert not any(name.partition(".")[0] == "rich" for name in imported_by("find"))
+
+
+def test_without_a_command_it_is_wrong_usage() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "qvmi: the following arguments are required: COMMAND (see: qvmi --help)\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["info", "ps", "tree", "modules", "threads", "regs", "watch"])
+def test_without_a_machine_it_is_wrong_usage_and_says_what_to_do(command: str) -> None:
+    done = run(command, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--qmp ADDR" in done.stderr
+    assert "qvmi find" in done.stderr
+
+
+def test_a_socket_that_is_not_there_is_3(tmp_path: Path) -> None:
+    done = run("--qmp", str(tmp_path / "none.sock"), "ps")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"qvmi: {tmp_path}/none.sock: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_find_prints_a_listing_as_json() -> None:
+    done = run("find", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(json.loads(done.stdout)) == ["gaps", "items", "provenance"]
+
+
+def broken(fault: str) -> str:
+    """This is a program in which ``qvmi find`` meets a fault."""
+    return (
+        "import sys, qvmi.cli.machines\n"
+        f"def find(output): {fault}\n"
+        "qvmi.cli.machines.find = find\n"
+        "from qvmi.cli.main import main\n"
+        "sys.exit(main())"
+    )
+
+
+def test_a_bug_is_called_one_without_a_traceback() -> None:
+    done = run("find", code=broken("raise ValueError('\\x1b[2J')"))
+    assert (done.returncode, done.stdout) == (70, "")
+    assert done.stderr == "qvmi: this is a bug in qvmi: ValueError: \\x1b[2J\n"
+
+
+def test_a_bug_is_shown_to_those_who_debug() -> None:
+    done = run("find", code=broken("raise ValueError('\\x1b[2J')"), QVMI_DEBUG="1")
+    assert done.returncode == 70
+    assert "Traceback (most recent call last):" in done.stderr
+    assert "in find" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_what_was_found_is_printed_before_what_went_wrong() -> None:
+    fault = "output.line('found'); raise qvmi.errors.UnknownGuest('then blind')"
+    done = run("find", code=broken(fault))
+    assert (done.returncode, done.stdout, done.stderr) == (4, "found\n", "qvmi: then blind\n")
+
+
+def test_an_interrupt_is_130_without_a_word() -> None:
+    done = run("find", code=broken("raise KeyboardInterrupt"))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+    fault = "[output.line('x' * 100) for _ in range(100_000)]"
+    with subprocess.Popen(
+        [sys.executable, "-c", broken(fault), "find"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"x" * 100 + b"\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(DEADLINE_S) == 141
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["--version", "--help", "completion bash", "find --json"])
+def test_an_output_that_cannot_be_written_is_wrong_usage(arguments: str, unbuffered: str) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments.split()],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "qvmi: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(closed: str) -> None:
+    shell = f'exec "$0" "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, "-c", COMMAND, "find"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

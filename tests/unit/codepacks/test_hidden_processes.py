@@ -1,0 +1,202 @@
+"""The comparison of the task list with the pid namespace."""
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.confirmation import Confirmation
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.errors import WalkFailed
+from qvmi.semantics.guest_os import Gap, Listing, Process
+from qvmi.testing import FakeGuest, FakeMemory, fake_process
+from qvmi.view import Provenance, Taken
+
+INIT, SHELL, EVIL = (
+    fake_process(1, name="init"),
+    fake_process(7, name="sh"),
+    fake_process(666, name="evil"),
+)
+GAP = Gap("tasks", None, "torn")
+
+
+def inspect(guest: FakeGuest) -> list[Finding]:
+    return list(HiddenProcesses().inspect(guest, FakeMemory({})))
+
+
+def shown(processes: Sequence[Process], process_ids: Sequence[Process]) -> FakeGuest:
+    return FakeGuest(processes=processes, process_ids=process_ids)
+
+
+def test_finds_nothing_where_both_views_agree() -> None:
+    guest = shown([INIT, SHELL], [SHELL, INIT])
+    assert inspect(guest) == []
+    assert guest.calls == ["processes", "process_ids"]
+
+
+def test_finds_a_process_cut_out_of_the_task_list() -> None:
+    [finding] = inspect(shown([INIT], [INIT, EVIL]))
+    assert (finding.severity, finding.technique) == ("high", "T1014")
+    assert "666 (evil) is in init_pid_ns.idr but not in init_task.tasks" in finding.claim
+    present, absent = finding.evidence
+    assert (present.view, present.present, present.address) == (
+        "init_pid_ns.idr",
+        True,
+        EVIL.address,
+    )
+    assert (present.facts["pid"], present.facts["uid"], present.facts["name"]) == (666, 0, "evil")
+    assert (absent.view, absent.present, absent.address) == ("init_task.tasks", False, None)
+    assert absent.facts == {"processes": 1}
+
+
+def test_finds_a_process_cut_out_of_the_pid_namespace() -> None:
+    [finding] = inspect(shown([INIT, EVIL], [INIT]))
+    assert "is in init_task.tasks but not in init_pid_ns.idr" in finding.claim
+
+
+def test_finds_a_process_in_whose_place_another_is_shown() -> None:
+    pretender = msgspec.structs.replace(SHELL, pid=EVIL.pid, name="evil")
+    findings = inspect(shown([INIT, pretender], [INIT, EVIL]))
+    assert len(findings) == 2
+
+
+def test_an_old_address_with_another_start_time_is_another_process() -> None:
+    later = msgspec.structs.replace(EVIL, start_time_s=EVIL.start_time_s + 1)
+    keys = [finding.key for finding in inspect(shown([INIT, later], [INIT, EVIL]))]
+    assert len(set(keys)) == 2
+
+
+def test_the_key_stays_when_the_process_changes_its_name_state_or_ids() -> None:
+    changed = msgspec.structs.replace(EVIL, name="kworker", state="R", uid=0, pid=667, ppid=2)
+    [first], [second] = (inspect(shown([INIT], [INIT, one])) for one in (EVIL, changed))
+    assert first.key == second.key
+
+
+def test_a_process_born_between_the_two_readings_is_none() -> None:
+    guest = shown([INIT, SHELL], [INIT, SHELL])
+    guest.show_processes([INIT], once=True)
+    assert inspect(guest) == []
+
+
+def test_a_process_that_dies_between_the_two_readings_is_none() -> None:
+    guest = shown([INIT], [INIT])
+    guest.show_processes([INIT, SHELL], once=True)
+    assert inspect(guest) == []
+
+
+def test_two_processes_that_race_one_after_the_other_are_none() -> None:
+    guest = FakeGuest()
+    guest.show_processes([INIT], once=True)
+    guest.show_process_ids([INIT, SHELL], once=True)
+    guest.show_processes([INIT, SHELL], once=True)
+    guest.show_process_ids([INIT, SHELL, EVIL], once=True)
+    assert inspect(guest) == []
+
+
+def test_a_zombie_is_compared_like_any_other() -> None:
+    zombie = msgspec.structs.replace(EVIL, state="Z")
+    assert len(inspect(shown([INIT], [INIT, zombie]))) == 1
+    assert inspect(shown([INIT, zombie], [INIT, zombie])) == []
+
+
+def test_an_exiting_process_that_stays_in_one_view_of_a_running_guest_is_a_finding() -> None:
+    exiting = msgspec.structs.replace(EVIL, state="X")
+    assert len(inspect(shown([INIT], [INIT, exiting]))) == 1
+
+
+@pytest.mark.parametrize("taken", [Taken.PAUSED, Taken.CAPTURED, Taken.DUMP])
+def test_an_exiting_process_of_a_guest_that_stands_still_is_none(taken: Taken) -> None:
+    exiting = msgspec.structs.replace(EVIL, state="X")
+    guest = shown([INIT], [INIT, exiting])
+    guest.provenance = Provenance(taken, at=1.0)
+    assert inspect(guest) == []
+
+
+@pytest.mark.parametrize("reading", [1, 2])
+def test_what_is_missing_behind_a_gap_is_not_taken_for_hidden(reading: int) -> None:
+    guest = shown([INIT], [INIT, EVIL])
+    if reading == 2:
+        guest.show_processes([INIT], once=True)
+    guest.show_processes([INIT], gaps=[GAP], once=True)
+    assert inspect(guest) == []
+
+
+def test_a_gap_in_the_view_that_shows_a_process_hides_nothing() -> None:
+    guest = shown([INIT], [INIT])
+    guest.show_process_ids([INIT, EVIL], gaps=[GAP])
+    assert len(inspect(guest)) == 1
+
+
+def test_a_view_that_cannot_be_had_is_no_finding() -> None:
+    guest = shown([INIT], [INIT, EVIL])
+    guest.fail_next("process_ids", WalkFailed("idr", "no root"))
+    with pytest.raises(WalkFailed):
+        inspect(guest)
+
+
+class StormGuest(FakeGuest):
+    """A guest in which processes are born and die between any two readings, in the kernel's order.
+
+    A birth enters the pid namespace and then the list, a death leaves the namespace and then the
+    list; a reading may fall between the two, but not two readings.
+    """
+
+    def __init__(self, seed: int, *, hidden: bool) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self._alive = [INIT]
+        self._half_born: list[Process] = []
+        self._half_dead: list[Process] = []
+        self._hidden = [EVIL] if hidden else []
+        self._born = 1000
+
+    def processes(self) -> Listing[Process]:
+        self._live()
+        self.show_processes([*self._alive, *self._half_dead])
+        return super().processes()
+
+    def process_ids(self) -> Listing[Process]:
+        self._live()
+        self.show_process_ids([*self._alive, *self._half_born, *self._hidden])
+        return super().process_ids()
+
+    def _live(self) -> None:
+        self._alive += self._half_born
+        self._half_born, self._half_dead = [], []
+        for _ in range(self._random.randrange(20)):
+            if len(self._alive) < 2 or self._random.random() < 0.5:
+                self._alive.append(self._birth())
+            else:
+                self._alive.remove(self._random.choice(self._alive[1:]))
+        if self._random.random() < 0.5:
+            self._half_born = [self._birth()]
+        if len(self._alive) > 1 and self._random.random() < 0.5:
+            self._half_dead = [self._alive.pop()]
+
+    def _birth(self) -> Process:
+        self._born += 1
+        address = 1000 + self._born % 50  # addresses are used again and again
+        return fake_process(address, start_time_s=float(self._born))
+
+
+def confirmed(guest: FakeGuest, *, rounds: int) -> list[Finding]:
+    confirmation = Confirmation()
+    raised = []
+    for number in range(rounds):
+        changes = confirmation.update(inspect(guest), complete=True, at=float(number))
+        raised += [one.finding for one in changes.raised]
+    return raised
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_of_births_and_deaths_raises_nothing(seed: int) -> None:
+    assert confirmed(StormGuest(seed, hidden=False), rounds=500) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hidden_process_is_raised_once_in_the_middle_of_a_storm(seed: int) -> None:
+    assert [one.key for one in confirmed(StormGuest(seed, hidden=True), rounds=500)] == [
+        f"not in init_task.tasks: {EVIL.address:#x}@{EVIL.start_time_s!r}"
+    ]

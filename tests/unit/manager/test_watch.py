@@ -1,0 +1,313 @@
+"""Watching a machine: codepacks, bus and broker together."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from qvmi.bus.account import Account
+from qvmi.bus.broker import Broker, mosquitto
+from qvmi.bus.bus import Channel, OpenChannel
+from qvmi.bus.local import in_process
+from qvmi.bus.message import Message
+from qvmi.bus.subscription import MAX_WAITING_MESSAGES
+from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.status import Sight, Status
+from qvmi.errors import (
+    BrokerUnavailable,
+    BusError,
+    CodepackError,
+    MachineGone,
+    PolicyDenied,
+    UsageError,
+)
+from qvmi.manager.watch import Watch, watch
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import Grant, Policy
+from qvmi.semantics.guest_os import GuestOS
+from qvmi.testing import FakeGuest, FakeMachine, fake_process
+from tests.asynchronous import asynchronous, until
+from tests.unit.bus.processes import ended
+from tests.unit.codepacks.packs import ScriptedPack, finding
+
+INIT, EVIL = fake_process(1, name="init"), fake_process(666, name="evil")
+QUICK = HiddenProcesses(interval_s=0.005)
+
+every_bus = pytest.mark.parametrize(
+    "bus", [pytest.param(in_process, id="local"), pytest.param(mosquitto, id="mqtt")]
+)
+
+
+class Opened:
+    """Opens mosquitto and lets a test get at it."""
+
+    def __init__(self) -> None:
+        self.broker: Broker | None = None
+
+    @asynccontextmanager
+    async def __call__(self, accounts: Sequence[Account]) -> AsyncIterator[Channel]:
+        async with mosquitto(accounts) as self.broker:
+            yield self.broker
+
+    @property
+    def pid(self) -> int:
+        assert self.broker is not None
+        assert self.broker.pid is not None
+        return self.broker.pid
+
+    def kill(self) -> None:
+        """Kills mosquitto if it runs, and waits until it is dead."""
+        if self.broker is not None and self.broker.pid is not None:
+            pid = self.broker.pid
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            assert ended(pid)
+
+
+def with_a_hidden_process() -> FakeMachine:
+    return FakeMachine(FakeGuest(processes=[INIT], process_ids=[INIT, EVIL]))
+
+
+async def next_of_kind(documents: Watch, kind: str) -> Message:
+    async with asyncio.timeout(20):
+        async for message in documents:
+            if message.kind == kind:
+                return message
+    raise AssertionError(f"ended without {kind}")
+
+
+@every_bus
+@asynchronous
+async def test_an_alert_arrives_and_is_cleared_when_what_it_tells_of_is_gone(
+    bus: OpenChannel,
+) -> None:
+    guest = FakeGuest(processes=[INIT], process_ids=[INIT, EVIL])
+    async with watch(FakeMachine(guest), packs=[QUICK], bus=bus) as documents:
+        raised = (await next_of_kind(documents, "alert")).read_body(Alert)
+        guest.show_process_ids([INIT])
+        cleared = (await next_of_kind(documents, "cleared")).read_body(Alert)
+    assert "666 (evil)" in raised.finding.claim
+    assert cleared.evidence_hash == raised.evidence_hash
+
+
+@asynchronous
+async def test_the_machines_name_on_the_bus_is_made_of_its_address_or_given() -> None:
+    machine = FakeMachine(address="/run/vm/Web 1/qmp.sock")
+    async with watch(machine, packs=[QUICK], bus=in_process) as documents:
+        assert (await next_of_kind(documents, "status")).vm == "run-vm-web-1-qmp-sock"
+    async with watch(machine, packs=[QUICK], bus=in_process, vm="web") as documents:
+        assert (await next_of_kind(documents, "status")).vm == "web"
+
+
+@asynchronous
+async def test_all_codepacks_are_heard() -> None:
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        return [finding()]
+
+    packs = [ScriptedPack(inspect, name=name) for name in ("one", "two", "three")]
+    async with watch(FakeMachine(), packs=packs) as documents:
+        heard = {(await next_of_kind(documents, "alert")).codepack for _ in packs}
+    assert heard == {"one", "two", "three"}
+
+
+@asynchronous
+async def test_one_codepack_that_fails_or_hangs_does_not_silence_another() -> None:
+    release = threading.Event()
+
+    def hang(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        release.wait(20)
+        return []
+
+    def fail(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        raise SystemExit(1)
+
+    packs: list[Codepack] = [ScriptedPack(hang, name="hangs"), ScriptedPack(fail, name="fails")]
+    packs.append(QUICK)
+    async with watch(with_a_hidden_process(), packs=packs) as documents:
+        assert (await next_of_kind(documents, "alert")).codepack == "hidden-processes"
+        release.set()
+
+
+@every_bus
+@asynchronous
+async def test_nothing_is_left_when_the_block_ends(bus: OpenChannel) -> None:
+    before = asyncio.all_tasks()
+    async with watch(with_a_hidden_process(), packs=[QUICK], bus=bus) as documents:
+        await next_of_kind(documents, "alert")
+    assert [message async for message in documents if message.kind == "alert"] == []
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+@asynchronous
+async def test_no_broker_is_left_when_the_block_raises_or_is_cancelled() -> None:
+    pids: list[int] = []
+
+    async def block(error: BaseException) -> None:
+        opened = Opened()
+        async with watch(with_a_hidden_process(), packs=[QUICK], bus=opened):
+            pids.append(opened.pid)
+            raise error
+
+    for error in (ValueError("in the block"), asyncio.CancelledError()):
+        with pytest.raises(type(error)):
+            await block(error)
+        assert ended(pids[-1], within_s=0.0)
+
+
+@asynchronous
+async def test_no_broker_is_left_when_the_reader_is_cancelled_while_it_waits() -> None:
+    opened = Opened()
+
+    async def read() -> None:
+        async with watch(FakeMachine(), packs=[QUICK], bus=opened) as documents:
+            async for _ in documents:
+                pass
+
+    reading = asyncio.create_task(read())
+    await until(lambda: opened.broker is not None and opened.broker.pid is not None)
+    pid = opened.pid
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert ended(pid, within_s=0.0)
+
+
+@asynchronous
+async def test_alerts_go_on_after_mosquitto_was_killed_and_none_comes_twice() -> None:
+    guest = FakeGuest(processes=[INIT])
+    opened = Opened()
+    messages: list[Message] = []
+    async with watch(FakeMachine(guest), packs=[QUICK], bus=opened) as documents:
+        for pid in (100, 200, 300):
+            guest.show_process_ids([INIT, fake_process(pid)])
+            messages.append(await next_of_kind(documents, "alert"))
+            opened.kill()
+            guest.show_process_ids([INIT])
+            messages.append(await next_of_kind(documents, "cleared"))
+    pids = [one.read_body(Alert).finding.evidence[0].facts["pid"] for one in messages]
+    assert pids == [100, 100, 200, 200, 300, 300]
+
+
+@asynchronous
+async def test_an_alert_that_mosquitto_took_with_it_arrives_all_the_same() -> None:
+    guest = FakeGuest(processes=[INIT])
+    opened = Opened()
+    async with watch(FakeMachine(guest), packs=[QUICK], bus=opened) as documents:
+        await next_of_kind(documents, "status")
+        os.kill(opened.pid, signal.SIGSTOP)  # it takes the publish, and answers nobody
+        guest.show_process_ids([INIT, EVIL])
+        asked = len(guest.calls)
+        await until(lambda: len(guest.calls) >= asked + 8)
+        opened.kill()
+        assert "666" in (await next_of_kind(documents, "alert")).read_body(Alert).finding.claim
+
+
+@asynchronous
+async def test_a_mosquitto_that_ends_again_and_again_is_an_error_in_the_end() -> None:
+    opened = Opened()
+    async with watch(FakeMachine(), packs=[QUICK], bus=opened) as documents:
+
+        async def kill() -> None:
+            while True:
+                opened.kill()
+                await asyncio.sleep(0.005)
+
+        killing = asyncio.create_task(kill())
+        try:
+            with pytest.raises(BusError, match="in a row"):
+                await next_of_kind(documents, "never")
+        finally:
+            killing.cancel()
+
+
+@every_bus
+@asynchronous
+async def test_when_the_machine_is_gone_all_is_delivered_before_that_is_raised(
+    bus: OpenChannel,
+) -> None:
+    machine = with_a_hidden_process()
+    async with watch(machine, packs=[QUICK], bus=bus) as documents:
+        await next_of_kind(documents, "alert")
+        machine.fail_next("guest", MachineGone("watch"))
+        machine.fail_next("refresh", MachineGone("watch"))
+        last = await next_of_kind(documents, "status")
+        assert last.read_body(Status).sight is Sight.ENDED
+        for _ in range(2):
+            with pytest.raises(MachineGone):
+                await anext(documents)
+
+
+@asynchronous
+async def test_messages_that_a_slow_reader_lost_are_counted_and_told() -> None:
+    guest = FakeGuest(processes=[INIT])
+    looks = 0
+
+    def inspect(seen: GuestOS, _: PhysicalMemory) -> Iterable[Finding]:
+        nonlocal looks
+        looks += 1
+        seen.processes()
+        keys = range(looks // 2 * 100, looks // 2 * 100 + 100)
+        return [finding(str(key)) for key in keys]
+
+    pack = ScriptedPack(inspect)
+    async with watch(FakeMachine(guest), packs=[pack], bus=in_process) as documents:
+        await until(lambda: looks >= 2 * MAX_WAITING_MESSAGES // 100 + 10)
+        told = await next_of_kind(documents, "status")
+        while told.codepack != "watch":
+            told = await next_of_kind(documents, "status")
+    status = told.read_body(Status)
+    assert status.sight is Sight.GAPS
+    assert status.lost > 0
+    assert "reader was slow" in status.problem
+
+
+@asynchronous
+async def test_without_mosquitto_the_error_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("qvmi.bus.broker._SYSTEM_FOLDERS", ())
+    with pytest.raises(BrokerUnavailable, match="apt install mosquitto"):
+        async with watch(FakeMachine(), packs=[QUICK]):
+            raise AssertionError("it watches")
+
+
+@pytest.mark.parametrize(
+    ("packs", "error"),
+    [
+        ([], UsageError),
+        ([QUICK, QUICK], UsageError),
+        ([ScriptedPack(name="watch")], UsageError),
+        ([ScriptedPack(name="a/b")], CodepackError),
+        ([ScriptedPack(name="#")], CodepackError),
+        ([ScriptedPack(name="")], CodepackError),
+        ([ScriptedPack(interval_s=0.0)], CodepackError),
+        ([ScriptedPack(interval_s=-1.0)], CodepackError),
+        ([ScriptedPack(interval_s=float("nan"))], CodepackError),
+        ([ScriptedPack(interval_s=float("inf"))], CodepackError),
+        ([ScriptedPack(grants=frozenset({Grant.WRITE}))], PolicyDenied),
+    ],
+)
+@asynchronous
+async def test_refuses_codepacks_that_cannot_be_run(
+    packs: Sequence[Codepack], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        async with watch(FakeMachine(), packs=packs, bus=in_process):
+            raise AssertionError("it watches")
+
+
+@asynchronous
+async def test_a_policy_can_forbid_even_reading() -> None:
+    nothing = Policy(frozenset())
+    with pytest.raises(PolicyDenied, match="hidden-processes"):
+        async with watch(FakeMachine(), packs=[QUICK], bus=in_process, policy=nothing):
+            raise AssertionError("it watches")
