@@ -152,7 +152,9 @@ def make_parser() -> ArgumentParser:
         formatter_class=_formatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print qvmi's version")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=SUPPRESS, help="print qvmi's version"
+    )
     _add_options(parser, Needs.GUEST)
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True

@@ -130,7 +130,8 @@ def _lossless(stream: TextIO | None) -> TextIO:
         return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as above; open until the end
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # it writes what is waiting; the next flush tells if it cannot
+            reconfigure(errors="backslashreplace")
     return stream
 
 

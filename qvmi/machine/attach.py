@@ -22,8 +22,7 @@ from qvmi.qmp.open import open_monitor
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
-
-# from qvmi.symbols.isf_file import IsfSymbols
+from qvmi.symbols.isf_file import IsfSymbols
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 
@@ -159,9 +158,7 @@ def attach_sync(
     def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-    attachment = attach(
-        address, isf=isf, cache=cache, use_cache=use_cache, timeout_s=timeout_s
-    )
+    attachment = attach(address, isf=isf, cache=cache, use_cache=use_cache, timeout_s=timeout_s)
     try:
         machine = run(attachment.__aenter__())
         try:

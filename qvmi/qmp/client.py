@@ -71,7 +71,7 @@ def result_of(command: str, reply: Reply) -> object:
         raise QmpCommandFailed(command, reply.error.kind, reply.error.desc)
     try:
         return msgspec.json.decode(reply.result)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise QmpProtocolError(command, f"no value in the answer: {error}") from error
 
 

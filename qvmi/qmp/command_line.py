@@ -76,7 +76,7 @@ _MAX_GROUPS: Final = 10_000
 # Options without a value; every other takes the next argument, whatever that looks like.
 # fmt: off
 _FLAGS: Final = frozenset({
-    "S", "alt-grab", "async-teardown", "ctrl-grab", "curses", "daemonize", "enable-fips",
+    "S", "alt-grab", "async-teardown", "audio-help", "ctrl-grab", "curses", "daemonize", "enable-fips",
     "enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "mem-prealloc", "no-acpi",
     "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-quit", "no-reboot", "no-shutdown",
     "no-user-config", "nodefaults", "nographic", "nouserconfig", "old-param", "one-insn-per-tb",

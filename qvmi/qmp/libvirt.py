@@ -145,7 +145,7 @@ async def _ask(address: LibvirtAddress, command: str, arguments: Mapping[str, ob
         raise QmpCommandFailed(command, "Libvirt", said or f"virsh ended with status {status}")
     try:
         return msgspec.json.decode(printed, type=Reply)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise QmpProtocolError(command, f"virsh printed {printed[:80]!r}: {error}") from error
 
 

@@ -75,7 +75,9 @@ def _look_at_unix(connection: socket.socket) -> Peer:
 def _look_at_tcp(connection: socket.socket) -> Peer:
     ours = os.fstat(connection.fileno()).st_ino
     ends = list(tcp_ends())
-    us = next(end for end in ends if end.inode == ours)
+    us = next((end for end in ends if end.inode == ours), None)
+    if us is None:
+        return Peer()
     far = [end for end in ends if end.local == us.remote and not end.listening]
     waiting = next((end.inode == 0 for end in far if end.remote == us.local), None)
     clients = {end.remote for end in far if end.inode and end.remote != us.local}

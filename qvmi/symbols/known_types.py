@@ -131,9 +131,6 @@ KNOWN_TYPES: Final[Mapping[str, TypeRef]] = {
 ARRAYS_TO_NEXT_SYMBOL: Final[Mapping[str, TypeRef]] = {
     "__per_cpu_offset": _UNSIGNED_LONG,  # mm/percpu.c
     "__start___tracepoints_ptrs": _INT,
-    "kallsyms_markers": _UNSIGNED,
-    "kallsyms_offsets": _INT,
-    "kallsyms_token_index": Base("short unsigned int"),
     "node_data": Pointer(StructRef("pglist_data")),  # arch/x86/mm/numa.c
     "registered_fb": Pointer(StructRef("fb_info")),
     "timekeeper_data": StructRef("tk_data"),  # kernel/time/timekeeping.c, since 6.17

@@ -34,7 +34,7 @@ def hide_process(guest: Guest, name: str) -> Process:
     with _stopped(guest), _understood(guest) as linux:
         hidden = next((row for row in linux.processes() if row.name == name), None)
         if hidden is None:
-            raise LabError(f"no process {name!r} is on the list of tasks")
+            raise LabError(f"no process {name!r} is on the list of tasks", fix="name one of them")
         entry = Va(hidden.address + field_offset(linux.kernel.symbols, "task_struct", "tasks"))
         following, before = _LINKS.unpack(linux.kernel.space.read(entry, _LINKS.size))
         _write(guest, linux, Va(before), struct.pack("<Q", following))
@@ -49,7 +49,7 @@ def show_process(guest: Guest, hidden: Process) -> None:
         tasks = field_offset(linux.kernel.symbols, "task_struct", "tasks")
         init_task = linux.kernel.symbols.find("init_task")
         if init_task is None:
-            raise LabError("the kernel has no init_task")
+            raise LabError("the kernel has no init_task", fix="take a Linux guest")
         head, entry = Va(init_task + tasks), Va(hidden.address + tasks)
         _, last = _LINKS.unpack(linux.kernel.space.read(head, _LINKS.size))
         _write(guest, linux, entry, _LINKS.pack(head, last))
@@ -90,5 +90,5 @@ def _write(guest: Guest, linux: LinuxGuest, va: Va, data: bytes) -> None:
 def _ram_file(guest: Guest) -> Path:
     path, *others = guest.ram_paths
     if others or path.stat().st_size > _LOW_RAM_END:
-        raise LabError("only a guest whose RAM is one file of at most 2 GiB can be tampered with")
+        raise LabError("this guest's RAM is not one file of at most 2 GiB", fix="take ram='file'")
     return path

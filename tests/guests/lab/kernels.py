@@ -89,7 +89,7 @@ def newest_kernel(series: str, cache: Cache, say: Callable[[str], None]) -> Kern
         LabError: it is neither here nor to be had; the error names the suite and what to do.
     """
     wanted = KERNELS[series]
-    with cache.locked(f"kernel-{series}"):
+    with cache.locked(f"newest-{series}"):
         try:
             return _kernel_in(_fetched(wanted, cache, say))
         except LabError as error:

@@ -1,31 +1,27 @@
 """The command as a process: what it imports, prints and ends with."""
 
 import json
-import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import qvmi
+import qvmi as package
+from tests.command_line import DEADLINE_S, QVMI, environment, qvmi, qvmi_on_terminal
 from tests.repository.tree import ROOT
-
-DEADLINE_S = 60
-COMMAND = "import sys; from qvmi.cli.main import main; sys.exit(main())"
 
 # What takes longest to import, each with some package that needs it.
 SLOW = {"argparse", "asyncio", "dataclasses", "logging", "msgspec", "qemu", "rich", "qvmi.errors"}
 
 
-def run(
-    *arguments: str, code: str = COMMAND, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if "QVMI" not in name}
+def run(*arguments: str, code: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """This runs a program of the test's own in place of the command."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
-        env={**inherited, **environment},
+        env=environment(**changes),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -45,12 +41,12 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_says_its_version() -> None:
-    done = run("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"qvmi {qvmi.__version__}\n", "")
+    done = qvmi("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"qvmi {package.__version__}\n", "")
 
 
 def test_says_its_version_among_other_options() -> None:
-    assert run("--json", "--version").stdout == f"qvmi {qvmi.__version__}\n"
+    assert qvmi("--json", "--version").stdout == f"qvmi {package.__version__}\n"
 
 
 def test_the_version_is_said_without_any_slow_import() -> None:
@@ -66,7 +62,7 @@ def test_a_pipe_is_served_without_rich() -> None:
 
 
 def test_without_a_command_it_is_wrong_usage() -> None:
-    done = run()
+    done = qvmi()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "qvmi: the following arguments are required: COMMAND (see: qvmi --help)\n"
@@ -75,21 +71,21 @@ def test_without_a_command_it_is_wrong_usage() -> None:
 
 @pytest.mark.parametrize("command", ["info", "ps", "tree", "modules", "threads", "regs", "watch"])
 def test_without_a_machine_it_is_wrong_usage_and_says_what_to_do(command: str) -> None:
-    done = run(command, "--json")
+    done = qvmi(command, "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--qmp ADDR" in done.stderr
     assert "qvmi find" in done.stderr
 
 
 def test_a_socket_that_is_not_there_is_3(tmp_path: Path) -> None:
-    done = run("--qmp", str(tmp_path / "none.sock"), "ps")
+    done = qvmi("--qmp", str(tmp_path / "none.sock"), "ps")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(f"qvmi: {tmp_path}/none.sock: ")
     assert done.stderr.count("\n") == 1
 
 
 def test_find_prints_a_listing_as_json() -> None:
-    done = run("find", "--json")
+    done = qvmi("find", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(json.loads(done.stdout)) == ["gaps", "items", "provenance"]
 
@@ -151,9 +147,9 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
 def test_an_output_that_cannot_be_written_is_wrong_usage(arguments: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, *arguments.split()],
+            [*QVMI, *arguments.split()],
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            env=environment(PYTHONUNBUFFERED=unbuffered),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -168,10 +164,24 @@ def test_an_output_that_cannot_be_written_is_wrong_usage(arguments: str, unbuffe
 def test_closed_streams_are_no_error(closed: str) -> None:
     shell = f'exec "$0" "$@" {closed}'
     done = subprocess.run(
-        ["sh", "-c", shell, sys.executable, "-c", COMMAND, "find"],
+        ["sh", "-c", shell, *QVMI, "find"],
         cwd=ROOT,
         capture_output=True,
         timeout=DEADLINE_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_ctrl_c_ends_a_wait_for_qemu_at_once(tmp_path: Path) -> None:
+    address = tmp_path / "silent.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        with qvmi_on_terminal("--qmp", str(address), "--timeout", "1000000", "ps") as screen:
+            listener.settimeout(DEADLINE_S)
+            connection, _ = listener.accept()
+            screen.type(b"\x03")
+            assert screen.end() == 130
+            connection.close()
+    assert screen.screen == b"^C"

@@ -17,6 +17,7 @@ __all__ = [
     "greeted",
     "replayed",
     "served",
+    "served_on_port",
     "watched_loop",
 ]
 
@@ -29,30 +30,52 @@ GREETING = Transcript.load("q35").greeting
 @asynccontextmanager
 async def served(handler: Handler) -> AsyncIterator[str]:
     """This serves a Unix socket, each client by `handler`, and gives its path."""
-    tasks: set[asyncio.Task[None]] = set()
+    # pytest's own folders have names too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="qvmi-") as folder:
+        path = str(Path(folder) / "qmp.sock")
+        clients = _Clients(handler)
+        async with clients.served_by(await asyncio.start_unix_server(clients.serve, path)):
+            yield path
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+@asynccontextmanager
+async def served_on_port(handler: Handler, host: str) -> AsyncIterator[int]:
+    """This serves a TCP port, each client by `handler`, and gives its number."""
+    clients = _Clients(handler)
+    server = await asyncio.start_server(clients.serve, host, 0)
+    async with clients.served_by(server):
+        yield server.sockets[0].getsockname()[1]
+
+
+class _Clients:
+    """This serves clients until it is told to end, and then ends them all."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """This serves one client."""
         task = asyncio.current_task()
         assert task is not None
-        tasks.add(task)
+        self._tasks.add(task)
         try:
-            await handler(reader, writer)
+            await self._handler(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
 
-    # pytest's own folders have names too long for a socket.
-    with tempfile.TemporaryDirectory(prefix="qvmi-") as folder:
-        path = str(Path(folder) / "qmp.sock")
-        server = await asyncio.start_unix_server(serve, path)
+    @asynccontextmanager
+    async def served_by(self, server: asyncio.Server) -> AsyncIterator[None]:
+        """This ends the server and its clients with the block."""
         try:
-            yield path
+            yield
         finally:
             server.close()
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def greeted(answer: Callable[[Request], bytes]) -> Handler:
@@ -93,7 +116,6 @@ async def watched_loop(seconds: float = 20.0) -> AsyncIterator[None]:
     loop.set_exception_handler(lambda _, context: complaints.append(context))
     async with asyncio.timeout(seconds):
         yield
-    async with asyncio.timeout(seconds):
-        while asyncio.all_tasks() - before:
-            await asyncio.sleep(0)
+        if left := asyncio.all_tasks() - before:
+            await asyncio.wait(left)
     assert complaints == []

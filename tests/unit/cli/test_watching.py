@@ -1,0 +1,167 @@
+"""A watch prints what codepacks say as they say it, and its exit code tells whether to worry."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from qvmi.addr import Va
+from qvmi.cli.commands import ALL_PACKS
+from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.watching import watch
+from qvmi.errors import MachineGone, WalkFailed
+from qvmi.semantics.guest_os import Gap
+from qvmi.testing import FakeGuest, FakeMachine, fake_process
+from tests.asynchronous import asynchronous
+from tests.unit.cli.streams import Captured
+
+DEADLINE_S: Final = 30
+INTERVAL_S: Final = 0.02
+INIT = fake_process(1, name="init")
+EVIL = fake_process(666, name="evil\x1b[2J[bold]", uid=0)
+
+
+def clean_machine() -> FakeMachine:
+    return FakeMachine(FakeGuest(processes=[INIT, EVIL]))
+
+
+def infected_machine() -> FakeMachine:
+    return FakeMachine(FakeGuest(processes=[INIT], process_ids=[INIT, EVIL]))
+
+
+async def watched(
+    machine: FakeMachine, output: Captured, until: Callable[[], bool], *, end: signal.Signals
+) -> ExitCode:
+    """This watches until a condition holds, and sends this process a signal then."""
+    watching = asyncio.create_task(
+        watch(machine, output, packs=ALL_PACKS, interval=INTERVAL_S, duration_s=None)
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        while not until() and not watching.done():  # noqa: ASYNC110 - a stream tells nobody
+            await asyncio.sleep(INTERVAL_S)
+        os.kill(os.getpid(), end)
+        return await watching
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@asynchronous
+async def test_an_alert_leads_to_1_when_it_is_ended(end: signal.Signals) -> None:
+    output = Captured()
+    code = await watched(infected_machine(), output, lambda: " alert " in output.result, end=end)
+    assert code is ExitCode.FOUND
+
+
+@asynchronous
+async def test_an_alert_is_printed_with_its_evidence_and_harmless() -> None:
+    output = Captured()
+    await watched(infected_machine(), output, lambda: " alert " in output.result, end=signal.SIGINT)
+    lines = output.result.splitlines()
+    at = next(number for number, line in enumerate(lines) if " alert " in line)
+    assert "high T1014 hidden-processes: process 666 (evil\\x1b[2J[bold])" in lines[at]
+    assert lines[at + 1].startswith(f"    init_pid_ns.idr: present at {EVIL.address:#x}, pid 666")
+    assert lines[at + 2].startswith("    init_task.tasks: absent")
+    assert all(line.isprintable() for line in lines)
+
+
+@asynchronous
+async def test_as_json_each_message_is_a_line_with_its_kind() -> None:
+    output = Captured(json=True)
+    await watched(infected_machine(), output, lambda: '"alert"' in output.result, end=signal.SIGINT)
+    documents = [json.loads(line) for line in output.result.splitlines()]
+    assert {document["kind"] for document in documents} == {"alert", "status"}
+    (alert,) = (document for document in documents if document["kind"] == "alert")
+    assert alert["codepack"] == "hidden-processes"
+    assert alert["body"]["finding"]["evidence"][0]["address"] == EVIL.address
+    assert alert["body"]["finding"]["evidence"][0]["facts"]["name"] == EVIL.name
+
+
+@asynchronous
+async def test_nothing_found_in_full_sight_is_0() -> None:
+    output = Captured()
+    code = await watched(
+        clean_machine(), output, lambda: "sight full" in output.result, end=signal.SIGINT
+    )
+    assert code is ExitCode.FINE
+    assert " alert " not in output.result
+
+
+@asynchronous
+async def test_what_was_not_seen_whole_is_4() -> None:
+    machine = clean_machine()
+    machine.guest.show_processes([INIT, EVIL], gaps=[Gap("tasks", Va(1), "torn")])
+    output = Captured()
+    code = await watched(machine, output, lambda: "sight gaps" in output.result, end=signal.SIGINT)
+    assert code is ExitCode.NOT_SEEN
+
+
+@asynchronous
+async def test_sight_that_came_back_is_0() -> None:
+    machine = clean_machine()
+    machine.guest.fail_next("processes", WalkFailed("tasks", "torn"))
+    output = Captured()
+    code = await watched(machine, output, lambda: "sight full" in output.result, end=signal.SIGINT)
+    assert "sight blind: " in output.result
+    assert "cannot walk tasks: torn" in output.result
+    assert code is ExitCode.FINE
+
+
+@asynchronous
+async def test_a_clearance_is_printed_and_the_alert_still_counts() -> None:
+    machine = infected_machine()
+    output = Captured()
+
+    def cured() -> bool:
+        if " alert " in output.result:
+            machine.guest.show_processes([INIT, EVIL])
+        return " cleared " in output.result
+
+    code = await watched(machine, output, cured, end=signal.SIGINT)
+    assert "no longer seen" in output.result
+    assert code is ExitCode.FOUND
+
+
+@asynchronous
+async def test_it_ends_when_its_time_is_up() -> None:
+    output = Captured()
+    async with asyncio.timeout(DEADLINE_S):
+        code = await watch(
+            clean_machine(), output, packs=ALL_PACKS, interval=INTERVAL_S, duration_s=1.5
+        )
+    assert code is ExitCode.FINE
+
+
+@asynchronous
+async def test_a_machine_that_ends_is_an_error() -> None:
+    machine = clean_machine()
+    machine.fail_next("run_state", MachineGone("query-status"))
+    output = Captured()
+    with pytest.raises(MachineGone):
+        async with asyncio.timeout(DEADLINE_S):
+            await watch(machine, output, packs=ALL_PACKS, interval=INTERVAL_S, duration_s=None)
+
+
+@asynchronous
+async def test_a_machine_that_ends_after_an_alert_is_1() -> None:
+    machine = infected_machine()
+    output = Captured()
+
+    def alarmed() -> bool:
+        if " alert " in output.result:
+            machine.fail_next("run_state", MachineGone("query-status"))
+        return False
+
+    code = await watched(machine, output, alarmed, end=signal.SIGCONT)
+    assert code is ExitCode.FOUND
+    assert "QEMU is gone" in output.messages
+
+
+@asynchronous
+async def test_ctrl_c_means_the_usual_again_afterwards() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    output = Captured()
+    await watched(clean_machine(), output, lambda: "full" in output.result, end=signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) in {before, signal.default_int_handler}
