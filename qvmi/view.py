@@ -1,5 +1,6 @@
 """A labelled look at a guest: registers, memory, and how and when they were taken."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,6 +43,10 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     retries: int = 0
 
 
+def _never_stale() -> None:
+    """This accepts: what was captured or dumped does not change."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """This is what a machine hands out: everything that is needed to understand the guest.
@@ -50,8 +55,11 @@ class View:
         vcpus: the registers of every virtual CPU, by index.
         memory: the guest's physical memory.
         provenance: how the registers were taken; memory reads of a live view happen later.
+        require_current: raises StaleView or MachineGone once the guest is no longer the one that
+            was looked at; whoever understands the guest calls it before it answers.
     """
 
     vcpus: tuple[Registers, ...]
     memory: PhysicalMemory
     provenance: Provenance
+    require_current: Callable[[], None] = _never_stale

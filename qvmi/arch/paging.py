@@ -29,10 +29,10 @@ __all__ = [
 
 ENTRY_SIZE: Final = 8
 
-MAX_TABLES: Final = 1 << 16
-"""What one look at a range reads at most: enough for 128 GiB in pages of 4 KiB.
+MAX_TABLES: Final = 1 << 13
+"""What one look at a range reads at most: enough for 16 GiB in pages of 4 KiB.
 
-Tables that lead to each other would keep a walk of the whole address space busy for years.
+Tables that lead to each other would keep a look at the whole address space busy for years.
 """
 
 _ENTRY: Final = Struct("<Q")

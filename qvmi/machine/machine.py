@@ -4,10 +4,11 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from qvmi.arch.x86_64 import Registers
-from qvmi.errors import QvmiError, StaleView, UnknownGuest, UsageError
+from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
@@ -79,7 +80,6 @@ class Machine:
         self._choices = choices
         self._vcpus = vcpus
         self._guest: LinuxGuest | None = None
-        self._guest_epoch = 0
         self._unknown: QvmiError | None = None
         self.memory_map = memory_map
 
@@ -107,8 +107,9 @@ class Machine:
     @property
     def view(self) -> View:
         """This is a live look: the registers as last read, the memory as it is when it is read."""
-        provenance = Provenance(Taken.LIVE, time.time(), epoch=self.epoch)
-        return View(self._vcpus, self.memory, provenance)
+        epoch = self.epoch
+        provenance = Provenance(Taken.LIVE, time.time(), epoch=epoch)
+        return View(self._vcpus, self.memory, provenance, partial(self._require_epoch, epoch))
 
     @property
     def guest(self) -> LinuxGuest:
@@ -116,14 +117,12 @@ class Machine:
 
         Raises:
             UnknownGuest: none was recognised; :meth:`refresh` looks again.
-            StaleView: the machine was reset, or its kernel replaced, since it was recognised.
+            StaleView: the machine was reset since it was recognised; :meth:`refresh` looks again.
+            MachineGone: QEMU has ended.
         """
         if self._guest is None:
             raise self._unknown or UnknownGuest("nobody has looked yet which system runs here")
-        if self._guest_epoch != self.epoch:
-            raise StaleView("the machine was reset since its system was recognised: refresh()")
-        if not self._guest.still_runs():
-            raise StaleView("another kernel runs here than the one recognised: refresh()")
+        self._guest.view.require_current()
         return self._guest
 
     @property
@@ -197,7 +196,7 @@ class Machine:
 
         What was found, or why nothing was, :attr:`guest` tells.
         """
-        await asyncio.to_thread(self._recognise, self.epoch)
+        await asyncio.to_thread(self._recognise)
 
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
@@ -209,10 +208,16 @@ class Machine:
         self._opened.memory.close()
         await self._monitor.close()
 
-    def _recognise(self, epoch: int) -> None:
+    def _require_epoch(self, epoch: int) -> None:
+        """This raises unless the machine is still there, and was not reset since."""
+        if self._monitor.ended:
+            raise MachineGone("looking at the guest")
+        if self.epoch != epoch:
+            raise StaleView("the machine was reset since it was looked at: refresh()")
+
+    def _recognise(self) -> None:
         self._guest, self._unknown = None, None
         try:
             self._guest = select(self.view, self._choices)
-            self._guest_epoch = epoch
         except QvmiError as error:
             self._unknown = error

@@ -8,7 +8,7 @@ once that a guest was reset gives QEMU a second socket.
 
 import asyncio
 import os
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, Never, Self
@@ -44,6 +44,7 @@ __all__ = ["LibvirtSession"]
 _MAX_PROCESSES: Final = 4
 _MAX_COMPLAINT: Final = 64 << 10  # bytes of virsh's standard error
 _CHUNK: Final = 64 << 10
+_END_S: Final = 1.0
 # What virsh says (LC_ALL=C) when there is no machine to talk to any more.
 _GONE: Final = ("domain is not running", "failed to get domain", "Domain not found")
 
@@ -85,6 +86,11 @@ class LibvirtSession(Monitor):
     def version(self) -> QemuVersion:
         """This is QEMU's release."""
         return self._version
+
+    @property
+    def ended(self) -> bool:
+        """This is False: each question is a conversation of its own."""
+        return False
 
     @property
     def run_state_events(self) -> Mapping[str, int]:
@@ -167,9 +173,16 @@ async def _virsh(address: LibvirtAddress, command: str, request: str) -> tuple[i
         return await process.wait(), printed.result(), complaint.result()
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await _end(process)
+
+
+async def _end(process: Process) -> None:
+    """This kills virsh and reads what is left in its pipes, which closes them."""
+    with suppress(ProcessLookupError):
+        process.kill()
+    with suppress(TimeoutError):  # a child of virsh may keep them open
+        async with asyncio.timeout(_END_S):
+            await process.communicate()
 
 
 async def _read(stream: asyncio.StreamReader | None, limit: int, command: str) -> bytes:

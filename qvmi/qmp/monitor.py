@@ -113,6 +113,11 @@ class Monitor(ABC):
 
     @property
     @abstractmethod
+    def ended(self) -> bool:
+        """This tells whether the conversation is known to be over; nothing is asked."""
+
+    @property
+    @abstractmethod
     def run_state_events(self) -> Mapping[str, int]:
         """This counts the `RUN_STATE_EVENTS` so far, by name; empty where events cannot be had.
 

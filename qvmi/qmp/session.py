@@ -96,6 +96,11 @@ class QmpSession(Monitor):
         return self._version
 
     @property
+    def ended(self) -> bool:
+        """This tells whether the session is over, as far as the event loop has seen."""
+        return self._ending is not None
+
+    @property
     def run_state_events(self) -> Mapping[str, int]:
         """This counts the `RUN_STATE_EVENTS` of this session."""
         return {name: self._counts[name] for name in RUN_STATE_EVENTS}

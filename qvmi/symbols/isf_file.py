@@ -8,8 +8,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 
@@ -29,6 +30,9 @@ _MAX_DEPTH: Final = 16
 _MAX_MEMBERS: Final = 10_000
 """``task_struct`` has about 250, those of anonymous structs in it included."""
 
+_MAX_STRUCT: Final = 1 << 24
+"""Bytes; the largest structs of kernels have some 100 KiB."""
+
 _ADDRESS_BITS: Final = 64
 _ADDRESS_MASK: Final = (1 << _ADDRESS_BITS) - 1
 _KERNEL_HALF: Final = 1 << (_ADDRESS_BITS - 1)
@@ -39,6 +43,9 @@ _ANONYMOUS: Final = "unnamed_field_"
 
 _UNKNOWN_TYPE: Final = "?"
 """What ``nm`` shows for symbols of unknown type: the format has no letter for them."""
+
+
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=_MAX_STRUCT)]
 
 
 class _Symbol(msgspec.Struct, frozen=True, gc=False):
@@ -56,13 +63,13 @@ class _Type(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Member(msgspec.Struct, frozen=True, gc=False):
-    offset: int
+    offset: _Bytes
     type: _Type | None = None
     anonymous: bool = False
 
 
 class _UserType(msgspec.Struct, frozen=True, gc=False):
-    size: int
+    size: _Bytes
     fields: dict[str, _Member]
 
 
@@ -238,20 +245,20 @@ class IsfSymbols:
     def _nested_fields(self, type_name: str, struct: _UserType) -> Mapping[str, Field]:
         """These are all members, those of anonymous ones as if they were the struct's own."""
         if type_name not in self._nested:
-            found: dict[str, Field] = {}
-            for one in self._walk(struct, 0, 0):
-                if len(found) >= _MAX_MEMBERS:
-                    problem = f"its type {type_name!r} has {_MAX_MEMBERS} members and more"
-                    raise CorruptTable(str(self.file.path), problem)
-                found[one.name] = one
-            self._nested[type_name] = found
+            members = list(islice(self._walk(struct, 0, 0), _MAX_MEMBERS))
+            if len(members) == _MAX_MEMBERS:
+                problem = f"its type {type_name!r} has {_MAX_MEMBERS} members and more"
+                raise CorruptTable(str(self.file.path), problem)
+            self._nested[type_name] = {one.name: one for one in members if one is not None}
         return self._nested[type_name]
 
-    def _walk(self, struct: _UserType, base: int, depth: int) -> Iterator[Field]:
+    def _walk(self, struct: _UserType, base: int, depth: int) -> Iterator[Field | None]:
+        """This iterates all members; None for anonymous ones, so that they count too."""
         for name, member in struct.fields.items():
             if not _is_anonymous(name, member):
                 yield _field(name, member, base)
                 continue
+            yield None
             inner = self._type(member.type.name) if member.type else None
             if inner is not None:
                 if depth > _MAX_DEPTH:

@@ -16,9 +16,11 @@ from qvmi.symbols.layout import field_offset
 from qvmi.view import Provenance, Taken, View
 from tests.guests.lab import Guest, LabError
 
-__all__ = ["hide_process", "show_process"]
+__all__ = ["forgotten_process", "hide_process", "show_process"]
 
 _LINKS = struct.Struct("<QQ")
+_POINTER = struct.Struct("<Q")
+_PIDTYPE_TGID = 1
 _LOW_RAM_END = 2 << 30
 """Up to this size all RAM of a q35 or pc machine lies in one piece at physical address 0."""
 
@@ -55,6 +57,33 @@ def show_process(guest: Guest, hidden: Process) -> None:
         _write(guest, linux, entry, _LINKS.pack(head, last))
         _write(guest, linux, Va(last), struct.pack("<Q", entry))
         _write(guest, linux, Va(head + 8), struct.pack("<Q", entry))
+
+
+@contextmanager
+def forgotten_process(guest: Guest, name: str) -> Iterator[Process]:
+    """Take a process out of what its pid number leads to for as long as the block lasts.
+
+    That is what /proc, and so ``ps``, asks: the list ``struct pid.tasks[PIDTYPE_TGID]``.
+    """
+    with _stopped(guest), _understood(guest) as linux:
+        hidden = next((row for row in linux.process_ids() if row.name == name), None)
+        if hidden is None:
+            raise LabError(f"no process {name!r} has a pid", fix="name one of them")
+        symbols = linux.kernel.symbols
+        entry = hidden.address + field_offset(symbols, "task_struct", "signal")
+        (signal,) = _POINTER.unpack(linux.kernel.space.read(Va(entry), _POINTER.size))
+        pids = Va(signal + field_offset(symbols, "signal_struct", "pids"))
+        (pid,) = _POINTER.unpack(
+            linux.kernel.space.read(Va(pids + _PIDTYPE_TGID * _POINTER.size), _POINTER.size)
+        )
+        head = Va(pid + field_offset(symbols, "pid", "tasks") + _PIDTYPE_TGID * _POINTER.size)
+        first = linux.kernel.space.read(head, _POINTER.size)
+        _write(guest, linux, head, bytes(_POINTER.size))
+    try:
+        yield hidden
+    finally:
+        with _stopped(guest), _understood(guest) as linux:
+            _write(guest, linux, head, first)
 
 
 @contextmanager

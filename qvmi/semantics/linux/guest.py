@@ -1,11 +1,13 @@
 """Linux as the selected interface: each question answered by the file named like its subsystem."""
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
 import msgspec
 
+from qvmi.errors import StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
 from qvmi.semantics.linux.discovery import Kernel
@@ -28,6 +30,8 @@ class LinuxGuest:
     Args:
         view: how the guest is looked at; its label goes onto every listing.
         kernel: the kernel that runs there.
+
+    Every question raises StaleView, or MachineGone, once another kernel runs there or none.
     """
 
     def __init__(self, view: View, kernel: Kernel) -> None:
@@ -35,7 +39,12 @@ class LinuxGuest:
         self.kernel = kernel
 
     def facts(self) -> GuestFacts:
-        """This tells which kernel it is, and the evidence."""
+        """This tells which kernel it is, and the evidence.
+
+        Raises:
+            StaleView: another kernel runs now.
+        """
+        self._require_current()
         kernel = self.kernel
         image = kernel.image
         return GuestFacts(
@@ -60,7 +69,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list cannot be walked at all.
         """
-        return self._listing(time.time(), self._tasks.processes())
+        return self._listing(self._tasks.processes)
 
     def process_ids(self) -> Listing[Process]:
         """This lists the processes that the initial pid namespace knows, by pid.
@@ -69,7 +78,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the table cannot be walked at all.
         """
-        return self._listing(time.time(), self._pid_table.processes())
+        return self._listing(self._pid_table.processes)
 
     def threads(self) -> Listing[Thread]:
         """This lists the threads of all processes.
@@ -78,7 +87,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of processes cannot be walked at all.
         """
-        return self._listing(time.time(), self._tasks.threads())
+        return self._listing(self._tasks.threads)
 
     def modules(self) -> Listing[Module]:
         """This lists the loaded modules.
@@ -87,7 +96,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list cannot be walked at all.
         """
-        return self._listing(time.time(), self._modules.modules())
+        return self._listing(self._modules.modules)
 
     def user_space(self, process: Process) -> AddressSpace:
         """This is the address space of a process.
@@ -97,10 +106,6 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
         """
         return user_space(self.kernel.space, self.kernel.symbols, process.address)
-
-    def still_runs(self) -> bool:
-        """This tells whether the kernel is still where it was found, as after no kexec or reset."""
-        return self.kernel.still_there()
 
     @cached_property
     def _tasks(self) -> Tasks:
@@ -115,6 +120,15 @@ class LinuxGuest:
     def _modules(self) -> Modules:
         return Modules(self.kernel.space, self.kernel.symbols)
 
-    def _listing(self, at: float, walk: ListWalk[Row]) -> Listing[Row]:
-        provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=walk.retries)
-        return Listing(tuple(walk.rows.values()), tuple(walk.gaps), provenance)
+    def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
+        self._require_current()
+        at = time.time()
+        found = walk()
+        provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=found.retries)
+        return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
+
+    def _require_current(self) -> None:
+        """This raises StaleView where another kernel runs now, as after a reset or kexec."""
+        self.view.require_current()
+        if not self.kernel.still_there():
+            raise StaleView("another kernel runs here now than the one recognised")

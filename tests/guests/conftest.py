@@ -1,0 +1,31 @@
+"""Guests that the tests of this folder look at, each beside its own truth."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab, LabError
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab()
+
+
+@pytest.fixture(scope="session")
+def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This is a cache of profiles that no test damages; the first attach to a kernel fills it."""
+    return tmp_path_factory.mktemp("profiles")
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def guest(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """This is a running guest of each kernel, the same for all tests of a module."""
+    with ExitStack() as stack:
+        try:
+            restored = stack.enter_context(lab.restore(GuestConfig(kernel=request.param)))
+        except LabError as error:
+            pytest.skip(str(error))
+        yield restored

@@ -1,0 +1,201 @@
+"""Hidden processes, in real guests: hidden from outside in the RAM file, found on the live guest."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import qvmi
+from qvmi.bus.message import Message
+from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.status import Sight, Status
+from qvmi.errors import MachineGone
+from qvmi.manager.watch import Watch, watch
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import Grant
+from qvmi.semantics.guest_os import GuestOS, Process
+from tests.asynchronous import asynchronous
+from tests.guests.lab import Guest, GuestConfig, Lab
+from tests.guests.rootkit import forgotten_process, hide_process, show_process
+from tests.proofs import proof_size
+
+INTERVAL_S = 0.05
+WAIT_S = 60.0
+"""Longest wait for an alert; it takes two looks, on a loaded machine a second."""
+
+
+@dataclass
+class Counted:
+    """The codepack, and how often it looked."""
+
+    pack: HiddenProcesses
+    looks: int = 0
+    sighted: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.pack.name
+
+    @property
+    def interval_s(self) -> float:
+        return self.pack.interval_s
+
+    @property
+    def grants(self) -> frozenset[Grant]:
+        return self.pack.grants
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+        self.looks += 1
+        findings = list(self.pack.inspect(guest, memory))
+        self.sighted += bool(findings)
+        return findings
+
+
+@asynccontextmanager
+async def watching(
+    guest: Guest, profiles: Path, pack: HiddenProcesses | Counted | None = None
+) -> AsyncIterator[Watch]:
+    pack = pack or HiddenProcesses(INTERVAL_S)
+    async with (
+        qvmi.attach(guest.qmp, cache=profiles) as machine,
+        watch(machine, packs=[pack], vm="guest") as documents,
+    ):
+        yield documents
+
+
+@contextmanager
+def hidden(guest: Guest, name: str) -> Iterator[Process]:
+    process = hide_process(guest, name)
+    try:
+        yield process
+    finally:
+        show_process(guest, process)
+
+
+async def next_of_kind(documents: Watch, kind: str) -> Message:
+    async with asyncio.timeout(WAIT_S):
+        async for message in documents:
+            if message.kind == kind:
+                return message
+    raise AssertionError(f"the watch ended without {kind}")
+
+
+async def first_sight(documents: Watch) -> None:
+    status = (await next_of_kind(documents, "status")).read_body(Status)
+    assert status.sight is Sight.FULL, status
+
+
+def pids_that_the_guest_sees(guest: Guest) -> set[int]:
+    return {task.pid for task in guest.truth().processes}
+
+
+@asynchronous
+async def test_an_unlinked_task_raises_an_alert_over_mqtt(guest: Guest, profiles: Path) -> None:
+    async with watching(guest, profiles) as documents:
+        await first_sight(documents)
+        with hidden(guest, "httpd") as process:
+            message = await next_of_kind(documents, "alert")
+            assert process.pid in pids_that_the_guest_sees(guest)
+    assert message.topic.text == "qvmi/v1/guest/hidden-processes/alert"
+    alert = message.read_body(Alert)
+    assert (alert.finding.technique, alert.rounds) == ("T1014", 2)
+    shown, absent = alert.finding.evidence
+    assert (shown.view, shown.present, shown.address) == ("init_pid_ns.idr", True, process.address)
+    assert (shown.facts["pid"], shown.facts["name"]) == (process.pid, "httpd")
+    assert (absent.view, absent.present) == ("init_task.tasks", False)
+
+
+@asynchronous
+async def test_the_alert_is_cleared_when_the_task_is_linked_again(
+    guest: Guest, profiles: Path
+) -> None:
+    async with watching(guest, profiles) as documents:
+        with hidden(guest, "httpd"):
+            raised = (await next_of_kind(documents, "alert")).read_body(Alert)
+        cleared = (await next_of_kind(documents, "cleared")).read_body(Alert)
+    assert cleared.evidence_hash == raised.evidence_hash
+
+
+@asynchronous
+async def test_a_task_that_its_pid_does_not_lead_to_raises_an_alert(
+    guest: Guest, profiles: Path
+) -> None:
+    async with watching(guest, profiles) as documents:
+        await first_sight(documents)
+        with forgotten_process(guest, "nobody") as process:
+            alert = (await next_of_kind(documents, "alert")).read_body(Alert)
+            assert process.pid not in pids_that_the_guest_sees(guest)
+        await next_of_kind(documents, "cleared")
+    assert "is in init_task.tasks but not in init_pid_ns.idr" in alert.finding.claim
+    assert alert.finding.evidence[0].address == process.address
+
+
+@asynchronous
+async def test_a_fork_storm_raises_no_alert(
+    guest: Guest, profiles: Path, proof_count: Callable[[int], None]
+) -> None:
+    rounds = proof_size(ci=500, full=5000)
+    pack = Counted(HiddenProcesses(0.01))
+    heard: list[Message] = []
+    async with watching(guest, profiles, pack) as documents:
+        await first_sight(documents)
+
+        async def listen() -> None:
+            heard.extend([message async for message in documents])
+
+        listening = asyncio.create_task(listen())
+        guest.start_storm()
+        while pack.looks < rounds and not listening.done():
+            await asyncio.sleep(pack.interval_s)
+        storm = guest.stop_storm()
+        listening.cancel()
+        await asyncio.wait({listening})
+    assert [message.body for message in heard if message.kind != "status"] == []
+    assert pack.looks >= rounds
+    assert storm.count > 100
+    proof_count(pack.looks)
+    print(
+        f"{pack.looks} looks, {storm.count} forks, {len(heard)} statuses, {pack.sighted} sightings"
+    )
+
+
+@asynchronous
+async def test_a_task_that_is_hidden_in_a_fork_storm_is_found(guest: Guest, profiles: Path) -> None:
+    guest.start_storm()
+    try:
+        async with watching(guest, profiles) as documents:
+            with hidden(guest, "httpd") as process:
+                alert = (await next_of_kind(documents, "alert")).read_body(Alert)
+    finally:
+        guest.stop_storm()
+    assert alert.finding.evidence[0].address == process.address
+
+
+@asynchronous
+async def test_a_name_with_escapes_and_markup_travels_whole(guest: Guest, profiles: Path) -> None:
+    hostile = next(
+        task.name for task in guest.truth().processes if task.name.startswith(b"\x1b")
+    ).decode("utf-8", "backslashreplace")
+    async with watching(guest, profiles) as documents:
+        with hidden(guest, hostile):
+            message = await next_of_kind(documents, "alert")
+    assert message.read_body(Alert).finding.evidence[0].facts["name"] == hostile
+    assert b"\x1b" not in message.to_json()
+
+
+@asynchronous
+async def test_the_watch_ends_when_qemu_is_killed(lab: Lab, profiles: Path) -> None:
+    with lab.restore(GuestConfig()) as guest:
+        async with watching(guest, profiles) as documents:
+            await first_sight(documents)
+            guest.kill()
+            status = (await next_of_kind(documents, "status")).read_body(Status)
+            assert status.sight is Sight.ENDED
+            try:
+                await next_of_kind(documents, "never")
+            except MachineGone:
+                return
+    raise AssertionError("the watch went on")
