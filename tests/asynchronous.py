@@ -25,8 +25,8 @@ def asynchronous(
     return run
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], *, within_s: float = WAIT_S) -> None:
     """Waits until something is so that sets no event, such as what another thread does."""
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.001)

@@ -45,13 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.guests", description=__doc__.split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="fetch kernels and make initramfs files")
     build.add_argument("series", nargs="*", choices=[*KERNELS, []], help="default: all")
     commands.add_parser("list", help="show what the cache holds")
     boot = commands.add_parser("boot", help="run a guest until standard input closes")
-    boot.add_argument("--kernel", default="6.1", choices=[*KERNELS, "none"], help="none: firmware only")
+    boot.add_argument(
+        "--kernel", default="6.1", choices=[*KERNELS, "none"], help="none: firmware only"
+    )
     boot.add_argument("--machine", default="q35", choices=["pc", "q35"])
     boot.add_argument("--cpus", type=int, default=2)
     boot.add_argument("--memory", type=int, default=512, help="MiB")
@@ -60,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     boot.add_argument("--ram", default="file", choices=["file", "memfd", "private", "numa", "dimm"])
     boot.add_argument("--tcp", action="store_true", help="QMP on a loopback port")
     boot.add_argument("--gdbstub", action="store_true")
-    boot.add_argument("--restore", action="store_true", help="thaw a saved guest instead of booting")
+    boot.add_argument(
+        "--restore", action="store_true", help="thaw a saved guest instead of booting"
+    )
     boot.add_argument("--paused", action="store_true", help="leave the vCPUs stopped")
     boot.add_argument("--dir", type=Path, help="put links to the guest's sockets and files there")
     return parser
@@ -86,7 +92,9 @@ def _build(lab: Lab, names: list[str]) -> None:
 def _list(cache: Cache) -> None:
     for kind in ("kernels", "states", "debug"):
         for folder in cache.builds(kind):
-            _print_json({"kind": kind, "folder": str(folder), **read_record(folder / "record.json")})
+            _print_json(
+                {"kind": kind, "folder": str(folder), **read_record(folder / "record.json")}
+            )
 
 
 def _boot(lab: Lab, given: argparse.Namespace) -> None:
@@ -104,7 +112,9 @@ def _boot(lab: Lab, given: argparse.Namespace) -> None:
     start = time.monotonic()
     make = lab.restore if given.restore else lab.boot
     with make(config, paused=given.paused) as guest:
-        _say(f"guest {config.name}: ready after {time.monotonic() - start:.2f} s ({guest.accelerator})")
+        _say(
+            f"guest {config.name}: ready after {time.monotonic() - start:.2f} s ({guest.accelerator})"
+        )
         if given.dir:
             _link(guest, given.dir)
         _print_json(_addresses(guest))

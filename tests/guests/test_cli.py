@@ -48,9 +48,14 @@ def _a_cache_of_its_own(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+def comm(name: bytes) -> str:
+    """This is a name as ``task_struct.comm`` holds it; /proc knows longer ones of kernel threads."""
+    return name[:15].decode("utf-8", "backslashreplace")
+
+
 def shown(name: bytes) -> str:
     """This is how a name is to be seen, written down without the code that is tested."""
-    text = name.decode("utf-8", "backslashreplace")
+    text = comm(name)
     return (
         "".join(
             character if character.isprintable() else character.encode("unicode_escape").decode()
@@ -144,7 +149,7 @@ def test_ps_tells_what_proc_tells(guest: Guest) -> None:
             "ppid": task.ppid,
             "uid": task.uid,
             "gid": task.gid,
-            "name": task.name.decode("utf-8", "backslashreplace"),
+            "name": comm(task.name),
             "kernel_thread": task.kernel_thread,
         }
         for task, _ in lasting.values()

@@ -7,16 +7,21 @@ from typing import TypeVar
 
 import msgspec
 
-from qvmi.errors import StaleView
+from qvmi.addr import Va
+from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
 from qvmi.semantics.linux.discovery import Kernel
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
+from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
+from qvmi.symbols.layout import NearestSymbol
+from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
 
 __all__ = ["LinuxGuest"]
@@ -98,6 +103,45 @@ class LinuxGuest:
         """
         return self._listing(self._modules.modules)
 
+    def module_symbols(self) -> Listing[ModuleSymbol]:
+        """This lists the symbols of all loaded modules, in the order of ``/proc/kallsyms``.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        return self._listing(self._module_symbols.symbols)
+
+    def module_types(self) -> Listing[ModuleBtf]:
+        """This lists the BTF of all loaded modules that have one.
+
+        Raises:
+            SymbolsError: the kernel has no BTF of its own, or the profile lacks what this needs.
+            WalkFailed: the list of them cannot be walked at all.
+        """
+        symbols = self.kernel.symbols
+        base = symbols.btf if isinstance(symbols, LiveSymbols) else None
+        if base is None:
+            raise LayoutNotFound("btf_module")
+        types = ModuleTypes(self.kernel.space, symbols, base)
+        return self._listing(types.types)
+
+    def nearest(self, va: Va) -> NearestSymbol | None:
+        """This is the symbol at or before an address, of the kernel or of a loaded module.
+
+        Returns:
+            None outside of both.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        self._require_current()
+        image = self.kernel.image
+        if image.start <= va < image.end:
+            return self.kernel.symbols.nearest(va)
+        return self._module_symbols.nearest(va)
+
     def user_space(self, process: Process) -> AddressSpace:
         """This is the address space of a process.
 
@@ -119,6 +163,10 @@ class LinuxGuest:
     @cached_property
     def _modules(self) -> Modules:
         return Modules(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _module_symbols(self) -> ModuleSymbols:
+        return ModuleSymbols(self.kernel.space, self.kernel.symbols, self._modules)
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
         self._require_current()

@@ -1,31 +1,32 @@
 """Symbols of loaded modules, which each module keeps of itself.
 
 References: Linux include/linux/module.h (``struct mod_kallsyms``), kernel/module/kallsyms.c
-(``module_get_kallsym``, ``is_exported``, ``find_kallsyms_symbol``), kernel/kallsyms.c (``s_show``),
-include/linux/export.h (``struct kernel_symbol``); elf(5), ``Elf64_Sym``.
+(``module_get_kallsym``, ``find_kallsyms_symbol``), kernel/kallsyms.c (``s_show``); elf(5),
+``Elf64_Sym``.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.errors import MemoryFault, SymbolsError
+from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Module
 from qvmi.semantics.linux.list import Implausible, ListWalk
 from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.module_exports import ModuleExports
 from qvmi.semantics.linux.module_memory import ModuleMemory
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.symbols.layout import NearestSymbol, Symbols, field, field_offset
+from qvmi.symbols.layout import NearestSymbol, Symbols, field_offset
 
 __all__ = ["ModuleSymbol", "ModuleSymbols"]
 
-_MAX_SYMBOLS: Final = 1 << 18
-"""Symbols of one module; the largest graphics drivers have some 40,000."""
+_MAX_SYMBOLS: Final = 1 << 20
+"""Entries looked at in one listing; the largest drivers have some 40,000 symbols each."""
 
 _MAX_NAME: Final = 512
 """``KSYM_NAME_LEN``, NUL included."""
@@ -33,23 +34,19 @@ _MAX_NAME: Final = 512
 _MAX_NAMES: Final = 16 << 20
 """Bytes of all names of a module; the largest have some 1 MiB."""
 
-_MAX_EXPORTS: Final = 1 << 16
 _LOOKS: Final = 3
 """What is wrong in so many looks in a row is the guest's own doing, not a moment of change."""
 
 _ELF_SYMBOL: Final = Struct("<IBBHQQ")
-_SHN_UNDEF: Final = 0
-_ADDRESS_MASK: Final = (1 << 64) - 1
-_STRUCTURE: Final = "module.kallsyms"
 
 
 class ModuleSymbol(msgspec.Struct, frozen=True, gc=False):
-    """This is one symbol of a module, as a line of ``/proc/kallsyms`` shows it.
+    r"""This is one symbol of a module, as a line of ``/proc/kallsyms`` shows it.
 
     Args:
         address: of its first byte.
         type: the letter that ``nm`` shows; a capital where the module exports the symbol.
-        name: bytes that are no ASCII written as ``\\xNN``.
+        name: bytes that are no ASCII written as ``\xNN``.
         module: that defines it.
     """
 
@@ -66,22 +63,46 @@ class _Tables:
     Args:
         symtab: address of its ``Elf64_Sym`` entries.
         count: of these.
-        strtab: address of the names.
-        typetab: address of a letter for each symbol; 0 where ``st_info`` is the letter.
-        exports: address of its ``kernel_symbol`` entries.
-        export_count: of these.
+        strtab: address of their names.
+        typetab: address of a letter for each of them; 0 where ``st_info`` is the letter.
     """
 
     symtab: Va
     count: int
     strtab: Va
     typetab: Va
-    exports: Va
-    export_count: int
 
-    def __post_init__(self) -> None:
-        if self.count > _MAX_SYMBOLS or self.export_count > _MAX_EXPORTS:
-            raise Implausible(f"{self.count} symbols, {self.export_count} of them exported")
+
+@dataclass(slots=True)
+class _Look:
+    """This is what looking at one module gave.
+
+    Args:
+        rows: its symbols by the address of their entries.
+        looked_at: entries, those of failed attempts included.
+        problem: why there are no rows; empty where all is well.
+        attempts: that failed.
+    """
+
+    rows: dict[int, ModuleSymbol] = field(default_factory=dict)
+    looked_at: int = 0
+    problem: str = ""
+    attempts: int = 0
+
+    def count(self, entries: int, room: int) -> None:
+        """This counts entries before they are looked at.
+
+        Raises:
+            Implausible: there is no room for so many.
+        """
+        if self.looked_at + entries > room:
+            raise Implausible(f"{entries} symbols are too many")
+        self.looked_at += entries
+
+    def fail(self, problem: str) -> None:
+        """This counts an attempt that failed."""
+        self.problem = problem
+        self.attempts += 1
 
 
 class ModuleSymbols:
@@ -100,64 +121,34 @@ class ModuleSymbols:
         self._space = space
         self._modules = modules
         self._memory = ModuleMemory(space, symbols)
-        self._exports = _Exports(space, symbols)
-        self._read_module = compile_reader(
-            space,
-            (field_offset(symbols, "module", "kallsyms"), "Q"),
-            (field_offset(symbols, "module", "syms"), "Q"),
-            (field_offset(symbols, "module", "num_syms"), "I"),
-        )
+        self._exports = ModuleExports(space, symbols)
+        self._kallsyms_offset = field_offset(symbols, "module", "kallsyms")
+        self._read_pointer = space.unpacker(Struct("<Q"))
         typetab = symbols.find_field("mod_kallsyms", ("typetab",))  # since 5.2
-        symtab = field_offset(symbols, "mod_kallsyms", "symtab")
-        self._has_types = typetab is not None
         self._read_kallsyms = compile_reader(
             space,
-            (symtab, "Q"),
+            (field_offset(symbols, "mod_kallsyms", "symtab"), "Q"),
             (field_offset(symbols, "mod_kallsyms", "num_symtab"), "I"),
             (field_offset(symbols, "mod_kallsyms", "strtab"), "Q"),
             *([(typetab.offset, "Q")] if typetab else []),
         )
 
     def symbols(self) -> ListWalk[ModuleSymbol]:
-        """This lists the symbols of all modules in the order of ``/proc/kallsyms``.
+        """This lists the symbols of all modules, in the order of ``/proc/kallsyms``.
 
         Raises:
             WalkFailed: the list of modules cannot be walked at all.
         """
         walk = self._modules.modules()
         result: ListWalk[ModuleSymbol] = ListWalk(gaps=walk.gaps, retries=walk.retries)
-        for module in walk.rows.values():
-            found = self.symbols_of(module)
-            result.rows.update(found.rows)
-            result.gaps.extend(found.gaps)
-            result.retries += found.retries
-        return result
+        return self._collect(walk.rows.values(), result)
 
     def symbols_of(self, module: Module) -> ListWalk[ModuleSymbol]:
-        """This lists the symbols of one module, by the address of their ``Elf64_Sym``.
-
-        A module that is gone meanwhile has none.
-        """
-        result: ListWalk[ModuleSymbol] = ListWalk()
-        why = ""
-        for _ in range(_LOOKS):
-            try:
-                tables = self._tables(module.struct_address)
-                rows = dict(self._rows(module.name, tables))
-                if tables == self._tables(module.struct_address):
-                    result.rows.update(rows)
-                    return result
-                why = "its tables change all the time"
-            except (MemoryFault, Implausible) as error:
-                why = str(error)
-            result.retries += 1
-            if not self._is_loaded(module):
-                return result
-        result.gaps.append(Gap(_STRUCTURE, module.struct_address, f"{module.name}: {why}"))
-        return result
+        """This lists the symbols of one module; one that is gone meanwhile has none."""
+        return self._collect([module], ListWalk())
 
     def nearest(self, va: Va) -> NearestSymbol | None:
-        """This is the symbol at or before an address in the same part of a module.
+        """This is the symbol at or before an address, in the part of a module that it lies in.
 
         Raises:
             WalkFailed: the list of modules cannot be walked at all.
@@ -173,47 +164,102 @@ class ModuleSymbols:
         return None
 
     def _last_up_to(self, va: Va, start: Va, module: Module) -> NearestSymbol | None:
-        candidates = (
-            one for one in self.symbols_of(module).rows.values() if start <= one.address <= va
-        )
+        """This is the first of the symbols at the last address up to another one."""
+        rows = self.symbols_of(module).rows.values()
+        candidates = [one for one in rows if start <= one.address <= va]
         found = max(candidates, key=lambda one: one.address, default=None)
-        return found and NearestSymbol(found.name, found.address, found.type, found.module)
+        if found is None:
+            return None
+        return NearestSymbol(found.name, found.address, found.type, found.module)
 
-    def _is_loaded(self, module: Module) -> bool:
-        """This tells whether the kernel still lists a module."""
+    def _collect(
+        self, modules: Iterable[Module], result: ListWalk[ModuleSymbol]
+    ) -> ListWalk[ModuleSymbol]:
+        """This adds the symbols of some modules, or gaps for those that are there but unreadable."""
+        problems: dict[Va, str] = {}
+        room = _MAX_SYMBOLS
+        for module in modules:
+            look = self._look_at(module, room)
+            result.rows.update(look.rows)
+            result.retries += look.attempts
+            room -= look.looked_at
+            if look.problem:
+                problems[module.struct_address] = f"{module.name}: {look.problem}"
+        if problems:
+            loaded = self._loaded()
+            for at, problem in problems.items():
+                if loaded is None or at in loaded:
+                    result.gaps.append(Gap("module.kallsyms", at, problem))
+        return result
+
+    def _look_at(self, module: Module, room: int) -> _Look:
+        """This reads the symbols of one module, again where it changes meanwhile."""
+        look = _Look()
+        while look.attempts < _LOOKS:
+            try:
+                tables = self._tables(module.struct_address)
+                look.count(tables.count, room)
+                rows = dict(self._rows(module, tables))
+                is_steady = tables == self._tables(module.struct_address)
+            except (MemoryFault, Implausible) as error:
+                look.fail(str(error))
+                continue
+            if is_steady:
+                look.rows, look.problem = rows, ""
+                break
+            look.fail("its tables change all the time")
+        return look
+
+    def _loaded(self) -> set[Va] | None:
+        """These are the modules that the kernel lists now; None where that cannot be seen."""
         try:
-            rows = self._modules.modules().rows
-        except (MemoryFault, SymbolsError):
-            return True
-        return module.struct_address in {row.struct_address for row in rows.values()}
+            return {row.struct_address for row in self._modules.modules().rows.values()}
+        except WalkFailed:
+            return None
 
     def _tables(self, module: Va) -> _Tables:
-        kallsyms, exports, export_count = self._read_module(module)
+        kallsyms = self._read_pointer(module + self._kallsyms_offset)[0]
         if not kallsyms:
-            return _Tables(Va(0), 0, Va(0), Va(0), Va(exports), 0)
-        symtab, count, strtab, *types = self._read_kallsyms(kallsyms)
-        typetab = types[0] if types else 0
-        return _Tables(Va(symtab), count, Va(strtab), Va(typetab), Va(exports), export_count)
+            return _Tables(Va(0), 0, Va(0), Va(0))
+        symtab, count, strtab, *typetab = self._read_kallsyms(kallsyms)
+        return _Tables(Va(symtab), count, Va(strtab), Va(typetab[0] if typetab else 0))
 
-    def _rows(self, module: str, tables: _Tables) -> Iterator[tuple[int, ModuleSymbol]]:
+    def _rows(self, module: Module, tables: _Tables) -> Iterator[tuple[int, ModuleSymbol]]:
         """This iterates the symbols that have a name, with the addresses of their entries."""
-        read, count = self._space.read, tables.count
-        entries = read(tables.symtab, _ELF_SYMBOL.size * count)
-        symbols = list(_ELF_SYMBOL.iter_unpack(entries))
-        names = _Names(self._space, tables.strtab, [symbol[0] for symbol in symbols])
-        letters = (
-            read(tables.typetab, count) if self._has_types else bytes(one[1] for one in symbols)
-        )
-        exports = self._exports.names(tables.exports, tables.export_count)
-        for index, (name_at, _, _, _, address, _) in enumerate(symbols):
-            name = names.at(name_at)
+        raw = self._space.read(tables.symtab, _ELF_SYMBOL.size * tables.count)
+        entries = list(_ELF_SYMBOL.iter_unpack(raw))
+        names = _read_names(self._space, tables.strtab, [entry[0] for entry in entries])
+        letters = bytes(entry[1] for entry in entries)
+        if tables.typetab:
+            letters = self._space.read(tables.typetab, tables.count)
+        exported = self._exports.of(module.struct_address)
+        for index, (entry, name) in enumerate(zip(entries, names, strict=True)):
             if name:
+                address = Va(entry[4])
                 letter = chr(letters[index]).lower()
-                exported = name in exports.get(address, ())
-                row = ModuleSymbol(
-                    Va(address),
-                    letter.upper() if exported else letter,
-                    name.decode("ascii", "backslashreplace"),
-                    module,
-                )
+                if exported.exports(address, name):
+                    letter = letter.upper()
+                text = name.decode("ascii", "backslashreplace")
+                row = ModuleSymbol(address, letter, text, module.name)
                 yield tables.symtab + _ELF_SYMBOL.size * index, row
+
+
+def _read_names(space: AddressSpace, strtab: Va, offsets: Sequence[int]) -> list[bytes]:
+    """This reads the names at some offsets all at once.
+
+    Raises:
+        Implausible: they are too long, or too many.
+    """
+    if not offsets:
+        return []
+    last = max(offsets)
+    if last > _MAX_NAMES:
+        raise Implausible(f"a name at {last} of the names")
+    names = space.read(strtab, last) + space.read_string(Va(strtab + last), _MAX_NAME) + b"\0"
+    found = []
+    for offset in offsets:
+        end = names.find(0, offset, offset + _MAX_NAME)
+        if end < 0:
+            raise Implausible(f"the name at {offset} has no end")
+        found.append(names[offset:end])
+    return found

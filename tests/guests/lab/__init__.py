@@ -22,10 +22,11 @@ even if that is killed.
 
 from tests.guests.lab.accelerator import accelerator, qemu_version
 from tests.guests.lab.control import GuestRefused
-from tests.guests.lab.errors import LabError
+from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.factory import Lab
 from tests.guests.lab.guest import Guest
-from tests.guests.lab.kernels import KERNELS, debug_vmlinux
+from tests.guests.lab.kernel_series import KERNELS
+from tests.guests.lab.kernels import debug_vmlinux
 from tests.guests.lab.machine_config import GuestConfig
 from tests.guests.lab.monitor import Monitor, MonitorError
 from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
@@ -38,6 +39,7 @@ __all__ = [
     "Kallsyms",
     "Lab",
     "LabError",
+    "MissingPartError",
     "Module",
     "Monitor",
     "MonitorError",

@@ -1,4 +1,4 @@
-"""Whether KVM really runs a guest here: a device node proves nothing, least of all inside a virtual machine."""
+"""Whether KVM really runs a guest here; a device node alone proves nothing."""
 
 import functools
 import os
@@ -36,7 +36,11 @@ def qemu_version() -> str:
     """This is QEMU's own word for its version, distribution revision included; empty when it is not here."""
     try:
         said = subprocess.run(
-            ["qemu-system-x86_64", "--version"], capture_output=True, text=True, timeout=60, check=True
+            ["qemu-system-x86_64", "--version"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout
     except (FileNotFoundError, subprocess.CalledProcessError):
         return ""

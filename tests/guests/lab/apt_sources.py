@@ -13,19 +13,26 @@ __all__ = ["AptSource", "machine_sources", "parse_deb822", "parse_one_line"]
 
 APT_FOLDER = Path("/etc/apt")
 EXTRA_SOURCES = "QVMI_GUEST_SOURCES"
-"""Names a sources file that is looked at before the machine's own, for a suite its mirror no longer serves."""
+"""Names a sources file looked at before the machine's own: for a suite its mirror no longer serves."""
 
-ONE_LINE = re.compile(r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<components>(?:\s+\S+)*)")
+ONE_LINE = re.compile(
+    r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<components>(?:\s+\S+)*)"
+)
 REMOTE_SCHEMES = ("http://", "https://", "file:/", "copy:/", "mirror+", "tor+")
 
 
 @dataclass(frozen=True, slots=True)
 class AptSource:
-    """This is one archive and one suite of it, as a source file names them."""
+    """This is one archive and one suite of it, as a source file names them.
+
+    Attributes:
+        keyring_name: the file name of the keyring it is bound to; empty where none is named.
+    """
 
     uri: str
     suite: str
     components: tuple[str, ...]
+    keyring_name: str = ""
 
     @property
     def serves_main(self) -> bool:
@@ -38,19 +45,26 @@ def parse_one_line(text: str) -> Iterator[AptSource]:
     for line in text.splitlines():
         match = ONE_LINE.fullmatch(line.partition("#")[0].strip())
         if match:
-            yield AptSource(match["uri"], match["suite"], tuple(match["components"].split()))
+            signed = re.search(r"signed-by=(\S+)", match["options"] or "")
+            keyring = Path(signed[1]).name if signed else ""
+            components = tuple(match["components"].split())
+            yield AptSource(match["uri"], match["suite"], components, keyring)
 
 
 def parse_deb822(text: str) -> Iterator[AptSource]:
     """Read the stanzas of a ``*.sources`` file that name binary packages and are enabled."""
     for stanza in re.split(r"\n[ \t]*\n", text):
         fields = _deb822_fields(stanza)
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in {"no", "false"}:
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in {
+            "no",
+            "false",
+        }:
             continue
         components = tuple(fields.get("components", "").split())
+        keyring = Path(fields.get("signed-by", "")).name
         for uri in fields.get("uris", "").split():
             for suite in fields.get("suites", "").split():
-                yield AptSource(uri, suite, components)
+                yield AptSource(uri, suite, components, keyring)
 
 
 def _deb822_fields(stanza: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,15 @@ __all__ = ["Cache", "digest_of", "read_record", "write_atomically"]
 DIGEST_LENGTH = 16
 """Hex digits that name a build: 64 bits are ample among a few dozen builds."""
 
-UNUSED_SECONDS = 2 * 3600
-"""A build that a newer one of its kind replaced is kept that long after its last use: somebody may be
-reading it, or a second checkout may take turns with this one."""
+REPLACED_SECONDS = 2 * 3600
+"""A build that a newer one replaced is kept that long after its last use: somebody may be reading it,
+or a second checkout may take turns with this one."""
+
+FORGOTTEN_SECONDS = 14 * 24 * 3600
+"""Any build nobody used for that long goes, as that of a configuration no test has any more."""
+
+ABANDONED_SECONDS = 24 * 3600
+"""A build that is unfinished after that long was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Cache:
             with self.locked(f"{kind}-{name}"):
                 if not finished.exists():
                     self._make(kind, finished, make)
-                    self._drop_replaced(kind, name, finished)
+                    self._drop_unused(kind, name, finished)
         os.utime(finished)
         return finished
 
@@ -89,10 +95,17 @@ class Cache:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _drop_replaced(self, kind: str, name: str, newest: Path) -> None:
-        for older in self.folder(kind).glob(f"{name}-{'?' * DIGEST_LENGTH}"):
-            if older != newest and time.time() - older.stat().st_mtime > UNUSED_SECONDS:
-                shutil.rmtree(older, ignore_errors=True)
+    def _drop_unused(self, kind: str, name: str, newest: Path) -> None:
+        replaced = self.folder(kind).glob(f"{name}-{'?' * DIGEST_LENGTH}")
+        _remove_unused((path for path in replaced if path != newest), REPLACED_SECONDS)
+        _remove_unused(self.builds(kind), FORGOTTEN_SECONDS)
+        _remove_unused(self.folder("unfinished").iterdir(), ABANDONED_SECONDS)
+
+
+def _remove_unused(folders: Iterable[Path], seconds: float) -> None:
+    for folder in folders:
+        if time.time() - folder.stat().st_mtime > seconds:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def digest_of(*parts: bytes | str) -> str:

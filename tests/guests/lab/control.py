@@ -1,4 +1,4 @@
-"""Questions to the guest's process 1 over its second serial port, each answered by JSON lines of its number."""
+"""Questions to the guest's process 1 over its second serial port, answered by JSON lines."""
 
 import json
 import socket

@@ -40,9 +40,7 @@ class CpioArchive:
         self._add(TRAILER, 0, b"")
         return bytes(self.data)
 
-    def _add(
-        self, name: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)
-    ) -> None:
+    def _add(self, name: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
         self.entries += 1
         encoded = name.encode() + b"\0"
         links = 2 if stat.S_ISDIR(mode) else 1

@@ -1,6 +1,6 @@
 """The one error of the guest lab: what went wrong, and what the reader can do about it."""
 
-__all__ = ["LabError"]
+__all__ = ["LabError", "MissingPartError"]
 
 
 class LabError(Exception):
@@ -11,3 +11,7 @@ class LabError(Exception):
         super().__init__(f"{problem}\nTo mend it: {fix}" if fix else problem)
         self.problem = problem
         self.fix = fix
+
+
+class MissingPartError(LabError):
+    """This says that the host lacks a program: a reason to skip a test, where any other is a failure."""

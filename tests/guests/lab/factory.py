@@ -11,7 +11,7 @@ from tests.guests.lab import saved_state
 from tests.guests.lab.accelerator import accelerator, qemu_version
 from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.control import Control
-from tests.guests.lab.errors import LabError
+from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.folders import make_folder
 from tests.guests.lab.guest import Guest
 from tests.guests.lab.initramfs import initramfs_for
@@ -96,7 +96,7 @@ class Lab:
 
     def _files(self, config: GuestConfig) -> MachineFiles:
         if not qemu_version():
-            raise LabError(
+            raise MissingPartError(
                 "qemu-system-x86_64 is not on this machine", fix="apt-get install qemu-system-x86"
             )
         if config.kernel is None:

@@ -1,4 +1,4 @@
-"""Private folders of running guests: unique, on tmpfs when it has room, and swept when their owner is dead."""
+"""Private folders of running guests, on tmpfs when it has room; swept when their owner is dead."""
 
 import os
 import shutil

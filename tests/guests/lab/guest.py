@@ -45,7 +45,10 @@ class Guest:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -82,7 +85,7 @@ class Guest:
 
     @property
     def ram_paths(self) -> tuple[Path, ...]:
-        """These are the files the guest's memory lives in, in guest-physical order; none for private memory."""
+        """These are the files guest memory lives in, in guest-physical order; none for private memory."""
         names = (block.file_name for block in ram_blocks(self.config))
         return tuple(self.folder / name for name in names if name)
 
@@ -161,5 +164,7 @@ class Guest:
         deadline = time.monotonic() + seconds
         while text not in (console := self.console()):
             if time.monotonic() > deadline or self.wait_for_end(0.01):
-                raise LabError(f"the console never said {text!r}", fix=console[-2000:].decode("latin-1"))
+                raise LabError(
+                    f"the console never said {text!r}", fix=console[-2000:].decode("latin-1")
+                )
         return console

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.cpio import CpioArchive
-from tests.guests.lab.errors import LabError
+from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.kernels import Kernel
 from tests.guests.lab.modules import (
     MODULES_AT_BOOT,
@@ -71,10 +71,12 @@ def _sources() -> dict[str, bytes]:
 def _busybox() -> Path:
     found = shutil.which("busybox")
     if found is None:
-        raise LabError("busybox is not on this machine", fix="apt-get install busybox-static")
+        raise MissingPartError(
+            "busybox is not on this machine", fix="apt-get install busybox-static"
+        )
     program = Path(found)
     if _wants_interpreter(program.read_bytes()):
-        raise LabError(
+        raise MissingPartError(
             f"{program} is linked dynamically: it cannot run in a guest that has no libraries",
             fix="apt-get install busybox-static",
         )
@@ -111,7 +113,9 @@ def _compile(sources: list[Path], program: Path) -> None:
             timeout=300,
         )
     except FileNotFoundError as error:
-        raise LabError("gcc is not on this machine", fix="apt-get install gcc libc6-dev") from error
+        raise MissingPartError(
+            "gcc is not on this machine", fix="apt-get install gcc libc6-dev"
+        ) from error
     except subprocess.CalledProcessError as error:
         raise LabError(
             f"the guest's init does not compile:\n{error.stderr}",

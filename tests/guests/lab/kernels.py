@@ -1,4 +1,4 @@
-"""Guest kernels: found by package name in the distribution's suites, downloaded, unpacked, never installed."""
+"""Guest kernels: found by package name in a distribution's suites, unpacked, never installed."""
 
 import json
 import re
@@ -10,57 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.guests.lab.apt_sources import AptSource, machine_sources
 from tests.guests.lab.cache import Cache, digest_of, read_record, write_atomically
 from tests.guests.lab.errors import LabError
+from tests.guests.lab.kernel_series import KernelSeries, kernel_series, private_apt
 from tests.guests.lab.private_apt import PackageStanza, PrivateApt
 
-__all__ = ["KERNELS", "Kernel", "KernelSeries", "debug_vmlinux", "newest_kernel"]
+__all__ = ["Kernel", "debug_vmlinux", "newest_kernel"]
 
-DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-DEBIAN_SUITES = re.compile(
-    r"(?:old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke"
-)
-SECURITY_SUITE = re.compile(r".+-security")
+SPLIT_PACKAGES = ("linux-binary-{}", "linux-modules-{}")
 UNPACK_SECONDS = 600.0
 UNPACK_VERSION = "4"
 """Changes when what is kept of a package changes, so that older folders are made anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelSeries:
-    """This is one line of kernels a guest can run, and where it comes from.
-
-    Attributes:
-        name: what a test calls it.
-        suite: the distribution suite that carries it.
-        security: the suite with its security updates; empty where the suite itself is updated.
-        meta_package: the package that depends on the newest image.
-        release: what ``uname -r`` must look like; a suite moves on to newer kernels one day.
-    """
-
-    name: str
-    suite: str
-    security: str
-    meta_package: str
-    release: re.Pattern[str]
-
-
-KERNELS = {
-    series.name: series
-    for series in (
-        KernelSeries(
-            "5.10", "bullseye", "bullseye-security", "linux-image-cloud-amd64", re.compile(r"5\.10\.")
-        ),
-        KernelSeries(
-            "6.1", "bookworm", "bookworm-security", "linux-image-cloud-amd64", re.compile(r"6\.1\.")
-        ),
-        KernelSeries(
-            "6.12", "trixie", "trixie-security", "linux-image-cloud-amd64", re.compile(r"6\.12\.")
-        ),
-        KernelSeries("7.x", "sid", "", "linux-image-cloud-amd64", re.compile(r"7\.")),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +48,7 @@ def newest_kernel(series: str, cache: Cache, say: Callable[[str], None]) -> Kern
     Raises:
         LabError: it is neither here nor to be had; the error names the suite and what to do.
     """
-    wanted = KERNELS[series]
+    wanted = series_named(series, cache)
     with cache.locked(f"newest-{series}"):
         try:
             return _kernel_in(_fetched(wanted, cache, say))
@@ -100,8 +60,22 @@ def newest_kernel(series: str, cache: Cache, say: Callable[[str], None]) -> Kern
             return cached
 
 
+def series_named(name: str, cache: Cache) -> KernelSeries:
+    """This is the series of that name.
+
+    Raises:
+        LabError: this machine's distribution has none of that name.
+    """
+    known = kernel_series(cache)
+    if name not in known:
+        raise LabError(f"there is no {name} kernel here", fix=f"take one of {', '.join(known)}")
+    return known[name]
+
+
 def _cached(series: KernelSeries, cache: Cache) -> Kernel | None:
-    folder = cache.root / read_record(cache.folder("kernels") / f"{series.name}.json").get("folder", "")
+    folder = cache.root / read_record(cache.folder("kernels") / f"{series.name}.json").get(
+        "folder", ""
+    )
     return _kernel_in(folder) if (folder / "record.json").exists() else None
 
 
@@ -114,7 +88,9 @@ def _kernel_in(folder: Path) -> Kernel:
         package=record["package"],
         version=record["version"],
         release=record["release"],
-        image=image if image.exists() else modules / "vmlinuz",  # Debian moved it between 6.12 and 7.2
+        image=image
+        if image.exists()
+        else modules / "vmlinuz",  # Debian moved it between 6.12 and 7.2
         modules=modules,
     )
 
@@ -137,59 +113,28 @@ def _fetched(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> 
     return folder
 
 
-def private_apt(series: KernelSeries, cache: Cache) -> PrivateApt:
-    """This is the apt that reads the series' suites, on mirrors taken from the machine's own sources."""
-    sources = machine_sources()
-    main = _mirror_of(series.suite, sources, DEBIAN_SUITES)
-    security = _mirror_of(series.security, sources, SECURITY_SUITE) if series.security else None
-    if main is None:
-        raise LabError(
-            f"no apt source of this machine serves Debian's archive, so suite {series.suite} "
-            "has no mirror",
-            fix="add a Debian mirror to a sources file and set QVMI_GUEST_SOURCES to its path",
-        )
-    if not DEBIAN_KEYRING.exists():
-        raise LabError(
-            f"{DEBIAN_KEYRING} is missing: Debian's signatures cannot be checked",
-            fix="apt-get install debian-archive-keyring",
-        )
-    return PrivateApt(
-        cache.folder("apt", series.suite), (main,), (security,) if security else (), DEBIAN_KEYRING
-    )
-
-
-def _mirror_of(
-    suite: str, sources: tuple[AptSource, ...], kin: re.Pattern[str]
-) -> AptSource | None:
-    """Name the mirror for a suite: one that is set up for it, else one set up for a suite of its kind."""
-    exact = (source for source in sources if source.suite == suite)
-    like = (source for source in sources if kin.fullmatch(source.suite))
-    found = next(exact, None) or next(like, None)
-    return AptSource(found.uri, suite, ("main",)) if found else None
-
-
 def _kernel_packages(series: KernelSeries, apt: PrivateApt) -> tuple[PackageStanza, ...]:
-    """Follow the meta package to the image, and the image to the parts that hold its files."""
-    meta = apt.newest(series.meta_package)
-    image_name = next((name for name in meta.depends if _is_image(name)), "") if meta else ""
-    image = apt.newest(image_name) if image_name else None
-    if image is None or not series.release.match(_release_of(image)):
-        offered = _release_of(image) if image else "no kernel at all"
+    """Return the newest image the archive lists, with the packages that newer releases split off it."""
+    images = {
+        found["release"]: name
+        for name in apt.names("linux-image-")
+        if (found := series.image.fullmatch(name))
+    }
+    if not images:
         raise LabError(
-            f"suite {series.suite} was to have a {series.name} kernel and has {offered}",
-            fix=f"name the suite that carries {series.name} today in KERNELS ({__name__})",
+            f"suite {series.suite} has no {series.name} kernel any more",
+            fix=f"name the suite that carries one today in KERNELS ({KernelSeries.__module__})",
         )
-    parts = [name for name in image.depends if name.startswith(("linux-binary-", "linux-modules-"))]
-    stanzas = [apt.newest(name) for name in parts]
-    return (image, *(stanza for stanza in stanzas if stanza))
+    release = max(images, key=_natural_order)
+    parts = [apt.newest(name.format(release)) for name in SPLIT_PACKAGES]
+    image = apt.newest(images[release])
+    if image is None:
+        raise LabError(f"apt lists {images[release]} and shows nothing of it")
+    return (image, *(part for part in parts if part and part.version == image.version))
 
 
-def _is_image(name: str) -> bool:
-    return re.match(r"linux-image-\d", name) is not None
-
-
-def _release_of(image: PackageStanza) -> str:
-    return image.name.removeprefix("linux-image-").removeprefix("unsigned-")
+def _natural_order(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release.replace("amd64", ""))]
 
 
 def _unpack(
@@ -197,7 +142,9 @@ def _unpack(
 ) -> dict[str, str]:
     root = _unpack_packages(apt, packages, folder)
     image = packages[0]
-    release = _release_of(image)
+    match = series.image.fullmatch(image.name)
+    assert match is not None
+    release = match["release"]
     places = (root / "lib" / "modules" / release, root / "usr" / "lib" / "modules" / release)
     modules = next(place for place in places if place.exists())
     return {
@@ -234,11 +181,12 @@ def debug_vmlinux(series: str, cache: Cache, say: Callable[[str], None]) -> Path
 
 
 def _unpack_debug(kernel: Kernel, cache: Cache, folder: Path) -> dict[str, str]:
-    apt = private_apt(KERNELS[kernel.series], cache)
+    series = series_named(kernel.series, cache)
+    apt = private_apt(series, cache)
     stanza = apt.newest(f"linux-image-{kernel.release}-dbg")
     if stanza is None or stanza.version != kernel.version:
         raise LabError(
-            f"{KERNELS[kernel.series].suite} has no debug package for {kernel.package} {kernel.version}",
+            f"{series.suite} has no debug package for {kernel.package} {kernel.version}",
             fix="try again when the archive has published it",
         )
     root = _unpack_packages(apt, (stanza,), folder)

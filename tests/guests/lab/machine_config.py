@@ -73,7 +73,9 @@ class GuestConfig:
         mine = asdict(self)
         kernel = mine.pop("kernel") or "firmware"
         changed = [
-            f"{key}={value}" for key, value in mine.items() if value != default[key] and key != "extra"
+            f"{key}={value}"
+            for key, value in mine.items()
+            if value != default[key] and key != "extra"
         ]
         return " ".join([kernel, *changed, *self.extra])
 
@@ -123,7 +125,13 @@ def qemu_arguments(config: GuestConfig, files: MachineFiles, folder: Path) -> tu
     """
     return (
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-no-reboot", "-name", f"guest={config.name.replace(',', ',,')}", "-accel", files.accelerator),
+        *(
+            "-no-reboot",
+            "-name",
+            f"guest={config.name.replace(',', ',,')}",
+            "-accel",
+            files.accelerator,
+        ),
         *("-cpu", config.cpu, "-smp", str(config.cpus)),
         *_memory_arguments(config, folder),
         *_port_arguments(config, folder),
@@ -134,7 +142,7 @@ def qemu_arguments(config: GuestConfig, files: MachineFiles, folder: Path) -> tu
 
 def _memory_arguments(config: GuestConfig, folder: Path) -> Iterator[str]:
     blocks = ram_blocks(config)
-    machine = config.machine
+    machine: str = config.machine
     size = config.memory_mib
     if len(blocks) == 1:
         machine += f",memory-backend={blocks[0].name}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guests.lab.errors import LabError
+from tests.guests.lab.errors import LabError, MissingPartError
 
 __all__ = ["MODULES_AT_BOOT", "MODULES_AT_HAND", "KernelModule", "modules_with_needs"]
 
@@ -77,7 +77,7 @@ def _unzstd(packed: bytes) -> bytes:
     try:
         return subprocess.run(["zstd", "-dc"], input=packed, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
-        raise LabError(
+        raise MissingPartError(
             "this kernel's modules are packed with zstd, which is not on this machine",
             fix="apt-get install zstd",
         ) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.guests.lab.apt_sources import EXTRA_SOURCES, AptSource
 from tests.guests.lab.cache import write_atomically
-from tests.guests.lab.errors import LabError
+from tests.guests.lab.errors import LabError, MissingPartError
 
 __all__ = ["PackageStanza", "PrivateApt"]
 
@@ -33,16 +33,11 @@ SETTING = re.compile(r'(?P<key>Acquire::[^ ]+) "(?P<value>.*)";')
 
 @dataclass(frozen=True, slots=True)
 class PackageStanza:
-    """This is what the archive's index says of one package.
-
-    Attributes:
-        depends: the packages it needs in exactly its own version, in the order they are named.
-    """
+    """This is what the archive's index says of one package."""
 
     name: str
     version: str
     sha256: str
-    depends: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +46,14 @@ class PrivateApt:
 
     Attributes:
         folder: where lists, cache and configuration live.
-        sources: the archives and suites; the first is the one a failure is blamed on.
-        optional: archives that are left out when they are not served, as the security suite of an old release.
+        source: the archive and suite that must be there.
+        updates: suites that are left out when they are not served, as those of an old release.
         keyring: the file that must hold the key each Release file is signed with.
     """
 
     folder: Path
-    sources: tuple[AptSource, ...]
-    optional: tuple[AptSource, ...]
+    source: AptSource
+    updates: tuple[AptSource, ...]
     keyring: Path
 
     @property
@@ -77,10 +72,10 @@ class PrivateApt:
             return
         if self._age("refused") < RETRY_SECONDS:
             self._refuse((self.folder / "refused").read_text())
-        self._configure((*self.sources, *self.optional))
+        self._configure(self.source, *self.updates)
         ended = self._run("apt-get", "update")
-        if ended.returncode and self.optional:
-            self._configure(self.sources)
+        if ended.returncode and self.updates:
+            self._configure(self.source)
             ended = self._run("apt-get", "update")
         if ended.returncode:
             write_atomically(self.folder / "refused", ended.stderr.encode())
@@ -104,7 +99,7 @@ class PrivateApt:
         (package,) = set(into.glob("*.deb")) - before
         return package
 
-    def _configure(self, sources: tuple[AptSource, ...]) -> None:
+    def _configure(self, *sources: AptSource) -> None:
         for name in ("state/lists/partial", "cache/archives/partial", "etc"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         lines = [
@@ -141,19 +136,18 @@ class PrivateApt:
             return float("inf")
 
     def _refuse(self, message: str) -> None:
-        suites = " and ".join(source.suite for source in self.sources)
         said = "\n".join(line for line in message.splitlines() if line.startswith(("E:", "W:")))
         if "NO_PUBKEY" in message or "EXPKEYSIG" in message:
             raise LabError(
-                f"the signature of suite {suites} cannot be checked with {self.keyring}:\n{said}",
+                f"the signature of suite {self.source.suite} cannot be checked with {self.keyring}:\n{said}",
                 fix="install the newest version of the package that holds this keyring "
                 "(debian-archive-keyring, from a newer release of the distribution if need be)",
             )
         raise LabError(
-            f"suite {suites} cannot be read from {self.sources[0].uri}:\n"
+            f"suite {self.source.suite} cannot be read from {self.source.uri}:\n"
             + "\n".join(said.splitlines()[-QUOTED_ERROR_LINES:]),
             fix="check that the network is up; if the suite has been moved to the archive of old "
-            f"releases, write a sources file that names a mirror which still serves {suites} "
+            f"releases, write a sources file that names a mirror which still serves {self.source.suite} "
             f"and set {EXTRA_SOURCES} to its path",
         )
 
@@ -181,7 +175,7 @@ class PrivateApt:
                 check=False,
             )
         except FileNotFoundError as error:
-            raise LabError(
+            raise MissingPartError(
                 f"{command[0]} is not on this machine",
                 fix="guest kernels are taken from Debian or Ubuntu packages: run this there",
             ) from error
@@ -204,11 +198,4 @@ def _parse_stanza(text: str) -> PackageStanza:
     fields = dict(
         line.split(": ", 1) for line in text.splitlines() if ": " in line and line[0] != " "
     )
-    version = fields["Version"]
-    exact = re.findall(r"([a-z0-9][a-z0-9+.-]+) \(= ([^)]+)\)", fields.get("Depends", ""))
-    return PackageStanza(
-        name=fields["Package"],
-        version=version,
-        sha256=fields.get("SHA256", ""),
-        depends=tuple(name for name, wanted in exact if wanted == version),
-    )
+    return PackageStanza(fields["Package"], fields["Version"], fields.get("SHA256", ""))

@@ -6,7 +6,6 @@ beside the device state, holes kept; RAM that QEMU holds privately travels in th
 
 import os
 import shlex
-import shutil
 import time
 from pathlib import Path
 

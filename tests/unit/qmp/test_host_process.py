@@ -21,9 +21,12 @@ def test_reads_a_process_of_our_own() -> None:
 
 def test_arguments_that_are_no_text_come_through() -> None:
     odd = b"\xff\x1b[31m\n"
+    program = "print(flush=True); input()"  # it has its arguments once it speaks
     with subprocess.Popen(
-        [sys.executable, "-c", "input()", odd, ""], stdin=subprocess.PIPE
+        [sys.executable, "-c", program, odd, ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
         try:
             process = host_process(child.pid)
         finally:

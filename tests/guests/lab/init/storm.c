@@ -62,7 +62,7 @@ static void storm_child(int serial) {
     switch (serial % KINDS) {
     case SLEEPS: usleep(3000); break;
     case THREAD: live_with_thread(serial); break;
-    case EXECS: execl("/bin/true", name, NULL); break;
+    case EXECS: execl("/bin/true", "true", NULL); break;
     case ORPHANS: leave_orphan(serial); break;
     default: break;
     }

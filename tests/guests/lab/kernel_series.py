@@ -1,0 +1,161 @@
+"""Which kernels guests can run and which distribution's suites carry them."""
+
+import platform
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.guests.lab.apt_sources import EXTRA_SOURCES, AptSource, machine_sources
+from tests.guests.lab.cache import Cache
+from tests.guests.lab.errors import LabError, MissingPartError
+from tests.guests.lab.private_apt import PrivateApt
+
+__all__ = ["KERNELS", "Distribution", "KernelSeries", "kernel_series", "mirror_of", "private_apt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """This is an archive of packages and how to know that it is genuine.
+
+    Attributes:
+        suites: the names its suites have; a mirror that serves one of them serves them all.
+        security: the same for the suites of its security archive.
+        keyring: the file with its signing keys; `keyring_package` installs it.
+    """
+
+    name: str
+    suites: re.Pattern[str]
+    security: re.Pattern[str]
+    keyring: Path
+    keyring_package: str
+
+
+DEBIAN = Distribution(
+    "Debian",
+    re.compile(r"(?:old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke"),
+    re.compile(r"(?:(?:old)*stable|testing|buster|bullseye|bookworm|trixie|forky|duke)-security"),
+    Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
+    "debian-archive-keyring",
+)
+UBUNTU = Distribution(
+    "Ubuntu",
+    re.compile(r"[a-z]+"),
+    re.compile(r"[a-z]+-(?:security|updates)"),
+    Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+    "ubuntu-keyring",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSeries:
+    """This is one line of kernels a guest can run, and where it comes from.
+
+    Attributes:
+        name: what a test calls it.
+        suite: the suite that carries it.
+        updates: suites with updates for it, used where they are served.
+        image: the name of its image packages; the group ``release`` is what ``uname -r`` says.
+    """
+
+    name: str
+    distribution: Distribution
+    suite: str
+    updates: tuple[str, ...]
+    image: re.Pattern[str]
+
+
+def _debian(name: str, suite: str, *updates: str, releases: str) -> KernelSeries:
+    image = re.compile(rf"linux-image-(?P<release>{releases}\S*-cloud-amd64)")
+    return KernelSeries(name, DEBIAN, suite, updates, image)
+
+
+KERNELS = {
+    series.name: series
+    for series in (
+        _debian("5.10", "bullseye", "bullseye-security", releases=r"5\.10\."),
+        _debian("6.1", "bookworm", "bookworm-security", releases=r"6\.1\."),
+        _debian("6.12", "trixie", "trixie-security", releases=r"6\.12\."),
+        _debian("7.x", "sid", releases=r"7\."),
+    )
+}
+"""What a machine whose apt knows a Debian mirror can run, oldest first."""
+
+
+def kernel_series(cache: Cache) -> dict[str, KernelSeries]:
+    """These are the series this machine can fetch: Debian's four, or on Ubuntu what its own suites carry."""
+    if not _is_ubuntu() or mirror_of("sid", DEBIAN, DEBIAN.suites, machine_sources()):
+        return KERNELS
+    return {series.name: series for series in _ubuntu_series(cache)}
+
+
+def _is_ubuntu() -> bool:
+    try:
+        return platform.freedesktop_os_release()["ID"] == "ubuntu"
+    except OSError:
+        return False
+
+
+def _ubuntu_series(cache: Cache) -> Iterable[KernelSeries]:
+    """Name the series after the kernels that the running release's suites hold, oldest first.
+
+    Written from Ubuntu's package names and not yet run there.
+    """
+    suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    updates = (f"{suite}-updates", f"{suite}-security")
+    any_image = re.compile(r"linux-image-unsigned-(?P<release>(?P<series>\d+\.\d+)\.\S*-generic)")
+    apt = private_apt(KernelSeries("any", UBUNTU, suite, updates, any_image), cache)
+    apt.refresh()
+    matches = (any_image.fullmatch(name) for name in apt.names("linux-image-unsigned-"))
+    names = {match["series"] for match in matches if match}
+    for name in sorted(names, key=lambda text: [int(part) for part in text.split(".")]):
+        pattern = rf"linux-image-unsigned-(?P<release>{re.escape(name)}\.\S*-generic)"
+        yield KernelSeries(name, UBUNTU, suite, updates, re.compile(pattern))
+
+
+def private_apt(series: KernelSeries, cache: Cache) -> PrivateApt:
+    """This is the apt that reads the series' suites, on mirrors taken from the machine's own sources.
+
+    Raises:
+        LabError: no source of the machine serves the distribution, or its keys are missing.
+    """
+    sources = machine_sources()
+    distribution = series.distribution
+    main = mirror_of(series.suite, distribution, distribution.suites, sources)
+    if main is None:
+        raise LabError(
+            f"no apt source of this machine serves {distribution.name}'s archive, so suite "
+            f"{series.suite} has no mirror",
+            fix=f"write a sources file that names a mirror and set {EXTRA_SOURCES} to its path",
+        )
+    if not distribution.keyring.exists():
+        raise MissingPartError(
+            f"{distribution.keyring} is missing: {distribution.name}'s signatures cannot be checked",
+            fix=f"apt-get install {distribution.keyring_package}",
+        )
+    updates = (
+        mirror_of(suite, distribution, distribution.security, sources) for suite in series.updates
+    )
+    folder = cache.folder("apt", series.suite)
+    return PrivateApt(
+        folder, main, tuple(found for found in updates if found), distribution.keyring
+    )
+
+
+def mirror_of(
+    suite: str, distribution: Distribution, kin: re.Pattern[str], sources: tuple[AptSource, ...]
+) -> AptSource | None:
+    """This is a mirror for a suite: one set up for it, else one set up for a suite of its kind.
+
+    Other archives name their suites "stable" too, so a mirror must carry the distribution's name in its
+    address or be set up for the very suite, and must not be bound to another archive's keys.
+    """
+    word = distribution.name.lower()
+    fitting = [
+        source
+        for source in sources
+        if (source.suite == suite or (kin.fullmatch(source.suite) and word in source.uri.lower()))
+        and source.keyring_name in {"", distribution.keyring.name}
+    ]
+    fitting.sort(key=lambda source: (source.suite != suite, word not in source.uri.lower()))
+    return AptSource(fitting[0].uri, suite, ("main",)) if fitting else None
