@@ -249,7 +249,7 @@ class FakeMemory:
         self.reads.append(MemoryRead(pa, size))
         self._faults.go_off("read")
         for start, data in self._runs.items():
-            if start <= pa < start + len(data):
+            if start <= pa < start + len(data) and size >= 0:
                 found = data[pa - start : pa - start + size]
                 if len(found) < size:
                     raise MemoryFault(pa + len(found), size, why="no RAM")

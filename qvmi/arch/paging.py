@@ -10,6 +10,7 @@ from struct import Struct
 from typing import Final
 
 from qvmi.addr import Pa, Va, canonical
+from qvmi.arch.page_table import ENTRY_SIZE, EntryForm, entry_runs
 from qvmi.errors import MemoryFault, TranslationFault
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
     "translate",
     "walk",
 ]
-
-ENTRY_SIZE: Final = 8
 
 MAX_TABLES: Final = 1 << 13
 """What one look at a range reads at most: enough for 16 GiB in pages of 4 KiB.
@@ -93,6 +92,14 @@ class Geometry:
         """This combines the permission bits of an entry with those above it: the strictest wins."""
         granted = self.writable_bit | self.user_bit
         return above & entry & granted | (above | entry) & self.no_execute_bit
+
+    def entry_form(self, level: Level) -> EntryForm:
+        """This says how entries of a level are recognised as mapping one run."""
+        leaf = self.present_bit if level.always_leaf else level.leaf_bit
+        page_size = 1 << level.shift_bits
+        rights = self.writable_bit | self.user_bit | self.no_execute_bit
+        decisive = self.present_bit | leaf | rights | self.address_mask & -page_size
+        return EntryForm(self.present_bit, leaf, decisive, page_size)
 
 
 _LARGE_PAGE: Final = 1 << 7
@@ -279,7 +286,7 @@ def _joined(
 def _pages(
     read: ReadPhysical, root: Pa, geometry: Geometry, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """This iterates (va, pa, rights, size) of the pages mapped in [start, end), by address."""
+    """This iterates (va, pa, rights, size) of runs of pages mapped in [start, end), by address."""
     tables = _Tables(read, geometry)
     granted, denied = geometry.writable_bit | geometry.user_bit, geometry.no_execute_bit
     # From the top level down: what is left of a table, and the rights that lead to it.
@@ -288,11 +295,11 @@ def _pages(
         entries, above = path[-1]
         level = geometry.levels[len(path) - 1]
         span = 1 << level.shift_bits
-        for va, entry in entries:
+        for va, entry, length in entries:
             rights = above & entry & granted | (above | entry) & denied
             target = entry & geometry.address_mask
             if level.always_leaf or entry & level.leaf_bit:
-                yield va, target & -span, rights, span
+                yield va, target & -span, rights, span * length
                 continue
             below = tables.present(target, len(path), max(start, va), min(end, va + span))
             path.append((below, rights))
@@ -308,9 +315,12 @@ class _Tables:
         self._read = read
         self._geometry = geometry
         self._left = MAX_TABLES
+        self._forms = [geometry.entry_form(level) for level in geometry.levels]
 
-    def present(self, address: int, depth: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """This iterates (virtual address, entry) of a table's present entries in [start, end).
+    def present(
+        self, address: int, depth: int, start: int, end: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """This iterates (virtual address, entry, length) of the runs of a table in [start, end).
 
         Args:
             address: of the table.
@@ -326,14 +336,12 @@ class _Tables:
         self._left -= 1
         geometry = self._geometry
         try:
-            entries = self._read(Pa(address), geometry.table_size)
+            table = self._read(Pa(address), geometry.table_size)
         except MemoryFault:
-            return iter(())
-        shift, present_bit = geometry.levels[depth].shift_bits, geometry.present_bit
-        base = start >> shift << shift
+            return
+        shift = geometry.levels[depth].shift_bits
         first = start >> shift & (1 << geometry.index_bits) - 1
-        count = (end - base - 1 >> shift) + 1
-        found = Struct(f"<{count}Q").unpack_from(entries, first * ENTRY_SIZE)
-        return iter(
-            [(base + (at << shift), one) for at, one in enumerate(found) if one & present_bit]
-        )
+        base = (start >> shift) - first
+        count = (end - 1 >> shift) - (start >> shift) + 1
+        for at, entry, length in entry_runs(table, self._forms[depth], first, count):
+            yield base + at << shift, entry, length

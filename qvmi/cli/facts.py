@@ -60,12 +60,12 @@ def _document(
 
 def _print(output: Output, machine: MachineFacts, guest: GuestFacts | None) -> None:
     known = _guest_facts(guest) if guest else [("guest", "not recognised")]
-    output.table(table_of(_FACT, [*known, *_machine_facts(machine)]))
+    output.table(table_of(_FACT, [*known, *_machine_facts(machine)], prose=True))
     output.line()
-    output.table(table_of(_MEMORY, machine.memory))
+    output.table(table_of(_MEMORY, machine.memory, prose=True))
     if guest:
         output.line()
-        output.table(table_of(_EVIDENCE, guest.evidence))
+        output.table(table_of(_EVIDENCE, guest.evidence, prose=True))
 
 
 def _guest_facts(guest: GuestFacts) -> Iterable[Fact]:

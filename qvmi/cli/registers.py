@@ -15,16 +15,26 @@ from qvmi.semantics.guest_os import Listing
 __all__ = ["LINES", "regs"]
 
 LINES: Final = (
-    ("rip", "rflags", "cpl", "halted"),
-    ("rax", "rbx", "rcx", "rdx"),
-    ("rsi", "rdi", "rbp", "rsp"),
-    ("r8", "r9", "r10", "r11"),
-    ("r12", "r13", "r14", "r15"),
-    ("cr0", "cr2", "cr3", "cr4"),
-    ("cs", "ss", "ds", "es"),
-    ("fs", "gs", "efer", "smm"),
-    ("fs_base", "gs_base", "kernel_gs_base"),
-    ("gdt_base", "gdt_limit", "idt_base", "idt_limit"),
+    ("rip", "rsp"),
+    ("rax", "rbx"),
+    ("rcx", "rdx"),
+    ("rsi", "rdi"),
+    ("rbp", "rflags"),
+    ("r8", "r9"),
+    ("r10", "r11"),
+    ("r12", "r13"),
+    ("r14", "r15"),
+    ("cr0", "cr2"),
+    ("cr3", "cr4"),
+    ("efer", "cpl"),
+    ("cs", "ss"),
+    ("ds", "es"),
+    ("fs", "fs_base"),
+    ("gs", "gs_base"),
+    ("kernel_gs_base", "smm"),
+    ("gdt_base", "gdt_limit"),
+    ("idt_base", "idt_limit"),
+    ("halted",),
 )
 """The registers of one vCPU as they are shown, by their names in :class:`Registers`."""
 

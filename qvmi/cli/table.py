@@ -34,19 +34,23 @@ class Table(msgspec.Struct, frozen=True):
         titles: of the columns.
         rights: for each column whether it is aligned to the right.
         rows: the cells, row by row.
+        prose: whether long cells may be folded to fit a terminal; what is copied from one, such
+            as an address, should stay in one piece.
     """
 
     titles: tuple[str, ...]
     rights: tuple[bool, ...]
     rows: tuple[tuple[str, ...], ...]
+    prose: bool = False
 
 
-def table_of(columns: Sequence[Column[Row]], rows: Iterable[Row]) -> Table:
-    """This fills the columns with rows."""
+def table_of(columns: Sequence[Column[Row]], rows: Iterable[Row], *, prose: bool = False) -> Table:
+    """This fills the columns with rows; see :class:`Table` for ``prose``."""
     return Table(
         tuple(column.title for column in columns),
         tuple(column.right for column in columns),
         tuple(tuple(escaped(column.text(row)) for column in columns) for row in rows),
+        prose,
     )
 
 

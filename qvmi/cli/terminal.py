@@ -1,6 +1,6 @@
 """Tables for people at a terminal: the one place that prints with rich."""
 
-from typing import TextIO
+from typing import Final, TextIO
 
 from rich import box
 from rich.console import Console
@@ -11,11 +11,14 @@ from qvmi.cli.table import Table
 
 __all__ = ["drawn"]
 
+_UNLIMITED: Final = 1 << 20  # columns; the longest cell is a path or a name of some kilobytes
+
 
 def drawn(table: Table, terminal: TextIO) -> str:
-    """This draws a table in the size and colours of a terminal.
+    """This draws a table in the colours of a terminal, and prose in its size.
 
-    Cells are taken as they are, never as markup; one that is too wide is folded, not cut.
+    Cells are taken as they are, never as markup. Nothing is cut: lines that are too long are left
+    to the terminal.
     """
     console = Console(file=terminal, highlight=False, markup=False, emoji=False)
     grid = RichTable(
@@ -30,6 +33,9 @@ def drawn(table: Table, terminal: TextIO) -> str:
         )
     for row in table.rows:
         grid.add_row(*(Text(cell) for cell in row))
+    if not table.prose:
+        unlimited = console.options.update(width=_UNLIMITED)
+        console.width = max(console.width, console.measure(grid, options=unlimited).maximum)
     with console.capture() as captured:
         console.print(grid)
     return captured.get()

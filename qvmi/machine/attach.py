@@ -22,7 +22,6 @@ from qvmi.qmp.open import open_monitor
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
-from qvmi.symbols.isf_file import IsfSymbols
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 
@@ -99,8 +98,12 @@ def _choices(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choice
     )
 
 
-def _isf_symbols(path: Path, image: KernelImage, _: AddressSpace) -> Symbols:
-    return IsfSymbols.for_kernel(path, image.start)
+def _isf_symbols(path: Path, image: KernelImage, space: AddressSpace) -> Symbols:
+    from qvmi.semantics.linux.given_symbols import (  # noqa: PLC0415 - import time, for a rare need
+        symbols_from_isf,
+    )
+
+    return symbols_from_isf(path, image, space)
 
 
 class SyncMachine:

@@ -129,15 +129,24 @@ class AddressSpace:
         size = layout.size
         unpack_from, unpack, read = layout.unpack_from, layout.unpack, self.read
         runs = [(start, end - size, buffer, delta) for start, end, buffer, delta in self._mapped]
+        # Nearly everything lies in the largest run, the direct map of RAM above the first MiB.
+        runs.sort(key=lambda run: run[0] - run[1])
+        most, *others = runs or [(0, -1, b"", 0)]
+        start, last, buffer, delta = most
+
+        def unpack_elsewhere(va: int) -> tuple[Any, ...]:
+            for start, last, buffer, delta in others:
+                if start <= va <= last:
+                    return unpack_from(buffer, va + delta)
+            return unpack(read(Va(va), size))
 
         def unpack_at(va: int) -> tuple[Any, ...]:
-            for start, last, buffer, delta in runs:
+            try:
                 if start <= va <= last:
-                    try:
-                        return unpack_from(buffer, va + delta)
-                    except ValueError as error:
-                        raise MemoryFault(va, size, kind="virtual", why=str(error)) from error
-            return unpack(read(Va(va), size))
+                    return unpack_from(buffer, va + delta)
+                return unpack_elsewhere(va)
+            except ValueError as error:
+                raise MemoryFault(va, size, kind="virtual", why=str(error)) from error
 
         return unpack_at
 

@@ -264,7 +264,7 @@ class Btf:
             CorruptTable: the types hold the name's offset over and over, and no such type.
         """
         name_offset = self.strings.offset_of(name)
-        if name_offset is None:
+        if not name_offset:  # anonymous ones are many
             return None
         wanted = Struct("<I").pack(name_offset)
         at = self._types.find(wanted)

@@ -52,7 +52,10 @@ class BtfStrings:
         """This is where a name stands, None if nowhere; a module leaves out what its base has."""
         if self._base is not None and (known := self._base.offset_of(name)) is not None:
             return known
-        at = self._data.find(b"\0%s\0" % name.encode("utf-8", "backslashreplace"))
+        wanted = name.encode("utf-8", "backslashreplace") + b"\0"
+        if self._data.startswith(wanted):  # only the kernel's own begins with the empty name
+            return self._first
+        at = self._data.find(b"\0" + wanted)
         return None if at < 0 else at + 1 + self._first
 
     def begins_at(self, offset: int) -> bool:

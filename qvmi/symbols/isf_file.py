@@ -172,17 +172,6 @@ class IsfSymbols:
         self._types: dict[str, _UserType | None] = {}
         self._nested: dict[str, dict[str, Field]] = {}
 
-    @classmethod
-    def for_kernel(cls, path: Path, image_start: Va) -> Self:
-        """This reads a file for a kernel whose image starts at an address.
-
-        Raises:
-            UsageError: the file cannot be read, or is not of a kernel that can start there.
-            CorruptTable: it is damaged, or is no ISF file of a Linux kernel.
-        """
-        file = IsfFile.read(path)
-        return cls(file, slide=file.slide(image_start))
-
     def find(self, name: str) -> Va | None:
         """This is a symbol's address, None where the file has no such symbol."""
         found = self.file.address(name)

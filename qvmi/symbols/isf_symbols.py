@@ -93,7 +93,7 @@ def add_missing_types(types: KernelTypes) -> None:
             "seq": Member(Base("unsigned int"), 0),
             "timekeeper": Member(StructRef("timekeeper"), 8),
         }
-        user_types[_TK_CORE] = UserType(8 + timekeeper.size, fields, "struct")
+        user_types.setdefault(_TK_CORE, UserType(8 + timekeeper.size, fields, "struct"))
     flag = user_types.get(_TAINT_FLAG)
     if flag is not None and "module" not in flag.fields and "c_true" in flag.fields:
         # Without this member (7.x) every flag is one of modules too: read the letter as a boolean

@@ -46,7 +46,10 @@ _MAX_MARKER_PLACES: Final = 32
 """A true image has one place of this form; one that is made of look-alikes is given up."""
 _ADDRESS_SAMPLES: Final = 256
 _GOOD_FIT: Final = 0.97
-"""Of the sampled addresses so many must lie in the image, in rising order (a few are absolute)."""
+"""Of the sampled addresses so many must lie in the image, in rising order."""
+_MAX_ABSOLUTE: Final = 0.1
+"""Of them so few may be absolute, which are offsets into per-CPU areas (measured: below 0.02)."""
+_FIRST_NAMES: Final = 8
 _NAME_SAMPLES: Final = 32
 _U32: Final = Struct("<I")
 _U64: Final = Struct("<Q")
@@ -199,20 +202,24 @@ def _fit(image: ImageBytes, offsets: Va, count: int, base_at: Va, addressing: Ad
         ]
     except MemoryFault:
         return 0.0
-    good, last = 0, 0
+    good, absolute, last = 0, 0, 0
     for index, word in samples:
         signed = word - (1 << 32) if word >> 31 else word
+        if addressing is Addressing.ABSOLUTE_PERCPU and signed >= 0:
+            absolute += 1
+            continue
         if addressing is Addressing.PLACE_RELATIVE:
             address = offsets + 4 * index + signed
         elif addressing is Addressing.RELATIVE:
             address = base + word
         else:
-            address = signed if signed >= 0 else base - 1 - signed
-        percpu = addressing is Addressing.ABSOLUTE_PERCPU and signed >= 0
-        if address >= last and (percpu or image.image_start <= address <= image.image_end):
+            address = base - 1 - signed
+        if address >= last and image.image_start <= address <= image.image_end:
             good += 1
             last = address
-    return good / len(samples)
+    if absolute > _MAX_ABSOLUTE * len(samples):
+        return 0.0
+    return good / (len(samples) - absolute)
 
 
 def _fit_seqs(image: ImageBytes, tables: KallsymsTables, relative_base_at: Va) -> Va:
@@ -238,11 +245,12 @@ def _fit_seqs(image: ImageBytes, tables: KallsymsTables, relative_base_at: Va) -
 
 
 def _is_alphabetical(image: ImageBytes, kallsyms: Kallsyms, place: Va) -> bool:
-    """This tells whether sampled entries number different symbols whose names rise."""
+    """This tells whether the first and sampled entries number different symbols in name order."""
     count = len(kallsyms)
     seen: set[int] = set()
     last = b""
-    for position in range(0, count, max(1, count // _NAME_SAMPLES)):
+    samples = range(_FIRST_NAMES, count, max(1, count // _NAME_SAMPLES))
+    for position in (*range(_FIRST_NAMES), *samples):
         try:
             entry = image.read(Va(place + SEQ_SIZE * position), SEQ_SIZE)
         except MemoryFault:

@@ -78,7 +78,11 @@ def _differences(rows: Iterable[Row], tasks: dict[int, Task], clock_ticks: int) 
         task = tasks[row.pid]
         wrong = [name for name in _COMPARED if getattr(row, name, None) != getattr(task, name)]
         known = [name for name in wrong if hasattr(row, name)]
-        if known or not _name_agrees(row, task) or start_ticks(row, clock_ticks) != task.start_ticks:
+        if (
+            known
+            or not _name_agrees(row, task)
+            or start_ticks(row, clock_ticks) != task.start_ticks
+        ):
             yield f"{row} is {task}"
 
 

@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab, LabError
-
-
-@pytest.fixture(scope="session")
-def lab() -> Lab:
-    return Lab()
+from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
+from tests.guests.pool import GuestPool
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +20,4 @@ def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guest(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """This is a running guest of each kernel, the same for all tests of a module."""
     with ExitStack() as stack:
-        try:
-            restored = stack.enter_context(lab.restore(GuestConfig(kernel=request.param)))
-        except LabError as error:
-            pytest.skip(str(error))
-        yield restored
+        yield GuestPool(lab, stack).restore(GuestConfig(kernel=request.param))

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from tests.command_line import (
     qvmi_on_terminal,
 )
 from tests.guests.lab import Guest, GuestConfig, Lab
+from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process, show_process
 from tests.repository.tree import ROOT
 
@@ -29,16 +31,16 @@ EVERY_COMMAND: Final = (
     ("read", "linux_banner"),
     ("translate", "linux_banner"),
     ("symbol", "linux_banner"),
-    ("watch", "--for", "2"),
+    ("watch", "--for", "1.5"),
 )
 COLOUR: Final = re.compile(rb"\x1b\[[0-9;]*m")
 BANNER: Final = "linux_banner"
 
 
 @pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    with Lab().restore(GuestConfig(kernel="6.1")) as guest:
-        yield guest
+def guest(lab: Lab) -> Iterator[Guest]:
+    with ExitStack() as stack:
+        yield GuestPool(lab, stack).restore(GuestConfig(kernel="6.1"))
 
 
 @pytest.fixture(autouse=True)
@@ -223,8 +225,8 @@ def test_regs_of_a_vcpu_that_is_not_there_is_wrong_usage(guest: Guest) -> None:
 
 def test_a_symbol_is_where_the_guest_says(guest: Guest) -> None:
     addresses = guest.kallsyms().addresses
-    assert addresses
-    for name, address in addresses.items():
+    for name in ("init_task", "linux_banner", "_text"):
+        address = addresses[name]
         found = qvmi_document("--qmp", guest.qmp, "symbol", name)
         assert (found["name"], found["address"]) == (name, address)
 
@@ -402,15 +404,15 @@ def test_a_guest_that_its_owner_paused_is_listed_and_stays_paused(guest: Guest) 
 
 
 def test_a_running_guest_runs_on(guest: Guest) -> None:
-    for command in EVERY_COMMAND:
-        qvmi("--qmp", guest.qmp, *command)
+    for command in (*LISTINGS, "info", "regs"):
+        assert qvmi("--qmp", guest.qmp, command).returncode == 0
         assert guest.monitor.running()
 
 
 @pytest.fixture(scope="module")
-def firmware() -> Iterator[Guest]:
-    with Lab().boot(GuestConfig(kernel=None), until="started") as guest:
-        yield guest
+def firmware(lab: Lab) -> Iterator[Guest]:
+    with ExitStack() as stack:
+        yield GuestPool(lab, stack).boot(GuestConfig(kernel=None), until="started")
 
 
 @pytest.mark.parametrize("command", [*LISTINGS, "info"])
@@ -475,12 +477,11 @@ def test_watch_prints_documents_while_it_watches(guest: Guest) -> None:
     assert (document["kind"], document["codepack"]) == ("status", "hidden-processes")
 
 
-def test_watch_of_a_machine_that_ends_is_3() -> None:
-    with Lab().restore(GuestConfig(kernel="6.1")) as doomed:
-        arguments = ("--qmp", doomed.qmp, "watch", "--interval", "0.1")
-        with qvmi_on_terminal(*arguments) as terminal:
-            terminal.wait_for(b"sight full")
-            doomed.kill()
-            assert terminal.end() == 3
+def test_watch_of_a_machine_that_ends_is_3(guests: GuestPool) -> None:
+    doomed = guests.restore(GuestConfig(kernel="6.1"))
+    with qvmi_on_terminal("--qmp", doomed.qmp, "watch", "--interval", "0.1") as terminal:
+        terminal.wait_for(b"sight full")
+        doomed.kill()
+        assert terminal.end() == 3
     assert b"QEMU is gone" in terminal.screen
     assert b"Traceback" not in terminal.screen

@@ -1,10 +1,8 @@
 """Walks of a guest that forks as fast as it can: each row is a task that existed."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,120 +11,198 @@ import pytest
 
 import qvmi
 from qvmi import Listing, Process, Thread
-from tests.asynchronous import asynchronous
 from tests.guests.agreement import shown_name, start_ticks
-from tests.guests.lab import Guest, Storm, Truth
+from tests.guests.lab import Guest, Storm, Task, Truth
 from tests.proofs import proof_size
 
-WALKS: Final = (250, 1000)
-"""Of each kernel; the requirement is 1,000 in all."""
-LEAST_TASKS_SEEN: Final = 50
+LEAST_TASKS_SEEN: Final = 100
 """Short-lived tasks that must have been met, or the guest did not storm."""
 LONGEST_S: Final = 90.0
 """A guest that has not forked so often by then hangs."""
-MOST_GAPS: Final = 0.02
+MOST_WITH_GAPS: Final = 0.02
 """Of the walks. A gap is an honest answer, but one that is always given would prove nothing."""
+EVERY: Final = {"processes": 1, "process_ids": 5, "threads": 5}
+"""How often each table is walked: in every so-manieth round."""
 
-WORKER: Final = re.compile(r"kworker/[u]?\d+:\d+[A-Z]?")
+WORKER: Final = re.compile(r"kworker/u?\d+:\d+[A-Z]?")
 """Kernel workers come and go by themselves; the storm's log does not know them."""
+STORM_STATES: Final = frozenset("RSDXZ")
 
 
 @dataclass(slots=True)
 class Walks:
-    """This is what all walks of one storm have seen.
+    """This is what all walks of one kind have seen.
 
     Attributes:
-        rows: every distinct row, with the numbers of the walks that saw it being of no interest.
-        missing: pids that exist all the time, and were not in a walk without gaps.
+        count: of the walks; `with_gaps` of those that had one, `retries` of what was read again.
+        gaps: some of them.
+        rows: every row that was seen, once.
+        least: the pids that were in every walk without gaps.
+        twice: pids that were in one walk more than once.
     """
 
-    residents: frozenset[int]
     count: int = 0
-    retries: int = 0
     with_gaps: int = 0
+    retries: int = 0
+    gaps: set[str] = field(default_factory=set)
     rows: set[Process | Thread] = field(default_factory=set)
-    missing: set[int] = field(default_factory=set)
+    least: set[int] | None = None
     twice: set[int] = field(default_factory=set)
 
     def add(self, listing: Listing[Process] | Listing[Thread]) -> None:
         """This takes one walk in."""
-        pids = [row.pid for row in listing]
+        pids: set[int] = set()
+        for row in listing:
+            (self.twice if row.pid in pids else pids).add(row.pid)
         self.count += 1
         self.retries += listing.provenance.retries
-        self.with_gaps += bool(listing.gaps)
         self.rows.update(listing)
-        self.twice.update({pid for pid in pids if pids.count(pid) > 1} if len(set(pids)) < len(pids) else ())
-        if not listing.gaps:
-            self.missing |= self.residents.difference(pids)
+        if listing.gaps:
+            self.with_gaps += 1
+            self.gaps.update(str(gap) for gap in listing.gaps)
+        else:
+            self.least = pids if self.least is None else self.least & pids
 
-    def summary(self) -> str:
-        """This is what is worth knowing of the walks, for the record."""
-        return json.dumps(
-            {
-                "walks": self.count,
-                "rows": len(self.rows),
-                "retries": self.retries,
-                "with gaps": self.with_gaps,
-            }
+    def __str__(self) -> str:
+        return (
+            f"{self.count} walks, {len(self.rows)} different rows, {self.retries} retries,"
+            f" {self.with_gaps} walks with gaps {sorted(self.gaps)[:3]}"
         )
 
 
-@contextmanager
-def _storm(guest: Guest) -> Iterator[list[Storm]]:
-    """This lets the guest fork during the block; the list holds the storm's own account behind it."""
-    account: list[Storm] = []
-    guest.start_storm()
-    try:
-        yield account
-    finally:
-        account.append(guest.stop_storm())
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """This is a storm, what was seen of it, and what the guest says of it."""
+
+    before: Truth
+    storm: Storm
+    after: Truth
+    walks: dict[str, Walks]
+
+    def residents(self, table: str) -> set[int]:
+        """These are the pids of the tasks that were there all the time."""
+        unchanged = self.before.unchanged_until(self.after).values()
+        return {task.pid for task, _ in unchanged if task.leads or table == "threads"}
 
 
-def _walk(look: Callable[[], Listing[Process] | Listing[Thread]], walks: Walks, size: int) -> None:
-    """This looks so many times, and on until enough tasks were met that did not live long."""
-    deadline = time.monotonic() + LONGEST_S
-    while walks.count < size or len(walks.rows) < len(walks.residents) + LEAST_TASKS_SEEN:
-        walks.add(look())
-        assert time.monotonic() < deadline, walks.summary()
-
-
-def _unexplained(walks: Walks, before: Truth, storm: Storm, after: Truth) -> Iterator[str]:
-    """These are the rows that no task was ever like."""
-    residents = {task.pid: task for truth in (before, after) for task in truth.tasks}
-    stormy = {pid: {shown_name(name) for name in names} for pid, names in storm.names().items()}
-    stormy[storm.parent] = {"init", "storm-parent"}
-    for row in walks.rows:
-        born = start_ticks(row, before.clock_ticks)
-        resident = residents.get(row.pid)
-        if resident is not None and born == resident.start_ticks:
-            if not shown_name(resident.name).startswith(row.name) or row.tgid != resident.tgid:
-                yield f"{row} is {resident}"
-        elif row.pid in stormy:
-            if row.name not in stormy[row.pid] or born < before.uptime * before.clock_ticks - 1:
-                yield f"{row} is none of {stormy[row.pid]}"
-        elif not WORKER.fullmatch(row.name):
-            yield f"{row} never existed"
-
-
-def _ids_wrong(walks: Walks, storm: Storm) -> list[Process | Thread]:
-    """These are the rows of the storm whose ids are not the storm's."""
-    names = storm.names()
-    return [
-        row
-        for row in walks.rows
-        if isinstance(row, Process)
-        and row.pid in names
-        and (row.uid, row.gid, row.kernel_thread) != (0, 0, False)
-    ]
-
-
-async def _storm_seen(
-    guest: Guest, profiles: Path, size: int, look: Callable[[qvmi.Machine], Callable[[], Listing[Process]]]
-) -> tuple[Walks, list[str]]:
+@pytest.fixture(scope="module")
+def watched(guest: Guest, profiles: Path) -> Watched:
     before = guest.settled_truth()
-    async with qvmi.attach(guest.qmp, cache=profiles) as machine:
-        walks = Walks(frozenset())
-        with _storm(guest) as account:
-            _walk(look(machine), walks, size)
-    after = guest.settled_truth()
-    return walks, list(_unexplained(walks, before, account[0], after))
+    with qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
+        guest.start_storm()
+        try:
+            walks = _walk(machine.guest)
+        finally:
+            storm = guest.stop_storm()
+    return Watched(before, storm, guest.settled_truth(), walks)
+
+
+def _walk(linux: qvmi.GuestOS) -> dict[str, Walks]:
+    """This walks so many times, and on until enough tasks were met that did not live long."""
+    size = proof_size(ci=250, full=1000)
+    looks: dict[str, Callable[[], Listing[Process] | Listing[Thread]]] = {
+        name: getattr(linux, name) for name in EVERY
+    }
+    walks = {name: Walks() for name in EVERY}
+    processes = walks["processes"]
+    settled = len(linux.processes())
+    deadline = time.monotonic() + LONGEST_S
+    while processes.count < size or len(processes.rows) < settled + LEAST_TASKS_SEEN:
+        for name, look in looks.items():
+            if processes.count % EVERY[name] == 0 or name == "processes":
+                walks[name].add(look())
+        assert time.monotonic() < deadline, str(processes)
+    return walks
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """This says with which names and parents a pid of the storm may be seen."""
+
+    names: frozenset[str]
+    parents: frozenset[int]
+
+
+def _explanations(storm: Storm) -> dict[int, Explanation]:
+    found: dict[int, Explanation] = {}
+    names = {pid: frozenset(map(shown_name, given)) for pid, given in storm.names().items()}
+    for serial, pid in enumerate(storm.pids):
+        found[pid] = Explanation(names[pid], frozenset({storm.parent}))
+        second = storm.seconds.get(serial)
+        if second is not None:
+            found[second] = Explanation(names[second], frozenset({pid, 1}))
+    return found | {storm.parent: Explanation(frozenset({"storm-parent"}), frozenset({1}))}
+
+
+def _unexplained(watched: Watched, rows: set[Process | Thread]) -> Iterator[str]:
+    """These are the rows that no task was ever like."""
+    ticks = watched.before.clock_ticks
+    residents = {task.identity: task for task in (*watched.before.tasks, *watched.after.tasks)}
+    stormy = _explanations(watched.storm)
+    for row in rows:
+        identity = row.pid, row.tgid, start_ticks(row, ticks)
+        if identity in residents:
+            reason = _unlike_resident(row, residents[identity])
+        elif row.pid in stormy and identity[2] >= watched.before.uptime * ticks - 1:
+            reason = _unlike_storm(row, stormy[row.pid])
+        else:
+            reason = "" if WORKER.fullmatch(row.name) else "no task that existed"
+        if reason:
+            yield f"{row} is {reason}"
+
+
+def _unlike_resident(row: Process | Thread, task: Task) -> str:
+    """This says how a row differs from the resident that it is; empty for not at all."""
+    if not shown_name(task.name).startswith(row.name):
+        return f"not called {task.name!r}"
+    if isinstance(row, Process) and (row.uid, row.gid, row.ppid, row.kernel_thread) != (
+        *(task.uid, task.gid, task.ppid, task.kernel_thread),
+    ):
+        return f"not {task}"
+    return ""
+
+
+def _unlike_storm(row: Process | Thread, task: Explanation) -> str:
+    """This says how a row differs from the short-lived task that it is; empty for not at all."""
+    if row.name not in task.names or row.state not in STORM_STATES:
+        return f"not like {task}"
+    if isinstance(row, Thread):
+        return ""
+    ids = (row.uid, row.gid, row.kernel_thread)
+    return "" if ids == (0, 0, False) and row.ppid in task.parents else f"not like {task}"
+
+
+def test_every_row_is_a_task_that_existed(
+    watched: Watched,
+    proof_count: Callable[[int], None],
+    record_property: Callable[[str, str], None],
+) -> None:
+    record_property("storm", f"{watched.storm.count} forks; {watched.walks['processes']}")
+    assert not list(_unexplained(watched, watched.walks["processes"].rows))
+    proof_count(watched.walks["processes"].count)
+
+
+@pytest.mark.parametrize("table", ["process_ids", "threads"])
+def test_every_row_of_other_tables_is_a_task_that_existed(watched: Watched, table: str) -> None:
+    assert not list(_unexplained(watched, watched.walks[table].rows))
+
+
+@pytest.mark.parametrize("table", EVERY)
+def test_no_task_that_stays_is_missed(watched: Watched, table: str) -> None:
+    seen = watched.walks[table].least
+    assert seen is not None
+    assert seen >= watched.residents(table)
+
+
+@pytest.mark.parametrize("table", EVERY)
+def test_no_task_is_listed_twice(watched: Watched, table: str) -> None:
+    assert not watched.walks[table].twice
+
+
+@pytest.mark.parametrize("table", EVERY)
+def test_few_walks_have_gaps(
+    watched: Watched, table: str, record_property: Callable[[str, str], None]
+) -> None:
+    walks = watched.walks[table]
+    record_property(table, str(walks))
+    assert walks.with_gaps <= MOST_WITH_GAPS * walks.count, str(walks)

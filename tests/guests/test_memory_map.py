@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from qvmi.addr import Pa
-from qvmi.memory.memory_map import MemoryMap, MemoryRegion
+from qvmi.memory.memory_map import MemoryRegion
 from qvmi.qmp import commands
 from qvmi.qmp.session import QmpSession
 from tests.asynchronous import asynchronous
@@ -60,20 +60,19 @@ def machine_of(name: str) -> Iterator[BareQemu]:
             yield machine
 
 
-def ram_of(memory_map: MemoryMap) -> list[MemoryRegion]:
-    """All RAM the guest has: also what the firmware's shadow (768 KiB to 1 MiB) write-protects."""
-    return [region for region in memory_map.regions if region.backend is not None]
-
-
-def byte_from_file(region: MemoryRegion, pa: Pa) -> bytes | None:
-    """The byte at an address as the region's file has it; None for memory without a file."""
+def write_to_file(region: MemoryRegion, pa: Pa, value: int) -> None:
+    """Write a byte to the file where the map says that the guest has this address."""
     backend = region.backend
     assert backend is not None
-    if backend.mem_path is None:
-        return None
-    with Path(backend.mem_path).open("rb") as file:
+    assert backend.mem_path is not None
+    with Path(backend.mem_path).open("r+b") as file:
         file.seek(pa - region.start + region.file_offset)
-        return file.read(1)
+        file.write(bytes([value]))
+
+
+def read_by_qemu(machine: BareQemu, pa: Pa) -> int:
+    """Read a byte of the guest's memory through QEMU."""
+    return int(machine.monitor.human(f"xp /1xb {pa:#x}").split()[-1], 16)
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -92,20 +91,17 @@ async def test_regions_and_backends_have_the_sizes_that_qemu_tells(name: str) ->
     assert 0 <= missing <= 256 << 10
 
 
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", [name for name in MACHINES if "{}" in "".join(MACHINES[name][0])])
 @asynchronous
 async def test_a_byte_is_in_the_file_where_the_map_says(name: str) -> None:
     with machine_of(name) as machine:
         async with await QmpSession.connect(machine.qmp) as session:
             memory_map = await commands.memory_map(session)
-            written = 0
-            for region in memory_map.ram:
-                for pa in (region.start, Pa(region.end - 1)):
-                    written = written % 255 + 1
-                    poke(machine, pa, written)
-                    assert peek(machine, pa) == written
-                    seen = byte_from_file(region, pa)
-                    assert seen is None or seen == bytes([written])
+        in_files = [r for r in memory_map.ram if r.backend is not None and r.backend.mem_path]
+        places = [(r, Pa(pa)) for r in in_files for pa in (r.start, r.end - 1)]
+        for value, (region, pa) in enumerate(places, start=1):
+            write_to_file(region, pa, value)
+        assert [read_by_qemu(machine, pa) for _, pa in places] == list(range(1, len(places) + 1))
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -134,16 +130,3 @@ async def test_what_the_firmware_write_protects_is_rom_in_the_same_backend() -> 
     assert region is not None
     assert (region.kind, region.offset) == ("rom", 0xF0000)
     assert region.backend == memory_map.ram[0].backend
-
-
-def poke(machine: BareQemu, pa: Pa, value: int) -> None:
-    """Write a byte of guest memory, by the gdbstub-free way QEMU has for tests: HMP's own."""
-    with TemporaryDirectory(prefix="qvmi-") as folder:
-        path = Path(folder) / "byte"
-        path.write_bytes(bytes([value]))
-        machine.monitor.execute("human-monitor-command", **{"command-line": f"{path}{pa}"})
-
-
-def peek(machine: BareQemu, pa: Pa) -> int:
-    """Read a byte of guest memory through QEMU."""
-    return int(machine.monitor.human(f"xp /1xb {pa:#x}").split()[-1], 16)

@@ -26,7 +26,7 @@ from qvmi.qmp.events import Reset, Resume, Stop
 from qvmi.qmp.libvirt import LibvirtSession
 from qvmi.qmp.session import QmpSession
 from tests.asynchronous import asynchronous
-from tests.guests.bare_qemu import BareQemu, bare_qemu
+from tests.guests.bare_qemu import bare_qemu
 from tests.unit.qmp.fake_virsh import install_fake_virsh
 from tests.unit.qmp.scripted_server import watched_loop
 
@@ -37,10 +37,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
-
-
-async def assert_runs(machine: BareQemu) -> None:
-    assert machine.monitor.running()
 
 
 @asynchronous

@@ -55,16 +55,18 @@ class ListShape(Generic[Row]):
     Args:
         structure: its name for gaps and errors, such as ``task_struct.tasks``.
         link_offset: of the ``list_head`` in an entry, in bytes.
-        read: reads an entry by its address; the first two values are its ``next`` and ``prev``.
+        read: reads an entry by its address; its ``next`` and ``prev`` are among the values.
         visit: makes a row of an entry's address and values, or raises Implausible.
         limit: more entries than the kernel can have; a longer list is a lie.
+        links_at: which of the values is ``next``; ``prev`` is the one behind it.
     """
 
     structure: str
     link_offset: int
     read: Reader
-    visit: Callable[[int, tuple[Any, ...]], Row]
+    visit: Callable[[Va, tuple[Any, ...]], Row]
     limit: int
+    links_at: int = 0
 
 
 def walk_list(space: AddressSpace, head: Va, shape: ListShape[Row]) -> ListWalk[Row]:
@@ -116,20 +118,23 @@ class _Walker(Generic[Row]):
     def _follow(self, link: int) -> int:
         """This walks from an entry until it comes to the head, or ends."""
         head, trail, rows, limit = self.head, self.trail, self.result.rows, self.shape.limit
-        read, visit, offset = self.shape.read, self.shape.visit, self.shape.link_offset
+        read, visit, next_at = self.shape.read, self.shape.visit, self.shape.links_at
+        prev_at = next_at + 1
+        # Not an int to mypy, so that addresses need not be wrapped as Va one by one.
+        offset: Any = self.shape.link_offset
         while link != head:
             address = link - offset
             try:
                 values = read(address)
-                if values[1] != trail[-1] or address in rows:
-                    link = self._look_again(link, values)
+                if values[prev_at] != trail[-1] or address in rows:
+                    link = self._look_again(link, (values[next_at], values[prev_at]))
                     continue
                 rows[address] = visit(address, values)
             except (MemoryFault, Implausible) as error:
                 link = self._look_again(link, None, str(error))
                 continue
             trail.append(link)
-            link = values[0]
+            link = values[next_at]
             if len(trail) > limit:
                 self._gap(link, f"more than {limit} entries")
                 self.ended = True
@@ -144,19 +149,19 @@ class _Walker(Generic[Row]):
             return self.head
         return self._look_again(self.head, (self.head, last))
 
-    def _look_again(self, link: int, values: tuple[Any, ...] | None, why: str = "") -> int:
+    def _look_again(self, link: int, links: tuple[int, int] | None, why: str = "") -> int:
         """This steps back after trouble at a link, or gets past it; it returns where to go on.
 
         Args:
             link: what was reached.
-            values: its own two links first; None where it cannot be used at all.
+            links: its own ``next`` and ``prev``; None where it cannot be used at all.
             why: says why not.
         """
         self.result.retries += 1
-        if values is not None and values[1] == self.trail[-1]:
+        if links is not None and links[1] == self.trail[-1]:
             return self._forget_old_place(link)
-        if values is not None:
-            why = f"points back to {values[1]:#x}"
+        if links is not None:
+            why = f"points back to {links[1]:#x}"
         trouble = (self.trail[-1], link, why)
         self.repeated = self.repeated + 1 if trouble == self.trouble else 1
         self.trouble = trouble
@@ -165,7 +170,7 @@ class _Walker(Generic[Row]):
             return self._give_up(link, f"the list changes too fast: {why}")
         if self.repeated < _PERSISTENT:
             return self._step_back()
-        return self._give_up(link, why) if values is None else self._get_past(link, values, why)
+        return self._give_up(link, why) if links is None else self._get_past(link, links, why)
 
     def _forget_old_place(self, link: int) -> int:
         """This makes room for an entry that was met before, left the list, and came back."""
@@ -191,24 +196,24 @@ class _Walker(Generic[Row]):
             self.result.rows.pop(link - self.shape.link_offset, None)
         return self._head_links()[0]
 
-    def _get_past(self, link: int, values: tuple[Any, ...], why: str) -> int:
+    def _get_past(self, link: int, links: tuple[int, int], why: str) -> int:
         """This accepts what keeps pointing back to another entry than it was reached from."""
-        address = link - self.shape.link_offset
+        address = Va(link - self.shape.link_offset)
         if address in self.result.rows:
             return self._give_up(link, f"the list returns to an entry already seen: {why}")
         # Between the two stores of a list_add or list_del an entry points back to the last but one.
-        half_linked = self.trail[-2:-1] == [values[1]]
+        half_linked = self.trail[-2:-1] == [links[1]]
         if link == self.head:
             self.ended = half_linked
-            return link if half_linked else self._give_up(values[1], f"the list's head {why}")
+            return link if half_linked else self._give_up(links[1], f"the list's head {why}")
         if not half_linked:
             self._gap(link, why)
         try:
-            self.result.rows[address] = self.shape.visit(address, values)
+            self.result.rows[address] = self.shape.visit(address, self.shape.read(address))
         except (MemoryFault, Implausible) as error:
             self._gap(link, str(error))
         self.trail.append(link)
-        return int(values[0])
+        return links[0]
 
     def _give_up(self, link: int, why: str) -> int:
         """This ends the walk with a gap, and with the entries that can be reached backwards."""
@@ -223,17 +228,18 @@ class _Walker(Generic[Row]):
         found: dict[int, Row] = {}
         seen, offset = self.result.rows, self.shape.link_offset
         room = self.shape.limit - len(seen)
+        next_at = self.shape.links_at
         behind, link = self.head, self._head_links()[1]
         while link != self.head and len(found) < room:
-            address = link - offset
+            address = Va(link - offset)
             try:
                 values = self.shape.read(address)
-                if values[0] != behind or address in seen or address in found:
+                if values[next_at] != behind or address in seen or address in found:
                     break
                 found[address] = self.shape.visit(address, values)
             except (MemoryFault, Implausible):
                 break
-            behind, link = link, values[1]
+            behind, link = link, values[next_at + 1]
         return found
 
     def _head_links(self) -> tuple[int, int]:

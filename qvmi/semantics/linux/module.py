@@ -62,7 +62,7 @@ class Modules:
         formed = {where: row for where, row in walk.rows.items() if row is not None}
         return ListWalk(formed, walk.gaps, walk.retries)
 
-    def _row(self, module: int, values: tuple[Any, ...]) -> Module | None:
+    def _row(self, module: Va, values: tuple[Any, ...]) -> Module | None:
         _, _, state, name = values
         text, end, _ = name.partition(b"\0")
         if state == len(_STATES):
@@ -73,7 +73,7 @@ class Modules:
         if size > _MAX_MODULE_SIZE:
             raise Implausible(f"module of {size} bytes")
         decoded = text.decode("utf-8", "backslashreplace")
-        return Module(decoded, Va(start), size, _STATES[state], Va(module))
+        return Module(decoded, Va(start), size, _STATES[state], module)
 
 
 def _memory_reader(space: AddressSpace, symbols: Symbols) -> Callable[[int], tuple[int, int]]:

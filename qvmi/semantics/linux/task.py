@@ -34,6 +34,8 @@ _TASK_REPORT: Final = 0x7F
 _TASK_IDLE: Final = 0x402
 _SHOWN_AS_D: Final = 0x1000 | 0x8000
 """``TASK_RTLOCK_WAIT`` (5.16) and ``TASK_FROZEN`` (6.1); older kernels have no such bits."""
+_LINKS_AT: Final = 2
+"""Where the links are among the values that are read of a task, behind its state and flags."""
 _LETTERS: Final = "RSDTtXZP"
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -126,26 +128,27 @@ class Tasks:
         self._offsets = offsets = _Offsets.of(symbols)
         self._init_task = address(symbols, "init_task")
         self.limit = min(PID_MAX_LIMIT, ram_size // _STACK_SIZE + 1)
+        # In the order of the kernel's own struct, which costs nothing to keep.
+        state = ((offsets.state, "I"), (offsets.flags, "I"))
         common = (
+            (offsets.exit_state, "I"),
             (offsets.pid, "I"),
             (offsets.tgid, "I"),
-            (offsets.state, "I"),
-            (offsets.exit_state, "I"),
-            (offsets.flags, "I"),
-            (offsets.comm, f"{COMM_SIZE}s"),
             (offsets.real_parent, "Q"),
-            (offsets.real_cred, "Q"),
             (offsets.start_time, "Q"),
+            (offsets.real_cred, "Q"),
+            (offsets.comm, f"{COMM_SIZE}s"),
             (offsets.signal, "Q"),
         )
-        self._read_by_tasks = compile_reader(space, *_list_head(offsets.tasks), *common)
-        self._read_by_thread = compile_reader(space, *_list_head(offsets.thread_node), *common)
+        by_tasks, by_thread = _list_head(offsets.tasks), _list_head(offsets.thread_node)
+        self._read_by_tasks = compile_reader(space, *state, *by_tasks, *common)
+        self._read_by_thread = compile_reader(space, *state, *by_thread, *common)
         uid = field_offset(symbols, "cred", "uid")
         gid = field_offset(symbols, "cred", "gid")
         self._read_ids = compile_reader(space, (uid, "I"), (gid, "I"))
         self._read_pids = compile_reader(space, (offsets.pid, "I"), (offsets.tgid, "I"))
         self._read_links = compile_reader(
-            space, (offsets.real_cred, "Q"), (offsets.real_parent, "Q")
+            space, (offsets.real_parent, "Q"), (offsets.real_cred, "Q")
         )
 
     def processes(self) -> ListWalk[Process]:
@@ -161,6 +164,7 @@ class Tasks:
             self._read_by_tasks,
             self._process_maker(known),
             self.limit,
+            _LINKS_AT,
         )
         return walk_list(self._space, Va(self._init_task + self._offsets.tasks), shape)
 
@@ -202,6 +206,7 @@ class Tasks:
             self._read_by_thread,
             _thread_maker(process.tgid),
             limit,
+            _LINKS_AT,
         )
         try:
             signal = self._read_by_tasks(task)[-1]
@@ -220,9 +225,7 @@ class Tasks:
             return False
         return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
 
-    def _process_maker(
-        self, known: dict[int, Process]
-    ) -> Callable[[int, tuple[Any, ...]], Process]:
+    def _process_maker(self, known: dict[int, Process]) -> Callable[[Va, tuple[Any, ...]], Process]:
         """This makes the function that turns what was read of a task into a row.
 
         It is the hot path: everything it needs is a local name, and each task is read by one call
@@ -235,14 +238,14 @@ class Tasks:
         read_ids, read_pids, read_links = self._read_ids, self._read_pids, self._read_links
         letters = _LETTER_OF_STATE
 
-        def make(task: int, values: tuple[Any, ...]) -> Process:
-            pid, tgid, state, exit_state, flags, comm, parent, cred, start_ns, _ = values[2:]
+        def make(task: Va, values: tuple[Any, ...]) -> Process:
+            state, flags, _, _, exit_state, pid, tgid, parent, start_ns, cred, comm, _ = values
             if tgid != pid or pid > PID_MAX_LIMIT:
                 raise Implausible(f"pid {pid}, tgid {tgid}: no leader of a thread group")
             uid, gid = read_ids(cred)
             parent_row = known.get(parent)
             ppid = parent_row.tgid if parent_row is not None else read_pids(parent)[1]
-            if read_links(task) != (cred, parent):
+            if read_links(task) != (parent, cred):
                 raise Implausible(f"pid {pid}: its credentials or its parent have just changed")
             name, end, _ = comm.partition(b"\0")
             if not end or ppid > PID_MAX_LIMIT:
@@ -256,7 +259,7 @@ class Tasks:
                 gid,
                 letters[state] if usual else state_letter(state, exit_state),
                 name.decode("utf-8", "backslashreplace"),
-                Va(task),
+                task,
                 flags & _PF_KTHREAD != 0,
                 start_ns / _NANOSECONDS,
             )
@@ -265,11 +268,11 @@ class Tasks:
         return make
 
 
-def _thread_maker(tgid: int) -> Callable[[int, tuple[Any, ...]], Thread]:
+def _thread_maker(tgid: int) -> Callable[[Va, tuple[Any, ...]], Thread]:
     """This makes the function that turns what was read of a thread into a row."""
 
-    def make(task: int, values: tuple[Any, ...]) -> Thread:
-        pid, its_tgid, state, exit_state, _, comm, _, _, start_ns, _ = values[2:]
+    def make(task: Va, values: tuple[Any, ...]) -> Thread:
+        state, _, _, _, exit_state, pid, its_tgid, _, start_ns, _, comm, _ = values
         name, end, _ = comm.partition(b"\0")
         if its_tgid != tgid or pid > PID_MAX_LIMIT or not end:
             raise Implausible(f"pid {pid}, tgid {its_tgid} is no thread of {tgid}")
@@ -278,7 +281,7 @@ def _thread_maker(tgid: int) -> Callable[[int, tuple[Any, ...]], Thread]:
             tgid,
             state_letter(state, exit_state),
             name.decode("utf-8", "backslashreplace"),
-            Va(task),
+            task,
             start_ns / _NANOSECONDS,
         )
 

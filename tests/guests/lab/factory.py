@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tests.guests.lab import saved_state
 from tests.guests.lab.accelerator import accelerator, qemu_version
@@ -50,7 +51,11 @@ class Lab:
 
     @contextmanager
     def boot(
-        self, config: GuestConfig, *, until: str = "ready", paused: bool = False
+        self,
+        config: GuestConfig,
+        *,
+        until: Literal["ready", "started"] = "ready",
+        paused: bool = False,
     ) -> Iterator[Guest]:
         """This boots a guest and ends it with the block.
 

@@ -14,6 +14,9 @@ __all__ = ["Kallsyms", "Module", "Storm", "Task", "Truth"]
 PF_WQ_WORKER = 0x20
 """include/linux/sched.h: a kernel worker, whose name /proc decorates with what it works on."""
 
+COMM_BYTES = 15
+"""What ``task_struct.comm`` holds; /proc shows the longer names of kernel threads whole."""
+
 WORKER_NAME = re.compile(rb"kworker/[u]?\d+:\d+[A-Z]?")
 
 
@@ -25,7 +28,7 @@ class Task:
         pid: the thread's own number; `tgid` its process's; `ppid` its parent process's.
         uid: the real user, `euid` the effective one; `gid`, `egid` likewise.
         state: the letter of /proc/PID/stat.
-        name: the bytes of ``task_struct.comm``; `shown_name` is what /proc makes of it for kernel workers.
+        name: the bytes of ``task_struct.comm``; `shown_name` is what /proc makes of it for kernel threads.
         start_ticks: field 22 of /proc/PID/stat, in ticks since boot.
     """
 
@@ -227,7 +230,7 @@ def _task(row: Row) -> Task:
         gid=row["gids"][0],
         egid=row["gids"][1],
         state=row["state"],
-        name=decorated[0] if decorated else shown,
+        name=(decorated[0] if decorated else shown)[:COMM_BYTES],
         shown_name=shown,
         start_ticks=row["start_ticks"],
         flags=row["flags"],

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from qvmi.bus.account import Account
 
-__all__ = ["publish_raw"]
+__all__ = ["NOT_AUTHORIZED", "greet_raw", "publish_raw"]
 
 CLEAN_START, USER_AND_PASSWORD = 0x02, 0xC0
+NOT_AUTHORIZED = 0x87
 KEEPALIVE_S = 60
 TIMEOUT_S = 5.0
 
@@ -31,10 +32,23 @@ def publish_raw(path: Path, account: Account, topic: bytes, data: bytes) -> byte
             return b""
 
 
-def _connect(account: Account) -> bytes:
-    flags = CLEAN_START | USER_AND_PASSWORD
+def greet_raw(path: Path, account: Account | None) -> int:
+    """Connects, with an account or without one, and gives the reason code of the answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(str(path))
+        connection.sendall(_connect(account))
+        greeting = connection.recv(1024)
+        assert greeting[:1] == b"\x20", greeting
+        return greeting[3]
+
+
+def _connect(account: Account | None) -> bytes:
+    flags = CLEAN_START | (USER_AND_PASSWORD if account else 0)
     head = _text(b"MQTT") + bytes([5, flags]) + KEEPALIVE_S.to_bytes(2, "big") + b"\x00"
-    names = (b"raw", account.name.encode(), account.secret.encode())
+    names = [b"raw"]
+    if account:
+        names += [account.name.encode(), account.secret.encode()]
     return _packet(0x10, head + b"".join(map(_text, names)))
 
 

@@ -19,6 +19,7 @@ from qvmi.bus.topic import TopicFilter
 from qvmi.errors import BrokerUnavailable, BusError
 from tests.asynchronous import asynchronous
 from tests.unit.bus.processes import ended
+from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, greet_raw
 
 PACK = Account.of_codepack("web", "pack")
 READER = Account.of_reader("reader", TopicFilter("web"))
@@ -92,7 +93,7 @@ def test_says_how_to_install_a_mosquitto_that_is_missing(tmp_path: Path) -> None
 
 
 @asynchronous
-async def test_only_its_owner_reaches_socket_and_files() -> None:
+async def test_listens_only_in_a_folder_of_its_owner() -> None:
     async with mosquitto([PACK]) as broker:
         folder = broker.socket.parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -107,6 +108,13 @@ async def test_listens_on_no_network_address() -> None:
         assert sockets
         for table in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6"):
             assert not sockets & network_inodes(broker.pid, table)
+
+
+@asynchronous
+async def test_refuses_the_anonymous() -> None:
+    async with mosquitto([PACK]) as broker:
+        assert greet_raw(broker.socket, None) == NOT_AUTHORIZED
+        assert greet_raw(broker.socket, PACK) == 0
 
 
 @asynchronous
@@ -154,7 +162,7 @@ async def test_a_mosquitto_that_hangs_is_ended_too() -> None:
     assert ended(pid, within_s=0.0)
 
 
-def test_no_mosquitto_is_left_when_its_parent_is_killed() -> None:
+def test_ends_when_its_owner_is_killed() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True
     ) as parent:

@@ -63,11 +63,17 @@ def test_a_hostile_name_moves_no_column() -> None:
     assert len({cell_len(line[: line.index("|")]) for line in lines}) == 1
 
 
-def test_what_is_too_wide_is_folded_and_not_cut() -> None:
-    name = "".join(chr(code) for code in range(0x21, 0x7C)) * 3
-    lines = screen(table_of(COLUMNS, [name]))[2:]
+LONG = "".join(chr(code) for code in range(0x21, 0x7C)) * 3
+
+
+def test_prose_that_is_too_wide_is_folded_and_not_cut() -> None:
+    lines = screen(table_of(COLUMNS, [LONG], prose=True))[2:]
     assert len(lines) > 3
-    assert "".join(line[5:].rstrip(" |") for line in lines) == name
+    assert "".join(line[5:].rstrip(" |") for line in lines) == LONG
+
+
+def test_what_may_be_copied_stays_in_one_piece() -> None:
+    assert LONG in screen(table_of(COLUMNS, [LONG]))[-1]
 
 
 def test_indentation_is_kept() -> None:

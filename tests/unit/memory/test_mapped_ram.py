@@ -136,6 +136,10 @@ def test_a_file_without_any_data_has_no_data_ranges(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ what is wrong
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def refusal(*files: RamFile) -> MemoryFault:
     with pytest.raises(MemoryFault) as caught:
         MappedRam(files)
@@ -170,9 +174,9 @@ def test_two_files_for_one_address_are_refused(make_file: MakeFile) -> None:
 
 def test_a_refusal_leaves_no_descriptor_open(make_file: MakeFile, tmp_path: Path) -> None:
     good = make_file("ram", numbered(1))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     refusal(run(good, 0, PAGE), run(tmp_path / "missing", PAGE, PAGE))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 # ------------------------------------------------------------------------------------------------- the end
@@ -187,11 +191,11 @@ def test_a_closed_memory_faults_and_has_no_windows(make_file: MakeFile) -> None:
 
 
 def test_closing_gives_the_descriptors_back(make_file: MakeFile) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     memory = MappedRam([run(make_file("ram", numbered(1)), 0, PAGE)])
     memory.close()
     memory.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_closing_while_the_bytes_are_in_use_closes_all_the_same(make_file: MakeFile) -> None:

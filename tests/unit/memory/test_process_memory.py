@@ -16,6 +16,8 @@ from qvmi.memory.process_memory import HostRun, ProcessMemory
 
 PAGE = 4096
 PAGES = 16
+START = 0x10000
+END = START + PAGES * PAGE
 
 
 def address_of(mapping: mmap.mmap) -> int:
@@ -37,13 +39,13 @@ def anonymous() -> mmap.mmap:
 
 @pytest.fixture
 def memory(anonymous: mmap.mmap) -> Iterator[ProcessMemory]:
-    opened = ProcessMemory(os.getpid(), [run(0x10000, PAGES * PAGE, address_of(anonymous))])
+    opened = ProcessMemory(os.getpid(), [run(START, PAGES * PAGE, address_of(anonymous))])
     yield opened
     opened.close()
 
 
 def test_reads_what_the_process_holds(memory: ProcessMemory) -> None:
-    assert memory.read(Pa(0x10000 + 3 * PAGE - 1), 3) == b"\0\4\0"
+    assert memory.read(Pa(START + 3 * PAGE - 1), 3) == b"\0\4\0"
 
 
 def test_a_read_goes_across_runs_that_touch(anonymous: mmap.mmap) -> None:
@@ -72,7 +74,7 @@ def test_pages_never_touched_are_left_out(memory: ProcessMemory) -> None:
     told = {
         page
         for one in memory.data_ranges()
-        for page in range((one.start - 0x10000) // PAGE, (one.end - 0x10000) // PAGE)
+        for page in range((one.start - START) // PAGE, (one.end - START) // PAGE)
     }
     assert told == set(range(0, PAGES, 3))
 
@@ -134,6 +136,6 @@ def test_a_closed_memory_faults(memory: ProcessMemory) -> None:
     memory.close()
     memory.close()
     with pytest.raises(MemoryFault, match="closed"):
-        memory.read(Pa(0x10000), 1)
+        memory.read(Pa(START), 1)
     with pytest.raises(MemoryFault, match="closed"):
         list(memory.data_ranges())

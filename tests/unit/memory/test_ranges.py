@@ -1,5 +1,7 @@
 """Joining sets of ranges."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ def test_what_is_joined_rises_and_neither_touches_nor_overlaps(
     given_ranges: list[PaRange],
 ) -> None:
     result = joined(given_ranges)
-    assert all(below.end < above.start for below, above in zip(result, result[1:], strict=False))
+    assert all(below.end < above.start for below, above in pairwise(result))
 
 
 def test_no_ranges_are_joined_to_none() -> None:

@@ -278,6 +278,7 @@ static void report_ready(int console, int control) {
     report_open(&report, control, 0);
     report_begin(&report, "ready");
     report_end(&report);
+    report_send(&report);
 }
 
 int main(void) {

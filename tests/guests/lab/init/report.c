@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static void flush(struct report *report) {
+void report_send(struct report *report) {
     size_t sent = 0;
     while (sent < report->used) {
         ssize_t written = write(report->fd, report->buffer + sent, report->used - sent);
@@ -19,7 +19,7 @@ static void flush(struct report *report) {
 static void put(struct report *report, const char *bytes, size_t length) {
     for (size_t i = 0; i < length; i++) {
         if (report->used == sizeof report->buffer)
-            flush(report);
+            report_send(report);
         report->buffer[report->used++] = bytes[i];
     }
 }
@@ -94,7 +94,6 @@ void report_numbers(struct report *report, const char *key, const unsigned *valu
 
 void report_end(struct report *report) {
     put_text(report, "}\n");
-    flush(report);
 }
 
 void report_finish(struct report *report, const char *error) {
@@ -103,4 +102,5 @@ void report_finish(struct report *report, const char *error) {
     if (error)
         report_text(report, "error", error);
     report_end(report);
+    report_send(report);
 }

@@ -20,6 +20,9 @@ void report_bytes(struct report *report, const char *key, const char *bytes, siz
 void report_text(struct report *report, const char *key, const char *text);
 void report_numbers(struct report *report, const char *key, const unsigned *values, size_t count);
 void report_end(struct report *report);
+/* Lines leave in blocks: a write of each by itself costs more than the bytes do. */
+void report_send(struct report *report);
+/* The last line of an answer; error is NULL when all went well. */
 void report_finish(struct report *report, const char *error);
 
 #endif

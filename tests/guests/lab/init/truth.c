@@ -128,7 +128,7 @@ static void report_task(struct report *report, int tgid, int tid) {
     report_ids(report, "gids", status, "\nGid:");
     snprintf(path, sizeof path, "%s/comm", task);
     report_file(report, "comm", path);
-    if (tid == tgid)
+    if (tid == tgid && !(stat.flags & PF_KTHREAD))
         report_process(report, task);
     report_end(report);
 }

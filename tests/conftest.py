@@ -1,0 +1,28 @@
+"""Guests for any test: thawed or booted as the machine a test asks for, gone when the test ends."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.guests.lab import Lab
+from tests.guests.pool import GuestPool
+
+
+@pytest.fixture(scope="session")
+def lab(pytestconfig: pytest.Config) -> Lab:
+    return Lab(say=_speaker(pytestconfig))
+
+
+def _speaker(config: pytest.Config) -> Callable[[str], None]:
+    """Return what prints past the capturing: a first boot of a machine may take its time."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    say: Callable[[str], None] = reporter.write_line if reporter else print
+    return say
+
+
+@pytest.fixture
+def guests(lab: Lab) -> Iterator[GuestPool]:
+    """This makes guests for one test: ``guests.restore(GuestConfig(...))``."""
+    with ExitStack() as stack:
+        yield GuestPool(lab, stack)

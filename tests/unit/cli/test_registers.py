@@ -1,0 +1,13 @@
+"""All registers are shown."""
+
+import dataclasses
+from itertools import chain
+
+from qvmi.arch.x86_64 import Registers
+from qvmi.cli.registers import LINES
+
+
+def test_every_register_is_shown_exactly_once() -> None:
+    names = {field.name for field in dataclasses.fields(Registers)} - {"index"}
+    shown = list(chain.from_iterable(LINES))
+    assert sorted(shown) == sorted(names)
