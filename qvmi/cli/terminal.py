@@ -1,29 +1,46 @@
 """Tables for people at a terminal: the one place that prints with rich."""
 
-from typing import Final, TextIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from qvmi.cli.table import Table
+from qvmi.cli.table import Table, plain_lines
 
 __all__ = ["drawn"]
-
-_UNLIMITED: Final = 1 << 20  # columns; the longest cell is a path or a name of some kilobytes
 
 
 def drawn(table: Table, terminal: TextIO) -> str:
     """This draws a table in the colours of a terminal, and prose in its size.
 
-    Cells are taken as they are, never as markup. Nothing is cut: lines that are too long are left
-    to the terminal.
+    Cells are taken as they are, never as markup. Nothing is cut: prose is folded, other lines that
+    are too long are left to the terminal.
     """
     console = Console(file=terminal, highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        if table.prose:
+            console.print(_grid(table))
+        else:
+            console.print(_lines(table), soft_wrap=True)
+    return captured.get()
+
+
+def _lines(table: Table) -> Text:
+    """This is a table in one piece: rich's own tables take milliseconds for each row."""
+    text = Text("\n".join(plain_lines(table)))
+    if any(table.titles):
+        text.stylize("bold", 0, text.plain.find("\n") if table.rows else None)
+    return text
+
+
+def _grid(table: Table) -> RichTable:
+    """This is a table whose long cells rich folds."""
+    titled = any(table.titles)
     grid = RichTable(
-        box=box.SIMPLE_HEAD if any(table.titles) else None,
-        show_header=any(table.titles),
+        box=box.SIMPLE_HEAD if titled else None,
+        show_header=titled,
         show_edge=False,
         pad_edge=False,
     )
@@ -33,9 +50,4 @@ def drawn(table: Table, terminal: TextIO) -> str:
         )
     for row in table.rows:
         grid.add_row(*(Text(cell) for cell in row))
-    if not table.prose:
-        unlimited = console.options.update(width=_UNLIMITED)
-        console.width = max(console.width, console.measure(grid, options=unlimited).maximum)
-    with console.capture() as captured:
-        console.print(grid)
-    return captured.get()
+    return grid

@@ -13,13 +13,24 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS
 
-__all__ = ["MAX_KEY_LENGTH", "MAX_OBSERVATIONS", "Codepack", "Finding", "Observation", "Severity"]
+__all__ = [
+    "MAX_KEY_LENGTH",
+    "MAX_OBSERVATIONS",
+    "MAX_SETTLE_S",
+    "Codepack",
+    "Finding",
+    "Observation",
+    "Severity",
+]
 
 MAX_OBSERVATIONS: Final = 32
 """Observations in one finding; a claim that needs more is several claims."""
 
 MAX_KEY_LENGTH: Final = 200
 """Characters in a key; an address, a time and a few words."""
+
+MAX_SETTLE_S: Final = 3600.0
+"""Longest time that a finding may ask to be watched before it is believed."""
 
 _TECHNIQUE: Final = re.compile(r"T[0-9]{4}(\.[0-9]{3})?")
 
@@ -59,6 +70,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         key: the same for the same thing in every look, and for nothing else: what is confirmed and
             cleared is a key. An address alone is not enough, memory is used again.
         evidence: the views that disagree.
+        settle_s: how long it must have been seen before it is believed, beyond two looks: longer
+            than the guest can take to pass through such a state in good health.
 
     Raises:
         UsageError: a field is out of bounds.
@@ -69,6 +82,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     technique: str
     key: str
     evidence: tuple[Observation, ...]
+    settle_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not _TECHNIQUE.fullmatch(self.technique):
@@ -77,6 +91,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"key of {len(self.key)} characters; it has 1 to {MAX_KEY_LENGTH}")
         if not 1 <= len(self.evidence) <= MAX_OBSERVATIONS:
             raise UsageError(f"{len(self.evidence)} observations; give 1 to {MAX_OBSERVATIONS}")
+        if not 0.0 <= self.settle_s <= MAX_SETTLE_S:
+            raise UsageError(f"settle_s is {self.settle_s}; give 0 to {MAX_SETTLE_S:g}")
 
 
 class Codepack(Protocol):

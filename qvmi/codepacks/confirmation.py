@@ -57,6 +57,7 @@ class Changes:
 class _Case:
     """What is known of one key."""
 
+    since: float
     first_seen: float
     last_seen: float
     seen: int = 0
@@ -71,13 +72,16 @@ class Confirmation:
     def __init__(self) -> None:
         self._cases: dict[str, _Case] = {}
 
-    def update(self, findings: Iterable[Finding], *, complete: bool, at: float) -> Changes:
+    def update(
+        self, findings: Iterable[Finding], *, complete: bool, at: float, clock: float
+    ) -> Changes:
         """This takes in what one look found.
 
         Args:
             findings: what it found; of several with one key the first counts.
             complete: whether it saw all it wanted to; an incomplete look proves nothing absent.
             at: when it began, seconds since the Unix epoch.
+            clock: the same on a clock that is never set, in seconds.
         """
         by_key: dict[str, Finding] = {}
         for finding in findings:
@@ -89,7 +93,7 @@ class Confirmation:
             if key not in self._cases and len(self._cases) >= MAX_KEYS:
                 overflow += 1
                 continue
-            confirmed = self._note_present(finding, at)
+            confirmed = self._note_present(finding, at, clock)
             if confirmed is not None:
                 raised.append(confirmed)
         return Changes(tuple(raised), cleared, overflow)
@@ -104,13 +108,14 @@ class Confirmation:
         self._cases.clear()
         return confirmed
 
-    def _note_present(self, finding: Finding, at: float) -> Confirmed | None:
+    def _note_present(self, finding: Finding, at: float, clock: float) -> Confirmed | None:
         """This notes a sighting, and gives the finding if that confirms it."""
-        case = self._cases.setdefault(finding.key, _Case(first_seen=at, last_seen=at))
+        case = self._cases.setdefault(finding.key, _Case(clock, first_seen=at, last_seen=at))
         case.seen += 1
         case.missed = case.unseen = 0
         case.last_seen = at
-        if case.raised is not None or case.seen < ROUNDS_TO_RAISE:
+        settled = clock - case.since >= finding.settle_s
+        if case.raised is not None or case.seen < ROUNDS_TO_RAISE or not settled:
             return None
         case.raised = Confirmed(finding, case.seen, case.first_seen, at)
         return case.raised

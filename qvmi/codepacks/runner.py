@@ -199,9 +199,10 @@ class Runner:
 
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
-        at = result.provenance.at
         complete = result.sight is Sight.FULL
-        changes = self._confirmation.update(result.findings, complete=complete, at=at)
+        changes = self._confirmation.update(
+            result.findings, complete=complete, at=result.provenance.at, clock=time.monotonic()
+        )
         self._queue_alerts(changes.raised, result.provenance)
         self._queue_alerts(changes.cleared, result.provenance, cleared_because="no longer seen")
         if not changes.overflow:

@@ -139,10 +139,18 @@ class Client(QMPClient):
         request = {"execute": command, "arguments": arguments, "id": number}
         encoded = self._encoder.encode(request)
         if not self._corked:
-            asyncio.get_running_loop().call_soon(self._uncork)
+            asyncio.get_running_loop().call_soon(self._uncork, 0)
         self._corked.append(encoded)
 
-    def _uncork(self) -> None:
+    def _uncork(self, known: int) -> None:
+        """This sends what was asked, as soon as a turn of the event loop brings no more questions.
+
+        Each write wakes QEMU, which costs more than what it is woken for: commands that are asked
+        by tasks of tasks, and the negotiation before them, go out together.
+        """
+        if len(self._corked) > known:
+            asyncio.get_running_loop().call_soon(self._uncork, len(self._corked))
+            return
         if self._writer is not None:
             self._writer.write(b"".join(encoded + b"\n" for encoded in self._corked))
         self._corked.clear()

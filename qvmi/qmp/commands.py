@@ -80,11 +80,6 @@ class _Memdev(msgspec.Struct, frozen=True):
     share: bool = False
 
 
-class _Property(msgspec.Struct, frozen=True):
-    name: str
-    type: str
-
-
 async def run_state(monitor: Monitor) -> RunState:
     """This asks whether the machine runs."""
     return _typed("query-status", await monitor.execute("query-status"), RunState)
@@ -138,23 +133,16 @@ async def registers(monitor: Monitor) -> tuple[Registers, ...]:
 
 async def memory_backends(monitor: Monitor) -> tuple[MemoryBackend, ...]:
     """This asks which objects provide the machine's memory."""
+    found = _typed("query-memdev", await monitor.execute("query-memdev"), tuple[_Memdev, ...])
     async with concurrently() as group:
-        devices = group.create_task(monitor.execute("query-memdev"))
-        objects = group.create_task(monitor.execute("qom-list", {"path": "/objects"}))
-    types = _backend_types(objects.result())
-    found = _typed("query-memdev", devices.result(), tuple[_Memdev, ...])
-    async with concurrently() as group:
-        tasks = [
-            group.create_task(_backend(monitor, device, types[device.id]))
-            for device in found
-            if device.id is not None and device.id in types
-        ]
+        tasks = [group.create_task(_backend(monitor, each)) for each in found if each.id]
     return tuple(task.result() for task in tasks)
 
 
 async def memory_map(monitor: Monitor) -> MemoryMap:
     """This asks what answers at which physical address, and what host memory is behind it."""
     async with concurrently() as group:
+        # First, so that its second round trip falls into the time that QEMU takes for the other.
         backends = group.create_task(memory_backends(monitor))
         mtree = group.create_task(_mtree(monitor))
     return parse_memory_map(mtree.result(), backends.result())
@@ -200,30 +188,30 @@ async def _mtree(monitor: Monitor) -> str:
         return await monitor.hmp(INFO_MTREE.removesuffix(" -o"))
 
 
-def _backend_types(objects: object) -> dict[str, str]:
-    """These are the QOM types of the memory backends among the user's objects, by id."""
-    listed = _typed("qom-list", objects, tuple[_Property, ...])
-    types = {each.name: each.type.removeprefix("child<").removesuffix(">") for each in listed}
-    return {id_: type_ for id_, type_ in types.items() if type_.startswith("memory-backend-")}
-
-
-async def _backend(monitor: Monitor, device: _Memdev, type_: str) -> MemoryBackend:
+async def _backend(monitor: Monitor, device: _Memdev) -> MemoryBackend:
     path = f"/objects/{device.id}"
-    backend = MemoryBackend(path, type_, device.size, device.share)
-    if type_ != "memory-backend-file":
-        return backend
     async with concurrently() as group:
-        mem_path = group.create_task(qom_get(monitor, path, "mem-path"))
-        offset = group.create_task(_offset(monitor, path))
-    file = _typed("qom-get mem-path", mem_path.result(), str)
-    return MemoryBackend(path, type_, device.size, device.share, file, offset.result())
+        asked_path = group.create_task(_optional(monitor, path, "mem-path"))
+        asked_offset = group.create_task(_optional(monitor, path, "offset"))
+    mem_path, offset = asked_path.result(), asked_offset.result()
+    if mem_path is None:
+        type_ = _typed("qom-get type", await qom_get(monitor, path, "type"), str)
+        return MemoryBackend(path, type_, device.size, device.share)
+    return MemoryBackend(
+        path,
+        "memory-backend-file",  # no other type has a mem-path
+        device.size,
+        device.share,
+        _typed("qom-get mem-path", mem_path, str),
+        _typed("qom-get offset", offset or 0, int),  # the property came with QEMU 8.1
+    )
 
 
-async def _offset(monitor: Monitor, path: str) -> int:
+async def _optional(monitor: Monitor, path: str, property_name: str) -> object:
     try:
-        return _typed("qom-get offset", await qom_get(monitor, path, "offset"), int)
+        return await qom_get(monitor, path, property_name)
     except QmpCommandFailed:
-        return 0  # the property came with QEMU 8.1
+        return None
 
 
 def _typed(command: str, value: object, kind: type[_T]) -> _T:

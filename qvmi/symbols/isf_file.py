@@ -35,6 +35,9 @@ _MAX_STRUCT: Final = 1 << 24
 
 _ADDRESS_BITS: Final = 64
 _ADDRESS_MASK: Final = (1 << _ADDRESS_BITS) - 1
+_LEAST_ADDRESS_BITS: Final = 39
+"""The smallest virtual addresses of a 64-bit Linux (aarch64)."""
+
 _KERNEL_HALF: Final = 1 << (_ADDRESS_BITS - 1)
 """What lies below is no address but an offset into per-CPU areas, which KASLR does not move."""
 
@@ -119,7 +122,7 @@ class IsfFile:
             raise CorruptTable(str(path), "it has no symbols _text and linux_banner of a kernel")
         bits = (text.address & _ADDRESS_MASK).bit_length()
         link_start = Va(_whole_address(text.address, bits))
-        if link_start % PAGE_SIZE or link_start < _KERNEL_HALF:
+        if link_start % PAGE_SIZE or bits < _LEAST_ADDRESS_BITS:
             raise CorruptTable(str(path), f"its kernel starts at {text.address:#x}")
         words = (banner.constant_data or b"").partition(b"\0")[0].rstrip(b"\n")
         return cls(path, link_start, words, bits, content)
@@ -258,7 +261,7 @@ class IsfSymbols:
 def _whole_address(address: int, bits: int) -> int:
     """This puts back the upper bits of an address that was cut to so many."""
     address &= _ADDRESS_MASK
-    if bits < _ADDRESS_BITS and address >> (bits - 1) == 1:
+    if _LEAST_ADDRESS_BITS <= bits < _ADDRESS_BITS and address >> (bits - 1) == 1:
         address |= _ADDRESS_MASK >> bits << bits
     return address
 

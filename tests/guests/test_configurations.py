@@ -13,7 +13,8 @@ import qvmi
 from qvmi import Process
 from tests.asynchronous import asynchronous
 from tests.guests.agreement import assert_processes_agree
-from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab, LabError
+from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
+from tests.guests.pool import GuestPool
 
 ATTACHES: Final = 40
 """A timer interrupt takes a vCPU out of user mode for a moment; one attach in a few meets it."""
@@ -67,11 +68,7 @@ def built(request: pytest.FixtureRequest) -> Built:
 @pytest.fixture(scope="module")
 def guest(lab: Lab, built: Built) -> Iterator[Guest]:
     with ExitStack() as stack:
-        try:
-            restored = stack.enter_context(lab.restore(built.config))
-        except LabError as error:
-            pytest.skip(str(error))
-        yield restored
+        yield GuestPool(lab, stack).restore(built.config)
 
 
 @asynchronous

@@ -1,5 +1,6 @@
 """The memory map of real machines, against where a byte really lies in QEMU's files."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.asynchronous import asynchronous
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 
 MIB, GIB = 1 << 20, 1 << 30
+FIRMWARE_S = 60
 FILE = "memory-backend-file,share=on,mem-path="
 MEMFD = "memory-backend-memfd,share=on"
 
@@ -123,8 +125,9 @@ async def test_every_region_starts_where_qemu_has_its_host_memory(name: str) -> 
 async def test_what_the_firmware_write_protects_is_rom_in_the_same_backend() -> None:
     with bare_qemu("-machine", "pc", "-m", "128") as machine:
         async with await QmpSession.connect(machine.qmp) as session:
-            while not (await commands.registers(session))[0].halted:
-                pass  # the firmware is still at work
+            async with asyncio.timeout(FIRMWARE_S):
+                while not (await commands.registers(session))[0].halted:
+                    pass
             memory_map = await commands.memory_map(session)
     region = memory_map.region_at(Pa(0xF0000))
     assert region is not None

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -221,12 +220,12 @@ async def test_a_domain_is_reached_through_virsh(monkeypatch: pytest.MonkeyPatch
     with bare_qemu("-smp", "2") as machine, TemporaryDirectory(prefix="qvmi-") as folder:
         install_fake_virsh(Path(folder), machine.qmp)
         monkeypatch.setenv("PATH", folder, prepend=os.pathsep)
-        async with watched_loop(seconds=60):
-            async with await LibvirtSession.connect(LibvirtAddress("web")) as session:
-                assert len(await commands.registers(session)) == 2
-                assert (await commands.memory_map(session)).ram
-                with pytest.raises(QmpCommandFailed):
-                    await session.hmp("bogus")
+        address = LibvirtAddress("web")
+        async with watched_loop(seconds=60), await LibvirtSession.connect(address) as session:
+            assert len(await commands.registers(session)) == 2
+            assert (await commands.memory_map(session)).ram
+            with pytest.raises(QmpCommandFailed):
+                await session.hmp("bogus")
 
 
 @asynchronous
@@ -250,6 +249,5 @@ def test_a_socket_left_behind_by_a_qemu_is_told() -> None:
             os.kill(machine.pid, signal.SIGKILL)
             assert machine.process.wait_for_end(10)
         assert Path(path).is_socket()
-        with closing(asyncio.new_event_loop()) as loop:
-            with pytest.raises(SocketUnreachable, match="the QEMU that made it has ended"):
-                loop.run_until_complete(QmpSession.connect(path))
+        with pytest.raises(SocketUnreachable, match="the QEMU that made it has ended"):
+            asyncio.run(QmpSession.connect(path))

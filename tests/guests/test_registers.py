@@ -41,7 +41,11 @@ def assert_equal_to_the_stubs(vcpus: tuple[Registers, ...], guest: Guest) -> Non
 
 @pytest.mark.parametrize(
     "config",
-    [GuestConfig(), GuestConfig(cpu_flags="la57=off"), GuestConfig(cpus=4)],
+    [
+        GuestConfig(),
+        GuestConfig(machine="pc", cpus=1, cpu_flags="la57=off", append="nokaslr", ram="memfd"),
+        GuestConfig(cpus=4, memory_mib=3072, append="pti=on", ram="private"),
+    ],
     ids=lambda config: config.name,
 )
 def test_every_vcpu_has_the_registers_that_the_gdbstub_tells(
@@ -88,7 +92,7 @@ async def test_32_bit_code_has_the_registers_it_has_loaded() -> None:
         with bare_qemu("-machine", "pc", "-kernel", str(program)) as machine:
             async with await QmpSession.connect(machine.qmp) as session:
                 async with asyncio.timeout(DEADLINE_S):
-                    while not ((vcpu := (await commands.registers(session))[0]).rsp == 0x5000):
+                    while (vcpu := (await commands.registers(session))[0]).rsp != 0x5000:
                         pass
     assert (vcpu.rax, vcpu.rbx, vcpu.rcx, vcpu.rdx) == (0x80000001, 0xB2, 0xC3, 0xD4)
     assert (vcpu.long_mode, vcpu.paging, vcpu.cr0 & 1, vcpu.r8) == (False, False, 1, None)

@@ -76,7 +76,7 @@ def build_kallsyms(  # noqa: PLR0913 - each is one way in which kernels differ
     if relative_base is None:
         relative_base = min((one.address for one in lines if one.address >> 63), default=start)
     tokens = _tokens(lines)
-    names = [_compressed(one, tokens, long_names=long_names) for one in lines]
+    names = _compressed(lines, tokens, long_names=long_names)
     markers = [sum(map(len, names[:n])) for n in range(0, len(names), 256)]
     token_table = b"".join(token + b"\0" for token in tokens)
     index = [len(b"".join(t + b"\0" for t in tokens[:n])) for n in range(256)]
@@ -142,11 +142,15 @@ def _tokens(lines: Sequence[Line]) -> list[bytes]:
     return [bytes([code]) if code in used else next(substrings, b"") for code in range(256)]
 
 
-def _compressed(line: Line, tokens: list[bytes], *, long_names: bool) -> bytes:
+def _compressed(lines: Sequence[Line], tokens: list[bytes], *, long_names: bool) -> list[bytes]:
     substrings = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
-    text = (line.type + line.name).encode()
-    parts = re.findall(b"|".join([*map(re.escape, substrings), b"."]), text)
-    codes = bytes(map({token: code for code, token in enumerate(tokens)}.__getitem__, parts))
-    if len(codes) > 0x7F and long_names:
-        return bytes([len(codes) & 0x7F | 0x80, len(codes) >> 7]) + codes
-    return bytes([len(codes)]) + codes
+    pattern = re.compile(b"|".join([*map(re.escape, substrings), b"."]))
+    code_of = {token: code for code, token in enumerate(tokens)}
+    names = []
+    for line in lines:
+        parts = pattern.findall((line.type + line.name).encode())
+        codes = bytes([code_of[part] for part in parts])
+        two_bytes = len(codes) > 0x7F and long_names
+        length = [len(codes) & 0x7F | 0x80, len(codes) >> 7] if two_bytes else [len(codes)]
+        names.append(bytes(length) + codes)
+    return names

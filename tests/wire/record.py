@@ -134,12 +134,9 @@ def _requests(ask: Any) -> Iterator[tuple[str, dict[str, object]]]:  # noqa: ANN
     for command in ("status", "version", "memdev", "cpus-fast", "name", "kvm", "target"):
         yield f"query-{command}", {}
     yield "no-such-command", {}
-    yield "qom-list", {"path": "/objects"}
-    listed = ask({"execute": "qom-list", "arguments": {"path": "/objects"}})["return"]
-    for each in listed:
-        if each["type"] == "child<memory-backend-file>":
-            for wanted in ("mem-path", "offset"):
-                yield "qom-get", {"path": f"/objects/{each['name']}", "property": wanted}
+    for backend in ask({"execute": "query-memdev", "arguments": {}})["return"]:
+        for wanted in ("mem-path", "offset", "type"):
+            yield "qom-get", {"path": f"/objects/{backend['id']}", "property": wanted}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ References: sources.list(5), "ONE-LINE-STYLE FORMAT" and "DEB822-STYLE FORMAT".
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["AptSource", "machine_sources", "parse_deb822", "parse_one_line"]
@@ -27,12 +27,14 @@ class AptSource:
 
     Attributes:
         keyring_name: the file name of the keyring it is bound to; empty where none is named.
+        chosen: somebody named it for the guests, rather than for the machine.
     """
 
     uri: str
     suite: str
     components: tuple[str, ...]
     keyring_name: str = ""
+    chosen: bool = False
 
     @property
     def serves_main(self) -> bool:
@@ -83,23 +85,27 @@ def _deb822_fields(stanza: str) -> dict[str, str]:
     return fields
 
 
-def _source_files(apt_folder: Path) -> Iterable[Path]:
-    extra = os.environ.get(EXTRA_SOURCES)
-    if extra:
-        yield Path(extra)
-    yield apt_folder / "sources.list"
-    parts = apt_folder / "sources.list.d"
-    yield from sorted(path for path in parts.glob("*") if path.suffix in {".list", ".sources"})
-
-
 def machine_sources(apt_folder: Path = APT_FOLDER) -> tuple[AptSource, ...]:
-    """Return every archive the machine takes binary packages from, in the order apt reads them."""
-    found: list[AptSource] = []
-    for path in _source_files(apt_folder):
-        try:
-            text = path.read_text(errors="replace")
-        except FileNotFoundError:
-            continue
-        parse = parse_deb822 if path.suffix == ".sources" else parse_one_line
-        found.extend(source for source in parse(text) if source.serves_main)
-    return tuple(found)
+    """Return every archive the machine takes binary packages from, in the order apt reads them.
+
+    Those of the file that QVMI_GUEST_SOURCES names come first.
+    """
+    parts = (apt_folder / "sources.list.d").glob("*")
+    named = sorted(path for path in parts if path.suffix in {".list", ".sources"})
+    found = [*_chosen_sources(), *_read(apt_folder / "sources.list")]
+    found += [source for path in named for source in _read(path)]
+    return tuple(source for source in found if source.serves_main)
+
+
+def _chosen_sources() -> Iterator[AptSource]:
+    extra = os.environ.get(EXTRA_SOURCES)
+    for source in _read(Path(extra)) if extra else ():
+        yield replace(source, chosen=True)
+
+
+def _read(path: Path) -> Iterable[AptSource]:
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ()
+    return parse_deb822(text) if path.suffix == ".sources" else parse_one_line(text)

@@ -126,13 +126,13 @@ class Lab:
         deadline = time.monotonic() + START_SECONDS
         with ExitStack() as undo:
             undo.callback(process.end)
-            control = process.connect("control.sock", deadline=deadline)
-            undo.callback(control.close)
-            monitor = process.connect("monitor.sock", deadline=deadline)
-            undo.callback(monitor.close)
-            guest = Guest(
-                config, process, files.accelerator, Monitor.over(monitor), Control(control)
-            )
+            try:
+                control = undo.enter_context(process.connect("control.sock", deadline=deadline))
+                stream = undo.enter_context(process.connect("monitor.sock", deadline=deadline))
+                monitor = Monitor.over(stream)
+            except LabError as error:
+                raise LabError(f"QEMU did not start: {error.problem}\n{process.log()}") from error
+            guest = Guest(config, process, files.accelerator, monitor, Control(control))
             undo.pop_all()
         with guest:
             guest.timings["start"] = time.monotonic() - start

@@ -150,12 +150,16 @@ def mirror_of(
     Other archives name their suites "stable" too, so a mirror must carry the distribution's name in its
     address or be set up for the very suite, and must not be bound to another archive's keys.
     """
-    word = distribution.name.lower()
+
+    def unlikeliness(source: AptSource) -> tuple[bool, bool]:
+        named = source.chosen or distribution.name.lower() in source.uri.lower()
+        return source.suite != suite, not named
+
     fitting = [
         source
         for source in sources
-        if (source.suite == suite or (kin.fullmatch(source.suite) and word in source.uri.lower()))
-        and source.keyring_name in {"", distribution.keyring.name}
+        if source.keyring_name in {"", distribution.keyring.name}
+        and (source.suite == suite or (kin.fullmatch(source.suite) and not unlikeliness(source)[1]))
     ]
-    fitting.sort(key=lambda source: (source.suite != suite, word not in source.uri.lower()))
-    return AptSource(fitting[0].uri, suite, ("main",)) if fitting else None
+    best = min(fitting, key=unlikeliness, default=None)
+    return AptSource(best.uri, suite, ("main",)) if best else None

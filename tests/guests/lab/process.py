@@ -63,10 +63,7 @@ class QemuProcess:
                 stream.close()
                 # A socket's appearance can only be polled for.
                 if self.wait_for_end(POLL_SECONDS) or time.monotonic() > deadline:
-                    raise LabError(
-                        f"QEMU does not listen on {path}:\n{self.log()}",
-                        fix="read QEMU's own message above",
-                    ) from error
+                    raise LabError(f"QEMU does not listen on {path}") from error
             else:
                 return stream
 

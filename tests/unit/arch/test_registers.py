@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvmi.arch.x86_64 import parse_registers
+from qvmi.arch.x86_64 import Registers, parse_registers
 from qvmi.errors import QmpProtocolError
 from tests.wire.transcript import NAMES, Transcript
 
@@ -42,35 +42,55 @@ NEWEST = (
 def compatibility_mode() -> str:
     """32-bit code under a 64-bit kernel: short general registers and bases, long CR2 and tables."""
     short = Transcript.load("pc_32_bit").printed("info registers -a")
-    wide = re.search(r"GDT=.*?DR0", LINUX, re.DOTALL)
+    wide = re.search(r"GDT=.*?DR0", NEWEST, re.DOTALL)
     assert wide is not None
     return re.sub(r"GDT=.*?DR0", wide[0], short, flags=re.DOTALL).replace(
         "EFER=0000000000000000", "EFER=0000000000000d01"
     )
 
 
-def test_reads_64_bit_code_of_every_vcpu() -> None:
-    first, second = parse_registers(LINUX)
-    assert (first.index, second.index) == (0, 1)
-    assert first.rip == 0xFFFFFFFF83A71441
-    assert first.r13 == 0xFF2C46B2FCC22EE0
-    assert first.r8 == 0
-    assert second.gs_base == 0xFF2C46B2FCD00000
-    assert first.fs_base == 0x13F493C0
-    assert (first.cr0, first.cr2, first.cr3) == (0x80050033, 0x4F0000, 0x100836000)
-    assert (first.cr4, first.efer, first.rflags) == (0x751EB0, 0xD01, 0x46)
-    assert (first.cs, first.ss, first.ds) == (0x10, 0x18, 0)
-    assert (first.idt_base, first.idt_limit) == (0xFFFFFE0000000000, 0xFFF)
-    assert (second.gdt_base, second.gdt_limit) == (0xFFFFFE000003C000, 0x7F)
-    assert (first.cpl, first.smm, first.halted) == (0, False, False)
-    assert first.kernel_gs_base is None
+def printed_again(vcpu: Registers) -> list[str]:
+    """What QEMU prints of 64-bit code, written from the values that were read."""
+    long = {"RAX": vcpu.rax, "RBX": vcpu.rbx, "RCX": vcpu.rcx, "RDX": vcpu.rdx, "RSI": vcpu.rsi}
+    long |= {"RDI": vcpu.rdi, "RBP": vcpu.rbp, "RSP": vcpu.rsp, "RIP": vcpu.rip, "CR2": vcpu.cr2}
+    long |= {"CR3": vcpu.cr3, "EFER": vcpu.efer}
+    extended = [vcpu.r8, vcpu.r9, vcpu.r10, vcpu.r11, vcpu.r12, vcpu.r13, vcpu.r14, vcpu.r15]
+    short = {"RFL": vcpu.rflags, "CR0": vcpu.cr0, "CR4": vcpu.cr4}
+    selectors = {"ES": vcpu.es, "CS": vcpu.cs, "SS": vcpu.ss, "DS": vcpu.ds}
+    return [
+        *(f"{name}={value:016x}" for name, value in long.items()),
+        *(f"R{number:<2}={value:016x}" for number, value in enumerate(extended, start=8)),
+        *(f"{name}={value:08x}" for name, value in short.items()),
+        *(f"{name} ={value:04x} " for name, value in selectors.items()),
+        f"FS ={vcpu.fs:04x} {vcpu.fs_base:016x} ",
+        f"GS ={vcpu.gs:04x} {vcpu.gs_base:016x} ",
+        f"GDT=     {vcpu.gdt_base:016x} {vcpu.gdt_limit:08x}\n",
+        f"IDT=     {vcpu.idt_base:016x} {vcpu.idt_limit:08x}\n",
+        f"CPL={vcpu.cpl:d} ",
+        f"SMM={vcpu.smm:d} HLT={vcpu.halted:d}\n",
+    ]
+
+
+def test_reads_every_register_of_every_vcpu_in_64_bit_code() -> None:
+    vcpus = parse_registers(LINUX)
+    dumps = LINUX.split("CPU#")[1:]
+    assert [f"{vcpu.index}" for vcpu in vcpus] == [dump[0] for dump in dumps] == ["0", "1"]
+    for vcpu, dump in zip(vcpus, dumps, strict=True):
+        assert [part for part in printed_again(vcpu) if part not in dump] == []
+        assert vcpu.kernel_gs_base is None
 
 
 def test_tells_five_level_paging_and_long_mode_by_their_bits() -> None:
-    first = parse_registers(LINUX)[0]
-    assert (first.paging, first.long_mode, first.la57) == (True, True, True)
-    four_level = parse_registers(LINUX.replace("CR4=00751eb0", "CR4=00750eb0"))[0]
-    assert not four_level.la57
+    # Intel SDM volume 3A: CR0.PG is bit 31, CR4.LA57 bit 12, EFER.LMA bit 10.
+    (vcpu,) = parse_registers(NEWEST)
+    assert (vcpu.paging, vcpu.long_mode, vcpu.la57) == (True, True, True)
+    for was, becomes, expected in (
+        ("CR0=80050033", "CR0=00050033", (False, True, True)),
+        ("CR4=00771ef0", "CR4=00770ef0", (True, True, False)),
+        ("EFER=0000000000000d01", "EFER=0000000000000901", (True, False, True)),
+    ):
+        (vcpu,) = parse_registers(NEWEST.replace(was, becomes))
+        assert (vcpu.paging, vcpu.long_mode, vcpu.la57) == expected
 
 
 def test_reads_32_bit_code() -> None:
@@ -152,8 +172,8 @@ def test_names_the_vcpu_when_a_register_is_missing(field: str) -> None:
         "unknown command: 'info registers'\n",
         "\nCPU#0\n PC=ffffb8a5b0d3ec5c X00=0000000000000000\nPSTATE=600000c5 -ZC- EL1h\n",
         LINUX + LINUX,
-        LINUX.replace("CR3=0000000100836000", "CR3=00000001008360000"),
-        LINUX.replace("CR3=0000000100836000", "CR3=g000000100836000"),
+        NEWEST.replace("CR3=0000000100836000", "CR3=00000001008360000"),
+        NEWEST.replace("CR3=0000000100836000", "CR3=g000000100836000"),
         "\nCPU#0\n" * 5000,
         "x" * ((10 << 20) + 1),
     ],

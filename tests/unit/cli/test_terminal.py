@@ -46,19 +46,21 @@ def test_shows_titles_and_rows() -> None:
     assert lines[-1].split() == ["1", "init", "|"]
 
 
+@pytest.mark.parametrize("prose", [False, True])
 @pytest.mark.parametrize("name", ["[bold red]x[/]", "[/]", ":smile:", "[link=file:///]x", "\\[b]"])
-def test_markup_in_a_name_is_text(name: str) -> None:
-    assert name in screen(table_of(COLUMNS, [name]))[-1]
+def test_markup_in_a_name_is_text(name: str, *, prose: bool) -> None:
+    assert name in screen(table_of(COLUMNS, [name], prose=prose))[-1]
 
 
-def test_the_only_controls_are_the_program_s_own() -> None:
-    text = drawn(table_of(COLUMNS, ALIGNED), FakeTerminal())
+@pytest.mark.parametrize("prose", [False, True])
+def test_the_only_controls_are_the_program_s_own(*, prose: bool) -> None:
+    text = drawn(table_of(COLUMNS, ALIGNED, prose=prose), FakeTerminal())
     plain = Text.from_ansi(text).plain
     assert all(line.isprintable() for line in plain.split("\n"))
 
 
 def test_a_hostile_name_moves_no_column() -> None:
-    lines = screen(table_of(COLUMNS, ALIGNED))[2:]
+    lines = screen(table_of(COLUMNS, ALIGNED))[1:]
     assert len(lines) == len(ALIGNED)
     assert len({cell_len(line[: line.index("|")]) for line in lines}) == 1
 
@@ -78,6 +80,10 @@ def test_what_may_be_copied_stays_in_one_piece() -> None:
 
 def test_indentation_is_kept() -> None:
     assert "   └─ sh" in screen(table_of(COLUMNS, ["   └─ sh"]))[-1]
+
+
+def test_a_table_of_nothing_has_its_titles() -> None:
+    assert [line.split() for line in screen(table_of(COLUMNS, []))] == [["NO", "NAME", "END"]]
 
 
 def test_a_table_without_titles_has_no_line_for_them() -> None:

@@ -7,6 +7,7 @@ from qvmi.addr import Va
 from qvmi.codepacks.codepack import (
     MAX_KEY_LENGTH,
     MAX_OBSERVATIONS,
+    MAX_SETTLE_S,
     Finding,
     Observation,
     Severity,
@@ -56,3 +57,16 @@ def test_refuses_a_finding_without_evidence_or_with_too_much() -> None:
 def test_is_the_same_after_a_journey_as_json() -> None:
     original = finding()
     assert msgspec.json.decode(msgspec.json.encode(original), type=Finding) == original
+
+
+@pytest.mark.parametrize("seconds", [-0.1, MAX_SETTLE_S + 1, float("inf"), float("nan")])
+def test_refuses_a_time_to_settle_that_never_ends_or_is_none(seconds: float) -> None:
+    with pytest.raises(UsageError):
+        Finding(
+            claim="x",
+            severity=Severity.LOW,
+            technique="T1014",
+            key="k",
+            evidence=(OBSERVATION,),
+            settle_s=seconds,
+        )

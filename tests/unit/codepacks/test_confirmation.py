@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,10 @@ def rounds(confirmation: Confirmation, *looks: str | None) -> list[Changes]:
     """Plays looks: each is the keys that it finds, one letter each; None is one that saw nothing."""
     return [
         confirmation.update(
-            [finding(key) for key in look or ""], complete=look is not None, at=float(number)
+            [finding(key) for key in look or ""],
+            complete=look is not None,
+            at=float(number),
+            clock=float(number),
         )
         for number, look in enumerate(looks)
     ]
@@ -90,6 +94,39 @@ def test_two_findings_of_one_key_in_one_look_are_one_sighting() -> None:
     assert keys(rounds(Confirmation(), "aa", "")) == [("", ""), ("", "")]
 
 
+def test_what_must_settle_is_raised_when_it_was_seen_for_so_long_and_once() -> None:
+    confirmation = Confirmation()
+    slow = msgspec.structs.replace(finding("a"), settle_s=5.0)
+    raised = [
+        len(confirmation.update([slow], complete=True, at=0.0, clock=100.0 + number).raised)
+        for number in range(10)
+    ]
+    assert raised == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_what_must_settle_begins_anew_when_it_was_missed() -> None:
+    confirmation = Confirmation()
+    slow = msgspec.structs.replace(finding("a"), settle_s=5.0)
+    for number in range(20):
+        seen = [slow] if number % 5 else []
+        assert confirmation.update(seen, complete=True, at=0.0, clock=float(number)).raised == ()
+
+
+def test_settling_takes_two_looks_even_if_they_are_far_apart() -> None:
+    confirmation = Confirmation()
+    slow = msgspec.structs.replace(finding("a"), settle_s=5.0)
+    for clock, raised in ((0.0, 0), (100.0, 1)):
+        changes = confirmation.update([slow], complete=True, at=0.0, clock=clock)
+        assert len(changes.raised) == raised
+
+
+def test_setting_the_hosts_clock_settles_nothing() -> None:
+    confirmation = Confirmation()
+    slow = msgspec.structs.replace(finding("a"), settle_s=5.0)
+    for at in (0.0, 1e9):
+        assert confirmation.update([slow], complete=True, at=at, clock=0.0).raised == ()
+
+
 def test_tells_since_when_and_in_how_many_looks_it_was_seen() -> None:
     confirmation = Confirmation()
     changes = rounds(confirmation, "", "a", "a", "a", "", "")
@@ -113,22 +150,22 @@ def many(number: int) -> list[Finding]:
 def test_follows_a_bounded_number_and_counts_the_rest() -> None:
     confirmation = Confirmation()
     for _ in range(2):
-        changes = confirmation.update(many(MAX_KEYS + 7), complete=True, at=0.0)
+        changes = confirmation.update(many(MAX_KEYS + 7), complete=True, at=0.0, clock=0.0)
         assert changes.overflow == 7
     assert len(changes.raised) == MAX_KEYS
 
 
 def test_a_crowd_that_comes_once_does_not_keep_out_what_stays() -> None:
     confirmation = Confirmation()
-    confirmation.update(many(MAX_KEYS), complete=True, at=0.0)
+    confirmation.update(many(MAX_KEYS), complete=True, at=0.0, clock=0.0)
     assert keys(rounds(confirmation, "a", "a")) == [("", ""), ("a", "")]
 
 
 def test_a_crowd_does_not_keep_out_what_stays_though_every_look_is_incomplete() -> None:
     confirmation = Confirmation()
-    confirmation.update(many(MAX_KEYS), complete=False, at=0.0)
+    confirmation.update(many(MAX_KEYS), complete=False, at=0.0, clock=0.0)
     changes = [
-        confirmation.update([finding("a")], complete=False, at=0.0)
+        confirmation.update([finding("a")], complete=False, at=0.0, clock=0.0)
         for _ in range(MAX_UNSEEN_ROUNDS + 2)
     ]
     assert [one.finding.key for change in changes for one in change.raised] == ["a"]

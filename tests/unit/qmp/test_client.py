@@ -62,11 +62,37 @@ async def test_commands_of_one_turn_go_out_in_one_write() -> None:
         client = await connected(path)
         client.start(lambda _: None)
         await asyncio.gather(*(client.ask(f"command-{n}", {}) for n in range(5)))
-        assert [line["execute"] for line in map(json.loads, chunks[0].splitlines())] == [
-            "qmp_capabilities",
-            *(f"command-{n}" for n in range(5)),
-        ]
+        assert commands_in(chunks[0]) == ["qmp_capabilities", *(f"command-{n}" for n in range(5))]
         await client.disconnect()
+
+
+@asynchronous
+async def test_commands_of_tasks_of_tasks_go_out_in_one_write() -> None:
+    chunks: list[bytes] = []
+
+    async def ask(client: Client, depth: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.ask(f"command-{depth}", {}))
+            if depth < 3:
+                group.create_task(ask(client, depth + 1))
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        writer.write(GREETING)
+        while chunk := await reader.read(1 << 16):
+            chunks.append(chunk)
+            for line in chunk.splitlines():
+                writer.write(answer_everything(json.loads(line)))
+
+    async with watched_loop(), served(handle) as path:
+        client = await connected(path)
+        client.start(lambda _: None)
+        await ask(client, 0)
+        assert commands_in(chunks[0]) == ["qmp_capabilities", *(f"command-{n}" for n in range(4))]
+        await client.disconnect()
+
+
+def commands_in(chunk: bytes) -> list[str]:
+    return [json.loads(line)["execute"] for line in chunk.splitlines()]
 
 
 @pytest.mark.parametrize(

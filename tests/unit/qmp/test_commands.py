@@ -177,7 +177,6 @@ def test_another_answer_to_gpa2hva_is_refused(printed: str) -> None:
         (commands.kvm_enabled, "query-kvm", {}),
         (commands.version, "query-version", {"qemu": {"major": 7}}),
         (commands.memory_backends, "query-memdev", [{"id": "main"}]),
-        (commands.memory_backends, "qom-list", [1]),
         (commands.memory_map, "info mtree -f -o", ["text"]),
         (commands.registers, "info registers -a", "no registers"),
         (commands.memory_backends, "qom-get", 7),

@@ -5,6 +5,7 @@ import bz2
 import gzip
 import json
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ START = 0xFFFF_FFFF_8100_0000
 BANNER = b"Linux version 4.19.0 (gcc) #1 SMP"
 INT = {"kind": "base", "name": "int"}
 MIB = 1 << 20
+
+Pack = Callable[[bytes], bytes]
 
 
 def content(**changes: object) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def test_the_banner_may_be_missing(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["guest.json", "guest.json.xz", "guest"])
 def test_is_read_whatever_its_name_says_of_its_compression(
-    tmp_path: Path, pack: Any, name: str
+    tmp_path: Path, pack: Pack, name: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(pack(json.dumps(content()).encode()))
@@ -198,7 +201,6 @@ def broken(**parts: object) -> dict[str, Any]:
         json.dumps(content()).encode() + b"}",
         json.dumps(broken(symbols__init_task={"type": INT})).encode(),
         json.dumps(broken(symbols__init_task__address="0xffff")).encode(),
-        json.dumps(broken(symbols__init_task__address=1 << 64)).encode(),
         json.dumps(broken(symbols__linux_banner__constant_data="no base64!")).encode(),
         json.dumps(broken(symbols__linux_banner__constant_data=7)).encode(),
         json.dumps(broken(symbols___text__address=0)).encode(),
@@ -216,7 +218,7 @@ def test_what_is_no_isf_file_of_a_kernel_is_refused_by_name(tmp_path: Path, text
 
 @pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, bz2.compress])
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_archive_is_refused_by_name(tmp_path: Path, pack: Any, damage: str) -> None:
+def test_a_damaged_archive_is_refused_by_name(tmp_path: Path, pack: Pack, damage: str) -> None:
     packed = bytearray(pack(json.dumps(content()).encode()))
     if damage == "cut":
         del packed[len(packed) // 2 :]
@@ -228,21 +230,10 @@ def test_a_damaged_archive_is_refused_by_name(tmp_path: Path, pack: Any, damage:
         IsfFile.read(path)
 
 
-@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, bz2.compress])
-def test_a_small_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, pack: Any) -> None:
+def test_a_small_file_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb"
-    path.write_bytes(pack(bytes(129 * MIB)))
+    path.write_bytes(gzip.compress(bytes(129 * MIB), compresslevel=1))
     with pytest.raises(CorruptTable, match="bomb: it holds more than 128 MiB"):
-        IsfFile.read(path)
-
-
-def test_an_archive_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "greedy.xz"
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 512 * MIB}]
-    packer = lzma.LZMACompressor(filters=filters)
-    # xz names the size of its dictionary in front, whatever it needs; the header is enough.
-    path.write_bytes(packer.compress(b"{}") + packer.flush())
-    with pytest.raises(CorruptTable, match="greedy"):
         IsfFile.read(path)
 
 

@@ -57,7 +57,7 @@ def test_the_tables_are_found_among_other_bytes(form: str, size: int) -> None:
 
 
 @forms
-@pytest.mark.parametrize("extra", range(0, 256, 51))
+@pytest.mark.parametrize("extra", (0, 1, 128, 255))
 def test_the_tables_are_found_for_each_length_of_the_last_block(form: str, extra: int) -> None:
     built = built_form(form, MIN_SYMBOLS + extra)
     assert found_as_built(built, form, image(built, before=noise(0x1000), behind=noise(0x1000)))
@@ -144,9 +144,10 @@ def test_fewer_symbols_than_any_kernel_has_are_no_kernels() -> None:
         search_tables(image(built))
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\0", bytes(4096), b"0\0001\0002\0003\0004\0005\0006\0007\0008\0009\0"]
-)
+DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", bytes(4096), DIGITS, DIGITS * 100])
 def test_an_image_with_nothing_in_it_has_no_tables(data: bytes) -> None:
     with pytest.raises(CorruptTable):
         search_tables(ImageBytes(Va(TEXT), data, Va(TEXT), Va(IMAGE_END)))

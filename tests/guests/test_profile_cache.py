@@ -1,0 +1,186 @@
+"""What was learned of a kernel is used again, and is not believed where it is wrong."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import qvmi
+from tests.asynchronous import asynchronous
+from tests.guests.agreement import assert_processes_agree
+from tests.guests.lab import Guest, GuestConfig, Lab
+from tests.guests.pool import GuestPool
+
+CACHED: Final = "kallsyms, found by: profile of this build"
+SEARCHED: Final = "kallsyms, found by: tables_by_form"
+
+
+@pytest.fixture(scope="module")
+def guest(lab: Lab) -> Iterator[Guest]:
+    with ExitStack() as stack:
+        yield GuestPool(lab, stack).restore(GuestConfig(kernel="6.1"))
+
+
+@pytest.fixture(scope="module")
+def learned(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This is the one file that a first attach leaves behind."""
+    return _learn(guest, tmp_path_factory.mktemp("learned"))
+
+
+@pytest.fixture(scope="module")
+def foreign(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This is the same of another kernel."""
+    with ExitStack() as stack:
+        other = GuestPool(lab, stack).restore(GuestConfig(kernel="6.12"))
+        return _learn(other, tmp_path_factory.mktemp("foreign"))
+
+
+def _learn(guest: Guest, folder: Path) -> Path:
+    with qvmi.attach_sync(guest.qmp, cache=folder) as machine:
+        machine.guest.processes()
+    (file,) = folder.iterdir()
+    return file
+
+
+def _how(machine: qvmi.Machine) -> str:
+    (source,) = (one.source for one in machine.guest.facts().evidence if "kallsyms" in one.source)
+    return source
+
+
+@asynchronous
+async def test_a_second_attach_uses_the_cached_profile(guest: Guest, learned: Path) -> None:
+    before = learned.read_bytes()
+    async with qvmi.attach(guest.qmp, cache=learned.parent) as machine:
+        assert machine.guest.processes()
+        assert _how(machine) == CACHED
+    assert learned.read_bytes() == before
+
+
+@asynchronous
+async def test_a_profile_serves_the_same_kernel_at_another_place(
+    guest: Guest, learned: Path, lab: Lab, tmp_path: Path
+) -> None:
+    """The other machine was booted by itself, so its KASLR offset is another."""
+    shutil.copy(learned, tmp_path)
+    async with qvmi.attach(guest.qmp, cache=tmp_path) as machine:
+        here = machine.guest.facts().kernel_base
+    with ExitStack() as stack:
+        moved = GuestConfig(
+            "6.1", "pc", cpus=1, cpu_flags="la57=off", append="nokaslr", ram="memfd"
+        )
+        other = GuestPool(lab, stack).restore(moved)
+        async with qvmi.attach(other.qmp, cache=tmp_path) as machine:
+            assert _how(machine) == CACHED
+            assert machine.guest.facts().kernel_base != here
+            assert_processes_agree(other, machine.guest.processes)
+
+
+def _resealed(file: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """This is the file with something else in it, and a checksum that fits."""
+    sealed = json.loads(file.read_bytes())
+    change(sealed["profile"])
+    body = json.dumps(sealed["profile"], separators=(",", ":"))
+    sha256 = hashlib.sha256(body.encode()).hexdigest()
+    return f'{{"sha256":"{sha256}","profile":{body}}}'.encode()
+
+
+def _moved(member: str) -> Callable[[dict[str, Any]], None]:
+    def change(profile: dict[str, Any]) -> None:
+        profile["fields"][f"task_struct.{member}"][1] += 8
+
+    return change
+
+
+def _other_address(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(profile: dict[str, Any]) -> None:
+        profile["image_symbols"][name] += 64
+
+    return change
+
+
+def _other_table(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(profile: dict[str, Any]) -> None:
+        profile["tables"][name] += 8
+
+    return change
+
+
+def _no_version(profile: dict[str, Any]) -> None:
+    profile["version"] += 1
+
+
+CHANGES: Final = {
+    "tasks-moved": _moved("tasks"),
+    "pid-moved": _moved("pid"),
+    "comm-moved": _moved("comm"),
+    "parent-moved": _moved("real_parent"),
+    "credentials-moved": _moved("real_cred"),
+    "start-moved": _moved("start_boottime|real_start_time"),
+    "init-task-elsewhere": _other_address("init_task"),
+    "of-another-version": _no_version,
+}
+"""What a file may say whose checksum is right."""
+
+DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "empty": lambda _: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "one-digit": lambda data: data.replace(b'"build_id":"3', b'"build_id":"4'),
+    "not-json": lambda data: b"\xff" * len(data),
+    "deep": lambda _: b"[" * 100_000,
+}
+"""What may have become of a file."""
+
+
+async def _assert_replaced(guest: Guest, file: Path) -> None:
+    """This attaches with a wrong file in the cache, and compares what it does with the guest."""
+    wrong = file.read_bytes()
+    async with qvmi.attach(guest.qmp, cache=file.parent) as machine:
+        assert _how(machine) == SEARCHED
+        assert_processes_agree(guest, machine.guest.processes)
+    assert [one.name for one in file.parent.iterdir()] == [file.name]
+    assert file.read_bytes() != wrong
+    async with qvmi.attach(guest.qmp, cache=file.parent) as machine:
+        assert _how(machine) == CACHED
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@asynchronous
+async def test_a_wrong_profile_is_noticed_and_replaced(
+    guest: Guest, learned: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    file = tmp_path / learned.name
+    file.write_bytes(_resealed(learned, change))
+    await _assert_replaced(guest, file)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@asynchronous
+async def test_a_damaged_profile_is_noticed_and_replaced(
+    guest: Guest, learned: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / learned.name
+    file.write_bytes(damage(learned.read_bytes()))
+    await _assert_replaced(guest, file)
+
+
+@asynchronous
+async def test_another_kernels_profile_is_noticed_and_replaced(
+    guest: Guest, learned: Path, foreign: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / learned.name
+    shutil.copy(foreign, file)
+    await _assert_replaced(guest, file)
+
+
+@asynchronous
+async def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    guest: Guest, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    async with qvmi.attach(guest.qmp, cache=tmp_path / "file" / "folder") as machine:
+        assert machine.guest.processes()
