@@ -17,7 +17,13 @@ def lab(pytestconfig: pytest.Config) -> Lab:
 def _speaker(config: pytest.Config) -> Callable[[str], None]:
     """Return what prints past the capturing: a first boot of a machine may take its time."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    say: Callable[[str], None] = reporter.write_line if reporter else print
+    capture = config.pluginmanager.get_plugin("capturemanager")
+
+    def say(text: str) -> None:
+        if reporter and capture:
+            with capture.global_and_fixture_disabled():
+                reporter.write_line(text)
+
     return say
 
 

@@ -13,7 +13,13 @@ from typing import Final
 from qvmi import Listing, Process, Thread
 from tests.guests.lab import Guest, Task, Truth
 
-__all__ = ["assert_processes_agree", "assert_threads_agree", "shown_name", "start_ticks"]
+__all__ = [
+    "assert_processes_agree",
+    "assert_threads_agree",
+    "at_rest",
+    "shown_name",
+    "start_ticks",
+]
 
 _LOOKS: Final = 25
 """Some kernel thread is awake in most looks, another one each time; two or three looks suffice."""
@@ -31,6 +37,12 @@ def shown_name(name: bytes) -> str:
 def start_ticks(row: Row, clock_ticks: int) -> int:
     """This is a row's start in the unit of /proc/PID/stat, rounded down as the kernel does."""
     return round(row.start_time_s * 1e9) // (1_000_000_000 // clock_ticks)
+
+
+def at_rest(listing: Listing[Process]) -> frozenset[Process]:
+    """These are the rows that are the same in every look: neither kernel threads nor process 1."""
+    assert not listing.gaps
+    return frozenset(row for row in listing if not row.kernel_thread and row.pid > 1)
 
 
 def assert_processes_agree(guest: Guest, look: Callable[[], Listing[Process]]) -> int:

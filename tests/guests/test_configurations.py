@@ -12,7 +12,7 @@ import pytest
 import qvmi
 from qvmi import Process
 from tests.asynchronous import asynchronous
-from tests.guests.agreement import assert_processes_agree
+from tests.guests.agreement import assert_processes_agree, at_rest
 from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 
@@ -124,36 +124,24 @@ async def test_is_understood_from_user_mode(
 ) -> None:
     """All vCPUs run user code on the user half of the page tables, and nothing is known before."""
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
-        rested = _users(machine)
+        rested = at_rest(machine.guest.processes())
     guest.start_spinning()
     try:
-        proof_count(await _attach_in_user_mode(guest, rested))
+        seen = await _attach_in_user_mode(guest)
     finally:
         guest.stop_spinning()
+    assert seen >= rested
+    assert {row.name for row in seen - rested} == {f"spin-{n}" for n in range(guest.config.cpus)}
+    proof_count(len(seen))
 
 
-async def _attach_in_user_mode(guest: Guest, rested: dict[str, tuple[object, ...]]) -> int:
+async def _attach_in_user_mode(guest: Guest) -> frozenset[Process]:
     for _ in range(ATTACHES):
         async with qvmi.attach(guest.qmp, use_cache=False) as machine:
-            vcpus = machine.view.vcpus
-            seen = _users(machine)
-        if all(vcpu.cpl == 3 and vcpu.cr3 & 0x1000 for vcpu in vcpus):
-            spinning = {f"spin-{cpu}" for cpu in range(len(vcpus))}
-            assert seen.keys() - rested.keys() == spinning
-            assert {name: row for name, row in seen.items() if name not in spinning} == rested
-            return len(seen)
+            seen = at_rest(machine.guest.processes())
+            if all(vcpu.cpl == 3 and vcpu.cr3 & 0x1000 for vcpu in machine.view.vcpus):
+                return seen
     raise AssertionError(f"not one of {ATTACHES} attaches met all vCPUs in user mode")
-
-
-def _users(machine: qvmi.Machine) -> dict[str, tuple[object, ...]]:
-    """These are the processes that no kernel thread is, but process 1, which is never at rest."""
-    listing = machine.guest.processes()
-    assert not listing.gaps
-    return {row.name: _identity(row) for row in listing if not row.kernel_thread and row.pid > 1}
-
-
-def _identity(row: Process) -> tuple[object, ...]:
-    return row.pid, row.ppid, row.uid, row.gid, row.state, row.address, row.start_time_s
 
 
 def _file(guest: Guest, path: str) -> str:

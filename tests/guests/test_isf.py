@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import qvmi
+from qvmi.errors import CorruptTable
 from qvmi.symbols.isf import write_isf
 from qvmi.symbols.live import LiveSymbols
 from tests.asynchronous import asynchronous
@@ -27,7 +28,8 @@ from tests.guests.lab import KERNELS, Guest, GuestConfig
 from tests.guests.pool import GuestPool
 from tests.unit.symbols.isf_reading import assert_fits_schema
 
-VOLATILITY_S = 100
+VOLATILITY_S = 240
+"""It takes 5 to 9 s for a plugin on two idle cores."""
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
@@ -65,10 +67,9 @@ def isf(guest: Guest, profiles: Path, tmp_path_factory: pytest.TempPathFactory) 
 def volatility(ram: Path, symbols: Path, cache: Path, plugin: str) -> list[dict[str, Any]]:
     """This is what the command `vol` says of a RAM file."""
     cache.mkdir(exist_ok=True)
-    run = "from volatility3.cli import main; main()"
     options = ["-q", "-r", "json", "--offline", "--cache-path", str(cache), "-s", str(symbols)]
     done = subprocess.run(
-        [sys.executable, "-c", run, *options, "-f", str(ram), plugin],
+        [sys.executable, Path(sys.executable).with_name("vol"), *options, "-f", str(ram), plugin],
         capture_output=True,
         text=True,
         timeout=VOLATILITY_S,
@@ -79,6 +80,7 @@ def volatility(ram: Path, symbols: Path, cache: Path, plugin: str) -> list[dict[
     return rows
 
 
+@pytest.mark.timeout(2 * VOLATILITY_S + 120)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_stock_volatility_lists_the_guests_own_processes_and_modules(
     guests: GuestPool, kernel: str, tmp_path: Path, proof_count: Callable[[int], None]
@@ -98,7 +100,11 @@ def test_stock_volatility_lists_the_guests_own_processes_and_modules(
     modules = volatility(guest.ram_paths[0], path.parent.parent, tmp_path / "cache", "linux.lsmod")
     guest.monitor.execute("cont")
     later = guest.truth()
-    lasting = {first.pid for first, _ in truth.unchanged_until(later).values() if first.leads}
+    lasting = {
+        task.pid
+        for task, _ in truth.unchanged_until(later).values()
+        if task.leads and task.state != "Z"  # Volatility leaves out what has no namespaces any more
+    }
     known = {task.pid for task in (*truth.processes, *later.processes)}
     pids = [row["PID"] for row in seen]
     assert lasting <= set(pids) <= known
@@ -152,7 +158,7 @@ def wanted_members(types: list[dict[str, Any]], compound: dict[str, Any]) -> Ite
             yield member["name"], at, member.get("bitfield_size", 0), KINDS[of["kind"]], told
         elif "members" in of:
             for name, inner_at, *rest in wanted_members(types, of):
-                yield name, at + inner_at, *rest  # type: ignore[misc] # a star in a tuple
+                yield name, at + inner_at, *rest
 
 
 def seen_members(user_types: dict[str, Any], name: str, base: int = 0) -> Iterator[Place]:
@@ -319,7 +325,7 @@ def test_the_file_of_another_kernel_is_refused_by_both_banners(
 async def test_a_file_of_nothing_is_refused_by_name(guest: Guest, tmp_path: Path) -> None:
     path = tmp_path / "nothing.json"
     path.write_text("{}")
-    with pytest.raises(qvmi.CorruptTable, match="nothing.json"):
+    with pytest.raises(CorruptTable, match=r"nothing\.json"):
         async with qvmi.attach(guest.qmp, isf=path):
             pass
 

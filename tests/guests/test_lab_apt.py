@@ -16,7 +16,7 @@ from tests.guests.lab.apt_sources import (
     parse_one_line,
 )
 from tests.guests.lab.cache import Cache
-from tests.guests.lab.kernel_series import DEBIAN, UBUNTU, mirror_of, private_apt
+from tests.guests.lab.kernel_series import DEBIAN, UBUNTU, mirror_of, private_apt, ubuntu_series
 from tests.guests.lab.kernels import newest_kernel
 from tests.guests.lab.private_apt import PrivateApt
 
@@ -119,6 +119,44 @@ def test_takes_the_mirror_that_serves_ubuntu() -> None:
     assert mirror_of("noble-updates", UBUNTU, UBUNTU.suites, known) == AptSource(
         "http://a.example/ubuntu", "noble-updates", ("main",)
     )
+
+
+@pytest.mark.parametrize(
+    ("series", "packages", "newest"),
+    [
+        ("6.1", ["linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-10-cloud-amd64"], 1),
+        (
+            "6.1",
+            ["linux-image-6.12.9+deb12-cloud-amd64", "linux-image-6.1.0-10-cloud-amd64-dbg"],
+            None,
+        ),
+        ("6.1", ["linux-image-6.1-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64-unsigned"], None),
+        (
+            "6.12",
+            ["linux-image-6.12.9+deb13.1-cloud-amd64", "linux-image-6.12.9+deb13-cloud-amd64"],
+            0,
+        ),
+        ("7.x", ["linux-image-7.9.9+deb14-cloud-amd64", "linux-image-7.10.1+deb14-cloud-amd64"], 1),
+    ],
+)
+def test_takes_the_newest_image_by_its_name(
+    series: str, packages: list[str], newest: int | None
+) -> None:
+    found = KERNELS[series].newest_image(packages)
+    assert found == (None if newest is None else packages[newest])
+
+
+def test_names_ubuntus_series_after_the_kernels_it_carries() -> None:
+    packages = [
+        "linux-image-unsigned-6.11.0-8-generic",
+        "linux-image-unsigned-6.8.0-31-generic",
+        "linux-image-unsigned-6.8.0-101-generic",
+        "linux-image-unsigned-6.8.0-101-lowlatency",
+    ]
+    older, newer = ubuntu_series("noble", packages)
+    assert (older.name, newer.name) == ("6.8", "6.11")
+    assert older.newest_image(packages) == "linux-image-unsigned-6.8.0-101-generic"
+    assert older.release_of(packages[1]) == "6.8.0-31-generic"
 
 
 def _missing_suite(folder: Path, suite: str) -> PrivateApt:

@@ -71,7 +71,7 @@ def test_page_table_isolation_when_asked(guests: GuestPool) -> None:
     [
         (GuestConfig(), {"ram0": "memory-backend-file"}, 1),
         (GuestConfig(ram="memfd"), {"ram0": "memory-backend-memfd"}, 0),
-        (GuestConfig(ram="private"), {}, 0),
+        (GuestConfig(ram="private"), {"pc.ram": "memory-backend-ram"}, 0),
         (
             GuestConfig(ram="numa", memory_mib=1024),
             {"ram0": "memory-backend-file", "ram1": "memory-backend-file"},

@@ -4,6 +4,7 @@ References: Linux include/linux/list.h and include/linux/rculist.h: a deleted en
 ``next``, its ``prev`` becomes LIST_POISON2; a new one is complete before it is linked.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
@@ -21,9 +22,10 @@ Row = TypeVar("Row")
 
 _LINKS: Final = Struct("<QQ")
 _PERSISTENT: Final = 3
-"""What is wrong in so many looks in a row is the guest's own doing, not a moment of change."""
+"""What is wrong in so many looks is the guest's own doing, not a moment of change."""
 _MAX_RETRIES: Final = 1000
 """A list that changes faster than it can be followed is given up as a gap."""
+_RESTLESS: Final = "the list changes too fast"
 
 
 class Implausible(Exception):
@@ -95,6 +97,8 @@ class _Walker(Generic[Row]):
         trail: links (not entries) on the way, the head first.
         dropped: how many entries were left again in stepping back.
         ended: whether the walk is over.
+        accepted: links that keep pointing back to another one than they were reached from.
+        troubles: how often each was met: (reached from, link, what was wrong).
     """
 
     def __init__(self, head: int, shape: ListShape[Row], links: Reader) -> None:
@@ -105,8 +109,8 @@ class _Walker(Generic[Row]):
         self.trail = [head]
         self.dropped = 0
         self.ended = False
-        self.trouble: tuple[int, int, str] | None = None
-        self.repeated = 0
+        self.accepted: set[int] = set()
+        self.troubles: Counter[tuple[int, int, str]] = Counter()
 
     def run(self) -> ListWalk[Row]:
         """This walks to the end, or to where it cannot go on."""
@@ -135,19 +139,59 @@ class _Walker(Generic[Row]):
                 continue
             trail.append(link)
             link = values[next_at]
-            if len(trail) > limit:
+            if len(trail) > limit and link != head:
                 self._gap(link, f"more than {limit} entries")
                 self.ended = True
                 return head
         return head
 
     def _close(self) -> int:
-        """This ends a walk that came to the head, if the head points back to where it came from."""
+        """This ends a walk that came to the head, if the way back is still the way that it came."""
         last = self._head_links()[1]
-        if last == self.trail[-1]:
+        if last != self.trail[-1]:
+            return self._look_again(self.head, (self.head, last))
+        elsewhere = self._first_elsewhere()
+        if elsewhere is None:
             self.ended = True
             return self.head
-        return self._look_again(self.head, (self.head, last))
+        self.result.retries += 1
+        if self._is_too_restless():
+            return self._give_up(self.trail[elsewhere], _RESTLESS)
+        while len(self.trail) > elsewhere:
+            self._drop_last()
+        return self._step_back()
+
+    def _first_elsewhere(self) -> int | None:
+        """This is the place in the trail of the first entry that lies there no more.
+
+        The walk may have stood on entries while they were freed, and used again at the list's end:
+        from there it came to the head without what lies between.
+        """
+        trail, links = self.trail, self.links
+        try:
+            before = [links(link)[1] for link in trail[1:]]
+        except MemoryFault:
+            before = [self._before(link) for link in trail[1:]]
+        if before == trail[:-1]:
+            return None
+        for place, link in enumerate(trail[1:], 1):
+            if before[place - 1] != trail[place - 1] and link not in self.accepted:
+                return place
+        return None
+
+    def _before(self, link: int) -> int:
+        try:
+            return int(self.links(link)[1])
+        except MemoryFault:
+            return -1
+
+    def _drop_last(self) -> None:
+        self.dropped += 1
+        self.result.rows.pop(self.trail.pop() - self.shape.link_offset, None)
+
+    def _is_too_restless(self) -> bool:
+        """This tells whether so much was walked again that the list cannot be followed."""
+        return self.result.retries > _MAX_RETRIES or self.dropped > self.shape.limit
 
     def _look_again(self, link: int, links: tuple[int, int] | None, why: str = "") -> int:
         """This steps back after trouble at a link, or gets past it; it returns where to go on.
@@ -163,37 +207,37 @@ class _Walker(Generic[Row]):
         if links is not None:
             why = f"points back to {links[1]:#x}"
         trouble = (self.trail[-1], link, why)
-        self.repeated = self.repeated + 1 if trouble == self.trouble else 1
-        self.trouble = trouble
+        self.troubles[trouble] += 1
         why = f"{why} (reached from {self.trail[-1]:#x})"
-        if self.result.retries > _MAX_RETRIES or self.dropped > self.shape.limit:
-            return self._give_up(link, f"the list changes too fast: {why}")
-        if self.repeated < _PERSISTENT:
+        if self._is_too_restless():
+            return self._give_up(link, f"{_RESTLESS}: {why}")
+        if self.troubles[trouble] < _PERSISTENT:
             return self._step_back()
         return self._give_up(link, why) if links is None else self._get_past(link, links, why)
 
     def _forget_old_place(self, link: int) -> int:
         """This makes room for an entry that was met before, left the list, and came back."""
-        if self.result.retries > _MAX_RETRIES:
+        if link == self.trail[-1] or self.result.retries > _MAX_RETRIES:
             return self._give_up(link, "the list returns to entries already seen")
         self.trail.remove(link)
         del self.result.rows[link - self.shape.link_offset]
         return link
 
     def _step_back(self) -> int:
-        """This drops the rows of entries that are linked no more, and gives the next link."""
+        """This drops the rows of entries that lie no more where they lay, and gives the next link.
+
+        An entry may be linked and yet elsewhere: freed, and used again at the end of the list.
+        """
         trail, links = self.trail, self.links
         while len(trail) > 1:
-            link = trail[-1]
+            link, came_from = trail[-1], trail[-2]
             try:
                 following, before = links(link)
-                if links(before)[0] == link and links(following)[1] == link:
+                if before == came_from and links(before)[0] == link == links(following)[1]:
                     return int(following)
             except MemoryFault:
                 pass
-            trail.pop()
-            self.dropped += 1
-            self.result.rows.pop(link - self.shape.link_offset, None)
+            self._drop_last()
         return self._head_links()[0]
 
     def _get_past(self, link: int, links: tuple[int, int], why: str) -> int:
@@ -206,6 +250,7 @@ class _Walker(Generic[Row]):
         if link == self.head:
             self.ended = half_linked
             return link if half_linked else self._give_up(links[1], f"the list's head {why}")
+        self.accepted.add(link)
         if not half_linked:
             self._gap(link, why)
         try:
@@ -252,5 +297,6 @@ class _Walker(Generic[Row]):
         return following, before
 
     def _gap(self, link: int, why: str) -> None:
-        entry = Va(link - self.shape.link_offset)
-        self.result.gaps.append(Gap(self.shape.structure, entry, why))
+        gap = Gap(self.shape.structure, Va(link - self.shape.link_offset), why)
+        if gap not in self.result.gaps:
+            self.result.gaps.append(gap)

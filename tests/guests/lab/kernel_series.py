@@ -11,7 +11,17 @@ from tests.guests.lab.cache import Cache
 from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.private_apt import PrivateApt
 
-__all__ = ["KERNELS", "Distribution", "KernelSeries", "kernel_series", "mirror_of", "private_apt"]
+__all__ = [
+    "DEBIAN",
+    "KERNELS",
+    "UBUNTU",
+    "Distribution",
+    "KernelSeries",
+    "kernel_series",
+    "mirror_of",
+    "private_apt",
+    "ubuntu_series",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,9 @@ UBUNTU = Distribution(
 )
 
 
+ANY_UBUNTU_IMAGE = re.compile(r"linux-image-unsigned-(?P<release>\d\S*-generic)")
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSeries:
     """This is one line of kernels a guest can run, and where it comes from.
@@ -63,6 +76,21 @@ class KernelSeries:
     suite: str
     updates: tuple[str, ...]
     image: re.Pattern[str]
+
+    def release_of(self, package: str) -> str:
+        """This is what ``uname -r`` says with an image package of this series; empty for any other."""
+        found = self.image.fullmatch(package)
+        return found["release"] if found else ""
+
+    def newest_image(self, packages: Iterable[str]) -> str | None:
+        """This is the image package with the highest release; None when there is none of this series."""
+        images = (name for name in packages if self.release_of(name))
+        return max(images, key=lambda name: _numbers(self.release_of(name)), default=None)
+
+
+def _numbers(release: str) -> list[int]:
+    """Order releases as people do: 6.1.0-9 before 6.1.0-10."""
+    return [int(digits) for digits in re.findall(r"\d+", release.replace("amd64", ""))]
 
 
 def _debian(name: str, suite: str, *updates: str, releases: str) -> KernelSeries:
@@ -86,7 +114,7 @@ def kernel_series(cache: Cache) -> dict[str, KernelSeries]:
     """These are the series this machine can fetch: Debian's four, or on Ubuntu what its own suites carry."""
     if not _is_ubuntu() or mirror_of("sid", DEBIAN, DEBIAN.suites, machine_sources()):
         return KERNELS
-    return {series.name: series for series in _ubuntu_series(cache)}
+    return {series.name: series for series in _host_ubuntu_series(cache)}
 
 
 def _is_ubuntu() -> bool:
@@ -96,21 +124,33 @@ def _is_ubuntu() -> bool:
         return False
 
 
-def _ubuntu_series(cache: Cache) -> Iterable[KernelSeries]:
-    """Name the series after the kernels that the running release's suites hold, oldest first.
+def _host_ubuntu_series(cache: Cache) -> tuple[KernelSeries, ...]:
+    """List what the suites of the running release hold.
 
     Written from Ubuntu's package names and not yet run there.
     """
     suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    updates = (f"{suite}-updates", f"{suite}-security")
-    any_image = re.compile(r"linux-image-unsigned-(?P<release>(?P<series>\d+\.\d+)\.\S*-generic)")
-    apt = private_apt(KernelSeries("any", UBUNTU, suite, updates, any_image), cache)
+    any_series = KernelSeries("any", UBUNTU, suite, _ubuntu_updates(suite), ANY_UBUNTU_IMAGE)
+    apt = private_apt(any_series, cache)
     apt.refresh()
-    matches = (any_image.fullmatch(name) for name in apt.names("linux-image-unsigned-"))
-    names = {match["series"] for match in matches if match}
-    for name in sorted(names, key=lambda text: [int(part) for part in text.split(".")]):
-        pattern = rf"linux-image-unsigned-(?P<release>{re.escape(name)}\.\S*-generic)"
-        yield KernelSeries(name, UBUNTU, suite, updates, re.compile(pattern))
+    return ubuntu_series(suite, apt.names("linux-image-unsigned-"))
+
+
+def _ubuntu_updates(suite: str) -> tuple[str, ...]:
+    return f"{suite}-updates", f"{suite}-security"
+
+
+def ubuntu_series(suite: str, packages: Iterable[str]) -> tuple[KernelSeries, ...]:
+    """These are the series of a suite, named after the kernels in it, oldest first."""
+    found = (ANY_UBUNTU_IMAGE.fullmatch(name) for name in packages)
+    names = {".".join(match["release"].split(".")[:2]) for match in found if match}
+    return tuple(
+        KernelSeries(
+            *(name, UBUNTU, suite, _ubuntu_updates(suite)),
+            re.compile(rf"linux-image-unsigned-(?P<release>{re.escape(name)}\.\S*-generic)"),
+        )
+        for name in sorted(names, key=_numbers)
+    )
 
 
 def private_apt(series: KernelSeries, cache: Cache) -> PrivateApt:

@@ -1,7 +1,6 @@
 """Guest kernels: found by package name in a distribution's suites, unpacked, never installed."""
 
 import json
-import re
 import shutil
 import subprocess
 import tempfile
@@ -115,26 +114,15 @@ def _fetched(series: KernelSeries, cache: Cache, say: Callable[[str], None]) -> 
 
 def _kernel_packages(series: KernelSeries, apt: PrivateApt) -> tuple[PackageStanza, ...]:
     """Return the newest image the archive lists, with the packages that newer releases split off it."""
-    images = {
-        found["release"]: name
-        for name in apt.names("linux-image-")
-        if (found := series.image.fullmatch(name))
-    }
-    if not images:
+    name = series.newest_image(apt.names("linux-image-"))
+    image = apt.newest(name) if name else None
+    if image is None:
         raise LabError(
             f"suite {series.suite} has no {series.name} kernel any more",
             fix=f"name the suite that carries one today in KERNELS ({KernelSeries.__module__})",
         )
-    release = max(images, key=_natural_order)
-    parts = [apt.newest(name.format(release)) for name in SPLIT_PACKAGES]
-    image = apt.newest(images[release])
-    if image is None:
-        raise LabError(f"apt lists {images[release]} and shows nothing of it")
+    parts = [apt.newest(part.format(series.release_of(image.name))) for part in SPLIT_PACKAGES]
     return (image, *(part for part in parts if part and part.version == image.version))
-
-
-def _natural_order(release: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", release.replace("amd64", ""))]
 
 
 def _unpack(
@@ -142,9 +130,7 @@ def _unpack(
 ) -> dict[str, str]:
     root = _unpack_packages(apt, packages, folder)
     image = packages[0]
-    match = series.image.fullmatch(image.name)
-    assert match is not None
-    release = match["release"]
+    release = series.release_of(image.name)
     places = (root / "lib" / "modules" / release, root / "usr" / "lib" / "modules" / release)
     modules = next(place for place in places if place.exists())
     return {

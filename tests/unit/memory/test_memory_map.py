@@ -157,6 +157,21 @@ def test_tells_kinds_of_memory_apart(kind: str, expected: str) -> None:
     assert one(f"0000000000000000-0000000000000fff (prio 0, {kind}): x").kind == expected
 
 
+def test_maps_by_kind_and_not_by_name() -> None:
+    memory_map = parse_memory_map(
+        view(
+            "0000000000000000-0000000000000fff (prio 0, i/o): pc.ram",
+            "0000000000001000-0000000000001fff (prio 0, ram): vga.mmio",
+            "0000000000002000-0000000000002fff (prio 0, rom): ram",
+            "0000000000003000-0000000000003fff (prio 0, nv-ram): pc.bios",
+        )
+    )
+    assert memory_map.ram_ranges == (
+        PaRange(Pa(0x1000), Pa(0x2000)),
+        PaRange(Pa(0x3000), Pa(0x4000)),
+    )
+
+
 @pytest.mark.parametrize("kind", ["i/o", "container"])
 def test_what_answers_without_memory_is_left_out(kind: str) -> None:
     line = f"0000000000000000-0000000000000fff (prio 0, {kind}): x"

@@ -22,6 +22,7 @@ from qvmi.errors import (
     QmpProtocolError,
     QmpTimeout,
     QvmiError,
+    SocketUnreachable,
     UsageError,
 )
 from qvmi.qmp.client import MAX_MESSAGE
@@ -69,6 +70,17 @@ def folder() -> Iterator[Path]:
 
 
 # ------------------------------------------------------------------------------------- no session
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"), [("q.sock", "its folder exists"), ("no/q.sock", "there is no folder")]
+)
+@asynchronous
+async def test_a_missing_socket_is_unreachable(folder: Path, missing: str, told: str) -> None:
+    async with watched_loop():
+        with pytest.raises(SocketUnreachable, match=told) as caught:
+            await QmpSession.connect(folder / missing)
+    assert caught.value.target == str(folder / missing)
 
 
 @pytest.mark.parametrize(
