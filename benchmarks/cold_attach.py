@@ -1,17 +1,17 @@
 """From a kernel never seen before to its full process list: qvmi, and drgn with debug information.
 
 ``python benchmarks/cold_attach.py [--quick]`` boots twenty guests, each with its kernel at another
-place, and attaches to each a few times as if for the first time. qvmi starts from QEMU's socket; drgn from the
-RAM file and the kernel's debug package on disk. On the 5.10 kernel, which has no index of its symbols' names,
-there is no peer: the guest's own word is the check.
+place, and attaches to each a few times as if for the first time. qvmi starts from QEMU's socket, drgn
+from the RAM file and the kernel's debug package on disk. On the 5.10 kernel, which has no index of
+its symbols' names, there is no peer: the guest's own word is the check.
 """
 
 import asyncio
 
-import qvmi
 from looks import KERNEL, cold, drgn_cold, make_lab, same_processes, stopped, vmlinux
 from race import Size, Times, agree, in_turns, run, tell
 
+import qvmi
 from tests.guests.lab import GuestConfig, Lab
 
 WITHOUT_INDEX = "5.10"

@@ -1,8 +1,8 @@
 """qvmi watches a QEMU virtual machine from outside: which Linux runs there and what runs in it."""
 
 import importlib
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False  # type checkers take it for typing's, whose import would cost 10 ms
 if TYPE_CHECKING:
     from qvmi.addr import Pa, Va
     from qvmi.codepacks.alert import Alert
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES: Final = {
+_HOMES = {
     "attach": "qvmi.machine.attach",
     "attach_sync": "qvmi.machine.attach",
     "Machine": "qvmi.machine.machine",

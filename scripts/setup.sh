@@ -35,6 +35,9 @@ QVMI_COMMANDS=(
     "xz=xz-utils"
     "zstd=zstd"
     "flock=util-linux"
+    # For the tests of the completion scripts.
+    "zsh=zsh"
+    "fish=fish"
 )
 
 missing_packages() {

@@ -1,7 +1,9 @@
 """The command ``python -m tests.guests``: builds guests, lists them, and runs one for people and scripts.
 
     python -m tests.guests build [SERIES...]       fetch kernels, make initramfs files
+    python -m tests.guests series                  which kernels this machine can fetch, oldest first
     python -m tests.guests list                    what the cache holds
+    python -m tests.guests debug 6.1               fetch a kernel's debug information, print its path
     python -m tests.guests boot --kernel 6.1       run a guest until standard input closes or SIGTERM comes
     python -m tests.guests boot --restore          the same, thawed from a saved state
 
@@ -17,8 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.guests.lab import KERNELS, Guest, GuestConfig, GuestRefused, Lab, LabError
-from tests.guests.lab.cache import Cache, read_record
+from tests.guests.lab import Guest, GuestConfig, GuestRefused, Lab, LabError, debug_vmlinux
+from tests.guests.lab.cache import read_record
+from tests.guests.lab.kernel_series import kernel_series
 from tests.guests.rootkit import hide_process
 
 EXIT_FAILED = 1
@@ -28,14 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """This runs one command; the status is 1 when a part is missing, and the error says which."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     given = _parser().parse_args(arguments)
-    lab = Lab(say=_say)
     try:
-        if given.command == "build":
-            _build(lab, given.series)
-        elif given.command == "list":
-            _list(lab.cache)
-        else:
-            _boot(lab, given)
+        given.action(Lab(say=_say), given)
     except LabError as error:
         _say(str(error))
         return EXIT_FAILED
@@ -48,14 +45,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.guests", description=__doc__.split("\n")[0]
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
     build = commands.add_parser("build", help="fetch kernels and make initramfs files")
-    build.add_argument("series", nargs="*", choices=[*KERNELS, []], help="default: all")
-    commands.add_parser("list", help="show what the cache holds")
+    build.add_argument("series", nargs="*", help="default: all")
+    build.set_defaults(action=_build)
+    series = commands.add_parser("series", help="name the kernels to be had here, oldest first")
+    series.set_defaults(action=_series)
+    debug = commands.add_parser("debug", help="fetch a kernel's debug information, 300 MB")
+    debug.add_argument("series")
+    debug.set_defaults(action=_debug)
+    commands.add_parser("list", help="show what the cache holds").set_defaults(action=_list)
     boot = commands.add_parser("boot", help="run a guest until standard input closes")
-    boot.add_argument(
-        "--kernel", default="6.1", choices=[*KERNELS, "none"], help="none: firmware only"
-    )
+    boot.set_defaults(action=_boot)
+    _add_boot_options(boot)
+    return parser
+
+
+def _add_boot_options(boot: argparse.ArgumentParser) -> None:
+    boot.add_argument("--kernel", default="6.1", help="a series, or none for firmware alone")
     boot.add_argument("--machine", default="q35", choices=["pc", "q35"])
     boot.add_argument("--cpus", type=int, default=2)
     boot.add_argument("--memory", type=int, default=512, help="MiB")
@@ -69,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     boot.add_argument("--paused", action="store_true", help="leave the vCPUs stopped")
     boot.add_argument("--dir", type=Path, help="put links to the guest's sockets and files there")
-    return parser
 
 
 def _say(text: str) -> None:
@@ -82,16 +88,24 @@ def _print_json(row: object) -> None:
     sys.stdout.flush()
 
 
-def _build(lab: Lab, names: list[str]) -> None:
-    for name in names or KERNELS:
+def _build(lab: Lab, given: argparse.Namespace) -> None:
+    for name in given.series or kernel_series(lab.cache):
         start = time.monotonic()
         parts = lab.provide(name)
         _say(f"{name}: {parts} ({time.monotonic() - start:.1f} s)")
 
 
-def _list(cache: Cache) -> None:
+def _series(lab: Lab, _given: argparse.Namespace) -> None:
+    sys.stdout.write("".join(f"{name}\n" for name in kernel_series(lab.cache)))
+
+
+def _debug(lab: Lab, given: argparse.Namespace) -> None:
+    sys.stdout.write(f"{debug_vmlinux(given.series, lab.cache, lab.say)}\n")
+
+
+def _list(lab: Lab, _given: argparse.Namespace) -> None:
     for kind in ("kernels", "states", "debug"):
-        for folder in cache.builds(kind):
+        for folder in lab.cache.builds(kind):
             _print_json(
                 {"kind": kind, "folder": str(folder), **read_record(folder / "record.json")}
             )

@@ -49,7 +49,9 @@ def sweep_dead_folders() -> None:
 
 
 def _prefix() -> str:
-    return f"qvmi-guest-{os.getuid()}-"
+    """Name the user and the pid namespace; containers may share the folder, pids mean nothing there."""
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return f"qvmi-guest-{os.getuid()}-{namespace}-"
 
 
 def _owner(pid: int) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tests.guests.lab.apt_sources import EXTRA_SOURCES
 from tests.guests.lab.cache import Cache, digest_of, read_record, write_atomically
-from tests.guests.lab.errors import LabError
+from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.kernel_series import KernelSeries, kernel_series, private_apt
 from tests.guests.lab.private_apt import PackageStanza, PrivateApt
 
@@ -63,11 +64,14 @@ def series_named(name: str, cache: Cache) -> KernelSeries:
     """This is the series of that name.
 
     Raises:
-        LabError: this machine's distribution has none of that name.
+        MissingPartError: this machine's distribution has none of that name.
     """
     known = kernel_series(cache)
     if name not in known:
-        raise LabError(f"there is no {name} kernel here", fix=f"take one of {', '.join(known)}")
+        raise MissingPartError(
+            f"there is no {name} kernel here",
+            fix=f"take one of {', '.join(known)}, or name a Debian mirror in {EXTRA_SOURCES}",
+        )
     return known[name]
 
 
