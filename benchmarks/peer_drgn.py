@@ -3,12 +3,8 @@
 drgn takes the RAM as a memory segment that a function reads from the mapping, the fastest of the
 ways it has to a running QEMU; ``set_qemu_qmp`` is four times slower. It needs the debug package of exactly
 this kernel on disk, and a VMCOREINFO note, which is looked for here as its users do.
-
-Run as a script, ``peer_drgn.py RAM VMLINUX``, it prints the process list as JSON.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -85,7 +81,3 @@ def _vmcoreinfo(memory: mmap) -> bytes:
             return text
         at = memory.find(_NOTE, at + 1)
     raise LookupError("no VMCOREINFO note in the guest's memory")
-
-
-if __name__ == "__main__":
-    print(json.dumps(processes(attached(Path(sys.argv[1]), Path(sys.argv[2])))))

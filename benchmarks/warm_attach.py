@@ -21,10 +21,17 @@ from tests.guests.lab import Guest, GuestConfig
 
 LIMIT_S = 0.006
 MOST_OF_PEER = 0.5
-PEER = Path(__file__).with_name("peer_drgn.py")
 ENDS_S = 60
 COMMAND = "import sys; from qvmi.cli.main import main; sys.exit(main())"
 """What the console script ``qvmi`` does."""
+PEER = f"""
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import peer_drgn
+program = peer_drgn.attached(Path(sys.argv[1]), Path(sys.argv[2]))
+print(json.dumps(peer_drgn.processes(program)))
+"""
 
 
 def in_a_program(guest: Guest, debug_information: Path, size: Size) -> None:
@@ -40,7 +47,7 @@ def as_a_process(guest: Guest, debug_information: Path, size: Size) -> None:
     with tempfile.TemporaryDirectory(prefix="qvmi-") as folder:
         environment = {**os.environ, "XDG_CACHE_HOME": folder}
         ours = [sys.executable, "-c", COMMAND, "--qmp", guest.qmp, "ps", "--json"]
-        theirs = [sys.executable, str(PEER), str(guest.ram_paths[0]), str(debug_information)]
+        theirs = [sys.executable, "-c", PEER, str(guest.ram_paths[0]), str(debug_information)]
         with stopped(guest):
             items = json.loads(output_of(ours, environment))["items"]
             peers = json.loads(output_of(theirs, environment))

@@ -131,7 +131,7 @@ class Broker:
             raise BrokerUnavailable(self._failure)
 
     async def connect(self, account: Account) -> MqttBus:
-        """This connects an account; a broker that is being started again is waited for.
+        """This connects an account; a broker that ended or hangs is started again and waited for.
 
         Raises:
             BusRefused: the broker does not accept the account.
@@ -141,12 +141,15 @@ class Broker:
         deadline = loop.time() + START_TIMEOUT_S
         while True:
             await self.accepting()
+            process = self._process
             try:
                 return await MqttBus.connect(self.socket, account)
             except BrokerUnavailable:
                 if loop.time() > deadline:
                     raise
-            await asyncio.sleep(_POLL_S)  # it ended, and that is not noticed yet
+            if process is not None and process.returncode is None:
+                process.kill()  # it hangs, or it is ending anyway
+            await asyncio.sleep(_POLL_S)
 
     async def supervise(self) -> None:
         """This runs mosquitto, again when it ends, until cancelled or until it is no use."""

@@ -13,7 +13,7 @@ from qvmi import MachineGone, QvmiError, StaleView
 from qvmi.errors import AttachError, MemoryFault, UnknownGuest, WalkFailed
 from tests.asynchronous import asynchronous
 from tests.guests.agreement import assert_processes_agree
-from tests.guests.lab import Guest, GuestConfig, GuestRefused, LabError
+from tests.guests.lab import Guest, GuestConfig, LabError
 from tests.guests.pool import GuestPool
 from tests.proofs import proof_size
 

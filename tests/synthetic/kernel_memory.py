@@ -69,21 +69,32 @@ OLD_LAYOUTS: Layouts = {
 
 
 class KernelMemory:
-    """This is RAM with a direct map, the first task, and empty lists.
+    """This is a run of kernel memory with the first task and empty lists, and room for more.
 
     Args:
-        size: of the RAM in bytes.
+        size: of the run in bytes.
         mapped: whether the subject may read it in place.
         layouts: where the members lie.
+        ram: where the run lies; None for RAM of its own.
+        start: virtual address of the run.
+        pa: physical address of the run.
     """
 
     def __init__(
-        self, size: int = 1 << 20, *, mapped: bool = True, layouts: Layouts = LAYOUTS
+        self,
+        size: int = 1 << 20,
+        *,
+        mapped: bool = True,
+        layouts: Layouts = LAYOUTS,
+        ram: Ram | None = None,
+        start: int = DIRECT_MAP,
+        pa: int = 0,
     ) -> None:
-        self.ram = Ram(size, mapped=mapped)
+        self.ram = ram or Ram(size, mapped=mapped)
+        self.to_pa = pa - start
         self.layouts = layouts
-        self.free = DIRECT_MAP + 0x1000
-        linear = [LinearRange(Va(DIRECT_MAP), Va(DIRECT_MAP + size), Pa(0))]
+        self.free = start + 0x1000
+        linear = [LinearRange(Va(start), Va(start + size), Pa(pa))]
         self.space = AddressSpace(self.ram, Pa(0), geometry=X86_64_4_LEVEL, linear=linear)
         self.init_task = self.allocate("task_struct")
         self.init_pid_ns = self.allocate("pid_namespace")
@@ -115,16 +126,16 @@ class KernelMemory:
         return (self.free - size) & ~63
 
     def write(self, va: int, data: bytes) -> None:
-        self.ram.write(va - DIRECT_MAP, data)
+        self.ram.write(va + self.to_pa, data)
 
     def u32(self, va: int, value: int) -> None:
-        self.ram.write_u32(va - DIRECT_MAP, value)
+        self.ram.write_u32(va + self.to_pa, value)
 
     def u64(self, va: int, value: int) -> None:
-        self.ram.write_u64(va - DIRECT_MAP, value)
+        self.ram.write_u64(va + self.to_pa, value)
 
     def get(self, va: int) -> int:
-        return self.ram.read_u64(va - DIRECT_MAP)
+        return self.ram.read_u64(va + self.to_pa)
 
     # ------------------------------------------------------------------------------------ lists
 

@@ -78,11 +78,12 @@ class Kernel:
     evidence: tuple[Evidence, ...]
 
     def still_there(self) -> bool:
-        """This tells whether memory still holds this kernel's banner where it was."""
-        try:
-            return self.space.read(self.banner_address, len(self.banner)) == self.banner
-        except MemoryFault:
-            return False
+        """This tells whether memory still holds this kernel's banner where it was.
+
+        Raises:
+            MemoryFault: the guest's memory cannot be read any more.
+        """
+        return self.space.read(self.banner_address, len(self.banner)) == self.banner
 
     @property
     def slide(self) -> int:

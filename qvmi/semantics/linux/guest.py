@@ -176,7 +176,10 @@ class LinuxGuest:
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
     def _require_current(self) -> None:
-        """This raises StaleView where another kernel runs now, as after a reset or kexec."""
+        """This raises StaleView where another kernel runs now, as after a reset or kexec.
+
+        Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.
+        """
         self.view.require_current()
         if not self.kernel.still_there():
             raise StaleView("another kernel runs here now than the one recognised")

@@ -25,8 +25,11 @@ from qvmi.symbols.layout import NearestSymbol, Symbols, field_offset
 
 __all__ = ["ModuleSymbol", "ModuleSymbols"]
 
-_MAX_SYMBOLS: Final = 1 << 20
-"""Entries looked at in one listing; the largest drivers have some 40,000 symbols each."""
+_MAX_SYMBOLS: Final = 1 << 17
+"""Of one module; the largest drivers have some 40,000."""
+
+_MAX_ALL_SYMBOLS: Final = 1 << 20
+"""Looked at in one listing; a full distribution's modules have some 200,000."""
 
 _MAX_NAME: Final = 512
 """``KSYM_NAME_LEN``, NUL included."""
@@ -95,7 +98,7 @@ class _Look:
         Raises:
             Implausible: there is no room for so many.
         """
-        if self.looked_at + entries > room:
+        if entries > min(_MAX_SYMBOLS, room - self.looked_at):
             raise Implausible(f"{entries} symbols are too many")
         self.looked_at += entries
 
@@ -177,7 +180,7 @@ class ModuleSymbols:
     ) -> ListWalk[ModuleSymbol]:
         """This adds the symbols of some modules, or gaps for those that are there but unreadable."""
         problems: dict[Va, str] = {}
-        room = _MAX_SYMBOLS
+        room = _MAX_ALL_SYMBOLS
         for module in modules:
             look = self._look_at(module, room)
             result.rows.update(look.rows)

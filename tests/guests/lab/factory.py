@@ -1,5 +1,6 @@
 """Makes guests: by booting one, or by thawing one that was frozen when its population was complete."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -121,11 +122,12 @@ class Lab:
     ) -> Iterator[Guest]:
         start = time.monotonic()
         folder = make_folder(sum(block.size for block in ram_blocks(config) if block.file_name))
-        prepare(folder)
-        process = QemuProcess.start((*qemu_arguments(config, files, folder), *more), folder)
-        deadline = time.monotonic() + START_SECONDS
         with ExitStack() as undo:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            prepare(folder)
+            process = QemuProcess.start((*qemu_arguments(config, files, folder), *more), folder)
             undo.callback(process.end)
+            deadline = time.monotonic() + START_SECONDS
             try:
                 control = undo.enter_context(process.connect("control.sock", deadline=deadline))
                 stream = undo.enter_context(process.connect("monitor.sock", deadline=deadline))

@@ -1,6 +1,7 @@
 """Private folders of running guests, on tmpfs when it has room; swept when their owner is dead."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,8 +14,10 @@ MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - made private below: mkdtemp giv
 SPARE_BYTES = 1 << 30
 """Left free on tmpfs for whoever else uses it."""
 
-SOCKET_PATH_LIMIT = 60
+SOCKET_PATH_LIMIT = 40
 """A Unix socket's path is at most 107 bytes (unix(7)); the folder must leave room for a name."""
+
+OWNER = re.compile(r"(?P<pid>\d+)-\d+")
 
 
 def _parents() -> tuple[Path, ...]:
@@ -43,15 +46,15 @@ def sweep_dead_folders() -> None:
     """This removes what guests left behind whose keeper and test were both killed."""
     for parent in _parents():
         for folder in parent.glob(f"{_prefix()}*"):
-            owner = folder.name.removeprefix(_prefix()).rpartition("-")[0]
-            if owner != _owner(int(owner.partition("-")[0])):
+            named = OWNER.match(folder.name.removeprefix(_prefix()))
+            if named and named[0] != _owner(int(named["pid"])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prefix() -> str:
     """Name the user and the pid namespace; containers may share the folder, pids mean nothing there."""
     namespace = Path("/proc/self/ns/pid").stat().st_ino
-    return f"qvmi-guest-{os.getuid()}-{namespace}-"
+    return f"qvmi-lab-{os.getuid()}-{namespace}-"
 
 
 def _owner(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -88,4 +89,6 @@ class QemuProcess:
         """This kills QEMU unless it has ended, removes its folder, and is its exit status."""
         assert self.keeper.stdin is not None
         self.keeper.stdin.close()
-        return self.keeper.wait(END_SECONDS)
+        status = self.keeper.wait(END_SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)  # were it only the keeper that was killed
+        return status

@@ -205,6 +205,22 @@ async def test_a_killed_mosquitto_is_started_again_and_can_be_connected_to() -> 
 
 
 @asynchronous
+async def test_a_mosquitto_that_hangs_is_replaced_when_somebody_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qvmi.bus.mqtt.ANSWER_TIMEOUT_S", 0.3)
+    async with mosquitto([PACK]) as broker:
+        hung = broker.pid
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        pack = await broker.connect(PACK)
+        await pack.publish(message())
+        assert ended(hung)
+        assert broker.starts == 2
+        await pack.close()
+
+
+@asynchronous
 async def test_a_mosquitto_that_ends_again_and_again_is_given_up() -> None:
     async with mosquitto([PACK]) as broker:
         with pytest.raises(BrokerUnavailable, match="in a row"):

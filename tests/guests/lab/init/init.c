@@ -190,10 +190,13 @@ static const char *do_unload(struct report *report, const char *rest) {
 static const char *do_power(struct report *report, const char *rest) {
     static const struct { const char *word; int how; } WAYS[] = {
         {"off", RB_POWER_OFF}, {"reset", RB_AUTOBOOT}, {"halt", RB_HALT_SYSTEM}};
-    report_finish(report, NULL);
-    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
-        if (strcmp(rest, WAYS[i].word) == 0)
+    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++) {
+        if (strcmp(rest, WAYS[i].word) == 0) {
+            report_finish(report, NULL);
+            tcdrain(report->fd); /* the answer must be out before the machine is off */
             reboot(WAYS[i].how);
+        }
+    }
     return "no such way";
 }
 

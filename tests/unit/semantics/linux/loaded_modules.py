@@ -7,16 +7,17 @@ The offsets are of no kernel; the symbols say where everything is.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Final
 
 from qvmi.addr import Pa, Va
 from qvmi.arch.paging import X86_64_4_LEVEL
 from qvmi.memory.address_space import AddressSpace, LinearRange
-from qvmi.symbols.layout import Field, NearestSymbol
 from tests.synthetic.ram import Ram
+from tests.synthetic.symbols import KnownSymbols
 
-__all__ = ["LoadedModules", "ModuleSpec", "TableSymbols"]
+__all__ = ["BASE", "BTF_HEAD", "HEAD", "LoadedModules", "ModuleSpec", "offset"]
 
 BASE: Final = 0xFFFF_FFFF_C000_0000
 SIZE: Final = 8 << 20
@@ -24,41 +25,30 @@ HEAD: Final = BASE
 BTF_HEAD: Final = BASE + 0x40
 FIRST: Final = BASE + 0x1000
 
-FIELDS: Final = {
-    "module.state": 0, "module.list": 8, "module.name": 24, "module.kallsyms": 80,
-    "module.syms": 88, "module.num_syms": 96, "module.core_layout": 104,
-    "module.init_layout": 120, "module_layout.base": 0, "module_layout.size": 8,
-    "mod_kallsyms.symtab": 0, "mod_kallsyms.num_symtab": 8, "mod_kallsyms.strtab": 16,
-    "mod_kallsyms.typetab": 24, "kernel_symbol.value_offset": 0, "kernel_symbol.name_offset": 4,
-    "btf.data": 0, "btf.data_size": 8, "btf.name": 12,
-}  # fmt: skip
-SIZES: Final = {"kernel_symbol": 12, "module_layout": 16}
+LAYOUTS: Final = {
+    "module": (
+        160,
+        {
+            "state": 0,
+            "list": 8,
+            "name": 24,
+            "kallsyms": 80,
+            "syms": 88,
+            "num_syms": 96,
+            "core_layout": 104,
+            "init_layout": 120,
+        },
+    ),
+    "module_layout": (16, {"base": 0, "size": 8}),
+    "mod_kallsyms": (32, {"symtab": 0, "num_symtab": 8, "strtab": 16, "typetab": 24}),
+    "kernel_symbol": (12, {"value_offset": 0, "name_offset": 4}),
+    "btf": (72, {"data": 0, "data_size": 8, "name": 12}),
+}
 
 
-@dataclass
-class TableSymbols:
-    """These are symbols and layouts out of tables that a test may change."""
-
-    addresses: dict[str, int] = field(
-        default_factory=lambda: {"modules": HEAD, "btf_modules": BTF_HEAD}
-    )
-    fields: dict[str, int] = field(default_factory=lambda: dict(FIELDS))
-    sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
-
-    def find(self, name: str) -> Va | None:
-        return Va(self.addresses[name]) if name in self.addresses else None
-
-    def find_field(self, type_name: str, names: Sequence[str]) -> Field | None:
-        for name in names:
-            if f"{type_name}.{name}" in self.fields:
-                return Field(name, self.fields[f"{type_name}.{name}"])
-        return None
-
-    def size_of(self, type_name: str) -> int | None:
-        return self.sizes.get(type_name)
-
-    def nearest(self, va: Va) -> NearestSymbol | None:  # noqa: ARG002 - as the protocol has it
-        return None
+def offset(type_name: str, member: str) -> int:
+    """This is where a member lies, in bytes."""
+    return LAYOUTS[type_name][1][member]
 
 
 @dataclass
@@ -81,17 +71,21 @@ class LoadedModules:
     Attributes:
         at: address of each module's ``struct module``.
         kallsyms: address of each module's ``struct mod_kallsyms``.
+        btf_entries: addresses of what is on the list ``btf_modules``.
+        layouts: where the members lie, for a test to change before anything is read.
     """
 
     def __init__(self, *specs: ModuleSpec, mapped: bool = True) -> None:
         self.ram = Ram(SIZE, mapped=mapped)
-        self.symbols = TableSymbols()
+        self.layouts: dict[str, tuple[int, dict[str, int]]] = deepcopy(LAYOUTS)
+        self.symbols = KnownSymbols(self.layouts, {"modules": HEAD, "btf_modules": BTF_HEAD})
         self.free = FIRST
         self.at: dict[str, int] = {}
         self.kallsyms: dict[str, int] = {}
+        self.btf_entries: list[int] = []
         for spec in specs:
             self.add(spec)
-        self.link(HEAD, [at + FIELDS["module.list"] for at in self.at.values()])
+        self.link(HEAD, [at + offset("module", "list") for at in self.at.values()])
         self.link(BTF_HEAD, [])
 
     def space(self) -> AddressSpace:
@@ -138,10 +132,10 @@ class LoadedModules:
             )
         )
         module = self.put(bytes(160))
-        self.ram.write(module + FIELDS["module.name"] - BASE, spec.name.encode() + b"\0")
-        self.poke(module + FIELDS["module.kallsyms"], "QQI", kallsyms, syms, len(exported))
+        self.ram.write(module + offset("module", "name") - BASE, spec.name.encode() + b"\0")
+        self.poke(module + offset("module", "kallsyms"), "QQI", kallsyms, syms, len(exported))
         for part, (start, size) in zip(("core", "init"), spec.parts, strict=True):
-            self.poke(module + FIELDS[f"module.{part}_layout"], "QI", start, size)
+            self.poke(module + offset("module", f"{part}_layout"), "QI", start, size)
         self.at[spec.name] = module
         self.kallsyms[spec.name] = kallsyms
 
@@ -150,6 +144,6 @@ class LoadedModules:
         content = self.put(data)
         btf = self.put(struct.pack("<QI56s", content, size or len(data), name.encode()))
         entry = self.put(struct.pack("<QQQQ", 0, 0, self.at.get(name, 0), btf))
-        self.btf_entries = [*getattr(self, "btf_entries", []), entry]
+        self.btf_entries.append(entry)
         self.link(BTF_HEAD, self.btf_entries)
         return btf

@@ -46,7 +46,7 @@ def test_each_module_has_its_own_types_on_top_of_the_kernels() -> None:
 def test_the_kernels_own_word_on_where_they_are_counts_more_than_what_is_known() -> None:
     memory = loaded()
     btf = memory.add_btf("veth", split(kernel()))
-    memory.symbols.fields |= {"btf_module.list": 8, "btf_module.module": 24, "btf_module.btf": 32}
+    memory.layouts["btf_module"] = (40, {"list": 8, "module": 24, "btf": 32})
     entry = memory.put(bytes(40))
     memory.poke(entry + 24, "QQ", memory.at["veth"], btf)
     memory.link(BTF_HEAD, [entry + 8])
