@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import platformdirs
 
 from qvmi.arch.x86_64 import Registers
+from qvmi.machine.host_mapping import HostMaps
 from qvmi.machine.machine import Machine, MachineFacts
 from qvmi.machine.memory_ladder import open_memory
 from qvmi.memory.address_space import AddressSpace
@@ -83,11 +84,23 @@ async def _machine(monitor: Monitor, choices: Choices) -> Machine:
     async with concurrently() as group:
         vcpus = group.create_task(commands.registers(monitor))
         mapping = group.create_task(commands.memory_map(monitor))
+        # In the time that QEMU takes to answer.
+        maps = group.create_task(asyncio.to_thread(_host_maps, monitor))
     memory_map = mapping.result()
     opened = await open_memory(
-        monitor.target, memory_map, monitor.peer_pid(), partial(commands.gpa2hva, monitor)
+        monitor.target, memory_map, maps.result(), partial(commands.gpa2hva, monitor)
     )
     return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices)
+
+
+def _host_maps(monitor: Monitor) -> HostMaps | None:
+    """This reads what QEMU has mapped; None where its process is not known."""
+    pid = monitor.peer_pid()
+    if pid is None:
+        return None
+    maps = HostMaps(pid)
+    maps.prefetch()
+    return maps
 
 
 def _choices(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:

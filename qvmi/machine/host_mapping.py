@@ -5,18 +5,22 @@ References: proc(5): /proc/pid/maps, /proc/pid/map_files, /proc/pid/fd.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HostMapping", "opened_file", "read_mappings", "shares_file"]
+__all__ = ["HostMapping", "HostMaps", "opened_file"]
 
 _LINE: Final = re.compile(
     rb"([0-9a-f]+)-([0-9a-f]+) (...)([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
-_MAX_MAPS: Final = 16 << 20
-"""Bytes; a QEMU with hundreds of threads has some 3,000 lines of 100 bytes."""
+_READ: Final = 64 << 10
+"""Bytes asked for at once; the kernel gives about one page."""
+_MAX_READS: Final = 4096
+"""Of about 40 lines each; a QEMU with hundreds of threads has some 3,000 lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +46,49 @@ class HostMapping:
     path: str
 
 
-def read_mappings(pid: int) -> tuple[HostMapping, ...]:
-    """This reads what a process has mapped, by rising address.
+class HostMaps:
+    """This is what one process has mapped, as read when it was first asked for.
 
-    Raises:
-        OSError: the process is gone, or belongs to somebody else.
+    Args:
+        pid: of the process.
     """
-    return tuple(_mappings(_read_maps(pid).splitlines()))
 
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
 
-def shares_file(pid: int, path: Path) -> bool:
-    """This tells whether a process shares this very file, not another one of the same name.
+    @cached_property
+    def text(self) -> bytes:
+        """This is the process's /proc/PID/maps.
 
-    Raises:
-        OSError: the file cannot be looked at, or the process is gone or somebody else's.
-    """
-    status = path.stat()
-    inode = b" %d " % status.st_ino
-    candidates = [line for line in _read_maps(pid).splitlines() if inode in line]
-    return any(
-        mapping.shared and (mapping.device, mapping.inode) == (status.st_dev, status.st_ino)
-        for mapping in _mappings(candidates)
-    )
+        Raises:
+            OSError: the process is gone, or belongs to somebody else.
+        """
+        with Path(f"/proc/{self.pid}/maps").open("rb", buffering=0) as maps:
+            parts = [maps.read(_READ)]
+            while parts[-1] and len(parts) < _MAX_READS:
+                parts.append(maps.read(_READ))
+        return b"".join(parts)
+
+    def prefetch(self) -> None:
+        """This reads it now, so that asking costs nothing later; an error comes when asked."""
+        with suppress(OSError):
+            _ = self.text
+
+    def mappings(self) -> tuple[HostMapping, ...]:
+        """This is all of it, by rising address; raises as :attr:`text`."""
+        return tuple(_mappings(self.text.splitlines()))
+
+    def share_file(self, path: Path) -> bool:
+        """This tells whether this very file is mapped shared, not another one of the same name.
+
+        Raises:
+            OSError: the file cannot be looked at, or as :attr:`text`.
+        """
+        status = path.stat()
+        return any(
+            mapping.shared and (mapping.device, mapping.inode) == (status.st_dev, status.st_ino)
+            for mapping in _mappings(_lines_with(self.text, b" %d " % status.st_ino))
+        )
 
 
 def opened_file(pid: int, mapping: HostMapping) -> Path | None:
@@ -94,12 +119,16 @@ def _descriptors(pid: int) -> Iterator[Path]:
         return
 
 
-def _read_maps(pid: int) -> bytes:
-    with Path(f"/proc/{pid}/maps").open("rb") as maps:
-        return maps.read(_MAX_MAPS)
+def _lines_with(text: bytes, word: bytes) -> Iterator[bytes]:
+    """This iterates the lines that contain something, without looking at the others."""
+    at = text.find(word)
+    while at >= 0:
+        end = text.find(b"\n", at)
+        yield text[text.rfind(b"\n", 0, at) + 1 : end]
+        at = text.find(word, end) if end >= 0 else -1
 
 
-def _mappings(lines: Sequence[bytes]) -> Iterator[HostMapping]:
+def _mappings(lines: Iterable[bytes]) -> Iterator[HostMapping]:
     for line in lines:
         match = _LINE.fullmatch(line)
         if match is None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from qvmi.addr import Pa, PaRange
 from qvmi.errors import MemoryFault, MemoryUnreachable, QvmiError
-from qvmi.machine.host_mapping import HostMapping, opened_file, read_mappings, shares_file
+from qvmi.machine.host_mapping import HostMapping, HostMaps, opened_file
 from qvmi.memory.mapped_ram import MappedRam, RamFile
 from qvmi.memory.memory_map import MemoryMap, MemoryRegion, RegionKind
 from qvmi.memory.physical import PhysicalMemory
@@ -54,14 +54,14 @@ class _Unusable(Exception):
 
 
 async def open_memory(
-    target: str, memory_map: MemoryMap, pid: int | None, host_address: HostAddress
+    target: str, memory_map: MemoryMap, maps: HostMaps | None, host_address: HostAddress
 ) -> OpenedMemory:
     """This opens the guest's memory in the fastest way there is.
 
     Args:
         target: the machine's address, for errors.
         memory_map: where the guest's RAM lies.
-        pid: QEMU's process on this host; None where it is not known, as over TCP.
+        maps: of QEMU's process on this host; None where that is not known, as over TCP.
         host_address: asks QEMU where it has a byte of the guest.
 
     Raises:
@@ -77,7 +77,7 @@ async def open_memory(
         ("QEMU's process memory", _by_process),
     ):
         try:
-            memory = await way(regions, pid, host_address)
+            memory = await way(regions, maps, host_address)
         except (_Unusable, QvmiError) as error:
             attempts.append(MemoryAttempt(source, used=False, reason=str(error)))
             continue
@@ -99,7 +99,7 @@ def _system_memory(memory_map: MemoryMap) -> tuple[MemoryRegion, ...]:
 
 
 async def _by_file(
-    regions: Sequence[MemoryRegion], pid: int | None, _: HostAddress
+    regions: Sequence[MemoryRegion], maps: HostMaps | None, _: HostAddress
 ) -> PhysicalMemory:
     """This maps the files that QEMU was given for the RAM, if it shares them."""
     files: list[RamFile] = []
@@ -112,13 +112,13 @@ async def _by_file(
         if not backend.share:
             raise _Unusable(f"{region.name} is a private copy of its file (share=off)")
         if backend.mem_path not in checked:
-            checked[backend.mem_path] = _checked_path(Path(backend.mem_path), region, pid)
+            checked[backend.mem_path] = _checked_path(Path(backend.mem_path), region, maps)
         path = checked[backend.mem_path]
         files.append(RamFile(PaRange(region.start, region.end), path, region.file_offset))
     return _mapped(files)
 
 
-def _checked_path(path: Path, region: MemoryRegion, pid: int | None) -> Path:
+def _checked_path(path: Path, region: MemoryRegion, maps: HostMaps | None) -> Path:
     """This checks that the file is the one that QEMU has mapped, where that can be seen."""
     try:
         if not path.is_file():
@@ -126,7 +126,7 @@ def _checked_path(path: Path, region: MemoryRegion, pid: int | None) -> Path:
     except OSError as error:
         raise _Unusable(f"{path} ({region.name}): {error.strerror}") from error
     try:
-        shared = pid is None or shares_file(pid, path)
+        shared = maps is None or maps.share_file(path)
     except OSError:
         shared = True  # QEMU belongs to somebody else; the file alone was let to us
     if not shared:
@@ -135,18 +135,18 @@ def _checked_path(path: Path, region: MemoryRegion, pid: int | None) -> Path:
 
 
 async def _by_mapping(
-    regions: Sequence[MemoryRegion], pid: int | None, host_address: HostAddress
+    regions: Sequence[MemoryRegion], maps: HostMaps | None, host_address: HostAddress
 ) -> PhysicalMemory:
     """This maps what QEMU has mapped shared, such as a memfd, through its /proc files."""
-    known_pid = _known(pid)
-    mappings = _mappings_of(known_pid)
+    known = _known(maps)
+    mappings = _mappings_of(known)
     files: list[RamFile] = []
     for region in regions:
         for run in _host_runs(region, await host_address(region.start), mappings):
             mapping = run.mapping
             if not mapping.shared or not mapping.inode:
                 raise _Unusable(f"{region.name} is private to QEMU; {_HOW_TO_SHARE}")
-            path = opened_file(known_pid, mapping)
+            path = opened_file(known.pid, mapping)
             if path is None:
                 raise _Unusable(f"the file behind {region.name} cannot be opened again")
             offset = mapping.offset + run.host_address - mapping.start
@@ -155,16 +155,16 @@ async def _by_mapping(
 
 
 async def _by_process(
-    regions: Sequence[MemoryRegion], pid: int | None, host_address: HostAddress
+    regions: Sequence[MemoryRegion], maps: HostMaps | None, host_address: HostAddress
 ) -> PhysicalMemory:
     """This reads QEMU's own memory."""
-    known_pid = _known(pid)
+    known = _known(maps)
     runs = [
         HostRun(PaRange(region.start, region.end), await host_address(region.start))
         for region in regions
     ]
     try:
-        memory = ProcessMemory(known_pid, runs)
+        memory = ProcessMemory(known.pid, runs)
         memory.read(regions[0].start, 1)
     except MemoryFault as fault:
         raise _Unusable(f"{fault}; {_HOW_TO_READ_PROCESS}") from fault
@@ -203,14 +203,15 @@ def _mapped(files: Sequence[RamFile]) -> MappedRam:
         raise _Unusable(str(fault)) from fault
 
 
-def _known(pid: int | None) -> int:
-    if pid is None:
+def _known(maps: HostMaps | None) -> HostMaps:
+    if maps is None:
         raise _Unusable("QEMU's process is not known: connect to a Unix socket on QEMU's own host")
-    return pid
+    return maps
 
 
-def _mappings_of(pid: int) -> tuple[HostMapping, ...]:
+def _mappings_of(maps: HostMaps) -> tuple[HostMapping, ...]:
     try:
-        return read_mappings(pid)
+        return maps.mappings()
     except OSError as error:
-        raise _Unusable(f"/proc/{pid}/maps: {error.strerror}; {_HOW_TO_READ_PROCESS}") from error
+        why = f"/proc/{maps.pid}/maps: {error.strerror}; {_HOW_TO_READ_PROCESS}"
+        raise _Unusable(why) from error

@@ -167,10 +167,13 @@ class Btf:
         if sections.size > len(data):
             raise CorruptTable("BTF", f"needs {sections.size} bytes, there are {len(data)}")
         self.base = base
+        self._header = data[: _HEADER.size]
+        self._sections = sections
         self._types = data[sections.types : sections.types_end]
         names = data[sections.strings : sections.strings_end]
         self.strings: BtfStrings = BtfStrings(names, None if base is None else base.strings)
         self._first_id = 1 if base is None else len(base)
+        self._first_string = 0 if base is None else base.strings.size
 
     def __len__(self) -> int:
         """This is the number of type ids, void and those of the base included."""
@@ -245,6 +248,28 @@ class Btf:
                 yield BtfMember(self.string(name), type_id, place & 0xFFFFFF, place >> 24)
             else:
                 yield BtfMember(self.string(name), type_id, place, 0)
+
+    def witness(self, record: BtfType, member: str | None = None) -> Iterator[tuple[int, bytes]]:
+        """These are the bytes that say what one of this BTF's own structs or unions is.
+
+        Args:
+            record: the struct.
+            member: one of its own members; None for the struct's size alone.
+
+        Returns:
+            Pairs of an offset in the BTF and the bytes there.
+        """
+        begin, end = record.offset - _TYPE.size, record.offset + record.vlen * _MEMBER.size
+        yield 0, self._header
+        yield self._sections.types + begin, self._types[begin:end]
+        names = [_TYPE.unpack_from(self._types, begin)[0]]
+        for name, _, _ in _MEMBER.iter_unpack(self._types[record.offset : end]):
+            if member is not None and self.string(name) == member:
+                names.append(name)
+                break
+        for name in names:
+            text = self.strings.bytes_at(name)
+            yield self._sections.strings + name - self._first_string - 1, text
 
     def table(self) -> BtfTable:
         """This is all of this BTF's own types at once, for those who need them all.

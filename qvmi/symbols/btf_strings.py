@@ -48,6 +48,18 @@ class BtfStrings:
             raise CorruptTable("BTF strings", f"no name at {offset}")
         return self._data[start:end].decode("utf-8", "backslashreplace")
 
+    def bytes_at(self, offset: int) -> bytes:
+        """These are the bytes of one of this section's own names, with the NULs around it.
+
+        Raises:
+            CorruptTable: there is none, or it is too long for one.
+        """
+        start = offset - self._first
+        end = self._data.find(0, start, start + MAX_NAME)
+        if not 0 < start <= end:
+            raise CorruptTable("BTF strings", f"no name at {offset}")
+        return self._data[start - 1 : end + 1]
+
     def offset_of(self, name: str) -> int | None:
         """This is where a name stands, None if nowhere; a module leaves out what its base has."""
         if self._base is not None and (known := self._base.offset_of(name)) is not None:

@@ -36,6 +36,9 @@ _MAX_ARRAY: Final = 1 << 16
 _MAX_TAINTS: Final = 64
 """The bits of a ``long``."""
 
+_MAX_TAINT_FLAG: Final = 64
+"""Bytes; it is two letters and a boolean or a pointer."""
+
 _TK_CORE: Final = "tk_core"
 _TAINT_FLAG: Final = "taint_flag"
 
@@ -149,12 +152,14 @@ def _room(at: Va, ends: list[Va]) -> int:
 def _count_taint_flags(source: SymbolSource, flag: UserType, ends: list[Va]) -> int:
     """This counts the entries that have a letter; what follows them is padding."""
     at = source.addresses["taint_flags"]
-    most = min(_room(at, ends) // max(flag.size, 1), _MAX_TAINTS)
-    letter = flag.fields["c_true"].offset if "c_true" in flag.fields else 0
+    if not 0 < flag.size <= _MAX_TAINT_FLAG or "c_true" not in flag.fields:
+        return 0
+    most = min(_room(at, ends) // flag.size, _MAX_TAINTS)
     try:
-        letters = source.read(at, most * flag.size)[letter :: max(flag.size, 1)]
+        entries = source.read(at, most * flag.size)
     except MemoryFault:
         return 0
+    letters = entries[flag.fields["c_true"].offset :: flag.size]
     return len(letters.partition(b"\0")[0])
 
 

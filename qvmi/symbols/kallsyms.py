@@ -15,6 +15,7 @@ from typing import Final
 
 from qvmi.addr import Va
 from qvmi.errors import CorruptTable, MemoryFault
+from qvmi.symbols.witness import Piece
 
 __all__ = [
     "MARKER_STEP",
@@ -44,6 +45,7 @@ MAX_NAMES_SIZE: Final = 32 << 20
 SEQ_SIZE: Final = 3
 """``kallsyms_seqs_of_names`` holds 24-bit numbers, the highest byte first."""
 
+_MARKER: Final = Struct("<I")
 _ADDRESS_MASK: Final = (1 << 64) - 1
 _KERNEL_HALF: Final = 1 << 63
 """Below it there are no kernel addresses; symbols there are offsets into per-CPU areas."""
@@ -130,7 +132,7 @@ class Kallsyms:
         self.tables = tables
         count = tables.count
         marker_count = -(-count // MARKER_STEP)
-        self._tokens = _read_tokens(read, tables)
+        self._tokens, self._token_pieces = _read_tokens(read, tables)
         self._markers = Struct(f"<{marker_count}I").unpack(read(tables.markers, 4 * marker_count))
         self._names = _read_names(read, tables, last_marker=self._markers[-1])
         code = "I" if tables.addressing is Addressing.RELATIVE else "i"
@@ -165,9 +167,30 @@ class Kallsyms:
         Raises:
             CorruptTable: the name tables contradict themselves.
         """
-        wanted = name.encode("utf-8", "backslashreplace")
-        index = self._search_index(wanted) if self._seqs else self._by_name.get(wanted)
+        index = self.index_of(name)
         return None if index is None else self.address_at(index)
+
+    def index_of(self, name: str) -> int | None:
+        """This is the number of the symbol that :meth:`find` finds, None where there is none.
+
+        Raises:
+            CorruptTable: the name tables contradict themselves.
+        """
+        wanted = name.encode("utf-8", "backslashreplace")
+        return self._search_index(wanted) if self._seqs else self._by_name.get(wanted)
+
+    def witness(self, index: int) -> tuple[Piece, ...]:
+        """These are the bytes that make the name and the address of the symbol with this number."""
+        tables, block = self.tables, index // MARKER_STEP
+        start = self._markers[block]
+        within = index % MARKER_STEP + 1
+        end = names_end(self._names, start, within, long_names=tables.long_names)
+        return (
+            *self._token_pieces,
+            (Va(tables.markers + 4 * block), _MARKER.pack(start)),
+            (Va(tables.names + start), self._names[start:end]),
+            (Va(tables.offsets + 4 * index), self._offsets[index : index + 1].tobytes()),
+        )
 
     def name_at(self, index: int) -> bytes:
         """This is the bare name of the symbol with this number.
@@ -319,9 +342,12 @@ def names_end(names: bytes, start: int, count: int, *, long_names: bool) -> int:
     return offset
 
 
-def _read_tokens(read: ReadVirtual, tables: KallsymsTables) -> tuple[bytes, ...]:
-    """This reads the 256 strings that the bytes of a compressed name stand for."""
-    index: tuple[int, ...] = Struct(f"<{TOKENS}H").unpack(read(tables.token_index, 2 * TOKENS))
+def _read_tokens(
+    read: ReadVirtual, tables: KallsymsTables
+) -> tuple[tuple[bytes, ...], tuple[Piece, Piece]]:
+    """This reads the 256 strings that the bytes of a compressed name stand for, and whence."""
+    offsets = read(tables.token_index, 2 * TOKENS)
+    index: tuple[int, ...] = Struct(f"<{TOKENS}H").unpack(offsets)
     if sorted(index) != list(index):
         raise CorruptTable("kallsyms_token_index", "its offsets do not rise")
     table = read(tables.token_table, index[-1] + MAX_NAME)
@@ -331,7 +357,8 @@ def _read_tokens(read: ReadVirtual, tables: KallsymsTables) -> tuple[bytes, ...]
         if not 0 <= end - offset <= MAX_NAME:
             raise CorruptTable("kallsyms_token_table", f"token {number} has no end")
         tokens.append(table[offset:end])
-    return tuple(tokens)
+    used = table[: index[-1] + len(tokens[-1]) + 1]
+    return tuple(tokens), ((tables.token_index, offsets), (tables.token_table, used))
 
 
 def _read_names(read: ReadVirtual, tables: KallsymsTables, *, last_marker: int) -> bytes:

@@ -10,7 +10,8 @@ from qvmi.errors import CorruptTable, MemoryFault
 from qvmi.symbols.btf import Btf, BtfKind, BtfMember, BtfType, btf_size
 from qvmi.symbols.kallsyms import Kallsyms, KallsymsTables, ReadVirtual
 from qvmi.symbols.layout import Field, NearestSymbol
-from qvmi.symbols.profile import Profile
+from qvmi.symbols.profile import Profile, field_key, size_key, symbol_key
+from qvmi.symbols.witness import Witness
 
 __all__ = ["LiveSymbols"]
 
@@ -24,8 +25,8 @@ _MAX_MEMBERS: Final = 10_000
 class LiveSymbols:
     """This answers from the tables that the kernel keeps of itself.
 
-    What was once answered for this kernel build is taken from the profile, and new answers are
-    added to it; then nothing of the tables is read.
+    What was once answered for this kernel build is taken from the profile, if the bytes that it was
+    read from are in this guest too, and new answers are added to it. Then the tables are not read.
 
     Args:
         read: reads the kernel's virtual memory.
@@ -39,6 +40,7 @@ class LiveSymbols:
         self.profile = profile
         self._compounds: dict[str, BtfType | None] = {}
         self._members: dict[str, dict[str, Field]] = {}
+        self._believed: set[str] = set()
 
     @cached_property
     def kallsyms(self) -> Kallsyms:
@@ -76,11 +78,17 @@ class LiveSymbols:
         Raises:
             CorruptTable: its tables contradict themselves, or cannot be read.
         """
-        if name in self.profile.symbols:
+        key = symbol_key(name)
+        if name in self.profile.symbols and self._may_believe(key):
             return self.profile.symbols[name]
-        found = self.kallsyms.find(name)
-        self.profile.add_symbol(name, found)
-        return found
+        index = self.kallsyms.index_of(name)
+        if index is None:
+            self.profile.add_symbol(name, None)
+        else:
+            witness = Witness.of(self.kallsyms.witness(index))
+            self.profile.add_symbol(name, self.kallsyms.address_at(index), witness)
+        self._believed.add(key)
+        return None if index is None else self.kallsyms.address_at(index)
 
     def find_field(self, type_name: str, names: Sequence[str]) -> Field | None:
         """This is the first of several members that a struct has.
@@ -88,11 +96,17 @@ class LiveSymbols:
         Raises:
             CorruptTable: as :meth:`find`.
         """
-        key = f"{type_name}.{'|'.join(names)}"
-        if key in self.profile.fields:
-            return self.profile.fields[key]
-        found = self._find_field(type_name, names)
-        self.profile.add_field(key, found)
+        question = f"{type_name}.{'|'.join(names)}"
+        key = field_key(question)
+        if question in self.profile.fields and self._may_believe(key):
+            return self.profile.fields[question]
+        found = self._own_field(type_name, names)
+        if found is not None:
+            self.profile.add_field(question, found, self._type_witness(type_name, found.name))
+        else:
+            found = self._nested_field(type_name, names)
+            self.profile.add_field(question, found)
+        self._believed.add(key)
         return found
 
     def size_of(self, type_name: str) -> int | None:
@@ -101,11 +115,13 @@ class LiveSymbols:
         Raises:
             CorruptTable: as :meth:`find`.
         """
-        if type_name in self.profile.sizes:
+        key = size_key(type_name)
+        if type_name in self.profile.sizes and self._may_believe(key):
             return self.profile.sizes[type_name]
         record = self._compound(type_name)
         found = record.size_or_type if record else None
-        self.profile.add_size(type_name, found)
+        self.profile.add_size(type_name, found, self._type_witness(type_name) if record else None)
+        self._believed.add(key)
         return found
 
     def nearest(self, va: Va) -> NearestSymbol | None:
@@ -127,23 +143,43 @@ class LiveSymbols:
             known[type_name] = None if btf is None else btf.find_compound(type_name)
         return known[type_name]
 
-    def _find_field(self, type_name: str, names: Sequence[str]) -> Field | None:
-        """This looks at the struct's own members first: anonymous ones need all types decoded."""
-        record = self._compound(type_name)
-        btf = self.btf
+    def _may_believe(self, key: str) -> bool:
+        """This tells whether an answer was given here before, or its witness holds here too."""
+        if key in self._believed:
+            return True
+        witness = self.profile.witnesses.get(key)
+        if witness is None or not witness.holds(self.read):
+            return False
+        self._believed.add(key)
+        return True
+
+    def _type_witness(self, type_name: str, member: str | None = None) -> Witness | None:
+        """These are the bytes that describe a struct, and one of its own members."""
+        record, btf, start = self._compound(type_name), self.btf, self.find("__start_BTF")
+        if record is None or btf is None or start is None:
+            return None
+        return Witness.of((Va(start + at), data) for at, data in btf.witness(record, member))
+
+    def _own_field(self, type_name: str, names: Sequence[str]) -> Field | None:
+        """This looks at the members that a struct names itself, which decodes nothing else."""
+        record, btf = self._compound(type_name), self.btf
         if record is None or btf is None:
             return None
         if type_name not in self._members:
             self._members[type_name] = {
                 one.name: _field(one, 0) for one in btf.members(record) if one.name
             }
-        found = _first(self._members[type_name], names)
-        if found is None:
-            nested = list(islice(_nested_members(btf, record), _MAX_MEMBERS))
-            if len(nested) == _MAX_MEMBERS:
-                raise CorruptTable("BTF", f"{type_name} has {_MAX_MEMBERS} members and more")
-            found = _first({one.name: one for one in nested if one.name}, names)
-        return found
+        return _first(self._members[type_name], names)
+
+    def _nested_field(self, type_name: str, names: Sequence[str]) -> Field | None:
+        """This looks into anonymous members, which needs all types decoded."""
+        record, btf = self._compound(type_name), self.btf
+        if record is None or btf is None:
+            return None
+        nested = list(islice(_nested_members(btf, record), _MAX_MEMBERS))
+        if len(nested) == _MAX_MEMBERS:
+            raise CorruptTable("BTF", f"{type_name} has {_MAX_MEMBERS} members and more")
+        return _first({one.name: one for one in nested if one.name}, names)
 
 
 def _first(members: Mapping[str, Field], names: Sequence[str]) -> Field | None:

@@ -1,7 +1,8 @@
 """The profile of one kernel build: what was learned of it, kept between runs.
 
 A profile is a memo. It holds the answers that were asked for, so that a later attach to the same
-build reads a few kilobytes and decodes nothing. The kernel's own tables stay the source of truth.
+build reads a few kilobytes and decodes nothing. The kernel's own tables stay the source of truth:
+an answer is kept with its witness, the bytes it was read from, and holds only where they are.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,15 +21,16 @@ from qvmi.addr import Va
 from qvmi.errors import CorruptTable, MemoryFault, UsageError
 from qvmi.symbols.kallsyms import Addressing, KallsymsTables
 from qvmi.symbols.layout import Field
+from qvmi.symbols.witness import Witness
 
-__all__ = ["MAX_BANNER", "Profile", "ProfileCache"]
+__all__ = ["MAX_BANNER", "Profile", "ProfileCache", "field_key", "size_key", "symbol_key"]
 
 Answer = TypeVar("Answer")
 
 MAX_BANNER: Final = 512
 """Bytes; a banner is about 150 long."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MAX_FILE: Final = 4 << 20
 """Bytes; a profile of everything that qvmi itself asks for takes about 10 KiB."""
 _MAX_FILES: Final = 1000
@@ -36,6 +38,21 @@ _MAX_FILES: Final = 1000
 _FILE_NAME: Final = re.compile(r"[0-9a-f]{1,16}-[0-9a-f]{32}\.json")
 _IMAGE_SPAN: Final = 1 << 30
 """Addresses so near behind the image's start move with it."""
+
+
+def symbol_key(name: str) -> str:
+    """This names the answer about a symbol among all answers of a profile."""
+    return f"symbol {name}"
+
+
+def field_key(question: str) -> str:
+    """This names the answer about a struct's member among all answers of a profile."""
+    return f"field {question}"
+
+
+def size_key(type_name: str) -> str:
+    """This names the answer about a struct's size among all answers of a profile."""
+    return f"size {type_name}"
 
 
 @dataclass(slots=True)
@@ -51,6 +68,7 @@ class Profile:
         symbols: addresses by name; None for names that the kernel lacks.
         fields: struct members by ``type.name|alternative``; None for those that it lacks.
         sizes: of structs by name.
+        witnesses: what the answers rest on, by :func:`symbol_key` and its like.
         changed: whether there is anything to save.
     """
 
@@ -62,24 +80,35 @@ class Profile:
     symbols: dict[str, Va | None] = field(default_factory=dict)
     fields: dict[str, Field | None] = field(default_factory=dict)
     sizes: dict[str, int | None] = field(default_factory=dict)
+    witnesses: dict[str, Witness] = field(default_factory=dict)
     changed: bool = False
 
-    def add_symbol(self, name: str, found: Va | None) -> None:
-        """This remembers an answer."""
-        self._add(self.symbols, name, found)
+    def add_symbol(self, name: str, found: Va | None, witness: Witness | None = None) -> None:
+        """This remembers an answer; only one with a witness is kept for other guests."""
+        self._add(self.symbols, name, found, symbol_key(name), witness)
 
-    def add_field(self, key: str, found: Field | None) -> None:
-        """This remembers an answer."""
-        self._add(self.fields, key, found)
+    def add_field(self, key: str, found: Field | None, witness: Witness | None = None) -> None:
+        """This remembers an answer; only one with a witness is kept for other guests."""
+        self._add(self.fields, key, found, field_key(key), witness)
 
-    def add_size(self, type_name: str, found: int | None) -> None:
-        """This remembers an answer."""
-        self._add(self.sizes, type_name, found)
+    def add_size(self, type_name: str, found: int | None, witness: Witness | None = None) -> None:
+        """This remembers an answer; only one with a witness is kept for other guests."""
+        self._add(self.sizes, type_name, found, size_key(type_name), witness)
 
-    def _add(self, answers: dict[str, Answer], question: str, found: Answer) -> None:
+    def _add(
+        self,
+        answers: dict[str, Answer],
+        question: str,
+        found: Answer,
+        key: str,
+        witness: Witness | None,
+    ) -> None:
         """This remembers an answer, unless the question is about what no kernel has."""
-        if question.isascii():
-            answers[question] = found
+        if not question.isascii():
+            return
+        answers[question] = found
+        if witness is not None:
+            self.witnesses[key] = witness
             self.changed = True
 
 
@@ -93,9 +122,10 @@ class _Stored(msgspec.Struct, frozen=True):
     link_start: int
     tables: KallsymsTables
     image_symbols: dict[str, int]
-    other_symbols: dict[str, int | None]
-    fields: dict[str, Field | None]
-    sizes: dict[str, int | None]
+    other_symbols: dict[str, int]
+    fields: dict[str, Field]
+    sizes: dict[str, int]
+    witnesses: dict[str, Witness]
 
 
 class _Sealed(msgspec.Struct, frozen=True):
@@ -233,7 +263,7 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
     symbols: dict[str, Va | None] = {
         name: Va(image_start + offset) for name, offset in stored.image_symbols.items()
     }
-    symbols |= {name: None if at is None else Va(at) for name, at in stored.other_symbols.items()}
+    symbols |= {name: Va(at) for name, at in stored.other_symbols.items()}
     return Profile(
         banner=stored.banner,
         banner_address=Va(image_start + stored.banner_offset),
@@ -241,16 +271,19 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
         link_start=Va(stored.link_start),
         tables=_moved(stored.tables, image_start),
         symbols=symbols,
-        fields=stored.fields,
-        sizes=stored.sizes,
+        fields={**stored.fields},
+        sizes={**stored.sizes},
+        witnesses={key: one.moved(image_start) for key, one in stored.witnesses.items()},
     )
 
 
 def _store(profile: Profile, image_start: Va) -> _Stored:
+    """This takes what may be believed of another guest: the answers that have a witness."""
+    kept = profile.witnesses
     image: dict[str, int] = {}
-    other: dict[str, int | None] = {}
-    for name, at in profile.symbols.items():
-        if at is not None and 0 <= at - image_start < _IMAGE_SPAN:
+    other: dict[str, int] = {}
+    for name, at in _witnessed(profile.symbols, symbol_key, kept).items():
+        if 0 <= at - image_start < _IMAGE_SPAN:
             image[name] = at - image_start
         else:
             other[name] = at
@@ -263,9 +296,23 @@ def _store(profile: Profile, image_start: Va) -> _Stored:
         tables=_moved(profile.tables, -image_start),
         image_symbols=image,
         other_symbols=other,
-        fields=profile.fields,
-        sizes=profile.sizes,
+        fields=_witnessed(profile.fields, field_key, kept),
+        sizes=_witnessed(profile.sizes, size_key, kept),
+        witnesses={key: one.moved(-image_start) for key, one in kept.items()},
     )
+
+
+def _witnessed(
+    answers: Mapping[str, Answer | None],
+    key_of: Callable[[str], str],
+    witnesses: Mapping[str, Witness],
+) -> dict[str, Answer]:
+    """These are the answers that have a witness; that there is no such thing never has."""
+    return {
+        question: found
+        for question, found in answers.items()
+        if found is not None and key_of(question) in witnesses
+    }
 
 
 def _moved(tables: KallsymsTables, distance: int) -> KallsymsTables:

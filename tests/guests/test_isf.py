@@ -5,6 +5,7 @@ bpftool, which decodes the BTF that the guest shows in its own sysfs.
 """
 
 import base64
+import hashlib
 import json
 import lzma
 import os
@@ -121,13 +122,26 @@ def test_stock_volatility_lists_the_guests_own_processes_and_modules(
 
 
 @pytest.fixture(scope="module")
-def described(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def described(
+    guest: Guest, profiles: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """These are the guest's types by id, as bpftool decodes /sys/kernel/btf/vmlinux."""
     bpftool = shutil.which("bpftool", path=SBIN)
     if bpftool is None:
         pytest.skip("bpftool is not on this machine: apt-get install bpftool")
     blob = tmp_path_factory.mktemp("btf") / "vmlinux"
-    blob.write_bytes(base64.b64decode(guest.run("base64 /sys/kernel/btf/vmlinux")))
+
+    @asynchronous
+    async def save() -> None:
+        async with qvmi.attach(guest.qmp, cache=profiles) as machine:
+            start, stop = (machine.symbols.find(f"__{end}_BTF") for end in ("start", "stop"))
+            assert start is not None
+            assert stop is not None
+            blob.write_bytes(machine.kernel_space.read(start, stop - start))
+
+    save()
+    digest = guest.run("sha256sum /sys/kernel/btf/vmlinux").decode().split()[0]
+    assert hashlib.sha256(blob.read_bytes()).hexdigest() == digest
     done = subprocess.run(
         [bpftool, "-j", "btf", "dump", "file", str(blob)], capture_output=True, check=True
     )

@@ -104,8 +104,8 @@ class PidTable:
                     result.rows[row.address] = row
                 return
             result.retries += 1
-            if self._slot_now(number) != pid:
-                return  # the id was freed meanwhile
+            if self._was_freed(number, pid):
+                return
         result.gaps.append(Gap(_STRUCTURE, Va(pid), f"pid {number}: {why}"))
 
     def _process_of(self, number: int, pid: int) -> Process | None:
@@ -124,8 +124,8 @@ class PidTable:
             raise Implausible(f"its task at {row.address:#x} has the pid {row.pid}")
         return row
 
-    def _slot_now(self, number: int) -> int:
-        """This looks one number up anew; 0 where it is gone."""
+    def _was_freed(self, number: int, pid: int) -> bool:
+        """This looks one number up anew; where that cannot be done it is not known to be freed."""
         try:
             entry = self._read_pointer(self._root)[0]
             for _ in range(_LEVELS):
@@ -136,8 +136,8 @@ class PidTable:
                 slot = number >> shift & (_SLOTS - 1)
                 entry = self._read_pointer(node + self._slots_offset + 8 * slot)[0]
         except MemoryFault:
-            return 0
-        return int(entry)
+            return False
+        return bool(entry != pid)
 
     def _entries(self, root: int, result: ListWalk[Process]) -> Iterator[tuple[int, int]]:
         """This iterates (number, struct pid), in order; what it cannot follow becomes a gap."""

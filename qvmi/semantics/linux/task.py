@@ -218,10 +218,12 @@ class Tasks:
         return walk
 
     def _still_there(self, task: int, process: Process) -> bool:
-        """This tells whether an address still holds the process that it held, and it lives."""
+        """This tells whether an address still holds the process that it held, for all one can see."""
         try:
             now = self.process_at(Va(task))
-        except (MemoryFault, Implausible):
+        except MemoryFault:
+            return True
+        except Implausible:
             return False
         return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
 

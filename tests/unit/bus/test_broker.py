@@ -53,9 +53,12 @@ def kill(broker: Broker) -> int:
 
 
 def socket_inodes(pid: int | None) -> set[str]:
-    targets = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    prefix = "socket:["
-    return {target[len(prefix) : -1] for target in targets if target.startswith(prefix)}
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the connection that tried whether it accepts
+            kind, _, inode = str(entry.readlink()).partition(":")
+            inodes |= {inode.strip("[]")} if kind == "socket" else set()
+    return inodes
 
 
 def network_inodes(pid: int | None, table: str) -> set[str]:
