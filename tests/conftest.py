@@ -4,9 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from tests.guests.lab import Lab
 from tests.guests.pool import GuestPool
+
+# How long an example takes says how busy the host is, nothing about the subject.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,17 @@ are compared with the ones before them in a few operations on that number.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, Self
 
-__all__ = ["ENTRIES", "ENTRY_SIZE", "EntryForm", "entry_runs"]
+__all__ = ["ENTRY_SIZE", "EntryForm", "entry_runs"]
 
-ENTRIES: Final = 512
-"""Entries of one table: nine address bits select one, at every level."""
 ENTRY_SIZE: Final = 8
-_TABLE_SIZE: Final = ENTRIES * ENTRY_SIZE
+_ENTRIES: Final = 512
+_TABLE_SIZE: Final = _ENTRIES * ENTRY_SIZE
 _ENTRY: Final = Struct("<Q")
-_ONES: Final = int.from_bytes(_ENTRY.pack(1) * ENTRIES, "little")
+_ONES: Final = int.from_bytes(_ENTRY.pack(1) * _ENTRIES, "little")
 """A table of ones: times a number, it is a table of that number."""
+_ALL_BUT_LAST: Final = (1 << 8 * (_TABLE_SIZE - ENTRY_SIZE)) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,19 @@ class EntryForm:
         present: the bit without which an entry maps nothing.
         leaf: the bit with which an entry maps a page; 0 where none does.
         decisive: the bits that are alike in all entries of a run, but that the address bits among
-            them count up by one page each.
-        page_size: what one entry maps, in bytes.
+            them count up by one page each; in every entry of a table.
+        page: what one entry maps, in bytes; in every entry of a table.
     """
 
     present: int
     leaf: int
     decisive: int
-    page_size: int
+    page: int
+
+    @classmethod
+    def of(cls, *, present: int, leaf: int, decisive: int, page_size: int) -> Self:
+        """This makes the form from the numbers of a single entry."""
+        return cls(present, leaf, _ONES * decisive, _ONES * page_size)
 
 
 def entry_runs(
@@ -52,7 +57,7 @@ def entry_runs(
         first: index of the first entry wanted.
         count: how many are wanted.
     """
-    breaks = _breaks(table, form)
+    breaks: bytes | None = None
     at, end = first * ENTRY_SIZE, (first + count) * ENTRY_SIZE
     while at < end:
         entry = _ENTRY.unpack_from(table, at)[0]
@@ -60,18 +65,23 @@ def entry_runs(
             at = _skip_zeros(table, at)
             continue
         behind = at + ENTRY_SIZE
-        if entry & form.leaf:
-            behind = min(_skip_zeros(breaks, at) + ENTRY_SIZE, end)
+        if entry & form.leaf and behind < end:
+            if breaks is None:
+                breaks = _breaks(table, form)
+            behind = min(_skip_zeros(breaks, at) + ENTRY_SIZE, end) if breaks else end
         if entry & form.present:
             yield at // ENTRY_SIZE, entry, (behind - at) // ENTRY_SIZE
         at = behind
 
 
 def _breaks(table: bytes, form: EntryForm) -> bytes:
-    """This is a table that is zero where the entry behind goes on with the run."""
-    decisive = int.from_bytes(table, "little") & _ONES * form.decisive
-    behind = decisive >> 8 * ENTRY_SIZE
-    return (behind ^ decisive + _ONES * form.page_size).to_bytes(_TABLE_SIZE + 1, "little")
+    """This is a table that is zero where the entry behind goes on with the run.
+
+    It is empty where all entries are one run, as in the middle of an image.
+    """
+    decisive = int.from_bytes(table, "little") & form.decisive
+    breaks = decisive >> 8 * ENTRY_SIZE ^ decisive + form.page
+    return breaks.to_bytes(_TABLE_SIZE + 1, "little") if breaks & _ALL_BUT_LAST else b""
 
 
 def _skip_zeros(table: bytes, at: int) -> int:

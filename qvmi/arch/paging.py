@@ -5,7 +5,7 @@ AMD64 Architecture Programmer's Manual volume 2, section 5.3.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
@@ -70,6 +70,7 @@ class Geometry:
         root_mask: the bits of the root register that hold the top table's physical address.
         address_mask: the bits of an entry that hold a physical address.
         present_bit, writable_bit, user_bit, no_execute_bit: entry bits.
+        forms: how each level's entries are recognised as mapping one run; made from the others.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Geometry:
     writable_bit: int = 1 << 1
     user_bit: int = 1 << 2
     no_execute_bit: int = 1 << 63
+    forms: tuple[EntryForm, ...] = field(init=False, repr=False, compare=False)
 
     @property
     def table_size(self) -> int:
@@ -93,13 +95,17 @@ class Geometry:
         granted = self.writable_bit | self.user_bit
         return above & entry & granted | (above | entry) & self.no_execute_bit
 
-    def entry_form(self, level: Level) -> EntryForm:
-        """This says how entries of a level are recognised as mapping one run."""
-        leaf = self.present_bit if level.always_leaf else level.leaf_bit
-        page_size = 1 << level.shift_bits
+    def __post_init__(self) -> None:
         rights = self.writable_bit | self.user_bit | self.no_execute_bit
-        decisive = self.present_bit | leaf | rights | self.address_mask & -page_size
-        return EntryForm(self.present_bit, leaf, decisive, page_size)
+        forms = []
+        for level in self.levels:
+            leaf = self.present_bit if level.always_leaf else level.leaf_bit
+            size = 1 << level.shift_bits
+            decisive = self.present_bit | leaf | rights | self.address_mask & -size
+            forms.append(
+                EntryForm.of(present=self.present_bit, leaf=leaf, decisive=decisive, page_size=size)
+            )
+        object.__setattr__(self, "forms", tuple(forms))
 
 
 _LARGE_PAGE: Final = 1 << 7
@@ -315,7 +321,6 @@ class _Tables:
         self._read = read
         self._geometry = geometry
         self._left = MAX_TABLES
-        self._forms = [geometry.entry_form(level) for level in geometry.levels]
 
     def present(
         self, address: int, depth: int, start: int, end: int
@@ -343,5 +348,5 @@ class _Tables:
         first = start >> shift & (1 << geometry.index_bits) - 1
         base = (start >> shift) - first
         count = (end - 1 >> shift) - (start >> shift) + 1
-        for at, entry, length in entry_runs(table, self._forms[depth], first, count):
+        for at, entry, length in entry_runs(table, geometry.forms[depth], first, count):
             yield base + at << shift, entry, length

@@ -25,6 +25,9 @@ BTF_MAGIC: Final = b"\x9f\xeb\x01"
 MAX_BTF_SIZE: Final = 32 << 20
 """A distribution's kernel has 3 to 6 MiB: bounds what a lying guest costs."""
 
+MAX_TYPES: Final = 1_000_000
+"""A distribution's kernel has 80,000 to 120,000; the smallest records would fill 12 MiB."""
+
 _MAX_DEPTH: Final = 32
 """Typedefs and qualifiers chain a few links long; a longer chain is a loop."""
 
@@ -336,14 +339,16 @@ class Btf:
         offsets = array("I")
         at, end = 0, len(words)
         try:
-            while at < end:
+            while at < end and len(offsets) < MAX_TYPES:
                 offsets.append(4 * at)
                 info = words[at + 1]
                 kind = info >> 24 & 0x1F
                 at += _FIXED_WORDS[kind] + _WORDS_EACH[kind] * (info & 0xFFFF)
         except IndexError as error:
             raise CorruptTable("BTF", f"unknown or cut-off type at offset {4 * at}") from error
-        if at != end:
+        if at < end:
+            raise CorruptTable("BTF", f"more than {MAX_TYPES} types")
+        if at > end:
             raise CorruptTable("BTF", f"the last type ends {4 * (at - end)} bytes too late")
         return offsets
 

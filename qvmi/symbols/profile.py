@@ -256,7 +256,8 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
         if hashlib.sha256(sealed.profile).hexdigest() != sealed.sha256:
             raise CorruptTable(str(path), "its checksum is wrong")
         stored = msgspec.json.decode(sealed.profile, type=_Stored)
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        # ValueError: msgspec lets the UnicodeDecodeError of a name that is no UTF-8 through.
         raise CorruptTable(str(path), str(error)) from error
     if stored.version != _VERSION or _banner_hash(stored.banner) != name_hash:
         raise CorruptTable(str(path), f"version {stored.version}, banner {stored.banner!r}")

@@ -72,13 +72,48 @@ def test_a_symbol_the_kernel_lacks_is_none() -> None:
     assert World().symbols.find("swapper_pg_dir") is None
 
 
-@pytest.mark.parametrize("name", ["init_task", "swapper_pg_dir"])
-def test_what_was_asked_once_is_remembered(name: str) -> None:
+def test_what_was_asked_once_is_remembered() -> None:
     first = World()
-    answer = first.symbols.find(name)
+    answer = first.symbols.find("init_task")
     again = World()
     warm = LiveSymbols(again.read, again.tables, first.symbols.profile)
-    assert (warm.find(name), again.reads) == (answer, 0)
+    assert warm.find("init_task") == answer
+    assert "kallsyms" not in vars(warm)
+
+
+def test_an_answer_given_before_is_not_checked_again() -> None:
+    world = World()
+    answer, reads = world.symbols.find("init_task"), world.reads
+    assert (world.symbols.find("init_task"), world.reads) == (answer, reads)
+
+
+def test_that_a_symbol_is_lacking_is_asked_of_each_kernel() -> None:
+    first = World()
+    assert first.symbols.find("swapper_pg_dir") is None
+    again = World()
+    warm = LiveSymbols(again.read, again.tables, first.symbols.profile)
+    assert warm.find("swapper_pg_dir") is None
+    assert "kallsyms" in vars(warm)
+
+
+def test_what_was_learned_from_altered_symbols_is_not_believed_of_others() -> None:
+    liar = World()
+    altered = bytearray(liar.memory.data)
+    place = liar.tables.offsets + 4 - liar.memory.start  # of init_task, the second symbol
+    altered[place] ^= 0x40
+    liar.memory.data = altered
+    lie = liar.symbols.find("init_task")
+    honest = World()
+    answer = LiveSymbols(honest.read, honest.tables, liar.symbols.profile).find("init_task")
+    assert answer == World().symbols.find("init_task") != lie
+
+
+def test_what_was_learned_from_altered_names_is_not_believed_of_others() -> None:
+    liar = World(types().build().replace(b"\0comm\0", b"\0xcom\0").replace(b"state\0", b"comm\0\0"))
+    lie = liar.symbols.find_field("task_struct", ["comm"])
+    honest = World()
+    warm = LiveSymbols(honest.read, honest.tables, liar.symbols.profile)
+    assert warm.find_field("task_struct", ["comm"]) == Field("comm", 20) != lie
 
 
 def test_the_nearest_symbol_is_of_no_module() -> None:
@@ -133,11 +168,21 @@ def test_the_size_of_a_struct_is_told() -> None:
 
 def test_layouts_asked_once_are_remembered() -> None:
     first = World()
-    asked = first.symbols.find_field("task_struct", ["deep"]), first.symbols.size_of("task_struct")
+    asked = first.symbols.find_field("task_struct", ["comm"]), first.symbols.size_of("task_struct")
     again = World()
     warm = LiveSymbols(again.read, again.tables, first.symbols.profile)
-    assert (warm.find_field("task_struct", ["deep"]), warm.size_of("task_struct")) == asked
-    assert again.reads == 0
+    assert (warm.find_field("task_struct", ["comm"]), warm.size_of("task_struct")) == asked
+    assert not {"kallsyms", "btf"} & vars(warm).keys()
+
+
+def test_what_was_learned_from_altered_types_is_not_believed_of_others() -> None:
+    altered = bytearray(types().build())
+    altered[altered.index((8 * 20).to_bytes(3, "little") + b"\0")] ^= 0x20
+    liar = World(bytes(altered))
+    lie = liar.symbols.find_field("task_struct", ["comm"])
+    honest = World()
+    warm = LiveSymbols(honest.read, honest.tables, liar.symbols.profile)
+    assert warm.find_field("task_struct", ["comm"]) == Field("comm", 20) != lie
 
 
 def test_a_kernel_without_type_information_has_no_layouts() -> None:

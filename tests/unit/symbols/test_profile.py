@@ -19,7 +19,8 @@ from qvmi.addr import Va
 from qvmi.errors import CorruptTable, MemoryFault, UsageError
 from qvmi.symbols.kallsyms import Addressing, KallsymsTables
 from qvmi.symbols.layout import Field
-from qvmi.symbols.profile import Profile, ProfileCache
+from qvmi.symbols.profile import Profile, ProfileCache, field_key, size_key, symbol_key
+from qvmi.symbols.witness import Witness
 
 BANNER = b"Linux version 6.1.0-56-cloud-amd64 (Debian) #1 SMP"
 IMAGE = Va(0xFFFF_FFFF_9C60_0000)
@@ -40,6 +41,9 @@ TABLES = KallsymsTables(
 )
 
 
+WITNESS = Witness.of([(Va(IMAGE + 0x1000), b"the bytes of a name"), (Va(IMAGE + 0x5000), b"1234")])
+
+
 def profile(banner: bytes = BANNER, tables: KallsymsTables = TABLES) -> Profile:
     return Profile(
         banner=banner,
@@ -47,9 +51,15 @@ def profile(banner: bytes = BANNER, tables: KallsymsTables = TABLES) -> Profile:
         build_id="3b43fad5",
         link_start=MOVED,
         tables=tables,
-        symbols={"init_task": Va(IMAGE + 0x100), "cpu_info": Va(0x1000), "modules": None},
-        fields={"task_struct.pid": Field("pid", 1234), "task_struct.gone": None},
-        sizes={"task_struct": 9792, "gone": None},
+        symbols={"init_task": Va(IMAGE + 0x100), "cpu_info": Va(0x1000)},
+        fields={"task_struct.pid": Field("pid", 1234)},
+        sizes={"task_struct": 9792},
+        witnesses={
+            symbol_key("init_task"): WITNESS,
+            symbol_key("cpu_info"): WITNESS,
+            field_key("task_struct.pid"): WITNESS,
+            size_key("task_struct"): WITNESS,
+        },
         changed=True,
     )
 
@@ -82,7 +92,7 @@ def test_addresses_in_the_image_move_with_it(cache: ProfileCache) -> None:
     cache.save(profile(), IMAGE)
     found = cache.match(MOVED, running(image=MOVED))
     assert found is not None
-    assert found.symbols == {"init_task": MOVED + 0x100, "cpu_info": 0x1000, "modules": None}
+    assert found.symbols == {"init_task": MOVED + 0x100, "cpu_info": 0x1000}
     assert found.banner_address == MOVED + BANNER_OFFSET
     assert found.link_start == MOVED
 
@@ -129,7 +139,7 @@ def test_each_build_has_a_profile_of_its_own(cache: ProfileCache) -> None:
 def test_saving_again_replaces(cache: ProfileCache) -> None:
     cache.save(profile(), IMAGE)
     richer = profile()
-    richer.add_symbol("tk_core", Va(IMAGE + 0x200))
+    richer.add_symbol("tk_core", Va(IMAGE + 0x200), WITNESS)
     assert cache.save(richer, IMAGE) == cache.save(richer, IMAGE)
     found = cache.match(IMAGE, running())
     assert found is not None
@@ -141,8 +151,24 @@ def test_once_saved_there_is_nothing_to_save(cache: ProfileCache) -> None:
     kept = profile()
     cache.save(kept, IMAGE)
     assert not kept.changed
-    kept.add_size("cred", 176)
+    kept.add_size("cred", 176, WITNESS)
     assert kept.changed
+
+
+def test_an_answer_without_a_witness_is_not_kept(cache: ProfileCache) -> None:
+    kept = profile()
+    kept.add_symbol("modules", None)
+    kept.add_field("task_struct.nested", Field("nested", 8))
+    cache.save(kept, IMAGE)
+    assert cache.match(IMAGE, running()) == replace(profile(), changed=False)
+
+
+def test_what_an_answer_rests_on_moves_with_the_image(cache: ProfileCache) -> None:
+    cache.save(profile(), IMAGE)
+    found = cache.match(MOVED, running(image=MOVED))
+    assert found is not None
+    distance = MOVED - IMAGE
+    assert set(found.witnesses.values()) == {WITNESS.moved(distance)}
 
 
 def test_others_may_not_read_the_cache(cache: ProfileCache) -> None:
@@ -327,7 +353,7 @@ def test_a_folder_that_cannot_be_written_is_said_so_and_left_clean(cache: Profil
 def test_a_profile_that_grew_without_bound_is_not_kept(cache: ProfileCache) -> None:
     grown = profile()
     for number in range(100_000):
-        grown.add_symbol(f"a_name_that_somebody_asked_for_{number}", None)
+        grown.add_symbol(f"a_name_that_somebody_asked_for_{number}", IMAGE, WITNESS)
     with pytest.raises(UsageError, match="bytes"):
         cache.save(grown, IMAGE)
 
