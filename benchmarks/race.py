@@ -6,6 +6,7 @@ target is.
 """
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,18 @@ from typing import Final
 from qvmi.errors import QvmiError
 from tests.guests.lab import LabError
 
-__all__ = ["Disagreement", "Size", "Times", "agree", "in_turns", "run", "tell", "tell_ratio"]
+__all__ = [
+    "Disagreement",
+    "Side",
+    "Size",
+    "Times",
+    "agree",
+    "in_turns",
+    "process_environment",
+    "run",
+    "tell",
+    "tell_ratio",
+]
 
 Side = Callable[[], float]
 """Does one thing and returns the seconds that the part in question took."""
@@ -107,6 +119,12 @@ def agree(what: str, ours: Sequence[object], theirs: Sequence[object]) -> None:
         found = f"{len(ours)} and {len(theirs)} found"
         raise Disagreement(f"{what}: {found}; only ours {only_ours}; only theirs {only_theirs}")
     print(f"{what}: both sides gave the same answer, {len(ours)} of them", flush=True)
+
+
+def process_environment(**changed: str) -> dict[str, str]:
+    """This is what processes of both sides run in: as installed programs, whose bytecode is kept."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | changed
 
 
 def run(benchmark: Callable[[Size], None]) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from race import Disagreement, Side, Size, in_turns, run, tell
+from race import Disagreement, Side, Size, in_turns, process_environment, run, tell
 
 import qvmi
 
@@ -20,7 +20,9 @@ def cpu_time(*arguments: str) -> Side:
     """This takes the CPU seconds, of user and kernel, that an interpreter uses for something."""
 
     def side() -> float:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env=process_environment(), stdout=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

@@ -6,7 +6,6 @@ that does the same; both have run before, so that everything they read is in the
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from looks import KERNEL, drgn_cold, make_lab, same_processes, stopped, vmlinux, warm
-from race import Side, Size, agree, in_turns, run, tell, tell_ratio
+from race import Side, Size, agree, in_turns, process_environment, run, tell, tell_ratio
 
 from tests.guests.lab import Guest, GuestConfig
 
@@ -45,7 +44,7 @@ def in_a_program(guest: Guest, debug_information: Path, size: Size) -> None:
 def as_a_process(guest: Guest, debug_information: Path, size: Size) -> None:
     """This races the whole processes, from the start of the interpreter to its end."""
     with tempfile.TemporaryDirectory(prefix="qvmi-") as folder:
-        environment = {**os.environ, "XDG_CACHE_HOME": folder}
+        environment = process_environment(XDG_CACHE_HOME=folder)
         ours = [sys.executable, "-c", COMMAND, "--qmp", guest.qmp, "ps", "--json"]
         theirs = [sys.executable, "-c", PEER, str(guest.ram_paths[0]), str(debug_information)]
         with stopped(guest):

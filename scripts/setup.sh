@@ -54,6 +54,10 @@ missing_packages() {
     if ! gcc -static -x c -o /dev/null - <<<'int main(void) { return 0; }' 2>/dev/null; then
         printf '%s\n' gcc libc6-dev
     fi
+    # Ubuntu has not got it; with it apt checks the signatures of Debian's kernels.
+    if [[ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]]; then
+        printf '%s\n' debian-archive-keyring
+    fi
     if ! find_python >/dev/null; then
         printf '%s\n' python3 python3-venv
     fi

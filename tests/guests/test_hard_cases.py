@@ -18,6 +18,8 @@ from tests.guests.pool import GuestPool
 
 BOOT_S: Final = 240.0
 """Emulation boots in 5 to 11 s on two idle cores; a loaded machine may be many times slower."""
+PARENT_NAMES: Final = ("swapper/0", "kthreadd")
+"""A kernel thread begins as a copy of one of these, and gets its own name a moment later."""
 REFUSED_S: Final = 3.0
 """A client that waits longer than this for a socket that another one holds is a hang to its user."""
 
@@ -73,13 +75,11 @@ def _never_true(rows: tuple[Process, ...], truth: Truth) -> Iterator[str]:
     later = {task.identity: task for task in truth.processes}
     for row in rows:
         task = later.get((row.pid, row.tgid, start_ticks(row, truth.clock_ticks)))
-        if task is None or not row.kernel_thread:
+        if task is None or not task.kernel_thread:
             continue  # it has ended, or may have given itself another name and user since
-        names = (
-            shown_name(task.name[:15]),
-            "kthreadd",
-        )  # every kernel thread begins as a copy of it
-        if (row.ppid, row.uid, row.gid) != (task.ppid, task.uid, task.gid) or row.name not in names:
+        names = {shown_name(task.name[:15]), *PARENT_NAMES}
+        seen = (row.ppid, row.uid, row.gid, row.kernel_thread)
+        if seen != (task.ppid, task.uid, task.gid, True) or row.name not in names:
             yield f"{row} is {task}"
 
 

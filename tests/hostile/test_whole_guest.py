@@ -73,10 +73,10 @@ def ask_everything(inside: LinuxGuest) -> None:
 
 @settings(max_examples=150)
 @given(
-    st.sampled_from(ORDERS),
-    st.sampled_from([4, 5]),
-    st.lists(wrong, min_size=1, max_size=6),
-    st.booleans(),
+    order=st.sampled_from(ORDERS),
+    levels=st.sampled_from([4, 5]),
+    words=st.lists(wrong, min_size=1, max_size=6),
+    late=st.booleans(),
 )
 def test_wrong_words_anywhere_are_answers_gaps_or_errors_of_ours(
     order: Order, levels: int, words: list[tuple[str, float, int, bool]], *, late: bool

@@ -228,13 +228,12 @@ class KernelMemory:
     # -------------------------------------------------------------------------------------- ids
 
     def add_id(self, number: int, leader: int) -> int:
-        """This makes a ``struct pid`` and writes the table anew; ``leader`` 0 for none."""
+        """This makes a ``struct pid``, for :meth:`write_idr`; ``leader`` 0 for none."""
         pid = self.allocate("pid")
         self.u32(pid + self.member("pid", "numbers") + self.member("upid", "nr"), number)
         link = leader + self.member("task_struct", "pid_links") + 16 * PIDTYPE_TGID if leader else 0
         self.u64(pid + self.member("pid", "tasks") + 8 * PIDTYPE_TGID, link)
         self.idr[number] = pid
-        self.write_idr()
         return pid
 
     @property
