@@ -32,8 +32,9 @@ LOOK_DEADLINE_S: Final = 5.0
 WITHDRAW_GRACE_S: Final = 1.0
 """When a runner is cancelled in mid-look, how long the codepack has to leave the guest's memory."""
 
-LIFE_CHECK_S: Final = 1.0
-"""Between two questions whether the machine still is: its memory can be read after its end."""
+ASK_INTERVAL_S: Final = 1.0
+"""Between two questions to the machine: whether it still is (its memory can be read after its end),
+and which system runs there where none is recognised, which may take half a second to find out."""
 
 MAX_WAITING: Final = 1024
 """Messages kept while there is no bus to take them; the oldest go first."""
@@ -104,6 +105,7 @@ class Runner:
         self._looking: asyncio.Future[Look] | None = None
         self._reported: tuple[Sight, str, int] | None = None
         self._next_life_check = 0.0
+        self._next_refresh = 0.0
         self._rounds = 0
         self._lost = 0
         self._waiting: deque[Message] = deque()
@@ -177,14 +179,16 @@ class Runner:
 
     async def _require_machine(self) -> None:
         """This raises MachineGone if the machine is; one that does not answer may yet be read."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if now >= self._next_life_check:
-            self._next_life_check = now + LIFE_CHECK_S
+            self._next_life_check = now + ASK_INTERVAL_S
             await self._ask(self._machine.run_state())
 
     async def _recover(self, error: BaseException) -> None:
         """This lets the machine look again where that may help, and end if it is gone."""
-        if isinstance(error, StaleView | UnknownGuest | MachineGone):
+        now = time.monotonic()
+        if isinstance(error, StaleView | UnknownGuest | MachineGone) and now >= self._next_refresh:
+            self._next_refresh = now + ASK_INTERVAL_S
             await self._ask(self._machine.refresh())
 
     async def _ask(self, question: Awaitable[object]) -> None:

@@ -19,7 +19,7 @@ from qvmi.bus.topic import TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.runner import MAX_SENT_KEPT, InspectedMachine, Runner
 from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, QvmiError, UsageError
+from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
 from qvmi.policy import READ_ONLY, Policy
 
 __all__ = ["Watch", "WatchedMachine", "watch"]
@@ -88,6 +88,7 @@ async def watch(
     async with bus([reader, *runners]) as channel:
         documents = Watch(name, reader, runners)
         serving = asyncio.create_task(documents.serve(channel), name="qvmi-watch")
+        serving.add_done_callback(documents.ended)
         try:
             yield documents
         finally:
@@ -136,16 +137,15 @@ class Watch:
                     return message
 
     async def serve(self, channel: Channel) -> None:
-        """This runs the codepacks; :func:`watch` calls it. It does not raise, the iteration does."""
-        end: Exception = StopAsyncIteration()
-        try:
-            await self._serve_until_gone(channel)
-            end = MachineGone("watch")
-        except QvmiError as error:
-            end = error
-        finally:
-            self._end = end
-            self._changed.set()
+        """This runs the codepacks until the machine is gone; :func:`watch` calls it."""
+        await self._serve_until_gone(channel)
+        raise MachineGone("watch")
+
+    def ended(self, serving: asyncio.Task[None]) -> None:
+        """This takes in how :meth:`serve` ended: so ends the iteration."""
+        error = None if serving.cancelled() else serving.exception()
+        self._end = error if isinstance(error, Exception) else StopAsyncIteration()
+        self._changed.set()
 
     async def _serve_until_gone(self, channel: Channel) -> None:
         loop = asyncio.get_running_loop()

@@ -294,6 +294,16 @@ async def test_a_machine_without_a_guest_is_blindness_and_looked_at_again(
         assert ("refresh" in machine.calls) == refreshed
 
 
+@asynchronous
+async def test_a_machine_without_a_guest_is_not_asked_at_every_look() -> None:
+    machine = FakeMachine()
+    for _ in range(50):
+        machine.fail_next("guest", UnknownGuest("firmware"))
+    async with running(runner_of(ScriptedPack(), machine)):
+        await until(lambda: machine.calls.count("guest") >= 20)
+        assert machine.calls.count("refresh") <= machine.calls.count("guest") / 4
+
+
 @pytest.mark.parametrize("tells", ["run_state", "guest", "refresh"])
 @asynchronous
 async def test_a_machine_that_is_gone_ends_the_run_after_saying_so(tells: str) -> None:

@@ -263,6 +263,15 @@ async def test_when_the_machine_is_gone_all_is_delivered_before_that_is_raised(
 
 
 @asynchronous
+async def test_an_error_that_nobody_expected_comes_out_of_the_iteration() -> None:
+    machine = FakeMachine()
+    machine.fail_next("guest", LookupError("a bug"))
+    async with watch(machine, packs=[QUICK], bus=in_process) as documents:
+        with pytest.raises(LookupError, match="a bug"):
+            await next_of_kind(documents, "never")
+
+
+@asynchronous
 async def test_messages_that_a_slow_reader_lost_are_counted_and_told() -> None:
     guest = FakeGuest(processes=[INIT])
     looks = 0
