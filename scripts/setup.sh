@@ -7,6 +7,7 @@
 #   QVMI_PYTHON   the interpreter of the clone's own virtual environment
 #   say, die      print one line on stderr; die ends the script
 #   set_up        does it all; call it first
+#   set_up_for_tests  the same, with what only the tests need
 #   build_guests  fetches the kernels that the tests boot, where the cache has not got them
 
 set -euo pipefail
@@ -35,17 +36,28 @@ QVMI_COMMANDS=(
     "xz=xz-utils"
     "zstd=zstd"
     "flock=util-linux"
-    # For the tests of the completion scripts.
-    "zsh=zsh"
-    "fish=fish"
 )
 
-missing_packages() {
+# The same for what only tests need: git lists the files of the project, the shells try the completion
+# scripts, and bpftool reads the same types as qvmi does.
+QVMI_TEST_COMMANDS=(
+    "git=git"
+    "zsh=zsh"
+    "fish=fish"
+    "bpftool=bpftool"
+)
+
+# Prints the packages of those commands that are not there.
+packages_of() {
     local entry
-    for entry in "${QVMI_COMMANDS[@]}"; do
-        # mosquitto lives in /usr/sbin, which is not on every user's PATH.
+    for entry in "$@"; do
+        # mosquitto and bpftool live in /usr/sbin, which is not on every user's PATH.
         PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%=*}" >/dev/null || printf '%s\n' "${entry#*=}"
     done
+}
+
+missing_packages() {
+    packages_of "${QVMI_COMMANDS[@]}"
     # A dynamically linked busybox, for which ldd succeeds, cannot run in a guest without libraries.
     if ldd "$(command -v busybox)" >/dev/null 2>&1; then
         printf '%s\n' busybox-static
@@ -111,6 +123,14 @@ ensure_packages() {
             "$(python3 --version 2>&1 || true). Debian 12 and Ubuntu 24.04 are new enough."
 }
 
+# Where a system has no such package the tests that need it say so themselves.
+ensure_test_packages() {
+    local package
+    while read -r package; do
+        (install_packages "$package") || say "$package cannot be installed; its tests will be skipped"
+    done < <(packages_of "${QVMI_TEST_COMMANDS[@]}")
+}
+
 # What decides whether the installed environment is still right: the project's own description, the
 # interpreter, and the place, which an editable installation remembers.
 wanted_stamp() {
@@ -140,6 +160,12 @@ set_up() {
     ensure_venv
     exec {lock}>&-
     export PATH=$QVMI_VENV/bin:$PATH:/usr/sbin:/sbin
+}
+
+# The same, with what only the tests need.
+set_up_for_tests() {
+    set_up
+    ensure_test_packages
 }
 
 # Downloads are done before the tests start: a slow line is not a hanging test.
