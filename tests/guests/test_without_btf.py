@@ -67,7 +67,7 @@ def test_says_what_is_missing_and_what_to_do(hidden: Hidden) -> None:
         async with qvmi.attach(hidden.guest.qmp, use_cache=False) as machine:
             machine.guest.processes()
 
-    with pytest.raises(UnknownGuest, match="BTF.*--isf") as caught:
+    with pytest.raises(UnknownGuest, match=r"BTF.*--isf") as caught:
         asyncio.run(attach())
     assert any("kernel image at" in line for line in caught.value.evidence)
 

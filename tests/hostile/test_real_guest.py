@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from qvmi.addr import Pa, PaRange
+from qvmi.addr import Pa, PaRange, Va
 from qvmi.arch.x86_64 import INFO_REGISTERS, Registers, parse_registers
 from qvmi.errors import MemoryFault, QvmiError, UnknownGuest
 from qvmi.memory.physical import Window
@@ -91,8 +91,10 @@ def places_of(kernel: Kernel, inside: LinuxGuest) -> set[int]:
     tables = kernel.profile.tables
     starts |= {tables.names, tables.markers, tables.token_table, tables.token_index, tables.offsets}
     starts |= {
-        int(step.address) + (1 << 63) for start in starts for step in kernel.space.walk(start).steps
-    }  # type: ignore[arg-type] # plain addresses
+        int(step.address) + (1 << 63)
+        for start in starts
+        for step in kernel.space.walk(Va(start)).steps
+    }
     found: set[int] = set()
     for start in starts:
         for offset in range(0, 0x800, 8):

@@ -136,16 +136,18 @@ def _cold(
 ) -> Kernel:
     """This starts from the image alone."""
     problems: list[str] = []
+    missing = "symbol table (kallsyms)"
     for finder in finders:
         try:
             tables = finder(memory, image)
             kallsyms = Kallsyms(space.read, tables)
             profile = _new_profile(image, space, kallsyms)
+            missing = "types (BTF)"
             return _with_profile(image, space, profile, source=finder.__name__, first=kallsyms)
         except (SymbolsError, MemoryFault) as error:
             problems.append(f"{finder.__name__}: {error}")
     raise UnknownGuest(
-        "a kernel image was found, but no symbol table in it; give an ISF file of this kernel",
+        f"a kernel was found, but no {missing} in it that fits: give an ISF file of it with --isf",
         [f"{item.claim} ({item.source})" for item in image.evidence] + problems,
     )
 

@@ -57,7 +57,7 @@ def test_the_tables_are_found_among_other_bytes(form: str, size: int) -> None:
 
 
 @forms
-@pytest.mark.parametrize("extra", (0, 1, 128, 255))
+@pytest.mark.parametrize("extra", [0, 1, 128, 255])
 def test_the_tables_are_found_for_each_length_of_the_last_block(form: str, extra: int) -> None:
     built = built_form(form, MIN_SYMBOLS + extra)
     assert found_as_built(built, form, image(built, before=noise(0x1000), behind=noise(0x1000)))
