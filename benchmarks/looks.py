@@ -13,13 +13,26 @@ import peer_drgn
 from race import Disagreement, Side, agree
 
 import qvmi
-from qvmi import Listing, Process
+from qvmi import Listing, Process, SyncMachine
 from tests.guests.lab import Guest, Lab, debug_vmlinux
 
-__all__ = ["cold", "drgn_cold", "make_lab", "same_processes", "stopped", "vmlinux", "warm"]
+__all__ = [
+    "cold",
+    "drgn_cold",
+    "make_lab",
+    "same_as_guest_says",
+    "same_processes",
+    "stopped",
+    "vmlinux",
+    "warm",
+]
 
 KERNEL = "6.1"
 """The kernel whose debug information the peer is given."""
+_TRIES = 5
+"""Kernel workers come and go; two looks in a row with the same ones are had within a few tries."""
+_ROUNDING = 1e-6
+"""Of a start time in seconds, which the guest counts in whole ticks."""
 
 
 def make_lab() -> Lab:
@@ -93,3 +106,20 @@ def same_processes(what: str, guest: Guest, debug_information: Path) -> None:
     if ours.gaps:
         raise Disagreement(f"{what}: qvmi could not look everywhere: {ours.gaps}")
     agree(what, [msgspec.structs.astuple(process) for process in ours], theirs)
+
+
+def same_as_guest_says(what: str, guest: Guest, machine: SyncMachine) -> None:
+    """This checks the process list against the guest's own, as it stands between two workers' births.
+
+    Raises:
+        Disagreement: they differ, time and again.
+    """
+    for _ in range(_TRIES):
+        truth = guest.settled_truth()
+        told = [(task.pid, task.ppid, task.start_ticks) for task in truth.processes]
+        rows = machine.guest.processes()
+        starts = [int(row.start_time_s * truth.clock_ticks + _ROUNDING) for row in rows]
+        found = [(row.pid, row.ppid, start) for row, start in zip(rows, starts, strict=True)]
+        if sorted(found) == sorted(told):
+            break
+    agree(what, found, told)

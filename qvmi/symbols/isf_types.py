@@ -32,7 +32,10 @@ from qvmi.symbols.isf_schema import (
 __all__ = ["KernelTypes", "kernel_types"]
 
 _MAX_MEMBERS: Final = 1 << 19
-"""Members of all structs; kernels have some 50,000. Bounds the file that a lying guest makes."""
+"""Members and enumerators; kernels have some 80,000. Bounds the file that a lying guest makes."""
+
+_MAX_TEXT: Final = 32 << 20
+"""Characters of their names; kernels have some 1,000,000. Bounds the same."""
 
 _MAX_DEPTH: Final = 16
 """Pointers, arrays, typedefs and qualifiers in a row are a few; more are a loop, or a lie."""
@@ -132,6 +135,7 @@ class _Conversion:
         self._table = btf.table()
         self._strings = btf.strings
         self._texts: dict[int, str] = {0: ""}
+        self._text_size = 0
         self._names = type_names(self._table, self._text)
         self._base_types = dict(_STANDARD)
         self._references: dict[int, TypeRef] = {0: VOID}
@@ -148,14 +152,15 @@ class _Conversion:
             base = BaseType(table.size_or_type(type_id), signed=True, kind="float")
             self._add_base(type_id, base)
         compounds = table.ids(BtfKind.STRUCT, BtfKind.UNION)
-        if sum(map(table.vlen, compounds)) > _MAX_MEMBERS:
-            raise CorruptTable("BTF", f"more than {_MAX_MEMBERS} members of structs")
+        enumerations = table.ids(BtfKind.ENUM, BtfKind.ENUM64)
+        if sum(map(table.vlen, compounds + enumerations)) > _MAX_MEMBERS:
+            raise CorruptTable("BTF", f"more than {_MAX_MEMBERS} members of types")
         user_types = {self._names[type_id]: self._user_type(type_id) for type_id in compounds}
         variables: dict[str, TypeRef] = {}
         for type_id in table.ids(BtfKind.VAR):
             name = self._text(table.name(type_id))
             variables.setdefault(name, self._reference(table.size_or_type(type_id)))
-        enums = kernel_enums(table, self._names, self._text)
+        enums = kernel_enums(table, self._names, self._counted_text)
         return KernelTypes(self._base_types, user_types, enums, variables)
 
     def _text(self, offset: int) -> str:
@@ -164,6 +169,21 @@ class _Conversion:
         if known is None:
             known = self._texts[offset] = self._strings.at(offset)
         return known
+
+    def _counted_text(self, offset: int) -> str:
+        """This is the name at an offset, counted among those that the file will hold.
+
+        Raises:
+            CorruptTable: they are too long, all together.
+        """
+        text = self._text(offset)
+        self._count_text(len(text))
+        return text
+
+    def _count_text(self, characters: int) -> None:
+        self._text_size += characters
+        if self._text_size > _MAX_TEXT:
+            raise CorruptTable("BTF", f"more than {_MAX_TEXT >> 20} MiB of names")
 
     def _add_integer(self, type_id: int) -> None:
         size = self._table.size_or_type(type_id)
@@ -257,6 +277,7 @@ class _Conversion:
             elif isinstance(reference, StructRef | UnionRef):
                 key = _anonymous_key(place // 8, fields)
                 fields[key] = Member(reference, place // 8, anonymous=True)
+        self._count_text(sum(map(len, fields)))
         is_struct = self._table.kinds[type_id] == BtfKind.STRUCT
         size = self._table.size_or_type(type_id)
         return UserType(size, fields, "struct" if is_struct else "union")

@@ -17,6 +17,7 @@ from tests.asynchronous import asynchronous
 from tests.guests.agreement import assert_processes_agree, at_rest
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
+from tests.guests.tampering import guest_ram
 
 CACHED: Final = "kallsyms, found by: profile of this build"
 SEARCHED: Final = "kallsyms, found by: tables_by_form"
@@ -134,13 +135,6 @@ def _other_address(name: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def _other_table(name: str) -> Callable[[dict[str, Any]], None]:
-    def change(profile: dict[str, Any]) -> None:
-        profile["tables"][name] += 8
-
-    return change
-
-
 def _no_version(profile: dict[str, Any]) -> None:
     profile["version"] += 1
 
@@ -183,6 +177,34 @@ def test_another_kernels_profile_is_noticed_and_replaced(
     understood: Understood, learned: Path, foreign: Path, tmp_path: Path
 ) -> None:
     _assert_replaced(understood, tmp_path / learned.name, foreign.read_bytes())
+
+
+def test_what_a_lying_guest_taught_is_not_believed_of_an_honest_one(
+    rows: frozenset[Process], understood: Understood, lab: Lab, tmp_path: Path
+) -> None:
+    """The liar runs the same build, so that both have one profile, and calls each uid a gid."""
+    with ExitStack() as stack:
+        liar = GuestPool(lab, stack).restore(GuestConfig("6.1"), paused=True)
+        asyncio.run(_swap_names(liar, b"uid", b"gid"))
+        with qvmi.attach_sync(liar.qmp, cache=tmp_path) as machine:
+            lies = {row.name: (row.uid, row.gid) for row in machine.guest.processes()}
+    assert lies["raised-uid"] == (1002, 1001)
+    understood(tmp_path)
+    assert {(row.uid, row.gid) for row in rows if row.name == "raised-uid"} == {(1001, 1002)}
+
+
+async def _swap_names(guest: Guest, one: bytes, other: bytes) -> None:
+    """This exchanges two names of members in the types of a guest that stands still."""
+    async with qvmi.attach(guest.qmp, use_cache=False) as machine:
+        start, stop = (machine.symbols.find(f"__{end}_BTF") for end in ("start", "stop"))
+        assert start is not None
+        assert stop is not None
+        first = machine.kernel_space.translate(start)
+        types = machine.kernel_space.read(start, stop - start)
+    with guest_ram(guest) as ram:
+        for old, new in ((one, other), (other, one)):
+            assert types.count(b"\0%s\0" % old) == 1
+            ram.write(qvmi.Pa(first + types.index(b"\0%s\0" % old) + 1), new)
 
 
 @asynchronous
