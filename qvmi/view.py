@@ -16,7 +16,8 @@ class Taken(StrEnum):
     """This is the state the guest was in while it was looked at."""
 
     LIVE = "live"
-    """The guest ran; a listing may join facts of slightly different moments."""
+    """Nobody stopped the guest for this look. Unless its owner had, it ran, and a listing may join
+    facts of slightly different moments."""
     PAUSED = "paused"
     """The guest stood still from the first byte to the last."""
     CAPTURED = "captured"

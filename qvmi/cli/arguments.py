@@ -52,7 +52,11 @@ _OPTIONS: Final = (
     ),
     _Option("--json", "one JSON document on stdout, nothing else", {"action": "store_true"}),
     _Option("--isf", "Volatility 3 symbol file, for a kernel without BTF", {"metavar": "FILE"}),
-    _Option("--timeout", "seconds to wait for QEMU; 3", {"metavar": "S", "type": values.seconds}),
+    _Option(
+        "--timeout",
+        "seconds to wait for QEMU's greeting; 3",
+        {"metavar": "S", "type": values.seconds},
+    ),
     _Option(
         "--no-cache",
         "neither use nor keep kernel profiles",

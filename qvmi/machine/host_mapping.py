@@ -78,15 +78,21 @@ class HostMaps:
         """This is all of it, by rising address; raises as :attr:`text`."""
         return tuple(_mappings(self.text.splitlines()))
 
-    def share_file(self, path: Path) -> bool:
+    def share_file(self, path: Path, offset: int) -> bool:
         """This tells whether this very file is mapped shared, not another one of the same name.
+
+        Args:
+            path: of the file.
+            offset: of a byte in it that must be mapped too.
 
         Raises:
             OSError: the file cannot be looked at, or as :attr:`text`.
         """
         status = path.stat()
         return any(
-            mapping.shared and (mapping.device, mapping.inode) == (status.st_dev, status.st_ino)
+            mapping.shared
+            and (mapping.device, mapping.inode) == (status.st_dev, status.st_ino)
+            and mapping.offset <= offset < mapping.offset + mapping.end - mapping.start
             for mapping in _mappings(_lines_with(self.text, b" %d " % status.st_ino))
         )
 

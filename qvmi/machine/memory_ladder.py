@@ -111,9 +111,9 @@ async def _by_file(
             raise _Unusable(f"{region.name} is no file ({kind}); {_HOW_TO_SHARE}")
         if not backend.share:
             raise _Unusable(f"{region.name} is a private copy of its file (share=off)")
-        if backend.mem_path not in checked:
-            checked[backend.mem_path] = _checked_path(Path(backend.mem_path), region, maps)
-        path = checked[backend.mem_path]
+        if backend.path not in checked:
+            checked[backend.path] = _checked_path(Path(backend.mem_path), region, maps)
+        path = checked[backend.path]
         files.append(RamFile(PaRange(region.start, region.end), path, region.file_offset))
     return _mapped(files)
 
@@ -126,7 +126,7 @@ def _checked_path(path: Path, region: MemoryRegion, maps: HostMaps | None) -> Pa
     except OSError as error:
         raise _Unusable(f"{path} ({region.name}): {error.strerror}") from error
     try:
-        shared = maps is None or maps.share_file(path)
+        shared = maps is None or maps.share_file(path, region.file_offset)
     except OSError:
         shared = True  # QEMU belongs to somebody else; the file alone was let to us
     if not shared:

@@ -20,8 +20,9 @@ STRING_CHUNK: Final = 256
 class LinearRange:
     """This is a run of virtual addresses that maps to physical ones by one sum.
 
-    The kernel's image and its direct map of all RAM are such runs. Whoever adds one has found it
-    in the page tables.
+    The kernel's image and its direct map of all RAM are such runs; whoever adds one has checked in
+    the page tables where it leads. Pages that the kernel took out of such a run are read all the
+    same; :meth:`AddressSpace.walk` tells whether one is mapped.
 
     Args:
         start: first virtual address.

@@ -13,7 +13,7 @@ from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from typing import Final
 
-from qvmi.addr import Pa, PaRange
+from qvmi.addr import PAGE_SIZE, Pa, PaRange
 from qvmi.errors import MemoryFault
 from qvmi.memory.physical import Window
 from qvmi.memory.ranges import joined
@@ -78,8 +78,33 @@ class MappedRam:
         for window in self._windows:
             if window.start <= pa <= pa + size <= window.end:
                 index = pa - window.start + window.offset
+                if size > PAGE_SIZE:
+                    return self._pread(window, pa, size)
                 return window.buffer[index : index + size]
         return self._read_across(pa, size)
+
+    def _pread(self, window: Window, pa: Pa, size: int) -> bytes:
+        """This reads much at once without touching the mapping.
+
+        Touching a hole of a file in memory makes the host allocate it; and what was cut off the
+        file since is a short read here, but the end of this process there.
+        """
+        offset = pa - window.start + window.offset
+        try:
+            data = os.pread(self._descriptor(window, pa, size), size, offset)
+        except OSError as error:
+            raise MemoryFault(pa, size, why=f"the RAM file: {error.strerror}") from error
+        if len(data) == size:
+            return data
+        if not data:
+            raise MemoryFault(pa, size, why="the RAM file was cut off there")
+        return data + self._pread(window, Pa(pa + len(data)), size - len(data))
+
+    def _descriptor(self, window: Window, pa: Pa, size: int) -> int:
+        for descriptor, mapping in tuple(self._mapped.values()):
+            if mapping is window.buffer:
+                return descriptor
+        raise MemoryFault(pa, size, why=_CLOSED)
 
     def data_ranges(self) -> Iterator[PaRange]:
         """This iterates the runs that the files hold data for; holes are left out.
@@ -120,10 +145,9 @@ class MappedRam:
         here, end = pa, pa + size
         for window in self._windows:
             if window.start <= here < window.end and here < end:
-                stop = min(end, window.end)
-                index = here - window.start + window.offset
-                parts.append(window.buffer[index : index + stop - here])
-                here = Pa(stop)
+                stop = Pa(min(end, window.end))
+                parts.append(self.read(here, stop - here))
+                here = stop
         if here < end or size < 0:
             why = "no RAM of the guest there" if self._windows else _CLOSED
             raise MemoryFault(here, size, why=why)

@@ -18,6 +18,7 @@ from qvmi.addr import PAGE_SIZE, Va
 from qvmi.errors import CorruptTable, UsageError
 from qvmi.symbols.isf_compression import decompress
 from qvmi.symbols.layout import Field, NearestSymbol
+from qvmi.symbols.whole_file import open_regular
 
 __all__ = ["IsfFile", "IsfSymbols"]
 
@@ -92,6 +93,7 @@ class IsfFile:
         link_start: where the kernel's image starts, by its ``_text``.
         banner: of the kernel, without newline and NUL; empty where the file does not tell.
         address_bits: to which all addresses were cut; 64 for none.
+        content: its symbols and types as they stand there.
     """
 
     path: Path
@@ -109,7 +111,7 @@ class IsfFile:
             CorruptTable: it is damaged, or is no ISF file of a Linux kernel.
         """
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 data = decompress(file, str(path), limit=_MAX_FILE)
         except OSError as error:
             raise UsageError(f"cannot read the ISF file {path}: {error.strerror}") from error
@@ -121,7 +123,7 @@ class IsfFile:
         if text is None or banner is None:
             raise CorruptTable(str(path), "it has no symbols _text and linux_banner of a kernel")
         bits = (text.address & _ADDRESS_MASK).bit_length()
-        link_start = Va(_whole_address(text.address, bits))
+        link_start = _whole_address(text.address, bits)
         if link_start % PAGE_SIZE or bits < _LEAST_ADDRESS_BITS:
             raise CorruptTable(str(path), f"its kernel starts at {text.address:#x}")
         words = (banner.constant_data or b"").partition(b"\0")[0].rstrip(b"\n")
@@ -141,7 +143,7 @@ class IsfFile:
             )
         return distance
 
-    def address(self, name: str) -> int | None:
+    def address(self, name: str) -> Va | None:
         """This is a symbol's address as linked, or its offset in per-CPU areas; None for none."""
         found = self.content.symbols.get(name)
         return None if found is None else _whole_address(found.address, self.address_bits)
@@ -214,20 +216,22 @@ class IsfSymbols:
         if not position or va > addresses[-1]:
             return None
         found = addresses[position - 1]
-        return NearestSymbol(names[found], Va(found), _UNKNOWN_TYPE, "")
+        return NearestSymbol(names[found], found, _UNKNOWN_TYPE, "")
 
     @cached_property
-    def _by_address(self) -> tuple[Sequence[int], Mapping[int, str]]:
+    def _by_address(self) -> tuple[Sequence[Va], Mapping[Va, str]]:
         """All addresses of the kernel in rising order, and the first symbol at each."""
-        names: dict[int, str] = {}
+        names: dict[Va, str] = {}
         for name in self.file.content.symbols:
-            address = self.file.address(name) or 0
-            if address >= _KERNEL_HALF:
+            address = self.file.address(name)
+            if address is not None and address >= _KERNEL_HALF:
                 names.setdefault(self._moved(address), name)
         return sorted(names), names
 
-    def _moved(self, address: int) -> Va:
-        return Va((address + self.slide) & _ADDRESS_MASK if address >= _KERNEL_HALF else address)
+    def _moved(self, address: Va) -> Va:
+        if address < _KERNEL_HALF:
+            return address
+        return Va((address + self.slide) & _ADDRESS_MASK)
 
     def _type(self, name: str) -> _UserType | None:
         if name not in self._types:
@@ -258,12 +262,12 @@ class IsfSymbols:
                 yield from self._walk(inner, base + member.offset, depth + 1)
 
 
-def _whole_address(address: int, bits: int) -> int:
+def _whole_address(address: int, bits: int) -> Va:
     """This puts back the upper bits of an address that was cut to so many."""
     address &= _ADDRESS_MASK
     if _LEAST_ADDRESS_BITS <= bits < _ADDRESS_BITS and address >> (bits - 1) == 1:
         address |= _ADDRESS_MASK >> bits << bits
-    return address
+    return Va(address)
 
 
 def _is_anonymous(name: str, member: _Member) -> bool:

@@ -138,6 +138,7 @@ class Kallsyms:
         code = "I" if tables.addressing is Addressing.RELATIVE else "i"
         self._offsets = array(code, read(tables.offsets, 4 * count))
         self._seqs = read(tables.seqs_of_names, SEQ_SIZE * count) if tables.seqs_of_names else b""
+        self._sorted_names: dict[int, tuple[bytes, int]] = {}
 
     def __len__(self) -> int:
         return self.tables.count
@@ -305,11 +306,19 @@ class Kallsyms:
         return found[0]
 
     def _sorted_name(self, position: int) -> tuple[bytes, int]:
-        """This is the name at a place of the alphabetical index, and its symbol's number."""
-        index = int.from_bytes(self._seqs[SEQ_SIZE * position :][:SEQ_SIZE], "big")
+        """This is the name at a place of the alphabetical index, and its symbol's number.
+
+        It is remembered: all searches begin with the same places.
+        """
+        known = self._sorted_names.get(position)
+        if known is not None:
+            return known
+        at = SEQ_SIZE * position
+        index = int.from_bytes(self._seqs[at : at + SEQ_SIZE], "big")
         if index >= self.tables.count:
             raise CorruptTable("kallsyms_seqs_of_names", f"entry {position} is {index}")
-        return self._text_at(index)[1:], index
+        found = self._sorted_names[position] = self._text_at(index)[1:], index
+        return found
 
     def _search_index(self, wanted: bytes) -> int | None:
         """This searches the alphabetical index; the names compare as bytes, as in the kernel."""

@@ -196,14 +196,13 @@ def _fit(image: ImageBytes, offsets: Va, count: int, base_at: Va, addressing: Ad
     """This rates a place: the share of sampled addresses that lie in the image and rise."""
     try:
         base = _u64(image, base_at) if base_at else 0
-        samples = [
-            (index, *_U32.unpack(image.read(Va(offsets + 4 * index), 4)))
-            for index in range(0, count, max(1, count // _ADDRESS_SAMPLES))
-        ]
+        words = array("I", image.read(offsets, 4 * count))
     except MemoryFault:
         return 0.0
+    samples = range(0, count, max(1, count // _ADDRESS_SAMPLES))
     good, absolute, last = 0, 0, 0
-    for index, word in samples:
+    for index in samples:
+        word = words[index]
         signed = word - (1 << 32) if word >> 31 else word
         if addressing is Addressing.ABSOLUTE_PERCPU and signed >= 0:
             absolute += 1

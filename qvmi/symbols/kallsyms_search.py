@@ -137,9 +137,13 @@ def _names_before(data: bytes, markers_at: int, markers: "array[int]") -> Iterat
     if most < least:
         return
     latest = markers_at - markers[-1]
-    first = max(0, latest - MAX_BLOCK - 8) & ~3
-    words = array("I", data[first : max(first, latest) & ~3])
-    for position, count in enumerate(words):
-        if least <= count <= most:
-            for start in (first + 4 * position + 4, first + 4 * position + 8):
-                yield NamesPlace(start, count, markers_at, markers)
+    first = max(0, latest - MAX_BLOCK - 8)
+    for upper in (most - 1 >> 8, most >> 8):
+        # The number of symbols, lowest byte first: the three upper bytes are known.
+        at = data.find(upper.to_bytes(3, "little"), first, latest)
+        while at > 0:
+            count = upper << 8 | data[at - 1]
+            if (at - 1) % 4 == 0 and least <= count <= most:
+                yield NamesPlace(at + 3, count, markers_at, markers)
+                yield NamesPlace(at + 7, count, markers_at, markers)
+            at = data.find(upper.to_bytes(3, "little"), at + 1, latest)

@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 MAX_BANNER: Final = 512
 """Bytes; a banner is about 150 long."""
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _MAX_FILE: Final = 4 << 20
 """Bytes; a profile of everything that qvmi itself asks for takes about 10 KiB."""
 _MAX_FILES: Final = 1000
@@ -62,8 +62,6 @@ class Profile:
     Args:
         banner: ``linux_banner``, without the newline and NUL.
         banner_address: where it lies.
-        build_id: hexadecimal, empty where the kernel has none.
-        link_start: where the image would start without KASLR.
         tables: where kallsyms lies.
         symbols: addresses by name; None for names that the kernel lacks.
         fields: struct members by ``type.name|alternative``; None for those that it lacks.
@@ -74,8 +72,6 @@ class Profile:
 
     banner: bytes
     banner_address: Va
-    build_id: str
-    link_start: Va
     tables: KallsymsTables
     symbols: dict[str, Va | None] = field(default_factory=dict)
     fields: dict[str, Field | None] = field(default_factory=dict)
@@ -118,8 +114,6 @@ class _Stored(msgspec.Struct, frozen=True):
     version: int
     banner: bytes
     banner_offset: int
-    build_id: str
-    link_start: int
     tables: KallsymsTables
     image_symbols: dict[str, int]
     other_symbols: dict[str, int]
@@ -268,8 +262,6 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
     return Profile(
         banner=stored.banner,
         banner_address=Va(image_start + stored.banner_offset),
-        build_id=stored.build_id,
-        link_start=Va(stored.link_start),
         tables=_moved(stored.tables, image_start),
         symbols=symbols,
         fields={**stored.fields},
@@ -292,8 +284,6 @@ def _store(profile: Profile, image_start: Va) -> _Stored:
         version=_VERSION,
         banner=profile.banner,
         banner_offset=profile.banner_address - image_start,
-        build_id=profile.build_id,
-        link_start=profile.link_start,
         tables=_moved(profile.tables, -image_start),
         image_symbols=image,
         other_symbols=other,

@@ -1,12 +1,28 @@
-"""Writing a file so that a reader sees the whole of it or the one before."""
+"""Files that are read and written as a whole: a reader sees all of one, or the one before."""
 
 import contextlib
+import os
 import secrets
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from qvmi.errors import UsageError
 
-__all__ = ["write_whole"]
+__all__ = ["open_regular", "write_whole"]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """This opens a file for reading, unless it is one that may keep its reader waiting.
+
+    Raises:
+        OSError: it cannot be opened, or it is a pipe, a device or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,9 @@ EVERY: Final = {"processes": 1, "process_ids": 5, "threads": 5}
 
 WORKER: Final = re.compile(r"kworker/u?\d+:\d+[A-Z]?")
 """Kernel workers come and go by themselves; the storm's log does not know them."""
+UNLOCKED: Final = ("7.x",)
+"""Kernels that write a name over the old one while anybody may read it, and show the mix in their own
+/proc too: "may show overlapping contents if racing concurrent reads" (fs/exec.c, __set_task_comm)."""
 STORM_STATES: Final = frozenset("RSDXZ")
 
 
@@ -78,6 +82,7 @@ class Watched:
     storm: Storm
     after: Truth
     walks: dict[str, Walks]
+    names_overlap: bool
 
     def residents(self, table: str) -> set[int]:
         """These are the pids of the tasks that were there all the time."""
@@ -94,7 +99,8 @@ def watched(guest: Guest, profiles: Path) -> Watched:
             walks = _walk(machine.guest)
         finally:
             storm = guest.stop_storm()
-    return Watched(before, storm, guest.settled_truth(), walks)
+    overlap = guest.config.kernel in UNLOCKED
+    return Watched(before, storm, guest.settled_truth(), walks, overlap)
 
 
 def _walk(linux: qvmi.GuestOS) -> dict[str, Walks]:
@@ -123,9 +129,13 @@ class Explanation:
     parents: frozenset[int]
 
 
-def _explanations(storm: Storm) -> dict[int, Explanation]:
+def _explanations(watched: Watched) -> dict[int, Explanation]:
+    """These are what the pids of the storm may be seen as, by its own account."""
+    storm = watched.storm
     found: dict[int, Explanation] = {}
     names = {pid: frozenset(map(shown_name, given)) for pid, given in storm.names().items()}
+    if watched.names_overlap:
+        names = {pid: given | set(_overlaps(given)) for pid, given in names.items()}
     for serial, pid in enumerate(storm.pids):
         found[pid] = Explanation(names[pid], frozenset({storm.parent}))
         second = storm.seconds.get(serial)
@@ -134,11 +144,17 @@ def _explanations(storm: Storm) -> dict[int, Explanation]:
     return found | {storm.parent: Explanation(frozenset({"storm-parent"}), frozenset({1}))}
 
 
+def _overlaps(names: frozenset[str]) -> Iterator[str]:
+    """These are the beginnings of each name with the rest of each other one behind them."""
+    for old, new in permutations(names, 2):
+        yield from (new[:written] + old[written:] for written in range(1, len(new) + 1))
+
+
 def _unexplained(watched: Watched, rows: set[Process | Thread]) -> Iterator[str]:
     """These are the rows that no task was ever like."""
     ticks = watched.before.clock_ticks
     residents = {task.identity: task for task in (*watched.before.tasks, *watched.after.tasks)}
-    stormy = _explanations(watched.storm)
+    stormy = _explanations(watched)
     for row in rows:
         identity = row.pid, row.tgid, start_ticks(row, ticks)
         if identity in residents:

@@ -91,16 +91,28 @@ def world(lab: Lab, request: pytest.FixtureRequest) -> Iterator[World]:
 def places_of(kernel: Kernel, inside: LinuxGuest) -> set[int]:
     """Physical addresses of words that something was read from: all of them matter."""
     assert kernel.profile is not None
-    tables = kernel.profile.tables
-    starts = [row.address for row in inside.processes()]
-    starts += [row.struct_address for row in inside.modules()]
-    starts += [at for at in kernel.profile.symbols.values() if at and at >> 63]
+    tables, fields = kernel.profile.tables, kernel.profile.fields
+
+    def members(type_name: str, address: int) -> list[int]:
+        prefix = f"{type_name}."
+        return [
+            address + one.offset for key, one in fields.items() if one and key.startswith(prefix)
+        ]
+
+    starts: list[int] = [at for at in kernel.profile.symbols.values() if at and at >> 63]
     starts += [tables.names, tables.markers, tables.token_table, tables.token_index, tables.offsets]
+    words = [start + at for start in starts for at in range(0, 0x80, 8)]
+    for process in inside.processes():
+        words += members("task_struct", process.address)
+    for module in inside.modules():
+        words += members("module", module.struct_address)
     found: set[int] = set()
+    for word in words:
+        with suppress(MemoryFault):
+            found.add(kernel.space.translate(Va(word)) & ~7)
     for start in starts:
         with suppress(MemoryFault):
-            found |= {step.address for step in kernel.space.walk(start).steps}
-            found |= {kernel.space.translate(Va(start + at)) & ~7 for at in range(0, 0x800, 8)}
+            found |= {step.address for step in kernel.space.walk(Va(start)).steps}
     return found
 
 

@@ -141,7 +141,7 @@ def _cold(
         try:
             tables = finder(memory, image)
             kallsyms = Kallsyms(space.read, tables)
-            profile = _new_profile(image, space, kallsyms)
+            profile = _new_profile(space, kallsyms)
             missing = "types (BTF)"
             return _with_profile(image, space, profile, source=finder.__name__, first=kallsyms)
         except (SymbolsError, MemoryFault) as error:
@@ -152,7 +152,7 @@ def _cold(
     )
 
 
-def _new_profile(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) -> Profile:
+def _new_profile(space: AddressSpace, kallsyms: Kallsyms) -> Profile:
     """This makes the profile of a kernel not seen before.
 
     Raises:
@@ -161,12 +161,9 @@ def _new_profile(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) ->
     at = kallsyms.find("linux_banner")
     if at is None:
         raise SymbolNotFound("linux_banner")
-    note = _note_at(kallsyms.find("vmcoreinfo_data"), space)
     return Profile(
         banner=_read_banner(space, at),
         banner_address=at,
-        build_id=note.build_id,
-        link_start=_link_start(image, note),
         tables=kallsyms.tables,
         changed=True,
     )
@@ -192,6 +189,8 @@ def _with_profile(
     if banner != profile.banner:
         raise CorruptTable("profile", f"its banner is {profile.banner!r}, not {banner!r}")
     space, direct_map = _with_direct_map(image, space, symbols)
+    # The guest's own word, not the profile's: another guest of this build may have lied.
+    note = _note_at(symbols.find("vmcoreinfo_data"), space)
     evidence = (
         *image.evidence,
         Evidence(f"{profile.tables.count} symbols", f"kallsyms, found by: {source}"),
@@ -204,8 +203,8 @@ def _with_profile(
         symbols=symbols,
         profile=profile,
         banner=banner,
-        build_id=profile.build_id,
-        link_start=profile.link_start,
+        build_id=note.build_id,
+        link_start=_link_start(image, note),
         banner_address=profile.banner_address,
         evidence=evidence,
     )

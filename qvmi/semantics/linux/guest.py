@@ -172,6 +172,7 @@ class LinuxGuest:
         self._require_current()
         at = time.time()
         found = walk()
+        self._require_current()  # a reset in mid-walk would leave a mixture
         provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=found.retries)
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 

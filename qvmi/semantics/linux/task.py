@@ -7,6 +7,7 @@ References: Linux include/linux/sched.h (``task_struct``, ``task_state_index``),
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any, Final
 
 from qvmi.addr import Va
@@ -28,6 +29,9 @@ COMM_SIZE: Final = 16
 _STACK_SIZE: Final = 16 << 10
 """``THREAD_SIZE`` of x86-64: each task has a kernel stack, so RAM bounds how many there are."""
 
+_MAX_TROUBLE: Final = 10_000
+"""Retries and gaps of all lists of threads together: what a lying guest costs is some 0.2 s."""
+
 _PF_KTHREAD: Final = 0x0020_0000
 _TASK_REPORT: Final = 0x7F
 """``TASK_REPORT``, the same since 4.14: the bits of both states that have a letter."""
@@ -37,6 +41,7 @@ _SHOWN_AS_D: Final = 0x1000 | 0x8000
 _LINKS_AT: Final = 2
 """Where the links are among the values that are read of a task, behind its state and flags."""
 _LETTERS: Final = "RSDTtXZP"
+_LINK: Final = Struct("<Q")
 _NANOSECONDS: Final = 1_000_000_000
 
 
@@ -147,6 +152,7 @@ class Tasks:
         gid = field_offset(symbols, "cred", "gid")
         self._read_ids = compile_reader(space, (uid, "I"), (gid, "I"))
         self._read_pids = compile_reader(space, (offsets.pid, "I"), (offsets.tgid, "I"))
+        self._read_link = space.unpacker(_LINK)
         self._read_links = compile_reader(
             space, (offsets.real_parent, "Q"), (offsets.real_cred, "Q")
         )
@@ -187,6 +193,10 @@ class Tasks:
         result: ListWalk[Thread] = ListWalk(gaps=processes.gaps, retries=processes.retries)
         room = self.limit
         for task, process in processes.rows.items():
+            if result.retries + len(result.gaps) > _MAX_TROUBLE:
+                given_up = "given up: so many lists of threads are wrong"
+                result.gaps.append(Gap("task_struct.thread_node", Va(task), given_up))
+                break
             walk = self._threads_of(task, process, room)
             result.rows.update(walk.rows)
             result.gaps.extend(walk.gaps)
@@ -218,14 +228,23 @@ class Tasks:
         return walk
 
     def _still_there(self, task: int, process: Process) -> bool:
-        """This tells whether an address still holds the process that it held, for all one can see."""
+        """This tells whether an address still holds the process that it held, for all one can see.
+
+        Memory that was freed keeps what it held for a while, but the list leads there no more.
+        """
         try:
             now = self.process_at(Va(task))
+            before = self._read_by_tasks(task)[_LINKS_AT + 1]
         except MemoryFault:
             return True
         except Implausible:
             return False
-        return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
+        if (now.pid, now.start_time_s) != (process.pid, process.start_time_s):
+            return False
+        try:
+            return bool(self._read_link(before)[0] == task + self._offsets.tasks)
+        except MemoryFault:
+            return False  # LIST_POISON2, or a link that the walk of the list has found wrong
 
     def _process_maker(self, known: dict[int, Process]) -> Callable[[Va, tuple[Any, ...]], Process]:
         """This makes the function that turns what was read of a task into a row.

@@ -213,3 +213,24 @@ def test_closing_between_two_data_ranges_faults_rather_than_ends(tmp_path: Path)
     memory.close()
     with pytest.raises(MemoryFault, match="closed"):
         list(data_ranges)
+
+
+def test_reading_much_allocates_nothing_for_holes(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    before = path.stat().st_blocks
+    ram = MappedRam([RamFile(PaRange(Pa(0), Pa(64 << 20)), path, 0)])
+    assert ram.read(Pa(0), 64 << 20) == bytes(64 << 20)
+    assert path.stat().st_blocks == before
+    ram.close()
+
+
+def test_what_was_cut_off_the_file_faults_when_much_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    path.write_bytes(bytes(4 << 20))
+    ram = MappedRam([RamFile(PaRange(Pa(0), Pa(4 << 20)), path, 0)])
+    os.truncate(path, 1 << 20)
+    with pytest.raises(MemoryFault, match="cut off"):
+        ram.read(Pa(0), 4 << 20)
+    ram.close()

@@ -78,11 +78,11 @@ class _Clients:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def greeted(answer: Callable[[Request], bytes]) -> Handler:
+def greeted(answer: Callable[[Request], bytes], *, greeting: bytes = GREETING) -> Handler:
     """This is a QMP server that answers each request with the bytes that `answer` gives."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(GREETING)
+        writer.write(greeting)
         while line := await reader.readline():
             writer.write(answer(json.loads(line)))
             await writer.drain()

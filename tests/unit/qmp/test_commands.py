@@ -11,7 +11,14 @@ from qvmi.memory.memory_map import MemoryBackend
 from qvmi.qmp import commands
 from qvmi.qmp.session import QmpSession
 from tests.asynchronous import asynchronous
-from tests.unit.qmp.scripted_server import Handler, greeted, replayed, served, watched_loop
+from tests.unit.qmp.scripted_server import (
+    GREETING,
+    Handler,
+    greeted,
+    replayed,
+    served,
+    watched_loop,
+)
 from tests.wire.transcript import NAMES, Transcript
 
 GIB = 1 << 30
@@ -106,12 +113,37 @@ async def test_counts_the_offset_in_the_file_where_qemu_has_one() -> None:
 
     async with (
         watched_loop(),
-        served(greeted(answer)) as path,
+        served(greeted(answer, greeting=of_release(8, 1))) as path,
         await QmpSession.connect(path) as session,
     ):
         found = {backend.name: backend for backend in await commands.memory_backends(session)}
     assert found["main"].file_offset == 1 << 20
     assert found["hot"].file_offset == 0
+
+
+def of_release(major: int, minor: int) -> bytes:
+    """The greeting of another release of QEMU."""
+    greeting = json.loads(GREETING)
+    greeting["QMP"]["version"]["qemu"] = {"major": major, "minor": minor, "micro": 0}
+    return json.dumps(greeting).encode() + b"\n"
+
+
+@asynchronous
+async def test_does_not_ask_a_qemu_without_it_for_the_offset_in_the_file() -> None:
+    asked: list[str] = []
+
+    def answer(request: dict[str, Any]) -> bytes:
+        asked.append(request["arguments"].get("property", ""))
+        return LARGE.answer(request)
+
+    async with (
+        watched_loop(),
+        served(greeted(answer, greeting=of_release(8, 0))) as path,
+        await QmpSession.connect(path) as session,
+    ):
+        await commands.memory_backends(session)
+    assert "mem-path" in asked
+    assert "offset" not in asked
 
 
 @asynchronous

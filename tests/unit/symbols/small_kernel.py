@@ -100,7 +100,7 @@ class SmallKernel:
 
         at = Va(self.start + BANNER_AT)
         tables = self.tables()
-        return LiveSymbols(read, tables, Profile(BANNER, at, "", Va(LINK_START), tables))
+        return LiveSymbols(read, tables, Profile(BANNER, at, tables))
 
     def image(self) -> bytes:
         """These are the bytes of the image."""

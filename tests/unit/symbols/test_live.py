@@ -48,7 +48,7 @@ class World:
         self.memory = TableMemory(built)
         self.tables = tables_of(built)
         self.reads = 0
-        profile = Profile(b"Linux version 6.1", Va(TEXT), "", Va(TEXT), self.tables)
+        profile = Profile(b"Linux version 6.1", Va(TEXT), self.tables)
         self.symbols = LiveSymbols(self.read, self.tables, profile)
 
     def read(self, va: Va, size: int) -> bytes:
