@@ -4,11 +4,10 @@ References: Linux scripts/kallsyms.c (``write_src``; ``insert_real_symbols_in_ta
 that occurs in a name is its own token).
 """
 
-from array import array
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qvmi.addr import Va
 from qvmi.errors import CorruptTable
@@ -25,6 +24,9 @@ from qvmi.symbols.kallsyms_fit import (
     marker_run,
     names_fit,
 )
+
+if TYPE_CHECKING:
+    from array import array
 
 __all__ = ["search_tables"]
 
@@ -137,11 +139,11 @@ def _names_before(data: bytes, markers_at: int, markers: "array[int]") -> Iterat
     if most < least:
         return
     latest = markers_at - markers[-1]
-    first = max(0, latest - MAX_BLOCK - 8)
+    first = max(1, latest - MAX_BLOCK - 8)
     for upper in (most - 1 >> 8, most >> 8):
         # The number of symbols, lowest byte first: the three upper bytes are known.
         at = data.find(upper.to_bytes(3, "little"), first, latest)
-        while at > 0:
+        while at >= 0:
             count = upper << 8 | data[at - 1]
             if (at - 1) % 4 == 0 and least <= count <= most:
                 yield NamesPlace(at + 3, count, markers_at, markers)

@@ -228,19 +228,20 @@ class Tasks:
         return walk
 
     def _still_there(self, task: int, process: Process) -> bool:
-        """This tells whether an address still holds the process that it held, for all one can see.
-
-        Memory that was freed keeps what it held for a while, but the list leads there no more.
-        """
+        """This tells whether an address still holds the process that it held, for all one can see."""
         try:
+            if not self._is_linked(task):
+                return False  # memory that was freed may keep what it held for a while
             now = self.process_at(Va(task))
-            before = self._read_by_tasks(task)[_LINKS_AT + 1]
         except MemoryFault:
             return True
         except Implausible:
             return False
-        if (now.pid, now.start_time_s) != (process.pid, process.start_time_s):
-            return False
+        return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
+
+    def _is_linked(self, task: int) -> bool:
+        """This tells whether the list of tasks leads to one; raises MemoryFault if it is not there."""
+        before = self._read_by_tasks(task)[_LINKS_AT + 1]
         try:
             return bool(self._read_link(before)[0] == task + self._offsets.tasks)
         except MemoryFault:

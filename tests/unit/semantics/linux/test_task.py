@@ -321,6 +321,20 @@ def test_a_process_that_ended_meanwhile_has_neither_threads_nor_gaps() -> None:
     assert (walk.rows, walk.gaps, walk.retries) == ({}, [], 1)
 
 
+@pytest.mark.parametrize("before", [0xDEAD_0000_0000_0122, None], ids=["poison", "stale"])
+def test_a_process_that_left_the_list_meanwhile_has_neither_threads_nor_gaps(
+    before: int | None,
+) -> None:
+    memory, leader, _ = threaded()
+    tasks = tasks_of(memory)
+    processes = tasks.processes()
+    memory.set_u64(leader, "signal", NOWHERE)
+    links = leader + memory.member("task_struct", "tasks")
+    memory.u64(links + 8, before or links)  # freed memory keeps the rest of what it held
+    walk = tasks._threads_of(leader, processes.rows[leader], 10)  # noqa: SLF001 - between two walks
+    assert (walk.rows, walk.gaps, walk.retries) == ({}, [], 1)
+
+
 def test_a_process_that_only_changed_its_state_meanwhile_keeps_its_gap() -> None:
     memory, leader, _ = threaded()
     tasks = tasks_of(memory)
