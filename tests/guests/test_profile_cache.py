@@ -152,7 +152,7 @@ CHANGES: Final = {
 DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {
     "empty": lambda _: b"",
     "cut": lambda data: data[: len(data) // 2],
-    "one-digit": lambda data: data.replace(b'"count":8', b'"count":9'),
+    "one-bit": lambda data: data[:-99] + bytes([data[-99] ^ 1]) + data[-98:],
     "not-json": lambda data: b"\xff" * len(data),
     "deep": lambda _: b"[" * 100_000,
 }

@@ -137,18 +137,6 @@ async def test_nothing_is_written_to_a_guests_serial_port() -> None:
 
 
 @asynchronous
-async def test_a_stopped_qemu_is_told_in_time() -> None:
-    with bare_qemu() as machine:
-        os.kill(machine.pid, signal.SIGSTOP)
-        try:
-            async with watched_loop():
-                with pytest.raises(QmpBusy, match="it is stopped, or hangs"):
-                    await QmpSession.connect(machine.qmp, timeout_s=STUCK_S)
-        finally:
-            os.kill(machine.pid, signal.SIGCONT)
-
-
-@asynchronous
 async def test_a_command_to_a_stopped_qemu_times_out_and_later_ones_work() -> None:
     with bare_qemu() as machine:
         async with watched_loop(), await QmpSession.connect(machine.qmp) as session:
