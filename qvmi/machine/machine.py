@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,7 +19,7 @@ from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.selection import Choices, remember, select
+from qvmi.semantics.selection import Choices, remember, select, select_known
 from qvmi.symbols.layout import Symbols
 from qvmi.view import Provenance, Taken, View
 
@@ -196,7 +197,9 @@ class Machine:
 
         What was found, or why nothing was, :attr:`guest` tells.
         """
-        await asyncio.to_thread(self._recognise)
+        # What was seen before takes a millisecond, what was not takes many and waits in a thread.
+        if not self._recognise(select_known):
+            await asyncio.to_thread(self._recognise, select)
 
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
@@ -215,9 +218,11 @@ class Machine:
         if self.epoch != epoch:
             raise StaleView("the machine was reset since it was looked at: refresh()")
 
-    def _recognise(self) -> None:
+    def _recognise(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
+        """This tells whether one way of looking has recognised what runs."""
         self._guest, self._unknown = None, None
         try:
-            self._guest = select(self.view, self._choices)
+            self._guest = look(self.view, self._choices)
         except QvmiError as error:
             self._unknown = error
+        return self._guest is not None

@@ -90,6 +90,13 @@ class Guest:
     def write_image(self, va: int, data: bytes) -> None:
         self.ram.write(self.pa_of(va), data)
 
+    def write_gate(self, handler: int) -> None:
+        """This lets exception 0 be handled at an address."""
+        gate = struct.pack(
+            "<HHHHII", handler & 0xFFFF, 0x10, 0x8E00, handler >> 16 & 0xFFFF, handler >> 32, 0
+        )
+        self.ram.write(self.pa_of(self.data), gate)
+
     def write_note(self, pa: int = NOTE_PA, **changes: int) -> None:
         """This writes VMCOREINFO as a note, and points the kernel's own variable to its text."""
         names = ("names", "num_syms", "token_table", "token_index")
@@ -129,11 +136,7 @@ class Guest:
         for pa in range(0, RAM_SIZE, 2 * MIB):
             self.tables.map(PAGE_OFFSET + pa, pa, 2 * MIB, executable=False)
         self.tables.map(IDT, self.pa_of(self.data), executable=False)
-        handler = self.start + 0x1234
-        gate = struct.pack(
-            "<HHHHII", handler & 0xFFFF, 0x10, 0x8E00, handler >> 16 & 0xFFFF, handler >> 32, 0
-        )
-        self.ram.write(self.pa_of(self.data), gate)
+        self.write_gate(self.start + 0x1234)
         if self.options.user_half:
             user = PageTables(
                 self.ram, ROOT | 0x1000, free=self.tables.free, levels=self.options.levels

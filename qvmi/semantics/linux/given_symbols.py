@@ -53,7 +53,7 @@ def _banner_at(space: AddressSpace, at: Va) -> bytes:
 
 def _find_banner(space: AddressSpace, image: KernelImage) -> bytes:
     """This searches the image's read-only data for the banner; empty where there is none."""
-    for run in image.runs(writable=False, executable=False):
+    for run in image.runs(space.memory, writable=False, executable=False):
         try:
             data = space.read(run.va, min(run.size, _MAX_SEARCH))
         except MemoryFault:

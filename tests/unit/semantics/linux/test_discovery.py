@@ -12,6 +12,7 @@ from qvmi.semantics.linux.discovery import (
     DEFAULT_LINK_START,
     Kernel,
     discover,
+    recognise,
     tables_by_form,
     tables_by_vmcoreinfo,
 )
@@ -21,6 +22,7 @@ from qvmi.symbols.profile import ProfileCache
 from tests.synthetic.guest import (
     BANNER,
     BUILD_ID,
+    IMAGE_PA,
     LINK_START,
     MIB,
     PAGE_OFFSET,
@@ -177,6 +179,79 @@ def test_a_wrong_profile_is_noticed_and_forgotten(
     assert "tables_by_form" in claims(again)
     assert again.symbols.find("init_task") == guest.kernel.init_task
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GuestOptions(),
+        GuestOptions(slide=0x200_0000),
+        GuestOptions(levels=5),
+        GuestOptions(user_half=True),
+    ],
+    ids=["same", "moved", "5-levels", "user-half"],
+)
+def test_one_gate_is_enough_to_recognise_a_kernel_seen_before(
+    cache: ProfileCache, options: GuestOptions
+) -> None:
+    learn(Guest(), cache)
+    guest = Guest(options)
+    kernel, searched = recognise(guest.view(), cache), discover(guest.view())
+    assert kernel is not None
+    assert kernel.image.linear == searched.image.linear
+    assert kernel.image.root == searched.image.root
+    assert kernel.image.page_table_isolation == searched.image.page_table_isolation
+    assert (kernel.slide, kernel.build_id) == (searched.slide, searched.build_id)
+    assert tables_by_form(guest.ram, kernel.image) == tables_by_form(guest.ram, searched.image)
+    for words in ("profile of this build", f"image at {guest.start:#x}", "IDT gate 0"):
+        assert words in claims(kernel)
+
+
+def test_the_first_vcpu_whose_gate_leads_there_is_enough(cache: ProfileCache) -> None:
+    guest = Guest()
+    learn(guest, cache)
+    in_firmware = vcpu(paging=False)
+    assert recognise(guest.view(in_firmware, guest.registers), cache) is not None
+    assert recognise(guest.view(in_firmware), cache) is None
+
+
+@pytest.mark.parametrize(
+    "handler", [0, 0x1234, LINK_START + 0x1234, (1 << 64) - 1, 0xFFFF_FFFF_9D60_1235]
+)
+def test_a_gate_that_leads_elsewhere_is_not_believed(cache: ProfileCache, handler: int) -> None:
+    guest = Guest()
+    learn(guest, cache)
+    guest.write_gate(handler)
+    assert recognise(guest.view(), cache) is None
+    assert discover(guest.view(), cache=cache).image.start == guest.start
+
+
+def test_a_gate_into_pages_that_are_no_image_is_not_believed(cache: ProfileCache) -> None:
+    """Somebody has put a copy of the code at another place, without what belongs behind it."""
+    guest = Guest()
+    learn(guest, cache)
+    copied = guest.start + 32 * MIB
+    guest.tables.map(copied, IMAGE_PA, 2 * MIB, writable=False)
+    guest.write_gate(copied + 0x1234)
+    assert recognise(guest.view(), cache) is None
+    guest.tables.map(copied + 2 * MIB, IMAGE_PA, 2 * MIB, writable=False)
+    guest.tables.map(copied + 4 * MIB, IMAGE_PA, 2 * MIB)
+    assert recognise(guest.view(), cache) is None
+
+
+def test_another_kernel_behind_the_same_gate_is_not_taken_for_it(cache: ProfileCache) -> None:
+    learn(Guest(), cache)
+    other = Guest()
+    other.write_image(other.rodata + 0x100, OTHER_BANNER)
+    assert recognise(other.view(), cache) is None
+
+
+def test_a_cache_without_a_gate_recognises_nothing(cache: ProfileCache) -> None:
+    guest = Guest()
+    guest.write_gate(0)
+    learn(guest, cache)
+    assert recognise(guest.view(), cache) is None
+    assert "profile of this build" in claims(discover(guest.view(), cache=cache))
 
 
 def test_after_a_new_boot_the_kernel_is_no_longer_there() -> None:
