@@ -21,6 +21,9 @@ _SILENCE_S: Final = 0.3
 _KEPT_BACK: Final = 0.15
 # The kernel has no event for a free place in a Unix socket's queue; connect(2) fails with EAGAIN.
 _RETRY_S: Final = 0.02
+# A process that is being killed closes its connections before it stops listening: whoever connects
+# in between is hung up on, and told why only at the next attempt.
+_ENDING_S: Final = 0.3
 _DETACH_S: Final = 0.3
 _PEEK: Final = 256  # bytes; a greeting has about 150, and its first is enough
 
@@ -33,17 +36,28 @@ async def open_connection(address: UnixAddress | TcpAddress, *, timeout_s: float
         NotQmp: what listens there speaks something else, or is known to be no QMP.
         QmpBusy: another client is being served.
     """
-    deadline = asyncio.get_running_loop().time() + timeout_s * (1 - _KEPT_BACK)
-    if isinstance(address, UnixAddress):
-        connection = await _connect_unix(address, deadline)
-    else:
-        connection = await _connect_tcp(address, deadline)
-    try:
-        await _await_greeting(address, connection, deadline)
-    except BaseException:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    deadline = started + timeout_s * (1 - _KEPT_BACK)
+    while True:
+        connection = await _connect(address, deadline)
+        try:
+            first = await _greeting(address, connection, deadline)
+        except BaseException:
+            connection.close()
+            raise
+        if first:
+            return connection
         connection.close()
-        raise
-    return connection
+        if loop.time() > min(deadline, started + _ENDING_S):
+            raise foreign_speech(address, first)
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _connect(address: UnixAddress | TcpAddress, deadline: float) -> socket.socket:
+    if isinstance(address, UnixAddress):
+        return await _connect_unix(address, deadline)
+    return await _connect_tcp(address, deadline)
 
 
 async def _connect_unix(address: UnixAddress, deadline: float) -> socket.socket:
@@ -102,9 +116,10 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
     raise unreachable(address, failure or OSError("no such host")) from failure
 
 
-async def _await_greeting(
+async def _greeting(
     address: UnixAddress | TcpAddress, connection: socket.socket, deadline: float
-) -> None:
+) -> bytes:
+    """These are the first bytes of a greeting, left to be read; b"" after a close without any."""
     loop = asyncio.get_running_loop()
     first = await _first_bytes(connection, min(deadline, loop.time() + _SILENCE_S))
     if first is None:
@@ -117,8 +132,9 @@ async def _await_greeting(
         raise silence(address, await asyncio.to_thread(look_at_peer, connection))
     if first.startswith(GDBSTUB):
         await _let_run(connection)
-    if not first.lstrip().startswith(b"{"):
+    if first and not first.lstrip().startswith(b"{"):
         raise foreign_speech(address, first)
+    return first
 
 
 async def _first_bytes(connection: socket.socket, deadline: float) -> bytes | None:
