@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.addr import Va
+from qvmi.addr import Pa, Va
 from qvmi.errors import CorruptTable, MemoryFault, UnknownGuest
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.discovery import (
@@ -25,6 +25,7 @@ from tests.synthetic.guest import (
     IMAGE_PA,
     LINK_START,
     MIB,
+    NOTE_PA,
     PAGE_OFFSET,
     Guest,
     GuestOptions,
@@ -244,6 +245,26 @@ def test_another_kernel_behind_the_same_gate_is_not_taken_for_it(cache: ProfileC
     other = Guest()
     other.write_image(other.rodata + 0x100, OTHER_BANNER)
     assert recognise(other.view(), cache) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "lie"),
+    [
+        (BUILD_ID.encode(), b"ff" * 20),
+        (b"KERNELOFFSET=1c600000", b"KERNELOFFSET=1c400000"),
+    ],
+)
+def test_what_one_guest_says_of_itself_is_not_believed_of_another(
+    cache: ProfileCache, told: bytes, lie: bytes
+) -> None:
+    honest, liar = Guest(), Guest()
+    note = liar.ram.read(Pa(NOTE_PA), 4096)
+    liar.ram.write(NOTE_PA, note.replace(told, lie))
+    learned = learn(liar, cache)
+    assert (learned.build_id, learned.link_start) != (BUILD_ID, LINK_START)
+    for kernel in (recognise(honest.view(), cache), discover(honest.view(), cache=cache)):
+        assert kernel is not None
+        assert (kernel.build_id, kernel.link_start) == (BUILD_ID, LINK_START)
 
 
 def test_a_cache_without_a_gate_recognises_nothing(cache: ProfileCache) -> None:
