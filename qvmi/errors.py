@@ -22,6 +22,7 @@
     ├── GuestError                    what runs in the guest
     │   ├── UnknownGuest              no operating system was recognised; lists the evidence
     │   └── WalkFailed                a guest structure that could not be walked at all
+    ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotDirect                     memory is not direct: use ``query``
     ├── StaleView                     the guest was reset or replaced since the view was taken
     ├── PolicyDenied                  an action without its grant
@@ -51,6 +52,7 @@ __all__ = [
     "MemoryUnreachable",
     "NotDirect",
     "NotQmp",
+    "PauseError",
     "PolicyDenied",
     "QmpBusy",
     "QmpCommandFailed",
@@ -263,6 +265,10 @@ class WalkFailed(GuestError):
         super().__init__(f"cannot walk {structure}: {problem}")
         self.structure = structure
         self.problem = problem
+
+
+class PauseError(QvmiError):
+    """The guest cannot be stopped safely, or not for as short a time as was promised."""
 
 
 class NotDirect(QvmiError):

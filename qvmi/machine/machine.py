@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from qvmi.arch.x86_64 import Registers
 from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
+from qvmi.machine.capture import Capture
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
+from qvmi.machine.pause import Pause, RunControl
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
@@ -24,6 +27,8 @@ from qvmi.symbols.layout import Symbols
 from qvmi.view import Provenance, Taken, View
 
 __all__ = ["Machine", "MachineFacts"]
+
+Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +87,8 @@ class Machine:
         self._vcpus = vcpus
         self._guest: LinuxGuest | None = None
         self._unknown: QvmiError | None = None
+        self._run_control = RunControl(monitor)
+        self._exact: LinuxGuest | None = None
         self.memory_map = memory_map
 
     @property
@@ -123,8 +130,9 @@ class Machine:
         """
         if self._guest is None:
             raise self._unknown or UnknownGuest("nobody has looked yet which system runs here")
-        self._guest.view.require_current()
-        return self._guest
+        guest = self._exact or self._guest
+        guest.view.require_current()
+        return guest
 
     @property
     def symbols(self) -> Symbols:
@@ -201,6 +209,55 @@ class Machine:
         if not self._recognise(select_known):
             await asyncio.to_thread(self._recognise, select)
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[View]:
+        """This keeps the guest from running for as long as the block lasts.
+
+        Within it :attr:`guest` answers for the moment of the pause, and says so. Blocks may nest. A
+        guest that its owner had paused stays paused afterwards; one that ran goes on to run,
+        whatever happens to this process.
+
+        Raises:
+            PauseError: the guest cannot be stopped safely.
+            StaleView: somebody else has let it run in the meantime; raised at the block's end.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        async with self._run_control.paused() as pause:
+            vcpus = await commands.registers(self._monitor)
+            view, before = self._still(pause, vcpus), self._exact
+            if self._guest is not None:
+                self._exact = self._guest.over(view)
+            try:
+                yield view
+            finally:
+                self._exact = before
+
+    async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
+        """This does a walk that sees the guest at one moment, with the shortest pause that can be had.
+
+        Args:
+            walk: looks at the guest and returns what it found. It is called several times, also
+                on the running guest to learn what it reads, and in other threads.
+
+        Raises:
+            PauseError: the walk takes too long to stop the guest for it, and reads something
+                else each time; :meth:`paused` stops it for as long as you want.
+            UnknownGuest, StaleView: as :attr:`guest`.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        return await Capture(self._run_control, self.guest, self._still).of(walk)
+
+    def _still(self, pause: Pause, vcpus: tuple[Registers, ...] = ()) -> View:
+        """This is a look at the guest while it stands still."""
+        live = self.view
+
+        def require_current() -> None:
+            live.require_current()
+            pause.require()
+
+        provenance = Provenance(Taken.PAUSED, pause.at, epoch=live.provenance.epoch)
+        return View(vcpus, self.memory, provenance, require_current, lambda: pause.lasted_s)
+
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
         if self._guest is not None:
@@ -208,6 +265,7 @@ class Machine:
                 remember(self._guest, self._choices)
             except UsageError as error:
                 _logger.warning("the profile of this kernel is not kept: %s", error)
+        await self._run_control.close()
         self._opened.memory.close()
         await self._monitor.close()
 

@@ -101,6 +101,11 @@ class QmpSession(Monitor):
         return self._ending is not None
 
     @property
+    def descriptor(self) -> int:
+        """This is the socket's; a duplicate keeps QEMU talking to whoever holds it."""
+        return self._connection.fileno()
+
+    @property
     def run_state_events(self) -> Mapping[str, int]:
         """This counts the `RUN_STATE_EVENTS` of this session."""
         return {name: self._counts[name] for name in RUN_STATE_EVENTS}

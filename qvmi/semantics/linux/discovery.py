@@ -7,7 +7,7 @@ the same for every size of guest. Only where that fails is the RAM searched for 
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final
 
@@ -94,6 +94,10 @@ class Kernel:
             MemoryFault: the guest's memory cannot be read any more.
         """
         return self.space.read(self.banner_address, len(self.banner)) == self.banner
+
+    def over(self, memory: PhysicalMemory) -> "Kernel":
+        """This is the same kernel, its variables read from another memory; names and types are not."""
+        return self if memory is self.space.memory else replace(self, space=self.space.over(memory))
 
     @property
     def slide(self) -> int:

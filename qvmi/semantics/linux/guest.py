@@ -43,6 +43,10 @@ class LinuxGuest:
         self.view = view
         self.kernel = kernel
 
+    def over(self, view: View) -> "LinuxGuest":
+        """This is the same guest seen through another view, such as a copy of its memory."""
+        return LinuxGuest(view, self.kernel.over(view.memory))
+
     def facts(self) -> GuestFacts:
         """This tells which kernel it is, and the evidence.
 
@@ -173,7 +177,9 @@ class LinuxGuest:
         at = time.time()
         found = walk()
         self._require_current()  # a reset in mid-walk would leave a mixture
-        provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=found.retries)
+        provenance = msgspec.structs.replace(
+            self.view.provenance, at=at, retries=found.retries, pause_s=self.view.paused_s()
+        )
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
     def _require_current(self) -> None:
