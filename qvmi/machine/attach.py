@@ -25,6 +25,7 @@ from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
+from qvmi.view import View
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -32,6 +33,7 @@ ATTACH_TIMEOUT_S: Final = 3.0
 """How long QEMU may take to greet; it needs a millisecond."""
 
 Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 def default_profile_folder() -> Path:
@@ -147,6 +149,23 @@ class SyncMachine:
         """This asks QEMU for what it says of the machine."""
         facts: MachineFacts = self._run(self.machine.facts())
         return facts
+
+    @contextmanager
+    def paused(self) -> Iterator[View]:
+        """This keeps the guest from running for as long as the block lasts; see `Machine.paused`."""
+        pause = self.machine.paused()
+        view: View = self._run(pause.__aenter__())
+        try:
+            yield view
+        except BaseException as error:
+            self._run(pause.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._run(pause.__aexit__(None, None, None))
+
+    def capture(self, walk: Callable[[LinuxGuest], Found]) -> Found:
+        """This does a walk that sees the guest at one moment; see `Machine.capture`."""
+        found: Found = self._run(self.machine.capture(walk))
+        return found
 
     def refresh(self) -> None:
         """This looks again which system runs, as after a reset."""
