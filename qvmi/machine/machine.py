@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
+_LOOKS: Final = 4
+"""Looks at a guest that is not recognised, each by other page tables."""
 _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
@@ -201,13 +203,21 @@ class Machine:
         await self.recognise()
 
     async def recognise(self) -> None:
-        """This works out which system runs from the registers as last read; it never raises.
+        """This works out which system runs from the registers as last read.
 
         What was found, or why nothing was, :attr:`guest` tells.
+
+        Raises:
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        # What was seen before takes a millisecond, what was not takes many and waits in a thread.
-        if not self._recognise(select_known):
-            await asyncio.to_thread(self._recognise, select)
+        for _ in range(_LOOKS):
+            # What was seen before takes a millisecond, what was not takes many, in a thread.
+            if self._recognise(select_known) or await asyncio.to_thread(self._recognise, select):
+                return
+            # The page tables may have been those of a process that has ended in the meantime.
+            before = {vcpu.cr3 for vcpu in self._vcpus}
+            if before == {vcpu.cr3 for vcpu in await self.registers()}:
+                return
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[View]:

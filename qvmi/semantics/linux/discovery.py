@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final
 
-from qvmi.addr import Va
+from qvmi.addr import Pa, Va
 from qvmi.errors import (
     CorruptTable,
     LayoutNotFound,
@@ -57,6 +57,8 @@ DEFAULT_LINK_START: Final = Va(0xFFFF_FFFF_8100_0000)
 _BANNER_START: Final = b"Linux version "
 _POINTER: Final = Struct("<Q")
 _MAX_VMCOREINFO: Final = 4096
+_OWN_TABLES: Final = "init_top_pgt"
+"""What C code calls ``swapper_pg_dir``: the first process's, whose kernel half all others share."""
 _PAGE_OFFSET_BASE: Final = "page_offset_base"
 _PROFILE: Final = "profile of this build"
 
@@ -219,13 +221,15 @@ def _with_profile(
     banner = _read_banner(space, profile.banner_address)
     if banner != profile.banner:
         raise CorruptTable("profile", f"its banner is {profile.banner!r}, not {banner!r}")
-    space, direct_map = _with_direct_map(image, space, symbols)
+    image, own_tables = _with_own_tables(image, space.memory, symbols)
+    space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
     # The guest's own word, not the profile's: another guest of this build may have lied.
     note = _note_at(symbols.find("vmcoreinfo_data"), space)
     evidence = (
         *image.evidence,
         Evidence(f"{profile.tables.count} symbols", f"kallsyms, found by: {source}"),
         Evidence(_text(banner), f"linux_banner at {profile.banner_address:#x}"),
+        *own_tables,
         *direct_map,
     )
     kernel = Kernel(
@@ -252,11 +256,13 @@ def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> 
     try:
         at = address(symbols, "linux_banner")
         banner = _read_banner(space, at)
-        space, direct_map = _with_direct_map(image, space, symbols)
+        image, own_tables = _with_own_tables(image, space.memory, symbols)
+        space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
         note = _note_at(symbols.find("vmcoreinfo_data"), space)
         evidence = (
             *image.evidence,
             Evidence(_text(banner), f"linux_banner at {at:#x}, by the ISF file given"),
+            *own_tables,
             *direct_map,
         )
         kernel = Kernel(
@@ -309,6 +315,25 @@ def _no_types_help(symbols: Symbols) -> str:
     if isinstance(symbols, LiveSymbols) and symbols.btf is None:
         return "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): give an ISF file of it with --isf"
     return "the type information lacks it: give an ISF file of this kernel with --isf"
+
+
+def _with_own_tables(
+    image: KernelImage, memory: PhysicalMemory, symbols: Symbols
+) -> tuple[KernelImage, tuple[Evidence, ...]]:
+    """This goes over to the page tables of the kernel itself, if they map the image as CR3 did.
+
+    Those in CR3 may be a process's, which takes them with it when it ends.
+    """
+    at = symbols.find(_OWN_TABLES)
+    if at is None or not image.start <= at < image.end:
+        return image, ()
+    own = replace(image, root=Pa(image.pa + at - image.start))
+    try:
+        if own.space(memory).walk(image.start).pa != image.pa:
+            return image, ()
+    except MemoryFault:
+        return image, ()
+    return own, (Evidence(f"the kernel's own page tables at {own.root:#x}", _OWN_TABLES),)
 
 
 def _with_direct_map(

@@ -27,6 +27,7 @@ from tests.synthetic.guest import (
     MIB,
     NOTE_PA,
     PAGE_OFFSET,
+    ROOT,
     Guest,
     GuestOptions,
 )
@@ -118,6 +119,27 @@ def test_a_direct_map_that_lies_nowhere_is_not_used(base: int) -> None:
     guest = Guest()
     guest.kernel.u64(guest.kernel.symbols.addresses["page_offset_base"], base)
     assert "direct map" not in claims(discover(guest.view()))
+
+
+def test_the_kernel_is_read_by_its_own_page_tables() -> None:
+    """The vCPU's may be a process's, which ends and leaves them to others."""
+    guest = Guest(GuestOptions(own_tables=True))
+    own = guest.pa_of(guest.own_tables)
+    kernel = discover(guest.view())
+    assert (kernel.image.root, kernel.space.root) == (own, own)
+    assert f"own page tables at {own:#x}" in claims(kernel)
+    guest.ram.write(ROOT, bytes(4096))
+    assert kernel.space.walk(Va(PAGE_OFFSET + 0x1000)).pa == 0x1000
+    assert kernel.still_there()
+
+
+@pytest.mark.parametrize("spoiled", [bytes(4096), b"\xff" * 4096])
+def test_own_page_tables_that_do_not_map_the_kernel_are_not_used(spoiled: bytes) -> None:
+    guest = Guest(GuestOptions(own_tables=True))
+    guest.write_image(guest.own_tables, spoiled)
+    kernel = discover(guest.view())
+    assert kernel.space.root == ROOT
+    assert "own page tables" not in claims(kernel)
 
 
 # ---------------------------------------------------------------------------------------------- warm
