@@ -12,8 +12,10 @@ from typing import Any, Final, TypeVar
 import platformdirs
 
 from qvmi.arch.x86_64 import Registers
+from qvmi.machine.dump import Dump
+from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps
-from qvmi.machine.machine import Machine, MachineFacts
+from qvmi.machine.machine import Machine
 from qvmi.machine.memory_ladder import open_memory
 from qvmi.memory.address_space import AddressSpace
 from qvmi.qmp import commands
@@ -166,6 +168,11 @@ class SyncMachine:
         """This does a walk that sees the guest at one moment; see `Machine.capture`."""
         found: Found = self._run(self.machine.capture(walk))
         return found
+
+    def dump(self, path: Path, *, live: bool = False) -> Dump:
+        """This writes the guest's memory to an ELF core file; see `Machine.dump`."""
+        dump: Dump = self._run(self.machine.dump(path, live=live))
+        return dump
 
     def refresh(self) -> None:
         """This looks again which system runs, as after a reset."""

@@ -11,7 +11,7 @@ from qvmi.addr import Va
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
-from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
@@ -154,6 +154,10 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
         """
         return user_space(self.kernel.space, self.kernel.symbols, process.address)
+
+    def vmcoreinfo(self) -> bytes:
+        """This is the kernel's own note for crash dumps, empty where it has none."""
+        return vmcoreinfo_text(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _tasks(self) -> Tasks:
