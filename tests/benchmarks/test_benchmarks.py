@@ -11,6 +11,7 @@ BENCHMARKS = [
     "cold_attach",
     "guest_size",
     "isf",
+    "pause",
     "process_list",
     "start_time",
     "warm_attach",

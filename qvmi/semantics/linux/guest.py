@@ -45,7 +45,12 @@ class LinuxGuest:
 
     def over(self, view: View) -> "LinuxGuest":
         """This is the same guest seen through another view, such as a copy of its memory."""
-        return LinuxGuest(view, self.kernel.over(view.memory))
+        other = LinuxGuest(view, self.kernel.over(view.memory))
+        if other.kernel is self.kernel:
+            # The walkers were made for this memory: a guest that stands still does not wait for it.
+            made = {name: walker for name, walker in vars(self).items() if name in _WALKERS}
+            vars(other).update(made)
+        return other
 
     def facts(self) -> GuestFacts:
         """This tells which kernel it is, and the evidence.
@@ -194,3 +199,8 @@ class LinuxGuest:
         self.view.require_current()
         if not self.kernel.still_there():
             raise StaleView("another kernel runs here now than the one recognised")
+
+
+_WALKERS = frozenset(
+    name for name, value in vars(LinuxGuest).items() if isinstance(value, cached_property)
+)
