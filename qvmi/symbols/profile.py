@@ -226,7 +226,10 @@ class ProfileCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _replace(path, data)
         except OSError as error:
-            why = f"the profile cache cannot be written, name another folder: {error}"
+            why = (
+                f"the profile cache cannot be written, name another folder or do without"
+                f" (--no-cache, use_cache=False): {error}"
+            )
             raise UsageError(why) from error
         profile.changed = False
         return path
