@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from qvmi.qmp.host_process import HostProcess, host_process, socket_owners
-from qvmi.qmp.socket_table import TcpEnd, tcp_ends, unix_ends
+from qvmi.host.host_process import HostProcess, host_process, socket_owners
+from qvmi.host.socket_table import TcpEnd, tcp_ends, unix_ends
 
 __all__ = ["Peer", "look_at_peer", "peer_pid", "tcp_is_listening"]
 
