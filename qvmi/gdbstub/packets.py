@@ -15,7 +15,6 @@ import msgspec
 
 from qvmi.errors import GdbstubProtocolError, GdbstubRequestFailed
 from qvmi.gdbstub.rsp import MAX_PACKET
-from qvmi.gdbstub.rsp import MAX_PACKET
 
 __all__ = [
     "ANY_THREAD",

@@ -32,11 +32,11 @@ __all__ = [
 MAX_PACKET: Final = 1 << 17
 """The longest body of a packet that is accepted, in bytes, as sent and as unpacked.
 
-QEMU's own limit is 4096 up to 9.0 and 128 KiB is the most that any release announces (``PacketSize``).
+QEMU 7.2 announces 4096 (``PacketSize``); a release that announces more is asked for no more than this.
 """
 
-INTERRUPT: Final = b"+\x03"
-"""Stops a running guest. The acknowledgement lets go of a packet that QEMU would wait to hear of first."""
+INTERRUPT: Final = b"\x03"
+"""Stops a running guest. From QEMU 8.1 on any other byte stops it too, but without a stop reply."""
 
 
 class Packet(msgspec.Struct, frozen=True, gc=False):

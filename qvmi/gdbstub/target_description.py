@@ -6,6 +6,7 @@ Python manual, "XML vulnerabilities": a document type with declarations of its o
 entity can be expanded, and expat fetches nothing from outside.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,7 @@ _MAX_DEPTH: Final = 16  # elements within elements; the format has 4
 _MAX_BITS: Final = 1 << 16  # of one register; SME's ZA array is fetched in parts of 2048
 _MAX_NAME: Final = 128
 _MAX_NUMBER: Final = (1 << 32) - 1
+_DOCUMENT_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +211,15 @@ class _Reader:
         if tag == "feature":
             self._feature = attributes.get("name", "")[:_MAX_NAME]
         elif tag == "xi:include":
-            self.parts.append(attributes.get("href", "")[:_MAX_NAME])
+            self.parts.append(self._document_name(attributes.get("href", "")))
         elif tag == "reg":
             self.parts.append(self._register(attributes))
+
+    def _document_name(self, name: str) -> str:
+        # It becomes part of a request.
+        if not _DOCUMENT_NAME.fullmatch(name):
+            raise self._bad(f"includes a document named {name[:_MAX_NAME]!r}")
+        return name
 
     def _register(self, attributes: Mapping[str, str]) -> _Found:
         name = attributes.get("name", "")
