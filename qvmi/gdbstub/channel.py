@@ -38,7 +38,7 @@ from qvmi.gdbstub.packets import (
     refusal,
     strange,
 )
-from qvmi.gdbstub.rsp import INTERRUPT, Decoder, Event, Packet, frame
+from qvmi.gdbstub.rsp import INTERRUPT, Decoder, Event, frame, frames
 
 __all__ = ["ANSWER_TIMEOUT_S", "Channel", "Exchange"]
 
@@ -55,6 +55,8 @@ _MAX_CONSOLE: Final = 10 << 20
 _NO_BODY: Final = b""
 _OK: Final = b"OK"
 _CONSOLE: Final = b"O"
+# How packets begin that may be no answer: stop replies, console output, the answer to SUPPORTED.
+_NO_ANSWER: Final = frozenset({b"T", b"S", b"W", b"X", b"O", b"P"})
 
 
 class Exchange:
@@ -120,11 +122,10 @@ class Channel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """This hands each packet on to where it belongs."""
         try:
-            for event in self._decoder.feed(data):
-                if type(event) is Packet:
-                    self._take(event.body)
-                else:
-                    self._trouble(event)
+            events = self._decoder.feed(data)
+            if not self._take_all(events):
+                for event in events:
+                    self._take(event)
         except GdbstubProtocolError as error:
             problem = error.problem
             self._end(lambda doing: GdbstubProtocolError(doing, problem))
@@ -249,11 +250,27 @@ class Channel(asyncio.Protocol):
 
     def _send(self, transport: asyncio.Transport, exchange: Exchange) -> Exchange:
         self._waiting.append(exchange)
-        transport.write(b"".join([frame(request) for request in exchange.requests]))
+        transport.write(frames(exchange.requests))
         return exchange
 
-    def _take(self, body: bytes) -> None:
-        if is_stop(body) and not self._answers(WHY_STOPPED):
+    def _take_all(self, events: list[Event]) -> bool:
+        """This takes events that are plain answers to one exchange, as most are; else it does nothing."""
+        if not self._waiting or len(events) == 1:
+            return False
+        exchange = self._waiting[0]
+        if len(exchange.requests) - len(exchange.replies) <= len(events):
+            return False
+        bodies = [event for event in events if type(event) is bytes and event[:1] not in _NO_ANSWER]
+        if len(bodies) != len(events):
+            return False
+        exchange.replies += bodies
+        self._answered = True
+        return True
+
+    def _take(self, body: Event) -> None:
+        if not isinstance(body, bytes):
+            self._trouble(body)
+        elif is_stop(body) and not self._answers(WHY_STOPPED):
             self._stopped(body)
         elif body[:1] == _CONSOLE and body != _OK:
             self._print(body)

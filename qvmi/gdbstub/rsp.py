@@ -7,7 +7,7 @@ Acknowledgements are read and thrown away, and none need be sent: QEMU drops the
 retransmission as soon as the next packet begins. QEMU 7.2 knows no ``QStartNoAckMode``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 from zlib import adler32
 
@@ -22,11 +22,11 @@ __all__ = [
     "Decoder",
     "Event",
     "Notification",
-    "Packet",
     "Retransmit",
     "checksum",
     "escape",
     "frame",
+    "frames",
 ]
 
 MAX_PACKET: Final = 1 << 17
@@ -37,12 +37,6 @@ QEMU 7.2 announces 4096 (``PacketSize``); a release that announces more is asked
 
 INTERRUPT: Final = b"\x03"
 """Stops a running guest. From QEMU 8.1 on any other byte stops it too, but without a stop reply."""
-
-
-class Packet(msgspec.Struct, frozen=True, gc=False):
-    """This is a packet from the stub, with escapes and runs undone."""
-
-    body: bytes
 
 
 class Notification(msgspec.Struct, frozen=True, gc=False):
@@ -67,9 +61,12 @@ class Retransmit(msgspec.Struct, frozen=True, gc=False):
     """This is the stub's ``-``: what was sent last did not arrive whole."""
 
 
-Event = Packet | Notification | Damaged | Retransmit
+Event = bytes | Notification | Damaged | Retransmit
+"""What the stub sent; a packet is the bytes of its body, with escapes and runs undone."""
 
 _START, _NOTIFY, _END, _ESCAPE, _RUN = b"$"[0], b"%"[0], b"#"[0], b"}"[0], b"*"[0]
+_END_MARK: Final = b"#"
+_NOT_PLAIN: Final = (b"}", b"*", b"%", b"-")
 _ACK, _NACK = b"+"[0], b"-"[0]
 _FLIP: Final = 0x20  # what an escaped byte is XORed with
 _DIGITS: Final = 2  # hexadecimal, of the checksum
@@ -106,6 +103,13 @@ def frame(body: bytes) -> bytes:
     return b"$%b#%02x" % (body, checksum(body))
 
 
+def frames(bodies: Sequence[bytes]) -> bytes:
+    """These are packets as they are sent, one behind the other."""
+    if max(map(len, bodies), default=0) > _EXACT:
+        return b"".join(map(frame, bodies))
+    return b"".join([b"$%b#%02x" % (body, adler32(body) - 1 & 0xFF) for body in bodies])
+
+
 class Decoder:
     """This cuts what the stub sends into events, however the bytes are split.
 
@@ -131,6 +135,12 @@ class Decoder:
         """
         if self._broken is not None:
             raise GdbstubProtocolError("any packet", self._broken)
+        plain = _cut_plain(bytes(self._buffer) + data) if _END_MARK in data else None
+        if plain is not None:
+            bodies, rest = plain
+            self._buffer[:] = rest
+            self._searched = 0
+            return list[Event](bodies)
         self._buffer += data
         try:
             return self._cut()
@@ -179,6 +189,34 @@ _HEX: Final = {
 }
 
 
+def _cut_plain(data: bytes) -> tuple[list[bytes], bytes] | None:
+    """This is what QEMU's replies to reads look like, cut three times as fast: ``+$`` body ``#`` sum.
+
+    Returns:
+        The bodies and what is left; None where anything else is in the bytes, for `Decoder` to tell.
+    """
+    if any(mark in data for mark in _NOT_PLAIN):
+        return None
+    first, *parts = data.split(_END_MARK)
+    if len(parts[-1]) < _DIGITS:
+        return None
+    told = b"".join([part[:_DIGITS] for part in parts])
+    bodies = [first.removeprefix(b"+$"), *[part[_DIGITS + 2 :] for part in parts]]
+    rest = parts[-1][_DIGITS:]
+    bodies.pop()
+    whole = first.startswith(b"+$") and {part[_DIGITS : _DIGITS + 2] for part in parts[:-1]} <= {
+        b"+$"
+    }
+    lengths = [*map(len, bodies)]
+    if not whole or max(lengths) > MAX_PACKET or any(_START in body for body in bodies):
+        return None
+    if max(lengths) <= _EXACT:
+        sums = [summed - 1 & 0xFF for summed in map(adler32, bodies)]
+    else:
+        sums = [*map(checksum, bodies)]
+    return (bodies, rest) if bytes(sums).hex().encode() == told else None
+
+
 def _event(first: int, wire: bytes, told: int) -> Event:
     if len(wire) > MAX_PACKET:
         raise _strange(f"a packet longer than {MAX_PACKET} bytes")
@@ -187,7 +225,7 @@ def _event(first: int, wire: bytes, told: int) -> Event:
     if _START in wire:
         raise _strange("a packet begins within another")
     body = wire if _ESCAPE not in wire and _RUN not in wire else _unpack(wire)
-    return Packet(body) if first == _START else Notification(body)
+    return body if first == _START else Notification(body)
 
 
 def _unpack(wire: bytes) -> bytes:
