@@ -122,10 +122,12 @@ class Channel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """This hands each packet on to where it belongs."""
         try:
-            events = self._decoder.feed(data)
-            if not self._take_all(events):
-                for event in events:
-                    self._take(event)
+            events, at = self._decoder.feed(data), 0
+            while at < len(events):
+                taken = self._take_plain(events[at:])
+                if not taken:
+                    self._take(events[at])
+                at += taken or 1
         except GdbstubProtocolError as error:
             problem = error.problem
             self._end(lambda doing: GdbstubProtocolError(doing, problem))
@@ -253,19 +255,23 @@ class Channel(asyncio.Protocol):
         transport.write(frames(exchange.requests))
         return exchange
 
-    def _take_all(self, events: list[Event]) -> bool:
-        """This takes events that are plain answers to one exchange, as most are; else it does nothing."""
-        if not self._waiting or len(events) == 1:
-            return False
+    def _take_plain(self, events: Sequence[Event]) -> int:
+        """This takes the events that are plain answers to one exchange, as most are, and counts them."""
+        if not self._waiting:
+            return 0
         exchange = self._waiting[0]
-        if len(exchange.requests) - len(exchange.replies) <= len(events):
-            return False
-        bodies = [event for event in events if type(event) is bytes and event[:1] not in _NO_ANSWER]
-        if len(bodies) != len(events):
-            return False
+        part = events[: len(exchange.requests) - len(exchange.replies)]
+        bodies = [
+            event
+            for event in part
+            if type(event) is bytes and (event[:1] not in _NO_ANSWER or event == _OK)
+        ]
+        if len(bodies) != len(part):
+            return 0
         exchange.replies += bodies
         self._answered = True
-        return True
+        self._complete(exchange)
+        return len(bodies)
 
     def _take(self, body: Event) -> None:
         if not isinstance(body, bytes):
@@ -290,6 +296,9 @@ class Channel(asyncio.Protocol):
         exchange = self._waiting[0]
         exchange.replies.append(body)
         self._answered = True
+        self._complete(exchange)
+
+    def _complete(self, exchange: Exchange) -> None:
         if len(exchange.replies) == len(exchange.requests):
             self._waiting.popleft()
             if not exchange.done.done():

@@ -140,7 +140,7 @@ class Decoder:
             bodies, rest = plain
             self._buffer[:] = rest
             self._searched = 0
-            return list[Event](bodies)
+            return [*bodies]
         self._buffer += data
         try:
             return self._cut()
@@ -208,7 +208,7 @@ def _cut_plain(data: bytes) -> tuple[list[bytes], bytes] | None:
         b"+$"
     }
     lengths = [*map(len, bodies)]
-    if not whole or max(lengths) > MAX_PACKET or any(_START in body for body in bodies):
+    if not whole or max(*lengths, len(rest)) > MAX_PACKET or any(_START in body for body in bodies):
         return None
     if max(lengths) <= _EXACT:
         sums = [summed - 1 & 0xFF for summed in map(adler32, bodies)]
