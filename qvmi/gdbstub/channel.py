@@ -38,7 +38,7 @@ from qvmi.gdbstub.packets import (
     refusal,
     strange,
 )
-from qvmi.gdbstub.rsp import INTERRUPT, Decoder, Event, frame, frames
+from qvmi.gdbstub.rsp import INTERRUPT, Decoder, Event, Retransmit, frames
 
 __all__ = ["ANSWER_TIMEOUT_S", "Channel", "Exchange"]
 
@@ -200,7 +200,7 @@ class Channel(asyncio.Protocol):
             raise GuestRunning(doing, "the guest runs already")
         self._stops.clear()  # they are about a standstill that ends here
         self.running = True
-        transport.write(frame(request))
+        transport.write(frames([request]))
 
     def interrupt(self) -> None:
         """This stops the guest; the next stop says so."""
@@ -232,8 +232,8 @@ class Channel(asyncio.Protocol):
         found: socket.socket = self._usable("connection").get_extra_info("socket")
         return found
 
-    def leave_behind(self, data: bytes) -> None:
-        """This sends bytes that nobody waits for an answer to, right before `close`."""
+    def send_raw(self, data: bytes) -> None:
+        """This sends bytes that nobody waits for an answer to."""
         if self._ending is None and self._transport is not None:
             self._transport.write(data)
 
@@ -352,6 +352,8 @@ class Channel(asyncio.Protocol):
         self._answer(body)
 
     def _trouble(self, event: Event) -> None:
+        if isinstance(event, Retransmit) and not self._answered:
+            return  # a request that a former client has not ended
         raise GdbstubProtocolError("any packet", f"damaged on the way: {event!r:.80}")
 
     def _end(self, ending: Callable[[str], QvmiError]) -> None:

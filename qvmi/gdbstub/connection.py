@@ -56,6 +56,10 @@ _VERSION: Final = re.compile(rb"(\d{1,4})\.(\d{1,4})")
 # "gdbstub: only send stop-reply packets when allowed to", QEMU 8.1: from there on a client is not
 # told that being connected to has stopped the guest.
 _SILENT_SINCE: Final = (8, 1)
+# A client that was killed while it wrote leaves half a request to which the next bytes would be added.
+# The acknowledgement makes the stub listen to more than the beginning of a packet; the second end is
+# for a request that ended before its checksum did.
+_END_OF_HALF_A_REQUEST: Final = b"+#00#00"
 _HELLO: Final = (SUPPORTED, VIRTUAL, WHY_STOPPED, monitor_request(_ASK_VERSION))
 
 
@@ -102,6 +106,7 @@ async def attach(address: SocketAddress, *, timeout_s: float) -> Attached:
 
 async def _greet(address: SocketAddress, channel: Channel, deadline: float) -> Attached:
     try:
+        channel.send_raw(_END_OF_HALF_A_REQUEST)
         hello = channel.begin("attach", _HELLO)
         await _await_first(address, channel, hello, deadline)
         left = max(deadline - asyncio.get_running_loop().time(), _SILENCE_S)
@@ -171,5 +176,5 @@ def _silence(address: SocketAddress, peer: Peer) -> AttachError:
 
 async def _give_up(channel: Channel) -> None:
     """This leaves without a session: a guest that was, or will be stopped by that goes on."""
-    channel.leave_behind(frame(detach_request(1)))
+    channel.send_raw(frame(detach_request(1)))
     await channel.close()
