@@ -24,11 +24,11 @@ from qvmi.errors import (
     SocketUnreachable,
     UsageError,
 )
+from qvmi.host.host_process import host_process, pids
 from qvmi.qmp.address import LibvirtAddress
 from qvmi.qmp.client import MAX_MESSAGE, Reply, result_of
 from qvmi.qmp.command_line import parse_command_line
 from qvmi.qmp.concurrency import concurrently
-from qvmi.qmp.host_process import host_process, pids
 from qvmi.qmp.monitor import (
     ANSWER_TIMEOUT_S,
     CONNECT_TIMEOUT_S,

@@ -18,7 +18,9 @@ from qvmi.errors import (
     QvmiError,
     UsageError,
 )
-from qvmi.qmp.address import LibvirtAddress, TcpAddress, UnixAddress, parse_address
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.peer import look_at_peer, peer_pid
+from qvmi.qmp.address import LibvirtAddress, parse_address
 from qvmi.qmp.client import Client, Reply, result_of
 from qvmi.qmp.connection import open_connection
 from qvmi.qmp.events import RUN_STATE_EVENTS, EventStream, decode_event
@@ -30,7 +32,6 @@ from qvmi.qmp.monitor import (
     QemuVersion,
     parse_version,
 )
-from qvmi.qmp.peer import look_at_peer, peer_pid
 
 __all__ = ["QmpSession"]
 

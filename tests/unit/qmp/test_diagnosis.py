@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from qvmi.errors import NotQmp, QmpBusy, SocketUnreachable
-from qvmi.qmp.address import TcpAddress, UnixAddress
-from qvmi.qmp.diagnosis import queue_full, silence, unreachable, verdict
-from qvmi.qmp.host_process import HostProcess
-from qvmi.qmp.peer import Peer
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.host_process import HostProcess
+from qvmi.host.peer import Peer
+from qvmi.host.stream import unreachable
+from qvmi.qmp.diagnosis import queue_full, silence, verdict
 
 SOCKET = UnixAddress("/run/q.sock")
 QEMU = HostProcess(

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from qvmi.qmp.peer import Peer, look_at_peer, peer_pid, tcp_is_listening
+from qvmi.host.peer import Peer, look_at_peer, peer_pid, tcp_is_listening
 
 # A client in a process of its own: connects, says so, and stays until its standard input ends.
 CLIENT = (
