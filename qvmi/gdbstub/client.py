@@ -156,6 +156,20 @@ class GdbClient:
         return self._channel.ended
 
     @property
+    def descriptor(self) -> int:
+        """This is the connection's file descriptor; a duplicate holds the stub as this does.
+
+        Raises:
+            MachineGone: it is closed.
+        """
+        return self._channel.connection().fileno()
+
+    @property
+    def process(self) -> int | None:
+        """This is the process of the vCPUs, which whoever detaches has to name."""
+        return self._process
+
+    @property
     def stops_lost(self) -> int:
         """This counts the stop replies that nobody fetched in time."""
         return self._channel.stops_lost
@@ -231,6 +245,11 @@ class GdbClient:
             MachineGone: QEMU ended first.
         """
         return await self._channel.next_stop()
+
+    def ask_to_stop(self) -> None:
+        """This stops the guest if it runs; `next_stop` tells when, or of what came first."""
+        if self.running:
+            self._channel.interrupt()
 
     async def interrupt(self) -> StopReply | Exited:
         """This stops the guest, and is the stop; that of a breakpoint, if it came first.

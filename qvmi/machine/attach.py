@@ -44,13 +44,14 @@ def default_profile_folder() -> Path:
 
 
 @asynccontextmanager
-async def attach(
+async def attach(  # noqa: PLR0913 - each is an option of its own, and none but the first is needed
     address: str | os.PathLike[str],
     *,
     isf: Path | None = None,
     cache: Path | None = None,
     use_cache: bool = True,
     discover: bool = True,
+    gdb: str | None = None,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> AsyncIterator[Machine]:
     """This attaches to a running QEMU for as long as the block lasts; the guest is not stopped.
@@ -61,6 +62,7 @@ async def attach(
         cache: folder of the profiles; the user's cache folder by default.
         use_cache: whether profiles are read and written at all.
         discover: whether to work out at once which system runs there.
+        gdb: the address of QEMU's gdbstub, for breakpoints; None finds QEMU's own, or starts one.
         timeout_s: how long the connection may take.
 
     Raises:
@@ -72,7 +74,7 @@ async def attach(
     """
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
-        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache))
+        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache), gdb)
     except BaseException:
         await monitor.close()
         raise
@@ -84,7 +86,7 @@ async def attach(
         await machine.close()
 
 
-async def _machine(monitor: Monitor, choices: Choices) -> Machine:
+async def _machine(monitor: Monitor, choices: Choices, gdb: str | None) -> Machine:
     async with concurrently() as group:
         vcpus = group.create_task(commands.registers(monitor))
         mapping = group.create_task(commands.memory_map(monitor))
@@ -94,7 +96,7 @@ async def _machine(monitor: Monitor, choices: Choices) -> Machine:
     opened = await open_memory(
         monitor.target, memory_map, maps.result(), partial(commands.gpa2hva, monitor)
     )
-    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices)
+    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices, gdb=gdb)
 
 
 def _host_maps(monitor: Monitor) -> HostMaps | None:

@@ -79,6 +79,28 @@ class Guardian:
             raise PauseError("the guardian process is gone (was it killed?)") from error
         self.stopped = stopped
 
+    def hold_stub(self, stub: int, detach: str, folder: Path | None) -> None:
+        """This hands over a connection to the gdbstub, which is duplicated.
+
+        Args:
+            stub: its descriptor.
+            detach: the packet that lets go of it.
+            folder: of a stub that was started for us, to be removed with it.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        known = {"is_stub": True, "detach": detach, "folder": "" if folder is None else str(folder)}
+        try:
+            self._tell(known, [stub])
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
+    def drop_stub(self) -> None:
+        """This tells that the gdbstub was let go of; a guardian that is gone needs not know."""
+        with suppress(OSError):
+            self._tell({"stub_left": True, "folder": ""})
+
     @property
     def alive(self) -> bool:
         """This tells whether the process still runs."""

@@ -3,13 +3,15 @@
 Run as ``python -I -S guardian_process.py CHANNEL``; it needs nothing but the standard library, since
 it has to work whatever became of the rest. See :mod:`qvmi.machine.guardian`, which starts it.
 
-References: QEMU ``docs/interop/qmp-spec.rst``; ``qobject/json-lexer.c``, in which the byte 0xFF, which
-no UTF-8 has, ends whatever was begun; Linux unix(7) SCM_RIGHTS, pidfd_open(2).
+References: GDB manual, "Remote Protocol"; QEMU ``docs/interop/qmp-spec.rst`` and ``qobject/json-lexer.c``,
+in which the byte 0xFF, which no UTF-8 has, ends whatever was begun; Linux unix(7) SCM_RIGHTS,
+pidfd_open(2).
 """
 
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +29,10 @@ MAX_WAITING: Final = 64 << 20
 """Bytes of answers to the dead program that are thrown away before QEMU counts as broken."""
 CHUNK: Final = 1 << 16
 NEVER_UTF8: Final = b"\xff"
+STUB_S: Final = 5.0
+"""How long the gdbstub may take for each answer."""
+INTERRUPT: Final = b"\x03"
+END_OF_HALF_A_REQUEST: Final = b"+#00#00"
 STOPPED: Final = frozenset({"paused", "debug"})
 """The states that ``cont`` leads out of, of those that a ``stop`` leads to."""
 
@@ -36,14 +42,20 @@ class Charge:
 
     Attributes:
         monitor: a duplicate of the program's QMP connection, if it has one.
-        command: what lets the machine run on where there is no such connection.
+        stub: a duplicate of its connection to the gdbstub, while it has one.
+        command: what lets the machine run on where there is no connection to the monitor.
+        detach: the packet that lets go of the gdbstub.
+        folder: of a gdbstub that was started for the program; empty where there is none.
         stopped: whether the machine may stand still because of the program.
         ended: whether the program has said good-bye.
     """
 
     def __init__(self) -> None:
         self.monitor: socket.socket | None = None
+        self.stub: socket.socket | None = None
         self.command: list[str] = []
+        self.detach = "D"
+        self.folder = ""
         self.stopped = False
         self.ended = False
 
@@ -52,9 +64,18 @@ class Charge:
         told = json.loads(message)
         self.stopped = told.get("stopped", self.stopped)
         self.command = told.get("command", self.command)
+        self.detach = told.get("detach", self.detach)
+        self.folder = told.get("folder", self.folder)
         self.ended = told.get("ended", self.ended)
         for descriptor in descriptors:
-            self.monitor = socket.socket(fileno=descriptor)
+            connection = socket.socket(fileno=descriptor)
+            if told.get("is_stub"):
+                self.stub = connection
+            else:
+                self.monitor = connection
+        if told.get("stub_left") and self.stub is not None:
+            self.stub.close()
+            self.stub = None
 
 
 def guard(channel: socket.socket) -> Charge:
@@ -86,12 +107,45 @@ def peer(channel: socket.socket) -> int:
 
 def make_good(charge: Charge) -> None:
     """This lets the machine run on if it stands still because of the program that is no more."""
-    if not charge.stopped:
-        return
-    if charge.monitor is not None:
+    if charge.stub is not None:
+        with suppress(OSError):
+            leave(charge.stub, charge.detach if charge.stopped else "")
+    if charge.stopped and charge.monitor is not None:
         cont(charge.monitor, time.monotonic() + RESCUE_S)
-    elif charge.command:
+    elif charge.stopped and charge.command:
         subprocess.run(charge.command, timeout=RESCUE_S, check=False)  # noqa: S603 - as we were told
+    if charge.folder:
+        end_stub(charge)
+
+
+def leave(stub: socket.socket, detach: str) -> None:
+    """This clears what the dead program has left in the gdbstub, and lets go of it.
+
+    The question why the guest stands still removes all breakpoints. An interrupt stops a guest that
+    runs and is nothing to one that does not; what follows it ends a request that was half written.
+    """
+    requests = ["?", "Qqemu.PhyMemMode:0", *([detach] if detach else [])]
+    stub.settimeout(STUB_S)
+    stub.sendall(INTERRUPT + END_OF_HALF_A_REQUEST + b"".join(map(packet, requests)))
+    heard = b""
+    while heard.count(b"$OK#") < len(requests) - 1 and (chunk := stub.recv(CHUNK)):
+        heard = heard[-MAX_MESSAGE:] + chunk
+    stub.close()
+
+
+def packet(body: str) -> bytes:
+    """This is a request to the gdbstub."""
+    return b"$%b#%02x" % (body.encode(), sum(body.encode()) % 256)
+
+
+def end_stub(charge: Charge) -> None:
+    """This ends the gdbstub that was started for the dead program."""
+    line = {"command-line": "gdbserver none"}
+    if charge.monitor is not None:
+        answers = lines(charge.monitor, time.monotonic() + RESCUE_S)
+        charge.monitor.sendall(NEVER_UTF8 + b"\n" + request("human-monitor-command", line))
+        answer("human-monitor-command", answers)
+    shutil.rmtree(charge.folder, ignore_errors=True)
 
 
 def cont(monitor: socket.socket, deadline: float) -> None:
@@ -104,9 +158,10 @@ def cont(monitor: socket.socket, deadline: float) -> None:
         answer("cont", answers)
 
 
-def request(command: str) -> bytes:
+def request(command: str, arguments: dict[str, str] | None = None) -> bytes:
     """This is a command of the guardian's own."""
-    return json.dumps({"execute": command, "id": f"guardian {command}"}).encode() + b"\n"
+    asked = {"execute": command, "arguments": arguments or {}, "id": f"guardian {command}"}
+    return json.dumps(asked).encode() + b"\n"
 
 
 def answer(command: str, answers: Iterator[bytes]) -> object:

@@ -5,10 +5,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from qvmi.addr import Va
 from qvmi.arch.x86_64 import Registers
 from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.machine.capture import Capture
@@ -25,10 +26,15 @@ from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.selection import Choices, remember, select, select_known
-from qvmi.symbols.layout import Symbols
+from qvmi.symbols.layout import Symbols, address
 from qvmi.view import Provenance, Taken, View
 
 __all__ = ["Machine"]
+
+if TYPE_CHECKING:
+    from qvmi.gdbstub.packets import BreakpointKind
+    from qvmi.machine.breakpoint_control import BreakpointControl
+    from qvmi.machine.breakpoints import Condition, HitStream
 
 Result = TypeVar("Result")
 
@@ -49,6 +55,7 @@ class Machine:
         opened: the guest's memory, which this owns from now on.
         vcpus: the registers of every vCPU.
         choices: what is used to understand the guest.
+        gdb: the address of the gdbstub; None to find or start one when it is needed.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Machine:
         *,
         vcpus: tuple[Registers, ...],
         choices: Choices,
+        gdb: str | None = None,
     ) -> None:
         self._monitor = monitor
         self._opened = opened
@@ -68,6 +76,7 @@ class Machine:
         self._unknown: QvmiError | None = None
         self._run_control = RunControl(monitor)
         self._exact: LinuxGuest | None = None
+        self._gdb = gdb
         self.memory_map = memory_map
 
     @property
@@ -233,6 +242,47 @@ class Machine:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         return await Capture(self._run_control, self.guest, self._still).of(walk)
+
+    @asynccontextmanager
+    async def breakpoints(
+        self,
+        place: str | Va,
+        *,
+        condition: "Condition | None" = None,
+        kind: "BreakpointKind | None" = None,
+        size: int = 1,
+    ) -> "AsyncIterator[HitStream]":
+        """This iterates the hits of a breakpoint or watchpoint, on all vCPUs, while the block lasts.
+
+        Each hit stops the guest for some 5 ms under TCG, wanted or not: a busy function makes a
+        guest crawl.
+
+        Args:
+            place: a symbol of the kernel or a module, or a virtual address.
+            condition: tells which hits are wanted; asked while the guest stands still.
+            kind: what is waited for; a software breakpoint unless told otherwise.
+            size: bytes, for a watchpoint.
+
+        Raises:
+            SymbolNotFound: there is no such symbol.
+            PauseError: the guest stands still, by its owner or within a pause.
+            AttachError: the gdbstub is held by another debugger, or cannot be reached.
+            UsageError: QEMU starts no gdbstub.
+            GdbstubRequestFailed: it refuses the breakpoint.
+            MachineGone, GdbstubTimeout: QEMU did not answer.
+        """
+        va = Va(place) if isinstance(place, int) else address(self.symbols, place)
+        name = place if isinstance(place, str) else f"{place:#x}"
+        async with self._breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
+            yield hits
+
+    @cached_property
+    def _breakpoints(self) -> "BreakpointControl":
+        from qvmi.machine.breakpoint_control import (  # noqa: PLC0415 - import time, for a rare need
+            BreakpointControl,
+        )
+
+        return BreakpointControl(self._monitor, self._run_control, self._gdb, lambda: self._guest)
 
     async def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file, which debuggers and Volatility open.

@@ -7,15 +7,19 @@ run. A guest that its owner had stopped before is not ours to let run.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView
+from qvmi.machine.completion import ended
 from qvmi.machine.guardian import Guardian
 from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
+
+if TYPE_CHECKING:
+    from qvmi.machine.debugger import Debugger  # it is imported with the first breakpoint
 
 __all__ = ["Pause", "RunControl"]
 
@@ -29,6 +33,7 @@ class Pause:
 
     Args:
         ours: whether qvmi has stopped it; else its owner had before.
+        held: what keeps the guest from running, where that is not QMP's `stop`.
 
     Attributes:
         at: when it began, seconds since the Unix epoch.
@@ -36,6 +41,7 @@ class Pause:
     """
 
     ours: bool
+    held: AsyncExitStack | None = None
     at: float = field(default_factory=time.time)
     over: bool = False
     _began: float = field(default_factory=time.monotonic)
@@ -65,14 +71,20 @@ class RunControl:
 
     Args:
         monitor: the conversation with its QEMU.
+
+    Attributes:
+        debugger: who holds the gdbstub, if anybody: then the guest is stopped there and not here.
     """
 
     def __init__(self, monitor: Monitor) -> None:
+        self.debugger: Debugger | None = None
         self._monitor = monitor
         self._guardian: Guardian | None = None
         self._lock = asyncio.Lock()
         self._pause: Pause | None = None
         self._holders = 0
+        self._free = asyncio.Event()
+        self._free.set()
 
     @property
     def pause(self) -> Pause | None:
@@ -89,7 +101,7 @@ class RunControl:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         entering = asyncio.ensure_future(self._enter())
-        cancelled = await _ended(entering)
+        cancelled = await ended(entering)
         pause = entering.result()
         try:
             if cancelled is not None:
@@ -97,13 +109,23 @@ class RunControl:
             yield pause
         finally:
             leaving = asyncio.ensure_future(self._leave())
-            cancelled = await _ended(leaving)
+            cancelled = await ended(leaving)
             leaving.result()
             if cancelled is not None:
                 raise cancelled
 
-    async def prepare(self) -> None:
-        """This starts the guardian, so that the first pause does not wait for it.
+    @asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[None]:
+        """This keeps everybody from pausing for as long as the block lasts, once no pause is left."""
+        while True:
+            await self._free.wait()
+            async with self._lock:
+                if self._pause is None:
+                    yield
+                    return
+
+    async def prepare(self) -> Guardian:
+        """This starts the guardian, so that the first pause does not wait for it, and gives it.
 
         Raises:
             PauseError: it cannot be started.
@@ -115,6 +137,7 @@ class RunControl:
             self._guardian = await asyncio.to_thread(
                 Guardian.start, monitor.descriptor, monitor.cont_command
             )
+        return self._guardian
 
     async def close(self) -> None:
         """This ends the guardian; a guest that could not be let run before is tried once more."""
@@ -130,6 +153,7 @@ class RunControl:
         async with self._lock:
             if self._pause is None:
                 self._pause = await self._stop()
+                self._free.clear()
             self._holders += 1
             return self._pause
 
@@ -139,9 +163,14 @@ class RunControl:
             if self._holders or self._pause is None:
                 return
             pause, self._pause = self._pause, None
+            self._free.set()
             await self._resume(pause)
 
     async def _stop(self) -> Pause:
+        if self.debugger is not None:
+            held = AsyncExitStack()
+            await held.enter_async_context(self.debugger.still())
+            return Pause(ours=True, held=held)
         await self.prepare()
         if not (await commands.run_state(self._monitor)).running:
             return Pause(ours=False)
@@ -162,6 +191,10 @@ class RunControl:
         Raises:
             StaleView: it had been ended by somebody else.
         """
+        if pause.held is not None:
+            pause.end()
+            await pause.held.aclose()
+            return
         if not pause.ours:
             status = await commands.run_state(self._monitor)
         else:
@@ -193,17 +226,3 @@ async def _unless_refused(command: Coroutine[Any, Any, None]) -> bool:
     except QmpCommandFailed:
         return False
     return True
-
-
-async def _ended(step: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-    """This waits for the end of a step, even if whoever waits is cancelled meanwhile; that is told.
-
-    Each step is a few commands to QEMU, which have their own time limits.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not step.done():
-        try:
-            await asyncio.wait([step])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    return cancelled

@@ -8,9 +8,11 @@ from typing import TypeVar
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.arch import aarch64, x86_64
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
+from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
@@ -159,6 +161,16 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
         """
         return user_space(self.kernel.space, self.kernel.symbols, process.address)
+
+    def current_thread(self, registers: x86_64.Registers | aarch64.Registers) -> Thread | None:
+        """This is the thread that a vCPU runs, while it runs the kernel; None in user mode.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            MemoryFault: it cannot be read.
+        """
+        task = current_task(self.kernel.space, self.kernel.symbols, registers)
+        return None if task is None else self._tasks.thread_at(task)
 
     def vmcoreinfo(self) -> bytes:
         """This is the kernel's own note for crash dumps, empty where it has none."""
