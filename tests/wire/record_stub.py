@@ -22,6 +22,8 @@ _REQUESTS = (
     b"qC",
     b"qAttached",
     b"qfThreadInfo",
+    b"qsThreadInfo",
+    b"qsThreadInfo",
     b"vCont?",
     b"qThreadExtraInfo,p1.1",
     b"p0",
@@ -29,7 +31,8 @@ _REQUESTS = (
     b"bogus",
 )
 _AFTER_THE_DESCRIPTION = (
-    *(b"p0", b"pfff", b"Hgp1.1", b"Hgp1.9", b"g", b"m100025,4", b"mffffffffffff0000,8", b"m0,801"),
+    *(b"p0", b"pfff", b"Hg0", b"Hgp1.9", b"Hgp1.2", b"Hgp1.1", b"g"),
+    *(b"m100025,4", b"mffffffffffff0000,8", b"m0,801"),
     *(b"Qqemu.PhyMemMode:1", b"m0,8", b"Z0,100025,1", b"z0,100025,1", b"z0,100025,1", b"D", b"D;1"),
 )
 

@@ -105,7 +105,9 @@ def test_the_features_of_qemu_7_2_are_read() -> None:
 
 def test_a_stub_cannot_announce_packets_that_would_be_refused() -> None:
     assert packets.parse_features(b"PacketSize=ffffffffffffffff").packet_size == MAX_PACKET
-    for body in (b"", b"PacketSize=", b"PacketSize=1", b"PacketSize=-1000", b"multiprocess+"):
+    with pytest.raises(GdbstubRequestFailed):
+        packets.parse_features(b"")
+    for body in (b"PacketSize=", b"PacketSize=1", b"PacketSize=-1000", b"multiprocess+"):
         with pytest.raises(GdbstubProtocolError):
             packets.parse_features(body)
 
