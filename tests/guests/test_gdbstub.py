@@ -361,6 +361,23 @@ async def test_stops_at_an_access_to_watched_memory(
 
 
 @asynchronous
+async def test_an_interrupt_that_comes_late_is_told_of_the_breakpoint() -> None:
+    with counting_machine() as machine:
+        async with await GdbClient.connect(stub_of(machine)) as client:
+            await client.insert(Breakpoint(LOOP))
+            for _ in range(30):
+                await client.resume()
+                await until(lambda: not client.running)
+                assert await client.interrupt() == StopReply(TRAP, FIRST)
+                await client.resume_over(FIRST, [Breakpoint(LOOP)])
+                # Now it comes before, after or together with the breakpoint.
+                stop = await client.interrupt()
+                assert stop in {StopReply(TRAP, FIRST), StopReply(INTERRUPTED, FIRST)}
+                assert await client.read_virtual(LOOP, 4) == b"\xff\x00\xeb\xfc"
+                assert client.breakpoints == {Breakpoint(LOOP)}
+
+
+@asynchronous
 async def test_detaching_leaves_no_breakpoint_behind() -> None:
     with counting_machine() as machine:
         path = stub_of(machine)
