@@ -257,6 +257,8 @@ class TranslationFault(MemoryFault):
         why: str,
     ) -> None:
         super().__init__(va, 1, kind="virtual", why=why)
+        # What failed is the translation: how much was to be read there a walk does not know.
+        self.args = (f"cannot translate virtual address {va:#x}: {why}",)
         self.level = level
         self.entry = entry
         self.table = table

@@ -24,6 +24,7 @@ __all__ = [
     "Step",
     "Translation",
     "extents",
+    "steps",
     "translate",
     "walk",
 ]
@@ -196,6 +197,23 @@ def walk(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Translatio
             pa = (entry & geometry.address_mask & -page_size) | (va & (page_size - 1))
             return Translation(va, Pa(pa), page_size, _permissions(geometry, rights), tuple(steps))
     raise AssertionError("the last level of a geometry always maps a page")
+
+
+def steps(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Iterator[Step]:
+    """This iterates the entries of :func:`walk` as they are read, the one that stops it included.
+
+    Raises:
+        TranslationFault: as :func:`walk`, behind the last entry that could be read.
+    """
+    try:
+        for level, address, entry in _entries(read, root, geometry, va):
+            yield Step(level.name, address, entry)
+            if level.always_leaf or entry & level.leaf_bit:
+                return
+    except TranslationFault as fault:
+        if fault.table is not None and fault.entry is not None:
+            yield Step(fault.level, fault.table, fault.entry)
+        raise
 
 
 def translate(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Pa:

@@ -159,6 +159,19 @@ _SELECTORS: Final = ("ES", "CS", "SS", "DS", "FS", "GS")
 _SYSTEM: Final = ("CR0", "CR2", "CR3", "CR4", "EFER", "CPL", "SMM")
 
 
+def _names(letter: str) -> dict[str, str]:
+    """These are our names of what is printed where general registers begin with a letter."""
+    names = {letter + name: "r" + name.lower() for name in _GENERAL}
+    names |= {name: name.lower() for name in (*_SELECTORS, *_SYSTEM, *_EXTENDED)}
+    return names | {letter + "FL": "rflags", "HLT": "halted"}
+
+
+_NAMES_64: Final = _names("R")
+_NAMES_32: Final = _names("E")
+_HIDDEN_32: Final = dict.fromkeys((name.lower() for name in _EXTENDED), None)
+"""What is not printed unless 64-bit code runs."""
+
+
 def parse_registers(text: str) -> tuple[Registers, ...]:
     """This reads the answer to ``info registers -a``, in 64-bit, 32-bit and 16-bit layout.
 
@@ -207,14 +220,9 @@ def _parse_vcpu(index: int, dump: str) -> Registers:
 def _named(values: Mapping[str, int]) -> dict[str, int | None]:
     """These are the registers that were printed, under our names."""
     wide = "RIP" in values
-    letter = "R" if wide else "E"
-    names = {letter + name: "r" + name.lower() for name in _GENERAL}
-    names |= {name: name.lower() for name in (*_SELECTORS, *_SYSTEM)}
-    names |= {letter + "FL": "rflags", "HLT": "halted"}
-    extended = {name: name.lower() for name in _EXTENDED}
-    hidden: dict[str, int | None] = {} if wide else dict.fromkeys(extended.values())
-    shown = names | extended
-    return hidden | {ours: values[theirs] for theirs, ours in shown.items() if theirs in values}
+    names = _NAMES_64 if wide else _NAMES_32
+    found = {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
+    return {**found} if wide else {**_HIDDEN_32, **found}
 
 
 def _malformed(problem: str) -> QmpProtocolError:

@@ -48,13 +48,17 @@ _OPTIONS: Final = (
     _Option(
         "--qmp",
         f"QMP socket: PATH, HOST:PORT, libvirt:DOMAIN; or {ENVIRONMENT}",
-        {"metavar": "ADDR"},
+        {"metavar": "ADDR", "type": values.given},
     ),
     _Option("--json", "one JSON document on stdout, nothing else", {"action": "store_true"}),
-    _Option("--isf", "Volatility 3 symbol file, for a kernel without BTF", {"metavar": "FILE"}),
+    _Option(
+        "--isf",
+        "Volatility 3 symbol file, for a kernel without BTF",
+        {"metavar": "FILE", "type": values.given},
+    ),
     _Option(
         "--timeout",
-        "seconds to wait for QEMU's greeting; 3",
+        "seconds until QEMU has greeted; 3 (each later answer: 5)",
         {"metavar": "S", "type": values.seconds},
     ),
     _Option(
@@ -72,7 +76,8 @@ class Options(NamedTuple):
         qmp: the address of the machine's QMP socket; None where none was named.
         json: print JSON.
         isf: a symbol file to use instead of the guest's own tables.
-        timeout_s: how long QEMU may take to answer; None for as long as `qvmi.attach` allows.
+        timeout_s: how long connecting may take, QEMU's greeting included; None for as long as
+            `qvmi.attach` allows. It does not bound what QEMU answers later.
         use_cache: whether profiles of kernels seen before are used and kept.
     """
 

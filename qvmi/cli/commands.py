@@ -124,6 +124,7 @@ def _isf(parser: ArgumentParser) -> None:
         "--output",
         dest="path",
         metavar="FILE",
+        type=values.new_file,
         required=True,
         help="the file to write; compressed when it ends in .xz",
     )
@@ -239,7 +240,7 @@ COMMANDS: Final = (
         "translate",
         "the page-table walk of an address",
         "Prints every entry the walk reads and where it leads. An address that is not mapped ends\n"
-        "with 4 and says at which level.",
+        "with 4, behind the entries that lead to where it is not.",
         (
             ("qvmi --qmp /run/vm/qmp.sock translate linux_banner", "a kernel address"),
             ("qvmi --qmp /run/vm/qmp.sock translate 0x400000 --pid 1", "an address of process 1"),

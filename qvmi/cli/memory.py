@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 
 from qvmi.addr import Pa, Va
-from qvmi.arch.paging import Geometry, Permissions, Step, Translation
-from qvmi.cli.exit_code import ExitCode
+from qvmi.arch.paging import Geometry, Permissions, Step, Translation, steps
+from qvmi.cli.exit_code import ExitCode, exit_code_of
 from qvmi.cli.hexdump import hexdump
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.cli.values import Place, Space
-from qvmi.errors import GuestError, UsageError
+from qvmi.errors import GuestError, TranslationFault, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.memory.address_space import AddressSpace
 from qvmi.symbols.layout import address
@@ -138,21 +138,52 @@ _PRINTERS: Final = {"dump": _print_dump, "hex": _print_hex, "raw": _print_raw}
 
 
 async def translate(machine: Machine, output: Output, *, place: Place, space: Space) -> ExitCode:
-    """This shows how the page tables translate an address.
+    """This shows how the page tables translate an address, or the way to where they do not.
 
     Raises:
-        TranslationFault: they do not; it says at which level.
         GuestError, SymbolsError: there is no such process, or no such symbol.
+        TranslationFault: the guest unmapped the address just now.
     """
     virtual = _virtual(machine, space)
-    found = virtual.walk(Va(_address(machine, place)))
-    if output.json:
-        steps = msgspec.to_builtins(found)
-        output.document({**steps, "pid": space.pid, "provenance": machine.view.provenance})
-        return ExitCode.FINE
-    output.table(table_of(_step_columns(virtual.geometry), found.steps))
-    output.line(_in_words(found))
+    va = Va(_address(machine, place))
+    asked = {"pid": space.pid, "provenance": machine.view.provenance}
+    way, fault = _way_to(virtual, va)
+    if fault is not None:
+        _show_way(output, virtual.geometry, way, _nowhere(va, way, fault) | asked)
+        output.flush()
+        output.message(str(fault))
+        return exit_code_of(fault)
+    found = virtual.walk(va)
+    _show_way(output, virtual.geometry, found.steps, msgspec.to_builtins(found) | asked)
+    if not output.json:
+        output.line(_in_words(found))
     return ExitCode.FINE
+
+
+def _show_way(
+    output: Output, geometry: Geometry, way: Sequence[Step], document: dict[str, object]
+) -> None:
+    if output.json:
+        output.document(document)
+    elif way:
+        output.table(table_of(_step_columns(geometry), way))
+
+
+def _way_to(space: AddressSpace, va: Va) -> tuple[Sequence[Step], TranslationFault | None]:
+    """This walks as far as there is a way: the entries on it, and what stopped the walk if it was."""
+    way: list[Step] = []
+    try:
+        for step in steps(space.memory.read, space.root, space.geometry, va):
+            way.append(step)  # noqa: PERF402 - what was read before the fault counts
+    except TranslationFault as fault:
+        return way, fault
+    return way, None
+
+
+def _nowhere(va: Va, way: Sequence[Step], fault: TranslationFault) -> dict[str, object]:
+    """This is the document of an address that is not mapped, with the fields of one that is."""
+    unknown = dict.fromkeys(("pa", "page_size", "permissions"))
+    return {"va": va, **unknown, "steps": way, "problem": str(fault)}
 
 
 def _step_columns(geometry: Geometry) -> Sequence[Column[Step]]:
@@ -160,8 +191,14 @@ def _step_columns(geometry: Geometry) -> Sequence[Column[Step]]:
         Column("LEVEL", lambda step: step.level),
         Column("AT", lambda step: f"{step.address:#x}", right=True),
         Column("ENTRY", lambda step: f"{step.entry:#018x}"),
-        Column("ALLOWS", lambda step: _rights(_permissions(geometry, step.entry))),
+        Column("ALLOWS", lambda step: _allowed(geometry, step.entry)),
     )
+
+
+def _allowed(geometry: Geometry, entry: int) -> str:
+    if not entry & geometry.present_bit:
+        return "nothing: not present"
+    return _rights(_permissions(geometry, entry))
 
 
 def _permissions(geometry: Geometry, entry: int) -> Permissions:

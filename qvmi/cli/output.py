@@ -40,7 +40,7 @@ class Output:
     @classmethod
     def of_process(cls) -> "Output":
         """This writes to the process's own stdout and stderr."""
-        return cls(_lossless(sys.stdout), _lossless(sys.stderr))
+        return cls(_lossless(sys.stdout or _unwritable()), _lossless(sys.stderr or _nowhere()))
 
     @property
     def is_terminal(self) -> bool:
@@ -124,10 +124,22 @@ class Output:
             raise _lost(error) from error
 
 
-def _lossless(stream: TextIO | None) -> TextIO:
-    """This makes a stream escape what its encoding lacks; one that was closed becomes a sink."""
-    if stream is None:
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as above; open until the end
+# Python's own streams are None where they were closed before it began. These stand for them, and are
+# open until the end; pathlib takes longer to import than they are worth.
+
+
+def _unwritable() -> TextIO:
+    """This stands for a stdout that was closed: what is written to it fails as it would there."""
+    return open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: PTH123 - as above
+
+
+def _nowhere() -> TextIO:
+    """This stands for a stderr that was closed: nobody wants to be told."""
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as above
+
+
+def _lossless(stream: TextIO) -> TextIO:
+    """This makes a stream escape what its encoding lacks."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         with suppress(OSError):  # it writes what is waiting; the next flush tells if it cannot

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from qvmi.cli.arguments import ENVIRONMENT, Request
@@ -26,7 +28,7 @@ def run(request: Request, output: Output, *, debug: bool) -> ExitCode:
     _log_to(output, debug=debug)
     handler = handler_of(request.command.handler)
     if request.command.needs in {Needs.GUEST, Needs.MACHINE}:
-        return asyncio.run(_ask_machine(request, handler, output))
+        return _run_to_end(lambda: _ask_machine(request, handler, output), debug=debug)
     code: ExitCode = handler(output, **request.arguments)
     return code
 
@@ -36,6 +38,37 @@ def handler_of(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     handler: Callable[..., Any] = getattr(import_module(module), function)
     return handler
+
+
+def _run_to_end(ask: Callable[[], Coroutine[object, object, ExitCode]], *, debug: bool) -> ExitCode:
+    """This runs a coroutine; what Ctrl-C tears down in mid-air complains only to those who debug."""
+    with asyncio.Runner() as runner:
+        try:
+            return runner.run(_until_ctrl_c(ask))
+        except KeyboardInterrupt:
+            if not debug:
+                runner.get_loop().set_exception_handler(lambda *_: None)
+            raise
+
+
+async def _until_ctrl_c(ask: Callable[[], Coroutine[object, object, ExitCode]]) -> ExitCode:
+    """This lets the first Ctrl-C cancel what runs, and leaves one behind that to the kernel.
+
+    Python would raise it wherever it happens to be, also where nobody can catch it, and complain.
+    """
+    cancel = signal.getsignal(signal.SIGINT)
+    if not callable(cancel):  # the shell has it ignored, as that of a job in the background
+        return await ask()
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        cancel(number, frame)
+
+    signal.signal(signal.SIGINT, heard)
+    try:
+        return await ask()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def _ask_machine(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
@@ -54,6 +87,7 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
         timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,
     ) as machine:
         code: ExitCode = await handler(machine, output, **request.arguments)
+        output.flush()
     return code
 
 

@@ -1,11 +1,22 @@
 """The values that arguments may have, each checked before anything is attached to."""
 
 import math
+import os
 import re
 from argparse import ArgumentTypeError
 from typing import Final, NamedTuple
 
-__all__ = ["Place", "Space", "count", "place", "seconds", "size", "user_space"]
+__all__ = [
+    "Place",
+    "Space",
+    "count",
+    "given",
+    "new_file",
+    "place",
+    "seconds",
+    "size",
+    "user_space",
+]
 
 _MAX_ADDRESS: Final = (1 << 64) - 1
 _MAX_SECONDS: Final = 366 * 86_400.0
@@ -92,6 +103,38 @@ def seconds(text: str) -> float:
     if not 0 < number <= _MAX_SECONDS:
         raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return number
+
+
+def given(text: str) -> str:
+    """This reads an address or a file's name, which cannot be empty.
+
+    An empty one is a variable that was never set; to take it for nothing would take another machine.
+    """
+    if not text:
+        raise ArgumentTypeError("'' names nothing; leave the option out, or say what is meant")
+    return text
+
+
+def new_file(text: str) -> str:
+    """This reads the name of a file that is to be written, and tries whether it can be.
+
+    What cannot be known before, such as that the disk will be full, is told when it is written.
+    """
+    from pathlib import Path
+    from tempfile import TemporaryFile
+
+    try:
+        target = Path(given(text)).resolve()
+        if target.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        if target.is_file() or not target.exists():
+            TemporaryFile(dir=target.parent).close()  # beside the one that it may replace
+        elif not os.access(target, os.W_OK):  # a pipe would be ended by trying
+            raise PermissionError(0, "it may not be written to")
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link leads to itself
+        why = getattr(error, "strerror", None) or error
+        raise ArgumentTypeError(f"cannot write {text!r}: {why}; choose another path") from error
+    return text
 
 
 def _bounded(number: int, text: str) -> int:

@@ -88,16 +88,19 @@ def _stop_signal() -> Iterator[asyncio.Event]:
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def heard() -> None:
         stop.set()
         restore()
 
     def restore() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            # asyncio would put Python's own in its place, which tears the event loop apart.
+            if loop.remove_signal_handler(number):
+                signal.signal(number, handler or signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in before:
         loop.add_signal_handler(number, heard)
     try:
         yield stop

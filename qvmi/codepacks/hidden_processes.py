@@ -5,12 +5,17 @@ tasks (``init_task.tasks``), which schedulers and signals to everybody walk, and
 radix tree (``init_pid_ns.idr``), which /proc, and so ``ps``, reads. A process cut out of one of
 them goes on running, and hides from whoever asks that one.
 
+A listing may have gaps. Those of a guest that runs are moments of change, gone with the next look or
+the one after it. One that stays is no such moment: what is missing behind it is missing, and what it
+leads to, where nobody is missing, may be somebody who is in neither of the two.
+
 References: kernel/fork.c copy_process(), kernel/exit.c __unhash_process(), kernel/pid.c alloc_pid();
 MITRE ATT&CK T1014 Rootkit.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -18,7 +23,7 @@ import msgspec
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
-from qvmi.semantics.guest_os import GuestOS, Listing, Process
+from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Process
 from qvmi.view import Taken
 
 __all__ = ["HiddenProcesses"]
@@ -36,14 +41,25 @@ But a host with too much to do may take the vCPU away in the midst of it: 60 ms 
 five times more work than cores.
 """
 
+_PASSING_GAP_S: Final = 5.0
+"""Longest time for which a gap is believed to be a moment of change, and to explain who is missing.
+
+In a storm of forks one look in fifty has a gap, and hardly two in a row; one without ends the matter.
+A vCPU that the host takes away in the midst of a change makes it last, as above.
+"""
+
+_MAX_GAPS_TOLD: Final = 16
+"""Gaps of one structure that become findings; one with more of them is told by those."""
+
 
 @dataclass(frozen=True, slots=True)
 class HiddenProcesses:
     """This compares the task list with the pid namespace.
 
     It sees a process that is in one of the two: one that is missing in the task list after two
-    looks, one that is missing in the pid namespace after some seconds, see `_HALF_DONE_S`. It does
-    not see one that is in neither, nor threads.
+    looks, one that is missing in the pid namespace after some seconds, see `_HALF_DONE_S`, and one
+    behind a gap after some seconds, see `_PASSING_GAP_S`. A gap that stays is a finding of its own.
+    It does not see a process that is in neither where both are whole, nor threads.
 
     Args:
         interval_s: from one look to the next. What is born or dies while a look goes on is in one
@@ -65,7 +81,8 @@ class HiddenProcesses:
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
         """This looks once, and where the two disagree once more: a finding is in both answers.
 
-        What is born or dies between the two readings is in one listing only, but not again.
+        What is born or dies between the two readings is in one listing only, but not again; a gap
+        that a change made is not at the same place again.
         """
         first = _disagreements(guest.processes(), guest.process_ids())
         if not first:
@@ -75,15 +92,20 @@ class HiddenProcesses:
 
 
 def _disagreements(listed: Listing[Process], known: Listing[Process]) -> dict[str, Finding]:
-    """These are the processes that are in one of the two listings, by the key of the finding."""
+    """These are the processes that are in one of the two listings, and the gaps, by their keys."""
     task_list, pid_idr = _View(_TASK_LIST, listed), _View(_PID_IDR, known)
     pairs = ((pid_idr, task_list), (task_list, pid_idr))
-    findings = [
-        _finding(process, shown=shown, hidden=hidden)
+    missing = [
+        _missing(process, shown=shown, hidden=hidden)
         for shown, hidden in pairs
-        for process in _missing(shown.listing, hidden.listing)
+        for process in _not_in(hidden.listing, shown.listing)
     ]
-    return {finding.key: finding for finding in findings}
+    gaps = [
+        _gap(gap, view)
+        for view in (task_list, pid_idr)
+        for gap in islice(view.listing.gaps, _MAX_GAPS_TOLD)
+    ]
+    return {finding.key: finding for finding in (*missing, *gaps)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +116,12 @@ class _View:
     listing: Listing[Process]
 
 
-def _missing(shown: Listing[Process], hidden: Listing[Process]) -> list[Process]:
-    """These are the processes of one listing that the other, if it has no gap, does not have.
+def _not_in(hidden: Listing[Process], shown: Listing[Process]) -> list[Process]:
+    """These are the processes of the second listing that the first does not have.
 
     An exiting process is taken out of one structure after the other. On a guest that runs that is
     over before it is believed; one that stands still may stand just there.
     """
-    if hidden.gaps:
-        return []
     seen = {_identity(process) for process in hidden}
     runs = shown.provenance.taken is Taken.LIVE
     return [
@@ -116,20 +136,46 @@ def _identity(process: Process) -> str:
     return f"{process.address:#x}@{process.start_time_s!r}"
 
 
-def _finding(process: Process, *, shown: _View, hidden: _View) -> Finding:
+def _missing(process: Process, *, shown: _View, hidden: _View) -> Finding:
+    """This says that a process is in one view alone."""
     facts = msgspec.to_builtins(process)
     del facts["address"]
+    gaps = len(hidden.listing.gaps)
+    half_done_s = _HALF_DONE_S if hidden.structure == _PID_IDR else 0.0
     return Finding(
         claim=f"process {process.pid} ({process.name}) is in {shown.structure} "
-        f"but not in {hidden.structure}",
+        f"but not in {hidden.structure}" + (", which cannot be walked whole" if gaps else ""),
         severity=Severity.HIGH,
         technique=_TECHNIQUE,
+        # The same with a gap and without, so that nobody is safe who lets one come and go.
         key=f"not in {hidden.structure}: {_identity(process)}",
         evidence=(
             Observation(view=shown.structure, present=True, address=process.address, facts=facts),
             Observation(
-                view=hidden.structure, present=False, facts={"processes": len(hidden.listing)}
+                view=hidden.structure,
+                present=False,
+                facts={"processes": len(hidden.listing), "gaps": gaps},
             ),
         ),
-        settle_s=_HALF_DONE_S if hidden.structure == _PID_IDR else 0.0,
+        settle_s=max(half_done_s, _PASSING_GAP_S if gaps else 0.0),
+    )
+
+
+def _gap(gap: Gap, view: _View) -> Finding:
+    """This says that a structure cannot be walked past a place."""
+    place = "" if gap.address is None else f" past {gap.address:#x}"
+    return Finding(
+        claim=f"{view.structure} cannot be walked{place}: somebody may hide behind it",
+        severity=Severity.MEDIUM,
+        technique=_TECHNIQUE,
+        key=f"gap in {view.structure}{place}",
+        evidence=(
+            Observation(
+                view=view.structure,
+                present=True,
+                address=gap.address,
+                facts={"reason": gap.reason, "processes": len(view.listing)},
+            ),
+        ),
+        settle_s=_PASSING_GAP_S,
     )

@@ -76,8 +76,14 @@ def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Lo
 
 
 def in_words(error: BaseException) -> str:
-    """This is an error on one line, whatever its own ``__str__`` does."""
+    """This is an error on one line, whatever its own ``__str__`` does.
+
+    Those of qvmi say in words what is wrong; of others the class says what the words leave out.
+    """
     text = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, QvmiError):
+        kind = type(error)
+        text = text.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
     return " ".join(text.split())[:_MAX_PROBLEM]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,7 +19,7 @@ from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.selection import Choices, remember, select
+from qvmi.semantics.selection import Choices, remember, select, select_known
 from qvmi.symbols.layout import Symbols
 from qvmi.view import Provenance, Taken, View
 
@@ -26,6 +27,8 @@ __all__ = ["Machine", "MachineFacts"]
 
 _logger = logging.getLogger(__name__)
 
+_LOOKS: Final = 4
+"""Looks at a guest that is not recognised, each by other page tables."""
 _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
@@ -192,11 +195,21 @@ class Machine:
         await self.recognise()
 
     async def recognise(self) -> None:
-        """This works out which system runs from the registers as last read; it never raises.
+        """This works out which system runs from the registers as last read.
 
         What was found, or why nothing was, :attr:`guest` tells.
+
+        Raises:
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        await asyncio.to_thread(self._recognise)
+        for _ in range(_LOOKS):
+            # What was seen before takes a millisecond, what was not takes many, in a thread.
+            if self._recognise(select_known) or await asyncio.to_thread(self._recognise, select):
+                return
+            # The page tables may have been those of a process that has ended in the meantime.
+            before = {vcpu.cr3 for vcpu in self._vcpus}
+            if before == {vcpu.cr3 for vcpu in await self.registers()}:
+                return
 
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
@@ -215,9 +228,11 @@ class Machine:
         if self.epoch != epoch:
             raise StaleView("the machine was reset since it was looked at: refresh()")
 
-    def _recognise(self) -> None:
+    def _recognise(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
+        """This tells whether one way of looking has recognised what runs."""
         self._guest, self._unknown = None, None
         try:
-            self._guest = select(self.view, self._choices)
+            self._guest = look(self.view, self._choices)
         except QvmiError as error:
             self._unknown = error
+        return self._guest is not None

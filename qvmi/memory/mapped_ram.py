@@ -57,7 +57,7 @@ class MappedRam:
         by_address = sorted(files, key=lambda file: file.range.start)
         _check_disjoint(by_address)
         try:
-            self._windows = tuple(self._map(file) for file in by_address)
+            self._windows = tuple(self._map(file) for file in _without_seams(by_address))
         except BaseException:
             self.close()
             raise
@@ -152,6 +152,33 @@ class MappedRam:
             why = "no RAM of the guest there" if self._windows else _CLOSED
             raise MemoryFault(here, size, why=why)
         return b"".join(parts)
+
+
+def _without_seams(by_address: Sequence[RamFile]) -> Iterator[RamFile]:
+    """This joins runs that go on in the same file: a chipset cuts the first MiB into pieces.
+
+    Every read looks for its window, so the fewer there are the better.
+    """
+    pending: RamFile | None = None
+    for file in by_address:
+        if pending is not None and _goes_on(pending, file):
+            whole = PaRange(pending.range.start, file.range.end)
+            pending = RamFile(whole, pending.path, pending.offset)
+            continue
+        if pending is not None:
+            yield pending
+        pending = file
+    if pending is not None:
+        yield pending
+
+
+def _goes_on(below: RamFile, above: RamFile) -> bool:
+    """This tells whether one run follows another, by address and in the file."""
+    return (
+        below.path == above.path
+        and below.range.end == above.range.start
+        and below.offset + below.range.size == above.offset
+    )
 
 
 def _check_disjoint(by_address: Sequence[RamFile]) -> None:

@@ -20,6 +20,10 @@ __all__ = ["open_connection"]
 _SILENCE_S: Final = 0.3
 # The part of the caller's time that is kept back for finding out why nothing came.
 _KEPT_BACK: Final = 0.15
+# A process that is being killed closes its connections before it stops listening: whoever connects
+# in between is hung up on, and told why only at the next attempt.
+_ENDING_S: Final = 0.3
+_RETRY_S: Final = 0.02
 _DETACH_S: Final = 0.3
 _PEEK: Final = 256  # bytes; a greeting has about 150, and its first is enough
 
@@ -32,22 +36,35 @@ async def open_connection(address: UnixAddress | TcpAddress, *, timeout_s: float
         NotQmp: what listens there speaks something else, or is known to be no QMP.
         QmpBusy: another client is being served.
     """
-    deadline = asyncio.get_running_loop().time() + timeout_s * (1 - _KEPT_BACK)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    deadline = started + timeout_s * (1 - _KEPT_BACK)
+    while True:
+        connection = await _connect(address, deadline)
+        try:
+            first = await _greeting(address, connection, deadline)
+        except BaseException:
+            connection.close()
+            raise
+        if first:
+            return connection
+        connection.close()
+        if loop.time() > min(deadline, started + _ENDING_S):
+            raise foreign_speech(address, first)
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _connect(address: UnixAddress | TcpAddress, deadline: float) -> socket.socket:
     try:
-        connection = await open_stream(address, deadline=deadline)
+        return await open_stream(address, deadline=deadline)
     except TimeoutError as error:
         raise queue_full(address) from error
-    try:
-        await _await_greeting(address, connection, deadline)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
-async def _await_greeting(
+async def _greeting(
     address: UnixAddress | TcpAddress, connection: socket.socket, deadline: float
-) -> None:
+) -> bytes:
+    """These are the first bytes of a greeting, left to be read; b"" after a close without any."""
     loop = asyncio.get_running_loop()
     first = await _first_bytes(connection, min(deadline, loop.time() + _SILENCE_S))
     if first is None:
@@ -60,8 +77,9 @@ async def _await_greeting(
         raise silence(address, await asyncio.to_thread(look_at_peer, connection))
     if first.startswith(GDBSTUB):
         await _let_run(connection)
-    if not first.lstrip().startswith(b"{"):
+    if first and not first.lstrip().startswith(b"{"):
         raise foreign_speech(address, first)
+    return first
 
 
 async def _first_bytes(connection: socket.socket, deadline: float) -> bytes | None:

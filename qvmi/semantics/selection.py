@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qvmi.memory.address_space import AddressSpace
-from qvmi.semantics.linux.discovery import Kernel, discover
+from qvmi.semantics.linux.discovery import Kernel, discover, recognise
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
 
-__all__ = ["Choices", "remember", "select"]
+__all__ = ["Choices", "remember", "select", "select_known"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,18 @@ def select(view: View, choices: Choices) -> LinuxGuest:
     """
     kernel: Kernel = discover(view, cache=choices.cache, symbols=choices.symbols)
     return LinuxGuest(view, kernel)
+
+
+def select_known(view: View, choices: Choices) -> LinuxGuest | None:
+    """This selects the interface for a system seen before, within about a millisecond.
+
+    Returns:
+        None where it takes more than that to say what runs: :func:`select` does it.
+    """
+    if choices.cache is None or choices.symbols is not None:
+        return None
+    kernel = recognise(view, choices.cache)
+    return None if kernel is None else LinuxGuest(view, kernel)
 
 
 def remember(guest: LinuxGuest, choices: Choices) -> None:

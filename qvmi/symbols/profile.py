@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,18 +24,28 @@ from qvmi.symbols.kallsyms import Addressing, KallsymsTables
 from qvmi.symbols.layout import Field
 from qvmi.symbols.witness import Witness
 
-__all__ = ["MAX_BANNER", "Profile", "ProfileCache", "field_key", "size_key", "symbol_key"]
+__all__ = [
+    "MAX_BANNER",
+    "KnownBuild",
+    "Profile",
+    "ProfileCache",
+    "field_key",
+    "size_key",
+    "symbol_key",
+]
 
 Answer = TypeVar("Answer")
 
 MAX_BANNER: Final = 512
 """Bytes; a banner is about 150 long."""
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 _MAX_FILE: Final = 4 << 20
 """Bytes; a profile of everything that qvmi itself asks for takes about 10 KiB."""
 _MAX_FILES: Final = 1000
 """Kernel builds looked through at an attach; more are ignored, oldest last."""
+_MAX_RECENT: Final = 8
+"""Kernel builds that are tried before anything is searched for; a host runs a few at a time."""
 _FILE_NAME: Final = re.compile(r"[0-9a-f]{1,16}-[0-9a-f]{32}\.json")
 _IMAGE_SPAN: Final = 1 << 30
 """Addresses so near behind the image's start move with it."""
@@ -63,6 +74,8 @@ class Profile:
         banner: ``linux_banner``, without the newline and NUL.
         banner_address: where it lies.
         tables: where kallsyms lies.
+        gate: address of the handler of exception 0; None where it is not known.
+        image_size: bytes of the image as it is mapped; 0 where that is not known.
         symbols: addresses by name; None for names that the kernel lacks.
         fields: struct members by ``type.name|alternative``; None for those that it lacks.
         sizes: of structs by name.
@@ -73,6 +86,8 @@ class Profile:
     banner: bytes
     banner_address: Va
     tables: KallsymsTables
+    gate: Va | None = None
+    image_size: int = 0
     symbols: dict[str, Va | None] = field(default_factory=dict)
     fields: dict[str, Field | None] = field(default_factory=dict)
     sizes: dict[str, int | None] = field(default_factory=dict)
@@ -114,6 +129,8 @@ class _Stored(msgspec.Struct, frozen=True):
     version: int
     banner: bytes
     banner_offset: int
+    gate_offset: int
+    image_size: int
     tables: KallsymsTables
     image_symbols: dict[str, int]
     other_symbols: dict[str, int]
@@ -127,6 +144,30 @@ class _Sealed(msgspec.Struct, frozen=True):
 
     sha256: str
     profile: msgspec.Raw
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBuild:
+    """This is a profile that was read before it is known where, and whether, its kernel runs.
+
+    Args:
+        stored: what the file holds.
+    """
+
+    stored: _Stored
+
+    def start(self, gate: Va) -> Va:
+        """This is where the image begins if its handler of exception 0 lies at an address."""
+        return Va(gate - self.stored.gate_offset)
+
+    @property
+    def image_size(self) -> int:
+        """This is the size of the mapped image in bytes."""
+        return self.stored.image_size
+
+    def profile(self, image_start: Va) -> Profile:
+        """This is the profile for a kernel whose image begins at an address."""
+        return _placed(self.stored, image_start)
 
 
 class ProfileCache:
@@ -157,9 +198,17 @@ class ProfileCache:
                 hashes[offset] = _banner_hash(_banner_at(Va(image_start + offset), read))
             if hashes[offset] == name_hash:
                 with contextlib.suppress(CorruptTable):
-                    return _load(path, image_start, name_hash)
+                    return _placed(_read(path, name_hash), image_start)
                 self._remove(path)
         return None
+
+    def recent(self) -> Iterator[KnownBuild]:
+        """This iterates the builds that were learned last, of those that one gate tells the place of."""
+        for path, _, name_hash in islice(self._files(), _MAX_RECENT):
+            with contextlib.suppress(CorruptTable):
+                stored = _read(path, name_hash)
+                if stored.gate_offset and stored.image_size:
+                    yield KnownBuild(stored)
 
     def save(self, profile: Profile, image_start: Va) -> Path:
         """This writes a profile so that a reader sees the whole of it or the one before.
@@ -177,7 +226,10 @@ class ProfileCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _replace(path, data)
         except OSError as error:
-            why = f"the profile cache cannot be written, name another folder: {error}"
+            why = (
+                f"the profile cache cannot be written, name another folder or do without"
+                f" (--no-cache, use_cache=False): {error}"
+            )
             raise UsageError(why) from error
         profile.changed = False
         return path
@@ -238,8 +290,8 @@ def _banner_hash(banner: bytes) -> str:
     return hashlib.sha256(banner).hexdigest()[:32]
 
 
-def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
-    """This reads a profile and moves it to where the kernel runs now.
+def _read(path: Path, name_hash: str) -> _Stored:
+    """This reads a profile.
 
     Raises:
         CorruptTable: the file is damaged, of another version, or of another banner.
@@ -255,6 +307,11 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
         raise CorruptTable(str(path), str(error)) from error
     if stored.version != _VERSION or _banner_hash(stored.banner) != name_hash:
         raise CorruptTable(str(path), f"version {stored.version}, banner {stored.banner!r}")
+    return stored
+
+
+def _placed(stored: _Stored, image_start: Va) -> Profile:
+    """This moves a profile to where the kernel runs now."""
     symbols: dict[str, Va | None] = {
         name: Va(image_start + offset) for name, offset in stored.image_symbols.items()
     }
@@ -263,6 +320,8 @@ def _load(path: Path, image_start: Va, name_hash: str) -> Profile:
         banner=stored.banner,
         banner_address=Va(image_start + stored.banner_offset),
         tables=_moved(stored.tables, image_start),
+        gate=Va(image_start + stored.gate_offset) if stored.gate_offset else None,
+        image_size=stored.image_size,
         symbols=symbols,
         fields={**stored.fields},
         sizes={**stored.sizes},
@@ -284,6 +343,8 @@ def _store(profile: Profile, image_start: Va) -> _Stored:
         version=_VERSION,
         banner=profile.banner,
         banner_offset=profile.banner_address - image_start,
+        gate_offset=0 if profile.gate is None else profile.gate - image_start,
+        image_size=profile.image_size,
         tables=_moved(profile.tables, -image_start),
         image_symbols=image,
         other_symbols=other,

@@ -1,18 +1,26 @@
 """A QEMU with any arguments and no operating system: it starts in a tenth of a second."""
 
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guests.lab.errors import LabError
 from tests.guests.lab.monitor import Monitor
 from tests.guests.lab.process import QemuProcess
 
 __all__ = ["BareQemu", "bare_qemu"]
 
-_LISTENS_S = 20.0
+_LISTENS_S = _STOPS_S = 20.0
+_POLL_S = 0.001
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,27 @@ class BareQemu:
     def pid(self) -> int:
         """This is QEMU's process id."""
         return self.process.pid
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """This keeps the whole process from running for the length of the block, if it lives so long."""
+        handle = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGSTOP)
+            self._wait_until_stopped()
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+            os.close(handle)
+
+    def _wait_until_stopped(self) -> None:
+        """This waits for the last thread: the signal stops one after the other, and nobody is told."""
+        deadline = time.monotonic() + _STOPS_S
+        while not all(_is_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            if time.monotonic() > deadline:
+                raise LabError(f"QEMU {self.pid} does not stop")
+            time.sleep(_POLL_S)
 
     def kill(self) -> None:
         """This kills QEMU and waits until it has gone."""

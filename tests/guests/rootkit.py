@@ -16,7 +16,7 @@ from qvmi.symbols.layout import field_offset
 from qvmi.view import Provenance, Taken, View
 from tests.guests.lab import Guest, LabError
 
-__all__ = ["forgotten_process", "hide_process", "show_process"]
+__all__ = ["bypassed_process", "forgotten_process", "hide_process", "show_process"]
 
 _LINKS = struct.Struct("<QQ")
 _POINTER = struct.Struct("<Q")
@@ -57,6 +57,26 @@ def show_process(guest: Guest, hidden: Process) -> None:
         _write(guest, linux, entry, _LINKS.pack(head, last))
         _write(guest, linux, Va(last), struct.pack("<Q", entry))
         _write(guest, linux, Va(head + 8), struct.pack("<Q", entry))
+
+
+@contextmanager
+def bypassed_process(guest: Guest, name: str) -> Iterator[Process]:
+    """Lead the list of tasks past a process in one direction alone, for as long as the block lasts.
+
+    The next one still points back to it, so that the list contradicts itself there, for good.
+    """
+    with _stopped(guest), _understood(guest) as linux:
+        hidden = next((row for row in linux.processes() if row.name == name), None)
+        if hidden is None:
+            raise LabError(f"no process {name!r} is on the list of tasks", fix="name one of them")
+        entry = Va(hidden.address + field_offset(linux.kernel.symbols, "task_struct", "tasks"))
+        following, before = _LINKS.unpack(linux.kernel.space.read(entry, _LINKS.size))
+        _write(guest, linux, Va(before), _POINTER.pack(following))
+    try:
+        yield hidden
+    finally:
+        with _stopped(guest), _understood(guest) as linux:
+            _write(guest, linux, Va(before), _POINTER.pack(entry))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.command_line import (
     qvmi_document,
     qvmi_on_terminal,
 )
+from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process, show_process
@@ -340,8 +342,33 @@ def test_a_walk_leads_where_qemu_s_own_does(guest: Guest) -> None:
 
 def test_an_address_that_is_not_mapped_is_4_and_says_at_which_level(guest: Guest) -> None:
     done = qvmi("--qmp", guest.qmp, "translate", "0x10000", "--pid", "1")
-    assert (done.returncode, done.stdout) == (4, "")
-    assert re.search(r"P[A-Z0-9]+E not present", done.stderr)
+    assert done.returncode == 4
+    assert done.stderr.startswith("qvmi: cannot translate virtual address 0x10000: ")
+    stopped = re.search(r"(P[A-Z0-9]+E) not present \(entry (0x\w+) at (0x\w+)\)", done.stderr)
+    assert stopped
+    level, entry, place = stopped.groups()
+    titles, *way = [line.split() for line in done.stdout.splitlines()]
+    assert titles == ["LEVEL", "AT", "ENTRY", "ALLOWS"]
+    levels = [one[0] for one in way]
+    assert " PML5E PML4E PDPTE PDE PTE ".count(f" {' '.join(levels)} ") == 1
+    assert way[-1][:2] == [level, place]
+    assert int(way[-1][2], 16) == int(entry, 16)
+    assert way[-1][3:] == ["nothing:", "not", "present"]
+
+
+def test_the_way_to_an_address_that_is_not_mapped_is_a_document(guest: Guest) -> None:
+    done = qvmi("--json", "--qmp", guest.qmp, "translate", "0x10000", "--pid", "1")
+    assert done.returncode == 4
+    document = json.loads(done.stdout)
+    assert {name: document[name] for name in ("va", "pa", "page_size", "permissions", "pid")} == {
+        **dict.fromkeys(("pa", "page_size", "permissions")),
+        "va": 0x10000,
+        "pid": 1,
+    }
+    assert document["steps"][0]["level"] in {"PML5E", "PML4E"}
+    assert all(step["entry"] & 1 for step in document["steps"][:-1])
+    assert not document["steps"][-1]["entry"] & 1
+    assert done.stderr == f"qvmi: {document['problem']}\n"
 
 
 def test_an_address_that_is_not_canonical_is_4(guest: Guest) -> None:
@@ -369,6 +396,21 @@ def test_a_symbol_file_that_cannot_be_written_is_wrong_usage(guest: Guest) -> No
     done = qvmi("--qmp", guest.qmp, "isf", "-o", "/nonexistent/guest.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "/nonexistent/guest.json" in done.stderr
+
+
+# --------------------------------------------------------------------------------------- the cache
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
+    guest: Guest, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    wrong = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    done = qvmi("--qmp", guest.qmp, "ps", **wrong)
+    assert done.returncode == 0
+    assert "is not kept" in done.stderr
+    assert "--no-cache" in done.stderr
+    assert qvmi("--qmp", guest.qmp, "--no-cache", "ps", **wrong).stderr == ""
 
 
 # ------------------------------------------------------------------------------- machines and states
@@ -441,6 +483,38 @@ def test_firmware_alone_has_registers_and_physical_memory(firmware: Guest) -> No
     assert found["data"] == "ea"  # a far jump
 
 
+# -------------------------------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[BareQemu]:
+    with bare_qemu() as qemu:
+        yield qemu
+
+
+@pytest.mark.parametrize(
+    ("command", "seen", "ends"),
+    [
+        (("regs",), b"halted", {0, 130}),
+        (("info",), b"no Linux kernel found", {4, 130}),
+        (("watch",), b"sight blind", {4, 130}),
+    ],
+    ids=lambda value: value.decode() if isinstance(value, bytes) else None,
+)
+def test_ctrl_c_at_any_moment_leaves_no_complaint(
+    bare: BareQemu, command: tuple[str, ...], seen: bytes, ends: set[int]
+) -> None:
+    """A second one, or one in the last moments, is the kernel's, which ends it by the signal."""
+    for number in range(20):
+        with qvmi_on_terminal("--qmp", bare.qmp, "--no-cache", *command) as terminal:
+            terminal.wait_for(seen)
+            for _ in range(1 + number % 3):  # those who cannot wait type it again
+                terminal.type(b"\x03")
+            assert terminal.end() in {*ends, -signal.SIGINT}
+        for complaint in (b"never retrieved", b"Traceback", b"asyncio", b"Error", b"bug"):
+            assert complaint not in terminal.screen, terminal.screen.decode()
+
+
 # --------------------------------------------------------------------------------------------- watch
 
 
@@ -483,5 +557,6 @@ def test_watch_of_a_machine_that_ends_is_3(guests: GuestPool) -> None:
         terminal.wait_for(b"sight full")
         doomed.kill()
         assert terminal.end() == 3
-    assert b"QEMU is gone" in terminal.screen
+    assert b"sight ended: QEMU is gone" in terminal.screen
+    assert b"qvmi.errors" not in terminal.screen
     assert b"Traceback" not in terminal.screen

@@ -10,6 +10,7 @@ from qvmi.semantics.linux.kallsyms import tables_by_form, tables_by_vmcoreinfo
 from tests.asynchronous import asynchronous
 from tests.guests.lab import Guest
 
+ATTACHES = 20
 FEW_SYMBOLS, FEW_MEMBERS = 16, 40
 """Of some 100,000 each; a list of processes asks for init_task and a dozen members."""
 
@@ -54,6 +55,23 @@ async def test_every_finding_has_evidence(guest: Guest) -> None:
     assert because["kallsyms, found by: tables_by_form"] == f"{truth.count} symbols"
     assert guest.run("cat /proc/version").decode().strip() == because["linux_banner"]
     assert because["page_offset_base and page tables"]
+
+
+@asynchronous
+async def test_a_guest_is_understood_while_processes_come_and_go(guest: Guest) -> None:
+    """The page tables that a vCPU has loaded may be gone a moment later, with their process."""
+    guest.start_storm()
+    images = []
+    try:
+        for _ in range(ATTACHES):
+            async with qvmi.attach(guest.qmp, use_cache=False) as machine:
+                assert machine.guest.processes()
+                images.append(machine.guest.kernel.image)
+    finally:
+        guest.stop_storm()
+    own = guest.kallsyms().addresses["init_top_pgt"]
+    for image in images:
+        assert image.root == image.pa + own - image.start
 
 
 @asynchronous

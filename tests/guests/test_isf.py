@@ -320,7 +320,7 @@ async def test_the_file_of_another_kernel_is_refused_by_both_banners(
         with pytest.raises(qvmi.UsageError) as refused:
             machine.guest.facts()
     for guest in (older, newer):
-        assert f"Linux version {guest.truth().release} " in str(refused.value)
+        assert guest.truth().version in str(refused.value)
 
 
 @asynchronous

@@ -138,16 +138,23 @@ async def test_nothing_is_written_to_a_guests_serial_port() -> None:
 
 
 @asynchronous
+async def test_a_stopped_qemu_is_told_in_time() -> None:
+    with bare_qemu() as machine:
+        with machine.stopped():
+            async with watched_loop():
+                with pytest.raises(QmpBusy, match="it is stopped, or hangs"):
+                    await QmpSession.connect(machine.qmp, timeout_s=STUCK_S)
+        async with watched_loop(), await QmpSession.connect(machine.qmp) as session:
+            assert (await commands.run_state(session)).running
+
+
+@asynchronous
 async def test_a_command_to_a_stopped_qemu_times_out_and_later_ones_work() -> None:
     with bare_qemu() as machine:
         async with watched_loop(), await QmpSession.connect(machine.qmp) as session:
             assert (await commands.run_state(session)).running
-            os.kill(machine.pid, signal.SIGSTOP)
-            try:
-                with pytest.raises(QmpTimeout):
-                    await session.execute("query-status", timeout_s=STUCK_S)
-            finally:
-                os.kill(machine.pid, signal.SIGCONT)
+            with machine.stopped(), pytest.raises(QmpTimeout):
+                await session.execute("query-status", timeout_s=STUCK_S)
             assert (await commands.run_state(session)).running
 
 
@@ -156,11 +163,11 @@ async def test_a_qemu_killed_in_mid_command_is_gone_for_everyone() -> None:
     with bare_qemu() as machine:
         async with watched_loop(), await QmpSession.connect(machine.qmp) as session:
             with session.events() as events:
-                os.kill(machine.pid, signal.SIGSTOP)
-                waiting = [asyncio.create_task(session.hmp("info mtree -f")) for _ in range(9)]
-                listening = asyncio.ensure_future(anext(events))
-                await asyncio.sleep(0)
-                os.kill(machine.pid, signal.SIGKILL)
+                with machine.stopped():
+                    waiting = [asyncio.create_task(session.hmp("info mtree -f")) for _ in range(9)]
+                    listening = asyncio.ensure_future(anext(events))
+                    await asyncio.sleep(0)
+                    os.kill(machine.pid, signal.SIGKILL)
                 ends = await asyncio.gather(*waiting, listening, return_exceptions=True)
             assert {type(end) for end in ends} == {MachineGone}
             with pytest.raises(MachineGone, match="query-status"):

@@ -4,6 +4,7 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 
+from qvmi.addr import Pa
 from qvmi.arch.x86_64 import Registers
 from qvmi.view import Provenance, Taken, View
 from tests.synthetic.btf import BtfBuilder, Member
@@ -44,6 +45,7 @@ class GuestOptions:
         note: whether VMCOREINFO names the tables.
         protected: whether text and read-only data are write-protected, as after early boot.
         user_half: the vCPU runs on the user half of a pair of page tables.
+        own_tables: the kernel has page tables beside those that the vCPU has loaded.
     """
 
     levels: int = 4
@@ -54,6 +56,7 @@ class GuestOptions:
     note: bool = True
     protected: bool = True
     user_half: bool = False
+    own_tables: bool = False
 
 
 class Guest:
@@ -73,6 +76,8 @@ class Guest:
         self.ram.write(self.pa_of(self.rodata), rodata)
         self.tables = PageTables(self.ram, ROOT, free=ROOT + 0x2000, levels=self.options.levels)
         self._map()
+        if self.options.own_tables:
+            self.ram.write(self.pa_of(self.own_tables), self.ram.read(Pa(ROOT), 4096))
         if self.options.note:
             self.write_note()
 
@@ -80,6 +85,11 @@ class Guest:
     def registers(self) -> Registers:
         root = ROOT | 0x1000 if self.options.user_half else ROOT
         return vcpu(root, five_levels=self.options.levels == 5, idt_base=IDT)
+
+    @property
+    def own_tables(self) -> int:
+        """This is where ``init_top_pgt`` lies, far behind everything else."""
+        return self.data + MIB
 
     def view(self, *vcpus: Registers) -> View:
         return View(vcpus or (self.registers,), self.ram, Provenance(Taken.LIVE, at=1.0))
@@ -89,6 +99,13 @@ class Guest:
 
     def write_image(self, va: int, data: bytes) -> None:
         self.ram.write(self.pa_of(va), data)
+
+    def write_gate(self, handler: int) -> None:
+        """This lets exception 0 be handled at an address."""
+        gate = struct.pack(
+            "<HHHHII", handler & 0xFFFF, 0x10, 0x8E00, handler >> 16 & 0xFFFF, handler >> 32, 0
+        )
+        self.ram.write(self.pa_of(self.data), gate)
 
     def write_note(self, pa: int = NOTE_PA, **changes: int) -> None:
         """This writes VMCOREINFO as a note, and points the kernel's own variable to its text."""
@@ -113,6 +130,8 @@ class Guest:
         variables["timekeeper_data"] = kernel.allocate_bytes(0x200)
         kernel.u64(variables["page_offset_base"], PAGE_OFFSET)
         kernel.u64(variables["timekeeper_data"] + 0x10 + 0x60, UPTIME_S)
+        if self.options.own_tables:
+            variables["init_top_pgt"] = self.own_tables
         kernel.symbols.addresses |= variables
 
     def _map(self) -> None:
@@ -129,11 +148,7 @@ class Guest:
         for pa in range(0, RAM_SIZE, 2 * MIB):
             self.tables.map(PAGE_OFFSET + pa, pa, 2 * MIB, executable=False)
         self.tables.map(IDT, self.pa_of(self.data), executable=False)
-        handler = self.start + 0x1234
-        gate = struct.pack(
-            "<HHHHII", handler & 0xFFFF, 0x10, 0x8E00, handler >> 16 & 0xFFFF, handler >> 32, 0
-        )
-        self.ram.write(self.pa_of(self.data), gate)
+        self.write_gate(self.start + 0x1234)
         if self.options.user_half:
             user = PageTables(
                 self.ram, ROOT | 0x1000, free=self.tables.free, levels=self.options.levels

@@ -1,16 +1,17 @@
 """Understanding an unknown Linux guest: from registers and RAM to symbols, with the evidence.
 
-The order is by cost. A profile of the same build needs one comparison. Else the kernel's image,
+The order is by cost. A profile of the same build needs one gate and one comparison. Else the kernel's image,
 which the page tables give, holds the kallsyms tables in a form that can be recognised; this costs
 the same for every size of guest. Only where that fails is the RAM searched for VMCOREINFO.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final
 
-from qvmi.addr import Va
+from qvmi.addr import Pa, Va
 from qvmi.errors import (
     CorruptTable,
     LayoutNotFound,
@@ -32,6 +33,7 @@ from qvmi.semantics.linux.kernel_image import (
     IMAGE_MAP_START,
     KernelImage,
     find_kernel_image,
+    find_known_image,
 )
 from qvmi.semantics.linux.task import COMM_SIZE
 from qvmi.semantics.linux.vmcoreinfo import VmcoreInfo, parse_vmcoreinfo
@@ -41,14 +43,24 @@ from qvmi.symbols.live import LiveSymbols
 from qvmi.symbols.profile import MAX_BANNER, Profile, ProfileCache
 from qvmi.view import View
 
-__all__ = ["Kernel", "TableFinder", "discover", "tables_by_form", "tables_by_vmcoreinfo"]
+__all__ = [
+    "Kernel",
+    "TableFinder",
+    "discover",
+    "recognise",
+    "tables_by_form",
+    "tables_by_vmcoreinfo",
+]
 
 DEFAULT_LINK_START: Final = Va(0xFFFF_FFFF_8100_0000)
 """Where x86-64 kernels are linked, ``CONFIG_PHYSICAL_START`` of 16 MiB."""
 _BANNER_START: Final = b"Linux version "
 _POINTER: Final = Struct("<Q")
 _MAX_VMCOREINFO: Final = 4096
+_OWN_TABLES: Final = "init_top_pgt"
+"""What C code calls ``swapper_pg_dir``: the first process's, whose kernel half all others share."""
 _PAGE_OFFSET_BASE: Final = "page_offset_base"
+_PROFILE: Final = "profile of this build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +134,25 @@ def discover(
     profile = cache.match(image.start, space.read) if cache else None
     if profile is not None and cache is not None:
         try:
-            return _with_profile(image, space, profile, source="profile of this build")
+            return _with_profile(image, space, profile, source=_PROFILE)
         except (SymbolsError, MemoryFault):
             cache.remove(profile, image.start)
     return _cold(image, space, view.memory, finders)
+
+
+def recognise(view: View, cache: ProfileCache) -> Kernel | None:
+    """This recognises a kernel of a build seen before, with a bounded handful of reads.
+
+    Returns:
+        None where :func:`discover` has to look, which may find the same profile, or that it is wrong.
+    """
+    for build in cache.recent():
+        image = find_known_image(view.vcpus, view.memory, build)
+        if image is not None:
+            profile = build.profile(image.start)
+            with suppress(SymbolsError, MemoryFault):
+                return _with_profile(image, image.space(view.memory), profile, source=_PROFILE)
+    return None
 
 
 def _cold(
@@ -141,7 +168,7 @@ def _cold(
         try:
             tables = finder(memory, image)
             kallsyms = Kallsyms(space.read, tables)
-            profile = _new_profile(space, kallsyms)
+            profile = _new_profile(image, space, kallsyms)
             missing = "types (BTF)"
             return _with_profile(image, space, profile, source=finder.__name__, first=kallsyms)
         except (SymbolsError, MemoryFault) as error:
@@ -152,7 +179,7 @@ def _cold(
     )
 
 
-def _new_profile(space: AddressSpace, kallsyms: Kallsyms) -> Profile:
+def _new_profile(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) -> Profile:
     """This makes the profile of a kernel not seen before.
 
     Raises:
@@ -165,6 +192,8 @@ def _new_profile(space: AddressSpace, kallsyms: Kallsyms) -> Profile:
         banner=_read_banner(space, at),
         banner_address=at,
         tables=kallsyms.tables,
+        gate=image.gate,
+        image_size=image.end - image.start,
         changed=True,
     )
 
@@ -188,13 +217,15 @@ def _with_profile(
     banner = _read_banner(space, profile.banner_address)
     if banner != profile.banner:
         raise CorruptTable("profile", f"its banner is {profile.banner!r}, not {banner!r}")
-    space, direct_map = _with_direct_map(image, space, symbols)
+    image, own_tables = _with_own_tables(image, space.memory, symbols)
+    space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
     # The guest's own word, not the profile's: another guest of this build may have lied.
     note = _note_at(symbols.find("vmcoreinfo_data"), space)
     evidence = (
         *image.evidence,
         Evidence(f"{profile.tables.count} symbols", f"kallsyms, found by: {source}"),
         Evidence(_text(banner), f"linux_banner at {profile.banner_address:#x}"),
+        *own_tables,
         *direct_map,
     )
     kernel = Kernel(
@@ -221,11 +252,13 @@ def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> 
     try:
         at = address(symbols, "linux_banner")
         banner = _read_banner(space, at)
-        space, direct_map = _with_direct_map(image, space, symbols)
+        image, own_tables = _with_own_tables(image, space.memory, symbols)
+        space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
         note = _note_at(symbols.find("vmcoreinfo_data"), space)
         evidence = (
             *image.evidence,
             Evidence(_text(banner), f"linux_banner at {at:#x}, by the ISF file given"),
+            *own_tables,
             *direct_map,
         )
         kernel = Kernel(
@@ -280,6 +313,25 @@ def _no_types_help(symbols: Symbols) -> str:
     return "the type information lacks it: give an ISF file of this kernel with --isf"
 
 
+def _with_own_tables(
+    image: KernelImage, memory: PhysicalMemory, symbols: Symbols
+) -> tuple[KernelImage, tuple[Evidence, ...]]:
+    """This goes over to the page tables of the kernel itself, if they map the image as CR3 did.
+
+    Those in CR3 may be a process's, which takes them with it when it ends.
+    """
+    at = symbols.find(_OWN_TABLES)
+    if at is None or not image.start <= at < image.end:
+        return image, ()
+    own = replace(image, root=Pa(image.pa + at - image.start))
+    try:
+        if own.space(memory).walk(image.start).pa != image.pa:
+            return image, ()
+    except MemoryFault:
+        return image, ()
+    return own, (Evidence(f"the kernel's own page tables at {own.root:#x}", _OWN_TABLES),)
+
+
 def _with_direct_map(
     image: KernelImage, space: AddressSpace, symbols: Symbols
 ) -> tuple[AddressSpace, tuple[Evidence, ...]]:
@@ -301,7 +353,7 @@ def _with_direct_map(
         for ram in space.memory.ranges
     ]
     evidence = Evidence(f"direct map of RAM at {base:#x}", "page_offset_base and page tables")
-    return space.with_linear([*runs, image.linear]), (evidence,)
+    return space.with_linear([image.linear, *runs]), (evidence,)
 
 
 def _read_banner(space: AddressSpace, at: Va) -> bytes:

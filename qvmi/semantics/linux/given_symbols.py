@@ -1,5 +1,6 @@
 """Symbols out of an ISF file that the user gives, once it has proven to be of the kernel that runs."""
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,10 @@ from qvmi.symbols.profile import MAX_BANNER
 __all__ = ["symbols_from_isf"]
 
 _BANNER_START: Final = b"Linux version "
+_BANNER: Final = re.compile(rb"(?<=\0)Linux version [^\0\n]{1,%d}(?=[\0\n])" % MAX_BANNER)
+_BUILD_NUMBER: Final = re.compile(rb" #[0-9]")
+"""Newer images also hold the weak ``linux_banner`` of init/version.o, made before the build had a number
+and a time: ``# SMP`` instead of ``#1 SMP``."""
 _MAX_SEARCH: Final = 64 << 20
 """Bytes of read-only data searched for the banner; kernels have 5 to 20 MiB of it."""
 
@@ -53,15 +58,14 @@ def _banner_at(space: AddressSpace, at: Va) -> bytes:
 
 def _find_banner(space: AddressSpace, image: KernelImage) -> bytes:
     """This searches the image's read-only data for the banner; empty where there is none."""
-    for run in image.runs(writable=False, executable=False):
+    banners: list[bytes] = []
+    for run in image.runs(space.memory, writable=False, executable=False):
         try:
-            data = space.read(run.va, min(run.size, _MAX_SEARCH))
+            banners += _BANNER.findall(space.read(run.va, min(run.size, _MAX_SEARCH)))
         except MemoryFault:
             continue
-        at = data.find(b"\0" + _BANNER_START)
-        if at >= 0:
-            return data[at + 1 : at + MAX_BANNER].partition(b"\0")[0].rstrip(b"\n")
-    return b""
+    finished = (banner for banner in banners if _BUILD_NUMBER.search(banner))
+    return next(finished, banners[0] if banners else b"")
 
 
 def _text(banner: bytes) -> str:

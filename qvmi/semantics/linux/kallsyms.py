@@ -38,7 +38,7 @@ def tables_by_form(memory: PhysicalMemory, image: KernelImage) -> KallsymsTables
         CorruptTable: there is nothing of that form.
     """
     problem: Exception | None = None
-    for start, size in _likely_places(image):
+    for start, size in _likely_places(memory, image):
         try:
             return search_tables(_copy(memory, image, start, size))
         except (CorruptTable, MemoryFault) as error:
@@ -73,12 +73,12 @@ def _notes_of(memory: PhysicalMemory, image: KernelImage) -> Iterator[VmcoreInfo
             yield note
 
 
-def _likely_places(image: KernelImage) -> Iterator[tuple[Va, int]]:
+def _likely_places(memory: PhysicalMemory, image: KernelImage) -> Iterator[tuple[Va, int]]:
     """This iterates (address, size) of where the tables may be in the image, the likeliest first.
 
     They are read-only data. Early in boot, and with ``rodata=off``, nothing is protected yet.
     """
-    runs = image.runs(writable=False, executable=False)
+    runs = image.runs(memory, writable=False, executable=False)
     yield from ((run.va, run.size) for run in islice(runs, _MAX_PLACES - 1))
     yield image.start, image.end - image.start
 

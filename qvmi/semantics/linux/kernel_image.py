@@ -19,8 +19,9 @@ from qvmi.errors import MemoryFault, UnknownGuest
 from qvmi.memory.address_space import AddressSpace, LinearRange
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Evidence
+from qvmi.symbols.profile import KnownBuild
 
-__all__ = ["IMAGE_MAP_START", "KernelImage", "find_kernel_image"]
+__all__ = ["IMAGE_MAP_START", "KernelImage", "find_kernel_image", "find_known_image"]
 
 IMAGE_MAP_START: Final = Va(0xFFFF_FFFF_8000_0000)
 """``__START_KERNEL_map``: where the image would be mapped if it were loaded at address 0."""
@@ -34,6 +35,8 @@ _MAX_EXTENTS: Final = 1024
 """A kernel's image is mapped in about ten runs; page tables with more of them are no kernel's."""
 _MAX_ROOTS: Final = 64
 """Page tables looked at: vCPUs share them, or run processes that all map the kernel."""
+_MAX_GATES: Final = 4
+"""vCPUs whose gates are tried for each build seen before: one that runs the kernel is enough."""
 _USER_HALF: Final = 1 << 12
 _GATE: Final = Struct("<HHHHII")
 
@@ -50,8 +53,10 @@ class KernelImage:
         geometry: how it translates.
         page_table_isolation: whether user mode runs on page tables of its own, which map little
             of the kernel.
-        extents: the mapped parts of the image, by address.
+        extents: the mapped parts of the image, by address; none where it was found by a gate, which
+            leaves them to :meth:`runs` to look up.
         evidence: why this is believed.
+        gate: the handler of exception 0, if it lies in the image.
     """
 
     start: Va
@@ -62,6 +67,7 @@ class KernelImage:
     page_table_isolation: bool
     extents: tuple[Extent, ...]
     evidence: tuple[Evidence, ...]
+    gate: Va | None = None
 
     @property
     def linear(self) -> LinearRange:
@@ -72,9 +78,9 @@ class KernelImage:
         """This is the kernel's address space with the image as its only shortcut."""
         return AddressSpace(memory, self.root, geometry=self.geometry, linear=[self.linear])
 
-    def runs(self, *, writable: bool, executable: bool) -> Iterator[Extent]:
+    def runs(self, memory: PhysicalMemory, *, writable: bool, executable: bool) -> Iterator[Extent]:
         """This iterates the parts of the image with these rights, neighbours joined."""
-        for extent in self.extents:
+        for extent in self.extents or _Mapped.by(self.root, self.geometry, memory).parts:
             rights = extent.permissions
             if rights.writable == writable and rights.executable == executable:
                 yield extent
@@ -101,6 +107,22 @@ def find_kernel_image(vcpus: Sequence[Registers], memory: PhysicalMemory) -> Ker
         " or run another system",
         misses,
     )
+
+
+def find_known_image(
+    vcpus: Sequence[Registers], memory: PhysicalMemory, build: KnownBuild
+) -> KernelImage | None:
+    """This finds the image of a build seen before from one gate, with a handful of walks.
+
+    That its first and last page and the handler are mapped as parts of one run is made sure of;
+    that the kernel is of this build, its banner has to say.
+
+    Returns:
+        None where the gate does not lead there, as early in boot; the image may be found still.
+    """
+    usable = (registers for registers in vcpus if not _why_no_paging(registers))
+    images = (_known_image_of(one, memory, build) for one in islice(usable, _MAX_GATES))
+    return next((image for image in images if image is not None), None)
 
 
 def _why_no_paging(registers: Registers) -> str:
@@ -177,10 +199,64 @@ def _image_of(registers: Registers, memory: PhysicalMemory) -> KernelImage | Non
     gate = _gate_handler(registers, kernel.root, geometry, memory)
     if gate is not None and start <= gate < end:
         evidence.append(Evidence(f"exception handlers in the image at {gate:#x}", "IDT gate 0"))
+    else:
+        gate = None
     isolated = bool(beside.root & _USER_HALF) and beside.is_user_half_of(kernel)
     return KernelImage(
-        start, end, pa, kernel.root, geometry, isolated, kernel.parts, tuple(evidence)
+        start, end, pa, kernel.root, geometry, isolated, kernel.parts, tuple(evidence), gate
     )
+
+
+def _known_image_of(
+    registers: Registers, memory: PhysicalMemory, build: KnownBuild
+) -> KernelImage | None:
+    """This is :func:`_image_of` for a build seen before: by a gate, with the same mistrust."""
+    geometry = X86_64_5_LEVEL if registers.la57 else X86_64_4_LEVEL
+    current = registers.cr3 & geometry.root_mask
+    for root in (current, current ^ _USER_HALF) if current & _USER_HALF else (current,):
+        space = AddressSpace(memory, Pa(root), geometry=geometry)
+        gate = _gate_handler(registers, space.root, geometry, memory)
+        run = None if gate is None else _known_run(space, build, gate)
+        if gate is None or run is None:
+            continue
+        beside = AddressSpace(memory, Pa(root ^ _USER_HALF), geometry=geometry)
+        isolated = bool(beside.root & _USER_HALF) and _is_user_half(beside, run, gate)
+        tables = f"page tables at {root:#x} (CR3 of vCPU {registers.index}, {geometry.name})"
+        place = f"{run.start:#x}, physical {run.pa:#x}, {build.image_size >> 10} KiB"
+        evidence = (
+            Evidence(f"exception handlers in the image at {gate:#x}", "IDT gate 0"),
+            Evidence(f"kernel image at {place}", f"that gate, by a profile; both ends by {tables}"),
+        )
+        return KernelImage(
+            run.start, run.end, run.pa, space.root, geometry, isolated, (), evidence, gate
+        )
+    return None
+
+
+def _known_run(space: AddressSpace, build: KnownBuild, gate: Va) -> LinearRange | None:
+    """This is where an image lies if its code, its data and the handler are mapped as one run."""
+    start, size = build.start(gate), build.image_size
+    end = Va(start + size)
+    if start % _IMAGE_ALIGNMENT or not IMAGE_MAP_START <= start < gate < end <= IMAGE_MAP_END:
+        return None
+    try:
+        first, last, handler = (space.walk(Va(va)) for va in (start, end - 1, gate))
+    except MemoryFault:
+        return None
+    is_run = last.pa - first.pa == size - 1 and handler.pa - first.pa == gate - start
+    is_image = first.permissions.executable and last.permissions.writable
+    return LinearRange(start, end, first.pa) if is_run and is_image else None
+
+
+def _is_user_half(space: AddressSpace, image: LinearRange, gate: Va) -> bool:
+    """This tells whether page tables map an image's exception handlers, but not its data."""
+    try:
+        if space.translate(gate) != image.pa + gate - image.start:
+            return False
+        space.translate(Va(image.end - 1))
+    except MemoryFault as fault:
+        return fault.address != gate
+    return False
 
 
 def _image_parts(found: Sequence[Extent]) -> tuple[Extent, ...]:

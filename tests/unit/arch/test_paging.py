@@ -1,5 +1,7 @@
 """The page walk and the map of what is mapped, over tables written entry by entry."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,15 @@ class Mapped:
             paging.translate(self.ram.read, Pa(ROOT), self.geometry, Va(va))
         assert str(again.value) == str(caught.value)
         return caught.value
+
+    def way(self, va: int) -> tuple[list[paging.Step], TranslationFault | None]:
+        steps = []
+        try:
+            for step in paging.steps(self.ram.read, Pa(ROOT), self.geometry, Va(va)):
+                steps.append(step)  # noqa: PERF402 - what was read before the fault counts
+        except TranslationFault as fault:
+            return steps, fault
+        return steps, None
 
     def extents(self, start: int = 0, end: int = 1 << 64) -> list[Extent]:
         found = paging.extents(self.ram.read, Pa(ROOT), self.geometry, Va(start), Va(end))
@@ -177,6 +188,34 @@ def test_says_at_which_level_the_walk_stopped(depth: int, level: str) -> None:
     fault = mapped.fault(0x40_0000)
     assert (fault.level, fault.entry, fault.table) == (level, entry, at)
     assert level in str(fault)
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_the_way_to_a_fault_ends_with_the_entry_that_stopped_the_walk(depth: int) -> None:
+    mapped = Mapped(5)
+    mapped.tables.map(0x40_0000, 0x9000)
+    whole = mapped.walk(0x40_0000).steps
+    stop = replace(whole[depth], entry=whole[depth].entry & ~PRESENT)
+    mapped.ram.write_u64(stop.address, stop.entry)
+    way, fault = mapped.way(0x40_0000)
+    assert way == [*whole[:depth], stop]
+    assert str(fault) == str(mapped.fault(0x40_0000))
+
+
+def test_the_way_to_a_page_is_that_of_the_walk() -> None:
+    mapped = Mapped()
+    mapped.tables.map(0x40_0000, 0x20_0000, 2 * MIB)
+    assert mapped.way(0x40_0123) == (list(mapped.walk(0x40_0123).steps), None)
+
+
+def test_there_is_no_way_to_an_address_that_is_not_canonical() -> None:
+    way, fault = Mapped().way(1 << 63)
+    assert way == []
+    assert "not canonical" in str(fault)
+
+
+def test_a_fault_says_that_an_address_cannot_be_translated() -> None:
+    assert str(Mapped().fault(0x40_0000)).startswith("cannot translate virtual address 0x400000: ")
 
 
 @pytest.mark.parametrize("depth", range(3))

@@ -1,12 +1,15 @@
 """Options of every command stand before or after it, and what makes no sense is refused."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from qvmi.cli.arguments import ENVIRONMENT, Request, TextWanted, make_parser, parse
 from qvmi.cli.commands import COMMANDS, Needs
 from qvmi.errors import UsageError
+from qvmi.machine.attach import ATTACH_TIMEOUT_S
+from qvmi.qmp.monitor import ANSWER_TIMEOUT_S
 
 # What each command cannot do without.
 LEAST = {
@@ -62,6 +65,23 @@ def test_the_environment_names_the_machine(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_empty_environment_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "")
     assert parse(["ps"]).options.qmp is None
+
+
+@pytest.mark.parametrize("option", ["--qmp", "--isf"])
+@pytest.mark.parametrize("name", ["ps", "regs"])
+def test_an_option_without_anything_in_it_is_refused_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, name: str, option: str
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "/run/vm/qmp.sock")
+    for arguments in ([name, option, ""], [option, "", name], [name, f"{option}="]):
+        with pytest.raises(UsageError, match=f"argument {option}: '' names nothing"):
+            parse(arguments)
+
+
+def test_the_help_says_what_the_timeout_bounds_and_what_not() -> None:
+    text = " ".join(helped("ps").split())
+    assert f"until QEMU has greeted; {ATTACH_TIMEOUT_S:g}" in text
+    assert f"each later answer: {ANSWER_TIMEOUT_S:g}" in text
 
 
 @pytest.mark.parametrize(
@@ -121,7 +141,11 @@ def parsed_example(line: str) -> Request:
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
-def test_every_example_can_be_typed(line: str) -> None:
+def test_every_example_can_be_typed(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "symbols" / "linux").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert parsed_example(line)
 
 

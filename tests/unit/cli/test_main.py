@@ -84,6 +84,15 @@ def test_a_socket_that_is_not_there_is_3(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["", "/nonexistent/guest.json", "."])
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_attached_to(
+    tmp_path: Path, name: str
+) -> None:
+    done = qvmi("--qmp", str(tmp_path / "none.sock"), "isf", "-o", name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qvmi: argument -o/--output: ")
+
+
 def test_find_prints_a_listing_as_json() -> None:
     done = qvmi("find", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -160,17 +169,44 @@ def test_an_output_that_cannot_be_written_is_wrong_usage(arguments: str, unbuffe
     assert done.stderr == "qvmi: the output cannot be written: No space left on device\n"
 
 
-@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_error(closed: str) -> None:
-    shell = f'exec "$0" "$@" {closed}'
-    done = subprocess.run(
-        ["sh", "-c", shell, *QVMI, "find"],
+def with_closed(streams: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """This runs the command with streams closed, as a shell says it."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@" {streams}', *QVMI, *arguments],
         cwd=ROOT,
+        env=environment(),
         capture_output=True,
+        text=True,
         timeout=DEADLINE_S,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["--version", "completion bash", "find --json"])
+def test_a_closed_stdin_or_stderr_changes_nothing(arguments: str, closed: str) -> None:
+    done = with_closed(closed, *arguments.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
+@pytest.mark.parametrize("arguments", ["--version", "--help", "completion bash", "find --json"])
+def test_a_result_for_a_closed_stdout_cannot_be_written(arguments: str, closed: str) -> None:
+    done = with_closed(closed, *arguments.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "qvmi: the output cannot be written: Bad file descriptor\n"
+
+
+def test_with_nobody_to_tell_the_exit_code_still_tells() -> None:
+    done = with_closed(">&- 2>&-", "completion", "bash")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_closed_stdout_does_not_hide_wrong_usage() -> None:
+    done = with_closed(">&-", "nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
 
 
 def test_ctrl_c_ends_a_wait_for_qemu_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Values are checked before anything is attached to."""
 
+import os
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +66,42 @@ def test_refuses_what_cannot_be_waited_for(text: str) -> None:
 
 def test_reads_fractions_of_a_second() -> None:
     assert values.seconds("0.25") == 0.25
+
+
+def test_a_file_can_be_new_replaced_or_a_device(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("as it was")
+    for name in (tmp_path / "new", tmp_path / "old", "/dev/null"):
+        assert values.new_file(str(name)) == str(name)
+    assert [one.name for one in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "as it was"
+
+
+def test_a_pipe_is_not_opened_until_there_is_something_to_write(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert values.new_file(str(pipe)) == str(pipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "names nothing"),
+        ("missing/file", "No such file"),
+        ("file/below", "Not a directory"),
+        (".", "is a folder"),
+        ("folder", "is a folder"),
+        ("loop", "loop"),
+        ("nul\0", "null"),
+        ("n" * 300, "too long"),
+        ("/proc/new", "cannot write"),
+    ],
+)
+def test_refuses_a_file_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ArgumentTypeError, match=why):
+        values.new_file(name)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.confirmation import Confirmation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.errors import WalkFailed
 from qvmi.semantics.guest_os import Gap, Listing, Process
 from qvmi.testing import FakeGuest, FakeMemory, fake_process
@@ -48,7 +50,7 @@ def test_finds_a_process_cut_out_of_the_task_list() -> None:
     )
     assert (present.facts["pid"], present.facts["uid"], present.facts["name"]) == (666, 0, "evil")
     assert (absent.view, absent.present, absent.address) == ("init_task.tasks", False, None)
-    assert absent.facts == {"processes": 1}
+    assert absent.facts == {"processes": 1, "gaps": 0}
 
 
 def test_finds_a_process_cut_out_of_the_pid_namespace() -> None:
@@ -114,19 +116,75 @@ def test_an_exiting_process_of_a_guest_that_stands_still_is_none(taken: Taken) -
     assert inspect(guest) == []
 
 
-@pytest.mark.parametrize("reading", [1, 2])
-def test_what_is_missing_behind_a_gap_is_not_taken_for_hidden(reading: int) -> None:
-    guest = shown([INIT], [INIT, EVIL])
-    if reading == 2:
-        guest.show_processes([INIT], once=True)
-    guest.show_processes([INIT], gaps=[GAP], once=True)
-    assert inspect(guest) == []
+@pytest.mark.parametrize("answers", [1, 2])
+def test_what_is_missing_behind_a_gap_once_is_not_believed(answers: int) -> None:
+    guest = FakeGuest(processes=[INIT, SHELL])
+    for _ in range(answers):  # of one look: both of its readings, or the first one alone
+        guest.show_processes([INIT], gaps=[GAP], once=True)
+    assert confirmed(guest, rounds=1000) == []
+
+
+@pytest.mark.parametrize("every", [2, 7])
+def test_gaps_that_come_and_go_are_no_finding(every: int) -> None:
+    guest = FakeGuest(processes=[INIT, SHELL])
+    for number in range(2000):
+        gone = number % every == 0
+        guest.show_processes([INIT] if gone else [INIT, SHELL], gaps=[GAP] * gone, once=True)
+    assert confirmed(guest, rounds=1000) == []
+
+
+def test_who_stays_missing_behind_a_gap_is_found_after_seconds() -> None:
+    guest = FakeGuest(process_ids=[INIT, EVIL])
+    guest.show_processes([INIT], gaps=[GAP])
+    findings = confirmed(guest, rounds=1000)
+    assert [one.severity for _, one in findings] == ["high", "medium"]
+    assert all(5.0 <= number * LOOK_S < 5.1 for number, _ in findings)
+    claim = findings[0][1].claim
+    assert "666 (evil) is in init_pid_ns.idr but not in init_task.tasks" in claim
+    assert "cannot be walked whole" in claim
+
+
+def test_who_is_missing_behind_a_gap_that_comes_and_goes_is_found() -> None:
+    guest = FakeGuest(process_ids=[INIT, EVIL])
+    for number in range(400):
+        guest.show_processes([INIT], gaps=[GAP] * (number // 2 % 2), once=True)
+    [(number, finding)] = confirmed(guest, rounds=100)
+    assert number < 5
+    assert "666 (evil)" in finding.claim
+
+
+def test_a_gap_that_stays_is_found_though_nobody_is_known_to_be_missing() -> None:
+    guest = FakeGuest(processes=[INIT])
+    guest.show_processes([INIT], gaps=[Gap("task_struct.tasks", EVIL.address, "points back to 0")])
+    [(number, finding)] = confirmed(guest, rounds=1000)
+    assert 5.0 <= number * LOOK_S < 5.1
+    assert finding.claim == (
+        f"init_task.tasks cannot be walked past {EVIL.address:#x}: somebody may hide behind it"
+    )
+    [seen] = finding.evidence
+    assert (seen.address, seen.facts["reason"]) == (EVIL.address, "points back to 0")
+
+
+def test_gaps_that_wander_are_no_finding() -> None:
+    guest = FakeGuest(processes=[INIT])
+    for number in range(2000):
+        guest.show_processes([INIT], gaps=[Gap("tasks", Va(number), "torn")], once=True)
+    assert confirmed(guest, rounds=1000) == []
+
+
+def test_many_gaps_do_not_crowd_out_who_is_missing() -> None:
+    guest = FakeGuest(process_ids=[INIT, EVIL])
+    guest.show_processes([INIT], gaps=[Gap("tasks", Va(place), "torn") for place in range(5000)])
+    findings = inspect(guest)
+    assert "666 (evil)" in findings[0].claim
+    assert len(findings) < 50
 
 
 def test_a_gap_in_the_view_that_shows_a_process_hides_nothing() -> None:
     guest = shown([INIT], [INIT])
     guest.show_process_ids([INIT, EVIL], gaps=[GAP])
-    assert len(inspect(guest)) == 1
+    [(number, finding), *_] = confirmed(guest, rounds=1000)
+    assert (number, finding.severity) == (1, "high")
 
 
 def test_a_view_that_cannot_be_had_is_no_finding() -> None:
@@ -195,8 +253,10 @@ def confirmed(guest: FakeGuest, *, rounds: int) -> list[tuple[int, Finding]]:
     confirmation = Confirmation()
     raised = []
     for number in range(rounds):
+        seen = ObservedGuest(guest, "hidden-processes")
+        findings = list(HiddenProcesses().inspect(seen, FakeMemory({})))
         changes = confirmation.update(
-            inspect(guest), complete=True, at=number * LOOK_S, clock=number * LOOK_S
+            findings, complete=not seen.gap_count, at=number * LOOK_S, clock=number * LOOK_S
         )
         raised += [(number, one.finding) for one in changes.raised]
     return raised

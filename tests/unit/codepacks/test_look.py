@@ -166,3 +166,12 @@ def test_words_are_one_line_of_bounded_length() -> None:
     words = in_words(ValueError("a\nb" * 10_000))
     assert "\n" not in words
     assert len(words) <= 500
+
+
+def test_an_error_of_ours_is_put_into_its_own_words() -> None:
+    error = MachineGone("look")
+    assert in_words(error) == str(error)
+
+
+def test_of_an_error_of_others_the_class_is_said() -> None:
+    assert in_words(ZeroDivisionError("by accident")) == "ZeroDivisionError: by accident"

@@ -53,6 +53,26 @@ def test_a_read_goes_across_files_that_touch(make_file: MakeFile) -> None:
     assert memory.ranges == (PaRange(Pa(0), Pa(3 * PAGE)),)
 
 
+def test_pieces_that_go_on_in_one_file_are_one_window(make_file: MakeFile) -> None:
+    # As QEMU lays out the first MiB, whose pieces the chipset may write-protect one by one.
+    path = make_file("ram", numbered(4))
+    memory = MappedRam([run(path, PAGE * at, PAGE, offset=PAGE * at) for at in (2, 0, 3, 1)])
+    assert [(one.start, one.end, one.offset) for one in memory.windows] == [(0, 4 * PAGE, 0)]
+    assert memory.read(Pa(0), 4 * PAGE) == numbered(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "offset"),
+    [("ram", PAGE, 2 * PAGE), ("ram", 2 * PAGE, PAGE), ("other", PAGE, PAGE)],
+)
+def test_pieces_apart_in_address_or_file_are_windows_of_their_own(
+    make_file: MakeFile, name: str, start: int, offset: int
+) -> None:
+    first, second = make_file("ram", numbered(3)), make_file(name, numbered(3))
+    memory = MappedRam([run(first, 0, PAGE), run(second, start, PAGE, offset=offset)])
+    assert [(one.start, one.offset) for one in memory.windows] == [(0, 0), (start, offset)]
+
+
 @pytest.mark.parametrize(
     ("pa", "size", "first_missing"), [(0x3000, 1, 0x3000), (0x2FFF, 2, 0x3000), (0, 1, 0)]
 )

@@ -51,5 +51,5 @@ def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     choices = Choices(cache=ProfileCache(tmp_path / "file"))
-    with pytest.raises(UsageError, match="name another folder"):
+    with pytest.raises(UsageError, match=r"name another folder or do without \(--no-cache"):
         remember(select(Guest().view(), choices), choices)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.addr import Va
+from qvmi.addr import Pa, Va
 from qvmi.errors import CorruptTable, MemoryFault, UnknownGuest
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.discovery import (
     DEFAULT_LINK_START,
     Kernel,
     discover,
+    recognise,
     tables_by_form,
     tables_by_vmcoreinfo,
 )
@@ -21,9 +22,12 @@ from qvmi.symbols.profile import ProfileCache
 from tests.synthetic.guest import (
     BANNER,
     BUILD_ID,
+    IMAGE_PA,
     LINK_START,
     MIB,
+    NOTE_PA,
     PAGE_OFFSET,
+    ROOT,
     Guest,
     GuestOptions,
 )
@@ -117,6 +121,27 @@ def test_a_direct_map_that_lies_nowhere_is_not_used(base: int) -> None:
     assert "direct map" not in claims(discover(guest.view()))
 
 
+def test_the_kernel_is_read_by_its_own_page_tables() -> None:
+    """The vCPU's may be a process's, which ends and leaves them to others."""
+    guest = Guest(GuestOptions(own_tables=True))
+    own = guest.pa_of(guest.own_tables)
+    kernel = discover(guest.view())
+    assert (kernel.image.root, kernel.space.root) == (own, own)
+    assert f"own page tables at {own:#x}" in claims(kernel)
+    guest.ram.write(ROOT, bytes(4096))
+    assert kernel.space.walk(Va(PAGE_OFFSET + 0x1000)).pa == 0x1000
+    assert kernel.still_there()
+
+
+@pytest.mark.parametrize("spoiled", [bytes(4096), b"\xff" * 4096])
+def test_own_page_tables_that_do_not_map_the_kernel_are_not_used(spoiled: bytes) -> None:
+    guest = Guest(GuestOptions(own_tables=True))
+    guest.write_image(guest.own_tables, spoiled)
+    kernel = discover(guest.view())
+    assert kernel.space.root == ROOT
+    assert "own page tables" not in claims(kernel)
+
+
 # ---------------------------------------------------------------------------------------------- warm
 
 
@@ -177,6 +202,99 @@ def test_a_wrong_profile_is_noticed_and_forgotten(
     assert "tables_by_form" in claims(again)
     assert again.symbols.find("init_task") == guest.kernel.init_task
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GuestOptions(),
+        GuestOptions(slide=0x200_0000),
+        GuestOptions(levels=5),
+        GuestOptions(user_half=True),
+    ],
+    ids=["same", "moved", "5-levels", "user-half"],
+)
+def test_one_gate_is_enough_to_recognise_a_kernel_seen_before(
+    cache: ProfileCache, options: GuestOptions
+) -> None:
+    learn(Guest(), cache)
+    guest = Guest(options)
+    kernel, searched = recognise(guest.view(), cache), discover(guest.view())
+    assert kernel is not None
+    assert kernel.image.linear == searched.image.linear
+    assert kernel.image.root == searched.image.root
+    assert kernel.image.page_table_isolation == searched.image.page_table_isolation
+    assert (kernel.slide, kernel.build_id) == (searched.slide, searched.build_id)
+    assert tables_by_form(guest.ram, kernel.image) == tables_by_form(guest.ram, searched.image)
+    for words in ("profile of this build", f"image at {guest.start:#x}", "IDT gate 0"):
+        assert words in claims(kernel)
+
+
+def test_the_first_vcpu_whose_gate_leads_there_is_enough(cache: ProfileCache) -> None:
+    guest = Guest()
+    learn(guest, cache)
+    in_firmware = vcpu(paging=False)
+    assert recognise(guest.view(in_firmware, guest.registers), cache) is not None
+    assert recognise(guest.view(in_firmware), cache) is None
+
+
+@pytest.mark.parametrize(
+    "handler", [0, 0x1234, LINK_START + 0x1234, (1 << 64) - 1, 0xFFFF_FFFF_9D60_1235]
+)
+def test_a_gate_that_leads_elsewhere_is_not_believed(cache: ProfileCache, handler: int) -> None:
+    guest = Guest()
+    learn(guest, cache)
+    guest.write_gate(handler)
+    assert recognise(guest.view(), cache) is None
+    assert discover(guest.view(), cache=cache).image.start == guest.start
+
+
+def test_a_gate_into_pages_that_are_no_image_is_not_believed(cache: ProfileCache) -> None:
+    """Somebody has put a copy of the code at another place, without what belongs behind it."""
+    guest = Guest()
+    learn(guest, cache)
+    copied = guest.start + 32 * MIB
+    guest.tables.map(copied, IMAGE_PA, 2 * MIB, writable=False)
+    guest.write_gate(copied + 0x1234)
+    assert recognise(guest.view(), cache) is None
+    guest.tables.map(copied + 2 * MIB, IMAGE_PA, 2 * MIB, writable=False)
+    guest.tables.map(copied + 4 * MIB, IMAGE_PA, 2 * MIB)
+    assert recognise(guest.view(), cache) is None
+
+
+def test_another_kernel_behind_the_same_gate_is_not_taken_for_it(cache: ProfileCache) -> None:
+    learn(Guest(), cache)
+    other = Guest()
+    other.write_image(other.rodata + 0x100, OTHER_BANNER)
+    assert recognise(other.view(), cache) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "lie"),
+    [
+        (BUILD_ID.encode(), b"ff" * 20),
+        (b"KERNELOFFSET=1c600000", b"KERNELOFFSET=1c400000"),
+    ],
+)
+def test_what_one_guest_says_of_itself_is_not_believed_of_another(
+    cache: ProfileCache, told: bytes, lie: bytes
+) -> None:
+    honest, liar = Guest(), Guest()
+    note = liar.ram.read(Pa(NOTE_PA), 4096)
+    liar.ram.write(NOTE_PA, note.replace(told, lie))
+    learned = learn(liar, cache)
+    assert (learned.build_id, learned.link_start) != (BUILD_ID, LINK_START)
+    for kernel in (recognise(honest.view(), cache), discover(honest.view(), cache=cache)):
+        assert kernel is not None
+        assert (kernel.build_id, kernel.link_start) == (BUILD_ID, LINK_START)
+
+
+def test_a_cache_without_a_gate_recognises_nothing(cache: ProfileCache) -> None:
+    guest = Guest()
+    guest.write_gate(0)
+    learn(guest, cache)
+    assert recognise(guest.view(), cache) is None
+    assert "profile of this build" in claims(discover(guest.view(), cache=cache))
 
 
 def test_after_a_new_boot_the_kernel_is_no_longer_there() -> None:

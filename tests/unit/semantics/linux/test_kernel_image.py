@@ -43,9 +43,14 @@ def test_the_image_is_found_wherever_it_was_moved(
 def test_the_parts_of_the_image_are_told_by_their_rights() -> None:
     guest = Guest()
     image = image_of(guest)
-    assert [run.va for run in image.runs(writable=False, executable=True)] == [guest.start]
-    assert [run.va for run in image.runs(writable=False, executable=False)] == [guest.rodata]
-    assert [run.va for run in image.runs(writable=True, executable=False)] == [guest.data]
+
+    def starts(*, writable: bool, executable: bool) -> list[int]:
+        runs = image.runs(guest.ram, writable=writable, executable=executable)
+        return [run.va for run in runs]
+
+    assert starts(writable=False, executable=True) == [guest.start]
+    assert starts(writable=False, executable=False) == [guest.rodata]
+    assert starts(writable=True, executable=False) == [guest.data]
 
 
 def test_an_image_not_protected_yet_is_found_too() -> None:
