@@ -148,6 +148,11 @@ class Channel(asyncio.Protocol):
         """This tells whether the conversation is over."""
         return self._ending is not None
 
+    @property
+    def stop_is_waiting(self) -> bool:
+        """This tells whether `next_stop` has an answer already."""
+        return bool(self._stops)
+
     def begin(self, doing: str, requests: Sequence[bytes]) -> Exchange:
         """This sends requests in one write.
 

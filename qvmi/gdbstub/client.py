@@ -211,7 +211,7 @@ class GdbClient:
             GdbstubRequestFailed: the stub refused.
         """
         if breakpoint_ not in self.breakpoints:
-            await self._change([breakpoint_], insert=True)
+            await self._change(breakpoint_, insert=True)
             self.breakpoints |= {breakpoint_}
 
     async def remove(self, breakpoint_: Breakpoint) -> None:
@@ -221,14 +221,11 @@ class GdbClient:
             GdbstubRequestFailed: the stub refused.
         """
         if breakpoint_ in self.breakpoints:
-            await self._change([breakpoint_], insert=False)
+            await self._change(breakpoint_, insert=False)
             self.breakpoints -= {breakpoint_}
 
-    async def _change(self, breakpoints: Sequence[Breakpoint], *, insert: bool) -> None:
-        requests = [VIRTUAL]
-        requests += [
-            breakpoint_request(b.kind, b.address, b.size, insert=insert) for b in breakpoints
-        ]
+    async def _change(self, one: Breakpoint, *, insert: bool) -> None:
+        requests = [VIRTUAL, breakpoint_request(one.kind, one.address, one.size, insert=insert)]
         doing = "insert a breakpoint" if insert else "remove a breakpoint"
         for request, reply in zip(requests, await self._channel.ask(doing, requests), strict=True):
             check_ok(request, reply)
@@ -258,9 +255,10 @@ class GdbClient:
             UsageError: the guest stands still already.
             GdbstubTimeout: it does not stop.
         """
-        if not self.running:
+        if self.running:
+            self._channel.interrupt()
+        elif not self._channel.stop_is_waiting:
             raise UsageError("interrupt: the guest stands still already")
-        self._channel.interrupt()
         return await self._stop_within("interrupt")
 
     async def step(
@@ -275,15 +273,17 @@ class GdbClient:
             over: inserted breakpoints at that instruction, which are lifted for the moment: nobody
                 can miss them, as nobody else runs.
         """
-        lifted = [b for b in over if b in self.breakpoints]
-        if lifted:
-            await self._change(lifted, insert=False)
+        lifted = [one for one in over if one in self.breakpoints]
+        for one in lifted:
+            await self.remove(one)
         try:
             self._channel.resume("step", resume_request([(thread, Resume.STEP)]))
             return await self._stop_within("step")
         finally:
-            if lifted and not self.ended:
-                await self._change(lifted, insert=True)
+            # A guest that does not come back from its step keeps none of them.
+            if not self.running and not self.ended:
+                for one in lifted:
+                    await self.insert(one)
 
     async def resume_over(self, thread: ThreadId, over: Sequence[Breakpoint]) -> None:
         """This lets all vCPUs run, the one that stands at breakpoints from behind these."""

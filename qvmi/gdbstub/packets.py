@@ -308,13 +308,14 @@ def parse_features(body: bytes) -> Features:
     """This reads the reply to `SUPPORTED`.
 
     Raises:
+        GdbstubRequestFailed: the stub refused.
         GdbstubProtocolError: it has no usable packet size.
     """
     words = body.split(b";")
     values = dict(word.split(b"=", 1) for word in words if b"=" in word)
     size = values.get(b"PacketSize", b"")
     if not _HEX_NUMBER.fullmatch(size) or int(size, 16) < _LEAST_PACKET:
-        raise strange(SUPPORTED, body)
+        raise refusal(SUPPORTED, body) or strange(SUPPORTED, body)
     offered = {word[:-1].decode("ascii", "replace") for word in words if word.endswith(b"+")}
     return Features(min(int(size, 16), MAX_PACKET), frozenset(offered))
 

@@ -66,6 +66,7 @@ Event = bytes | Notification | Damaged | Retransmit
 
 _START, _NOTIFY, _END, _ESCAPE, _RUN = b"$"[0], b"%"[0], b"#"[0], b"}"[0], b"*"[0]
 _END_MARK: Final = b"#"
+_MAY_FOLLOW: Final = frozenset({b"", b"+", b"$"})
 _NOT_PLAIN: Final = (b"}", b"*", b"%", b"-")
 _ACK, _NACK = b"+"[0], b"-"[0]
 _FLIP: Final = 0x20  # what an escaped byte is XORed with
@@ -198,17 +199,14 @@ def _cut_plain(data: bytes) -> tuple[list[bytes], bytes] | None:
     if any(mark in data for mark in _NOT_PLAIN):
         return None
     first, *parts = data.split(_END_MARK)
-    if len(parts[-1]) < _DIGITS:
-        return None
-    told = b"".join([part[:_DIGITS] for part in parts])
-    bodies = [first.removeprefix(b"+$"), *[part[_DIGITS + 2 :] for part in parts]]
     rest = parts[-1][_DIGITS:]
-    bodies.pop()
-    whole = first.startswith(b"+$") and {part[_DIGITS : _DIGITS + 2] for part in parts[:-1]} <= {
-        b"+$"
-    }
-    lengths = [*map(len, bodies)]
-    if not whole or max(*lengths, len(rest)) > MAX_PACKET or any(_START in body for body in bodies):
+    if len(parts[-1]) < _DIGITS or rest[:1] not in _MAY_FOLLOW:
+        return None
+    starts = {first[:2], *[part[_DIGITS : _DIGITS + 2] for part in parts[:-1]]}
+    told = b"".join([part[:_DIGITS] for part in parts])
+    bodies = [first[2:], *[part[_DIGITS + 2 :] for part in parts[:-1]]]
+    lengths = [*map(len, bodies), len(rest)]
+    if starts != {b"+$"} or max(lengths) > MAX_PACKET or any(_START in body for body in bodies):
         return None
     if max(lengths) <= _EXACT:
         sums = [summed - 1 & 0xFF for summed in map(adler32, bodies)]

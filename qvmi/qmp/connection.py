@@ -40,10 +40,7 @@ async def open_connection(address: UnixAddress | TcpAddress, *, timeout_s: float
     started = loop.time()
     deadline = started + timeout_s * (1 - _KEPT_BACK)
     while True:
-        try:
-            connection = await open_stream(address, deadline=deadline)
-        except TimeoutError as error:
-            raise queue_full(address) from error
+        connection = await _connect(address, deadline)
         try:
             first = await _greeting(address, connection, deadline)
         except BaseException:
@@ -55,6 +52,13 @@ async def open_connection(address: UnixAddress | TcpAddress, *, timeout_s: float
         if loop.time() > min(deadline, started + _ENDING_S):
             raise foreign_speech(address, first)
         await asyncio.sleep(_RETRY_S)
+
+
+async def _connect(address: UnixAddress | TcpAddress, deadline: float) -> socket.socket:
+    try:
+        return await open_stream(address, deadline=deadline)
+    except TimeoutError as error:
+        raise queue_full(address) from error
 
 
 async def _greeting(

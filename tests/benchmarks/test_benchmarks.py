@@ -9,6 +9,7 @@ from tests.repository.tree import ROOT
 
 BENCHMARKS = [
     "cold_attach",
+    "gdbstub",
     "guest_size",
     "isf",
     "pause",

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -38,6 +38,7 @@ from tests.guests.lab import Guest, GuestConfig
 from tests.guests.multiboot import COUNTING_LOOP, COUNTS_AT
 from tests.guests.pool import GuestPool
 from tests.guests.stub_machines import counter, counting_machine, guest_runs, stub_of
+from tests.proofs import proof_size
 
 FIRST = ThreadId(1, 1)
 TRAP, INTERRUPTED = 5, 2
@@ -65,15 +66,17 @@ async def test_leaves_running_what_ran_and_stopped_what_stood() -> None:
 
 
 @asynchronous
-async def test_attaches_and_detaches_again_and_again() -> None:
+async def test_attaches_and_detaches_again_and_again(proof_count: Callable[[int], None]) -> None:
+    cycles = proof_size(ci=50, full=200)
     with counting_machine() as machine:
         path = stub_of(machine)
-        for _ in range(50):
+        for _ in range(cycles):
             client = await GdbClient.connect(path)
             assert await client.read_physical(Pa(COUNTING_LOOP), 4) == b"\xff\x00\xeb\xfc"
             await client.detach()
             before = counter(machine)
             await until(partial(counts_on, machine, before))
+    proof_count(cycles)
 
 
 def framed(body: str) -> bytes:
@@ -132,6 +135,51 @@ async def test_attaches_after_a_client_that_was_killed(crash: str) -> None:
         before = counter(machine)
         await until(lambda: counter(machine) != before)
         assert guest_runs(machine)
+
+
+BUSY_CLIENT = """
+import asyncio, sys
+from qvmi.gdbstub.client import Breakpoint, GdbClient
+from qvmi.gdbstub.memory import MemoryRead
+
+async def main():
+    client = await GdbClient.connect(sys.argv[1])
+    print(flush=True)
+    reads = [MemoryRead(0x100000 + n * 512, 512) for n in range(300)]
+    while True:
+        await client.read_many_physical(reads)
+        await client.insert(Breakpoint(int(sys.argv[2])))
+        await client.resume()
+        await client.next_stop()
+        await client.remove(Breakpoint(int(sys.argv[2])))
+
+asyncio.run(main())
+"""
+
+
+@asynchronous
+async def test_a_client_killed_at_any_moment_leaves_a_stub_that_the_next_can_use(
+    proof_count: Callable[[int], None],
+) -> None:
+    rng = random.Random(11)
+    kills = proof_size(ci=10, full=50)
+    with counting_machine() as machine:
+        path = stub_of(machine)
+        for _ in range(kills):
+            arguments = [sys.executable, "-c", BUSY_CLIENT, path, str(LOOP)]
+            child = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE)
+            assert child.stdout is not None
+            await child.stdout.readline()
+            await asyncio.sleep(rng.random() / 20)
+            child.kill()
+            await child.wait()
+            client = await GdbClient.connect(path)
+            assert await client.read_virtual(LOOP, 4) == b"\xff\x00\xeb\xfc"
+            await client.detach()
+            before = counter(machine)
+            await until(partial(counts_on, machine, before))
+            assert guest_runs(machine)
+        proof_count(kills)
 
 
 @asynchronous
@@ -310,6 +358,23 @@ async def test_stops_at_an_access_to_watched_memory(
             await client.resume()
             before = counter(machine)
             await until(lambda: counter(machine) > before + 1000)
+
+
+@asynchronous
+async def test_an_interrupt_that_comes_late_is_told_of_the_breakpoint() -> None:
+    with counting_machine() as machine:
+        async with await GdbClient.connect(stub_of(machine)) as client:
+            await client.insert(Breakpoint(LOOP))
+            for _ in range(30):
+                await client.resume()
+                await until(lambda: not client.running)
+                assert await client.interrupt() == StopReply(TRAP, FIRST)
+                await client.resume_over(FIRST, [Breakpoint(LOOP)])
+                # Now it comes before, after or together with the breakpoint.
+                stop = await client.interrupt()
+                assert stop in {StopReply(TRAP, FIRST), StopReply(INTERRUPTED, FIRST)}
+                assert await client.read_virtual(LOOP, 4) == b"\xff\x00\xeb\xfc"
+                assert client.breakpoints == {Breakpoint(LOOP)}
 
 
 @asynchronous
