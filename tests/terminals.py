@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -61,6 +62,15 @@ class Terminal:
         return bool(found)
 
 
+def _as_from_a_shell() -> None:
+    """This makes the terminal the one that Ctrl-C comes from, and lets it be heard.
+
+    Whoever runs the tests in the background of a script has it ignored, which children inherit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 @contextmanager
 def terminal(
     command: Sequence[str | Path],
@@ -80,8 +90,7 @@ def terminal(
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-        # The terminal becomes the one that Ctrl-C comes from.
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads here
+        preexec_fn=_as_from_a_shell,  # noqa: PLW1509 - no threads here
     )
     os.close(slave)
     try:
