@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from qvmi.machine.attach import SyncMachine, attach, attach_sync
-    from qvmi.machine.machine import Machine, MachineFacts
+    from qvmi.machine.facts import MachineFacts
+    from qvmi.machine.machine import Machine
     from qvmi.semantics.guest_os import (
         Evidence,
         Gap,
@@ -42,7 +43,7 @@ _HOMES = {
     "attach_sync": "qvmi.machine.attach",
     "Machine": "qvmi.machine.machine",
     "SyncMachine": "qvmi.machine.attach",
-    "MachineFacts": "qvmi.machine.machine",
+    "MachineFacts": "qvmi.machine.facts",
     "GuestOS": "qvmi.semantics.guest_os",
     "GuestFacts": "qvmi.semantics.guest_os",
     "Listing": "qvmi.semantics.guest_os",

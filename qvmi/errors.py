@@ -8,11 +8,17 @@
     │   ├── SocketUnreachable         nothing listens there
     │   ├── NotQmp                    something listens, but it does not speak QMP
     │   ├── QmpBusy                   another client holds the one QMP session
+    │   ├── NotGdbstub                something listens, but it speaks no remote serial protocol
+    │   ├── GdbstubBusy               another debugger holds the stub
     │   └── MemoryUnreachable         no way to the guest's RAM; says what was tried and the fix
     ├── MachineGone                   QEMU ended or closed the session
     ├── QmpCommandFailed              QEMU refused a command
     ├── QmpTimeout                    QEMU did not answer in time
     ├── QmpProtocolError              QEMU's answer has not the documented form
+    ├── GdbstubRequestFailed          the gdbstub refused a request
+    ├── GdbstubTimeout                the gdbstub did not answer in time
+    ├── GdbstubProtocolError          the gdbstub's answer has not the documented form
+    ├── GuestRunning                  only a stopped guest can be asked that; someone lets it run
     ├── MemoryFault                   guest memory that cannot be read
     │   └── TranslationFault          a virtual address that no page table maps
     ├── SymbolsError                  names and layouts
@@ -22,6 +28,7 @@
     ├── GuestError                    what runs in the guest
     │   ├── UnknownGuest              no operating system was recognised; lists the evidence
     │   └── WalkFailed                a guest structure that could not be walked at all
+    ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotDirect                     memory is not direct: use ``query``
     ├── StaleView                     the guest was reset or replaced since the view was taken
     ├── PolicyDenied                  an action without its grant
@@ -44,13 +51,20 @@ __all__ = [
     "BusRefused",
     "CodepackError",
     "CorruptTable",
+    "GdbstubBusy",
+    "GdbstubProtocolError",
+    "GdbstubRequestFailed",
+    "GdbstubTimeout",
     "GuestError",
+    "GuestRunning",
     "LayoutNotFound",
     "MachineGone",
     "MemoryFault",
     "MemoryUnreachable",
     "NotDirect",
+    "NotGdbstub",
     "NotQmp",
+    "PauseError",
     "PolicyDenied",
     "QmpBusy",
     "QmpCommandFailed",
@@ -99,6 +113,14 @@ class NotQmp(AttachError):
 
 class QmpBusy(AttachError):
     """Another client holds this QMP socket, which serves one client at a time."""
+
+
+class NotGdbstub(AttachError):
+    """Something listens at this address, but it does not speak GDB's remote serial protocol."""
+
+
+class GdbstubBusy(AttachError):
+    """Another debugger holds this gdbstub, which serves one client at a time."""
 
 
 class MemoryUnreachable(AttachError):
@@ -153,6 +175,51 @@ class QmpProtocolError(QvmiError):
         super().__init__(f"{command}: {problem}")
         self.command = command
         self.problem = problem
+
+
+class GdbstubRequestFailed(QvmiError):
+    """The gdbstub refused this request.
+
+    Attributes:
+        request: the packet's body, shortened.
+        code: the stub's answer, such as ``E22``; None where it does not know the request at all.
+    """
+
+    def __init__(self, request: str, code: str | None) -> None:
+        said = "not supported by this QEMU" if code is None else f"refused with {code}"
+        super().__init__(f"gdbstub request {request!r}: {said}")
+        self.request = request
+        self.code = code
+
+
+class GdbstubTimeout(QvmiError):
+    """The gdbstub did not answer this request in time."""
+
+    def __init__(self, request: str, timeout_s: float) -> None:
+        super().__init__(f"gdbstub request {request!r}: no answer within {timeout_s:g} s")
+        self.request = request
+        self.timeout_s = timeout_s
+
+
+class GdbstubProtocolError(QvmiError):
+    """This answer of the gdbstub has not the documented form."""
+
+    def __init__(self, request: str, problem: str) -> None:
+        super().__init__(f"gdbstub, {request}: {problem}")
+        self.request = request
+        self.problem = problem
+
+
+class GuestRunning(QvmiError):
+    """The guest runs, and what was asked can only be answered while it stands still.
+
+    Attributes:
+        doing: what was asked.
+    """
+
+    def __init__(self, doing: str, why: str) -> None:
+        super().__init__(f"{doing}: {why}")
+        self.doing = doing
 
 
 class MemoryFault(QvmiError):
@@ -265,6 +332,10 @@ class WalkFailed(GuestError):
         super().__init__(f"cannot walk {structure}: {problem}")
         self.structure = structure
         self.problem = problem
+
+
+class PauseError(QvmiError):
+    """The guest cannot be stopped safely, or not for as short a time as was promised."""
 
 
 class NotDirect(QvmiError):

@@ -13,7 +13,7 @@
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -48,6 +48,7 @@ _FACTS: Final = GuestFacts(
 )
 
 Row = TypeVar("Row", Process, Thread, Module)
+Found = TypeVar("Found")
 
 
 def fake_process(pid: int, *, name: str = "fake", **changes: object) -> Process:
@@ -276,7 +277,7 @@ class FakeMachine:
         address: what it was attached by.
         memory: its memory.
         epoch: raised by :meth:`reset`.
-        calls: ``guest``, ``refresh`` and ``run_state``, in order, also those that failed.
+        calls: ``guest``, ``capture``, ``refresh`` and ``run_state``, in order, also those that failed.
     """
 
     def __init__(
@@ -291,13 +292,18 @@ class FakeMachine:
         self.epoch = 0
         self.calls: list[str] = []
         self._guest = guest or FakeGuest()
-        self._faults = _Faults(("guest", "refresh", "run_state"))
+        self._faults = _Faults(("guest", "capture", "refresh", "run_state"))
 
     @property
     def guest(self) -> FakeGuest:
         """This is the fake guest, or the error that was armed for it."""
         self._called("guest")
         return self._guest
+
+    async def capture(self, walk: Callable[[FakeGuest], Found]) -> Found:
+        """This does the walk over the fake guest, or raises what was armed for it."""
+        self._called("capture")
+        return walk(self._guest)
 
     async def refresh(self) -> None:
         """This does nothing, or raises what was armed for it."""

@@ -48,6 +48,11 @@ def _never_stale() -> None:
     """This accepts: what was captured or dumped does not change."""
 
 
+def _no_pause() -> float:
+    """This is the pause of a look for which nobody was stopped."""
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """This is what a machine hands out: everything that is needed to understand the guest.
@@ -58,9 +63,11 @@ class View:
         provenance: how the registers were taken; memory reads of a live view happen later.
         require_current: raises StaleView or MachineGone once the guest is no longer the one that
             was looked at; whoever understands the guest calls it before it answers.
+        paused_s: tells how long qvmi has let the guest stand still for this look so far, in seconds.
     """
 
     vcpus: tuple[Registers, ...]
     memory: PhysicalMemory
     provenance: Provenance
     require_current: Callable[[], None] = _never_stale
+    paused_s: Callable[[], float] = _no_pause

@@ -39,12 +39,15 @@ QVMI_COMMANDS=(
 )
 
 # The same for what only tests need: git lists the files of the project, the shells try the completion
-# scripts, and bpftool reads the same types as qvmi does.
+# scripts, bpftool reads the same types as qvmi does, gdb the same registers, and a machine of another
+# architecture has others.
 QVMI_TEST_COMMANDS=(
     "git=git"
     "zsh=zsh"
     "fish=fish"
     "bpftool=bpftool"
+    "gdb=gdb"
+    "qemu-system-aarch64=qemu-system-arm"
 )
 
 # Prints the packages of those commands that are not there.

@@ -1,8 +1,8 @@
-"""The registers of an x86-64 vCPU, as QEMU's human monitor prints them.
+"""The registers of an x86-64 vCPU, as QEMU's human monitor prints them and its gdbstub tells them.
 
 References: QEMU ``target/i386/cpu-dump.c`` (``x86_cpu_dump_state``), ``hw/core/cpu-common.c`` and
 ``monitor/hmp-cmds.c`` (``hmp_info_registers``), 7.2 to 10.1; Intel SDM volume 3A, sections 2.5
-(CR0 to CR4) and 2.2.1 (EFER).
+(CR0 to CR4) and 2.2.1 (EFER); QEMU ``gdb-xml/i386-64bit.xml`` and ``target/i386/gdbstub.c``.
 """
 
 import re
@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.errors import QmpProtocolError
+from qvmi.errors import GdbstubProtocolError, QmpProtocolError
 
-__all__ = ["INFO_REGISTERS", "Registers", "parse_registers"]
+__all__ = ["INFO_REGISTERS", "Registers", "parse_registers", "registers_of_stub"]
 
 INFO_REGISTERS: Final = "info registers -a"
 """The monitor line whose answer `parse_registers` understands."""
@@ -46,6 +46,8 @@ class Registers:
             the human monitor does not.
         cr2: the address of the last page fault.
         cr3: the physical address of the page-table root, with flags or PCID in bits 0..11.
+        gdt_base: where the global descriptor table is; this and what follows it is None from the
+            gdbstub, which does not tell, but for `cpl`.
         idt_base: where the interrupt descriptor table is; `idt_limit` is its last byte's offset.
         cpl: the privilege level; 3 is user mode.
         smm: the vCPU is in system management mode, with a memory map of its own.
@@ -85,13 +87,13 @@ class Registers:
     cr3: int
     cr4: int
     efer: int
-    gdt_base: Va
-    gdt_limit: int
-    idt_base: Va
-    idt_limit: int
+    gdt_base: Va | None
+    gdt_limit: int | None
+    idt_base: Va | None
+    idt_limit: int | None
     cpl: int
-    smm: bool
-    halted: bool
+    smm: bool | None
+    halted: bool | None
 
     @property
     def paging(self) -> bool:
@@ -107,6 +109,40 @@ class Registers:
     def la57(self) -> bool:
         """This tells whether page tables have five levels (CR4.LA57)."""
         return bool(self.cr4 & _CR4_LA57)
+
+
+_CR0_PROTECTION: Final = 1
+_RFLAGS_VM: Final = 1 << 17
+_STUB_NAMES: Final = {"eflags": "rflags", "k_gs_base": "kernel_gs_base"}
+_STUB_SILENT: Final = ("gdt_base", "gdt_limit", "idt_base", "idt_limit", "smm", "halted")
+
+
+def registers_of_stub(index: int, values: Mapping[str, int]) -> Registers:
+    """This is what the gdbstub tells of one vCPU, by the names of its target description.
+
+    Outside of 64-bit code the stub cuts the general registers to 32 bits; whether such code runs it
+    does not tell, so that in compatibility mode `Registers.r8` to ``r15`` are 0.
+
+    Raises:
+        GdbstubProtocolError: a register is missing.
+    """
+    named = {_STUB_NAMES.get(name, name): value for name, value in values.items()}
+    named["index"] = index
+    fields: dict[str, object] = {**named, **dict.fromkeys(_STUB_SILENT)}
+    fields["cpl"] = _privilege(named)
+    if not named.get("efer", 0) & _EFER_LONG_MODE_ACTIVE:
+        fields |= dict.fromkeys(name.lower() for name in _EXTENDED)
+    try:
+        return msgspec.convert(fields, Registers)
+    except msgspec.ValidationError as error:
+        raise GdbstubProtocolError("g", f"vCPU {index}: {error}") from error
+
+
+def _privilege(named: Mapping[str, int]) -> int:
+    """This is the current privilege level; Intel SDM volume 3A, sections 5.5 and 20.1."""
+    if not named.get("cr0", 0) & _CR0_PROTECTION:
+        return 0
+    return 3 if named.get("rflags", 0) & _RFLAGS_VM else named.get("cs", 0) & 3
 
 
 _HEADER: Final = re.compile(r"^CPU#([0-9]+)\s*$", re.MULTILINE)

@@ -5,6 +5,9 @@ from typing import Final
 
 from qvmi.errors import (
     AttachError,
+    GdbstubProtocolError,
+    GdbstubRequestFailed,
+    GdbstubTimeout,
     MachineGone,
     QmpCommandFailed,
     QmpProtocolError,
@@ -42,6 +45,9 @@ _CODES: Final = (
     (QmpCommandFailed, ExitCode.NOT_ATTACHED),
     (QmpTimeout, ExitCode.NOT_ATTACHED),
     (QmpProtocolError, ExitCode.NOT_ATTACHED),
+    (GdbstubRequestFailed, ExitCode.NOT_ATTACHED),
+    (GdbstubTimeout, ExitCode.NOT_ATTACHED),
+    (GdbstubProtocolError, ExitCode.NOT_ATTACHED),
     (QvmiError, ExitCode.NOT_SEEN),
 )
 

@@ -7,7 +7,8 @@ from qvmi.cli.exit_code import ExitCode, exit_code_of
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.errors import QvmiError, UnknownGuest
-from qvmi.machine.machine import Machine, MachineFacts
+from qvmi.machine.facts import MachineFacts
+from qvmi.machine.machine import Machine
 from qvmi.machine.memory_ladder import MemoryAttempt
 from qvmi.semantics.guest_os import Evidence, GuestFacts
 

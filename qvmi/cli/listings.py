@@ -1,6 +1,6 @@
 """The commands that list what runs in the guest: ``ps``, ``tree``, ``threads`` and ``modules``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final, Protocol, TypeVar
 
@@ -11,8 +11,9 @@ from qvmi.cli.output import Output
 from qvmi.cli.process_tree import ASCII_GUIDES, LINE_GUIDES, Branch, branches
 from qvmi.cli.table import Column, table_of
 from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Module, Process, Thread
+from qvmi.view import Provenance
 
-__all__ = ["Inhabited", "modules", "ps", "report_gaps", "threads", "tree"]
+__all__ = ["Inhabited", "modules", "ps", "report_gaps", "report_pause", "threads", "tree"]
 
 Row = TypeVar("Row")
 
@@ -55,25 +56,32 @@ class Inhabited(Protocol):
         """This is the system that runs in it."""
         ...
 
+    async def capture(self, walk: Callable[[GuestOS], Listing[Row]]) -> Listing[Row]:
+        """This looks at it at one moment, for which it stands still."""
+        ...
 
-async def ps(machine: Inhabited, output: Output) -> ExitCode:
+
+async def ps(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the processes."""
-    return _show(output, machine.guest.processes(), _PROCESS)
+    listing = await _looked(machine, output, lambda guest: guest.processes(), exact=exact)
+    return _show(output, listing, _PROCESS)
 
 
-async def threads(machine: Inhabited, output: Output) -> ExitCode:
+async def threads(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the threads."""
-    return _show(output, machine.guest.threads(), _THREAD)
+    listing = await _looked(machine, output, lambda guest: guest.threads(), exact=exact)
+    return _show(output, listing, _THREAD)
 
 
-async def modules(machine: Inhabited, output: Output) -> ExitCode:
+async def modules(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the kernel modules."""
-    return _show(output, machine.guest.modules(), _MODULE)
+    listing = await _looked(machine, output, lambda guest: guest.modules(), exact=exact)
+    return _show(output, listing, _MODULE)
 
 
-async def tree(machine: Inhabited, output: Output) -> ExitCode:
+async def tree(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists each process below its parent."""
-    listing = machine.guest.processes()
+    listing = await _looked(machine, output, lambda guest: guest.processes(), exact=exact)
     found = tuple(branches(listing.items))
     if output.json:
         items = tuple(
@@ -83,6 +91,27 @@ async def tree(machine: Inhabited, output: Output) -> ExitCode:
     else:
         output.table(table_of(_tree_columns(output), found))
     return report_gaps(output, listing.gaps)
+
+
+async def _looked(
+    machine: Inhabited,
+    output: Output,
+    walk: Callable[[GuestOS], Listing[Row]],
+    *,
+    exact: bool,
+) -> Listing[Row]:
+    """This looks at the guest while it runs, or at one moment, and then says what that has cost it."""
+    if not exact:
+        return walk(machine.guest)
+    listing = await machine.capture(walk)
+    report_pause(output, listing.provenance)
+    return listing
+
+
+def report_pause(output: Output, provenance: Provenance) -> None:
+    """This tells for how long the guest stood still; a document has it in its provenance."""
+    if not output.json:
+        output.message(f"the guest stood still for {provenance.pause_s * 1000:.1f} ms")
 
 
 def _tree_columns(output: Output) -> Sequence[Column[Branch]]:

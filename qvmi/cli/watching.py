@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from qvmi.bus.message import Message
-from qvmi.cli.commands import ALL_PACKS, PACKS
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
+from qvmi.cli.words import ALL_PACKS, PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses

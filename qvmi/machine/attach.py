@@ -12,8 +12,10 @@ from typing import Any, Final, TypeVar
 import platformdirs
 
 from qvmi.arch.x86_64 import Registers
+from qvmi.machine.dump import Dump
+from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps
-from qvmi.machine.machine import Machine, MachineFacts
+from qvmi.machine.machine import Machine
 from qvmi.machine.memory_ladder import open_memory
 from qvmi.memory.address_space import AddressSpace
 from qvmi.qmp import commands
@@ -25,6 +27,7 @@ from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
+from qvmi.view import View
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -32,6 +35,7 @@ ATTACH_TIMEOUT_S: Final = 3.0
 """How long QEMU may take to greet; it needs a millisecond."""
 
 Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 def default_profile_folder() -> Path:
@@ -40,13 +44,14 @@ def default_profile_folder() -> Path:
 
 
 @asynccontextmanager
-async def attach(
+async def attach(  # noqa: PLR0913 - each is an option of its own, and none but the first is needed
     address: str | os.PathLike[str],
     *,
     isf: Path | None = None,
     cache: Path | None = None,
     use_cache: bool = True,
     discover: bool = True,
+    gdb: str | None = None,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> AsyncIterator[Machine]:
     """This attaches to a running QEMU for as long as the block lasts; the guest is not stopped.
@@ -57,6 +62,7 @@ async def attach(
         cache: folder of the profiles; the user's cache folder by default.
         use_cache: whether profiles are read and written at all.
         discover: whether to work out at once which system runs there.
+        gdb: the address of QEMU's gdbstub, for breakpoints; None finds QEMU's own, or starts one.
         timeout_s: how long the connection may take.
 
     Raises:
@@ -68,7 +74,7 @@ async def attach(
     """
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
-        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache))
+        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache), gdb)
     except BaseException:
         await monitor.close()
         raise
@@ -80,7 +86,7 @@ async def attach(
         await machine.close()
 
 
-async def _machine(monitor: Monitor, choices: Choices) -> Machine:
+async def _machine(monitor: Monitor, choices: Choices, gdb: str | None) -> Machine:
     async with concurrently() as group:
         vcpus = group.create_task(commands.registers(monitor))
         mapping = group.create_task(commands.memory_map(monitor))
@@ -90,7 +96,7 @@ async def _machine(monitor: Monitor, choices: Choices) -> Machine:
     opened = await open_memory(
         monitor.target, memory_map, maps.result(), partial(commands.gpa2hva, monitor)
     )
-    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices)
+    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices, gdb=gdb)
 
 
 def _host_maps(monitor: Monitor) -> HostMaps | None:
@@ -147,6 +153,28 @@ class SyncMachine:
         """This asks QEMU for what it says of the machine."""
         facts: MachineFacts = self._run(self.machine.facts())
         return facts
+
+    @contextmanager
+    def paused(self) -> Iterator[View]:
+        """This keeps the guest from running for as long as the block lasts; see `Machine.paused`."""
+        pause = self.machine.paused()
+        view: View = self._run(pause.__aenter__())
+        try:
+            yield view
+        except BaseException as error:
+            self._run(pause.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._run(pause.__aexit__(None, None, None))
+
+    def capture(self, walk: Callable[[LinuxGuest], Found]) -> Found:
+        """This does a walk that sees the guest at one moment; see `Machine.capture`."""
+        found: Found = self._run(self.machine.capture(walk))
+        return found
+
+    def dump(self, path: Path, *, live: bool = False) -> Dump:
+        """This writes the guest's memory to an ELF core file; see `Machine.dump`."""
+        dump: Dump = self._run(self.machine.dump(path, live=live))
+        return dump
 
     def refresh(self) -> None:
         """This looks again which system runs, as after a reset."""

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from qvmi.errors import UsageError
-from qvmi.qmp.address import LibvirtAddress, TcpAddress, UnixAddress
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.host_process import HostProcess, host_process, pids
+from qvmi.host.socket_table import tcp_ends, unix_names
+from qvmi.qmp.address import LibvirtAddress
 from qvmi.qmp.command_line import (
     CommandLine,
     Group,
@@ -23,8 +26,6 @@ from qvmi.qmp.command_line import (
     parse_command_line,
     parse_config,
 )
-from qvmi.qmp.host_process import HostProcess, host_process, pids
-from qvmi.qmp.socket_table import tcp_ends, unix_names
 
 __all__ = ["FoundMachine", "FoundSocket", "SocketState", "find_machines"]
 

@@ -3,14 +3,20 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from qvmi.addr import Va
 from qvmi.arch.x86_64 import Registers
 from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
+from qvmi.machine.capture import Capture
+from qvmi.machine.dump import Dump, DumpFile
+from qvmi.machine.facts import MachineFacts
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
+from qvmi.machine.pause import Pause, RunControl
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
@@ -20,10 +26,17 @@ from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.selection import Choices, remember, select, select_known
-from qvmi.symbols.layout import Symbols
+from qvmi.symbols.layout import Symbols, address
 from qvmi.view import Provenance, Taken, View
 
-__all__ = ["Machine", "MachineFacts"]
+__all__ = ["Machine"]
+
+if TYPE_CHECKING:
+    from qvmi.gdbstub.packets import BreakpointKind
+    from qvmi.machine.breakpoint_control import BreakpointControl
+    from qvmi.machine.breakpoints import Condition, HitStream
+
+Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
@@ -31,31 +44,6 @@ _LOOKS: Final = 4
 """Looks at a guest that is not recognised, each by other page tables."""
 _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
-
-
-@dataclass(frozen=True, slots=True)
-class MachineFacts:
-    """This is what is known of the virtual machine, whatever runs in it.
-
-    Args:
-        address: how it was attached to.
-        name: what QEMU was told to call it; empty for nothing.
-        qemu_version: such as ``7.2.22``.
-        run_state: QEMU's word, such as ``running`` or ``paused``.
-        vcpus: how many virtual CPUs there are.
-        ram_size: bytes of the guest's RAM.
-        epoch: counts resets since the attach.
-        memory: the ways to the memory that were tried.
-    """
-
-    address: str
-    name: str
-    qemu_version: str
-    run_state: str
-    vcpus: int
-    ram_size: int
-    epoch: int
-    memory: tuple[MemoryAttempt, ...]
 
 
 class Machine:
@@ -67,6 +55,7 @@ class Machine:
         opened: the guest's memory, which this owns from now on.
         vcpus: the registers of every vCPU.
         choices: what is used to understand the guest.
+        gdb: the address of the gdbstub; None to find or start one when it is needed.
     """
 
     def __init__(
@@ -77,6 +66,7 @@ class Machine:
         *,
         vcpus: tuple[Registers, ...],
         choices: Choices,
+        gdb: str | None = None,
     ) -> None:
         self._monitor = monitor
         self._opened = opened
@@ -84,6 +74,9 @@ class Machine:
         self._vcpus = vcpus
         self._guest: LinuxGuest | None = None
         self._unknown: QvmiError | None = None
+        self._run_control = RunControl(monitor)
+        self._exact: LinuxGuest | None = None
+        self._gdb = gdb
         self.memory_map = memory_map
 
     @property
@@ -125,8 +118,9 @@ class Machine:
         """
         if self._guest is None:
             raise self._unknown or UnknownGuest("nobody has looked yet which system runs here")
-        self._guest.view.require_current()
-        return self._guest
+        guest = self._exact or self._guest
+        guest.view.require_current()
+        return guest
 
     @property
     def symbols(self) -> Symbols:
@@ -211,6 +205,118 @@ class Machine:
             if before == {vcpu.cr3 for vcpu in await self.registers()}:
                 return
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[View]:
+        """This keeps the guest from running for as long as the block lasts.
+
+        Within it :attr:`guest` answers for the moment of the pause, and says so. Blocks may nest. A
+        guest that its owner had paused stays paused afterwards; one that ran goes on to run,
+        whatever happens to this process.
+
+        Raises:
+            PauseError: the guest cannot be stopped safely.
+            StaleView: somebody else has let it run in the meantime; raised at the block's end.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        async with self._run_control.paused() as pause:
+            vcpus = await commands.registers(self._monitor)
+            view, before = self._still(pause, vcpus), self._exact
+            if self._guest is not None:
+                self._exact = self._guest.over(view)
+            try:
+                yield view
+            finally:
+                self._exact = before
+
+    async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
+        """This does a walk that sees the guest at one moment, with the shortest pause that can be had.
+
+        Args:
+            walk: looks at the guest and returns what it found. It is called several times, also
+                on the running guest to learn what it reads, and in other threads.
+
+        Raises:
+            PauseError: the walk takes too long to stop the guest for it, and reads something
+                else each time; :meth:`paused` stops it for as long as you want.
+            UnknownGuest, StaleView: as :attr:`guest`.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        return await Capture(self._run_control, self.guest, self._still).of(walk)
+
+    @asynccontextmanager
+    async def breakpoints(
+        self,
+        place: str | Va,
+        *,
+        condition: "Condition | None" = None,
+        kind: "BreakpointKind | None" = None,
+        size: int = 1,
+    ) -> "AsyncIterator[HitStream]":
+        """This iterates the hits of a breakpoint or watchpoint, on all vCPUs, while the block lasts.
+
+        Each hit stops the guest for some 5 ms under TCG, wanted or not: a busy function makes a
+        guest crawl.
+
+        Args:
+            place: a symbol of the kernel or a module, or a virtual address.
+            condition: tells which hits are wanted; asked while the guest stands still.
+            kind: what is waited for; a software breakpoint unless told otherwise.
+            size: bytes, for a watchpoint.
+
+        Raises:
+            SymbolNotFound: there is no such symbol.
+            PauseError: the guest stands still, by its owner or within a pause.
+            AttachError: the gdbstub is held by another debugger, or cannot be reached.
+            UsageError: QEMU starts no gdbstub.
+            GdbstubRequestFailed: it refuses the breakpoint.
+            MachineGone, GdbstubTimeout: QEMU did not answer.
+        """
+        va = Va(place) if isinstance(place, int) else address(self.symbols, place)
+        name = place if isinstance(place, str) else f"{place:#x}"
+        async with self._breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
+            yield hits
+
+    @cached_property
+    def _breakpoints(self) -> "BreakpointControl":
+        from qvmi.machine.breakpoint_control import (  # noqa: PLC0415 - import time, for a rare need
+            BreakpointControl,
+        )
+
+        return BreakpointControl(self._monitor, self._run_control, self._gdb, lambda: self._guest)
+
+    async def dump(self, path: Path, *, live: bool = False) -> Dump:
+        """This writes the guest's memory to an ELF core file, which debuggers and Volatility open.
+
+        The guest stands still meanwhile, some 0.2 s for each GiB it uses. The file has holes where
+        the guest has never written, and replaces what was there only when it is whole.
+
+        Args:
+            path: of the file.
+            live: lets the guest run; the dump is then a mixture of many moments.
+
+        Raises:
+            UsageError: the file cannot be written, or the disk has not room for it.
+            PauseError: the guest cannot be stopped safely.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        file = DumpFile(path, self.memory)
+        try:
+            note = b"" if self._guest is None else self._guest.vmcoreinfo()
+            return await file.take(self._monitor, self._run_control, note, live=live)
+        finally:
+            file.close()
+
+    def _still(self, pause: Pause, vcpus: tuple[Registers, ...] = ()) -> View:
+        """This is a look at the guest while it stands still."""
+        live = self.view
+
+        def require_current() -> None:
+            live.require_current()
+            pause.require()
+
+        provenance = Provenance(Taken.PAUSED, pause.at, epoch=live.provenance.epoch)
+        return View(vcpus, self.memory, provenance, require_current, lambda: pause.lasted_s)
+
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
         if self._guest is not None:
@@ -218,6 +324,7 @@ class Machine:
                 remember(self._guest, self._choices)
             except UsageError as error:
                 _logger.warning("the profile of this kernel is not kept: %s", error)
+        await self._run_control.close()
         self._opened.memory.close()
         await self._monitor.close()
 

@@ -155,6 +155,10 @@ class AddressSpace:
         """This is the same space with other shortcuts."""
         return AddressSpace(self.memory, self.root, geometry=self.geometry, linear=linear)
 
+    def over(self, memory: PhysicalMemory) -> "AddressSpace":
+        """This is the same space over another memory, such as a copy of this one."""
+        return AddressSpace(memory, self.root, geometry=self.geometry, linear=self._linear)
+
 
 def _mapped_runs(
     memory: PhysicalMemory, linear: Sequence[LinearRange]

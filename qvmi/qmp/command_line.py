@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from qvmi.errors import UsageError
-from qvmi.qmp.address import TcpAddress, UnixAddress
+from qvmi.host.address import TcpAddress, UnixAddress
 
 __all__ = ["CommandLine", "Purpose", "ServerSocket", "parse_command_line", "parse_config"]
 

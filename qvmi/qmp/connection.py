@@ -1,6 +1,6 @@
 """Opens a connection to what listens at an address, as far as the first byte of a QMP greeting.
 
-References: unix(7), connect(2); QEMU ``docs/interop/qmp-spec.rst`` (section 2.2, server greeting).
+References: QEMU ``docs/interop/qmp-spec.rst`` (section 2.2, server greeting).
 """
 
 import asyncio
@@ -8,9 +8,10 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from qvmi.qmp.address import TcpAddress, UnixAddress
-from qvmi.qmp.diagnosis import GDBSTUB, foreign_speech, queue_full, silence, unreachable, verdict
-from qvmi.qmp.peer import look_at_peer
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.peer import look_at_peer
+from qvmi.host.stream import open_stream
+from qvmi.qmp.diagnosis import GDBSTUB, foreign_speech, queue_full, silence, verdict
 
 __all__ = ["open_connection"]
 
@@ -19,11 +20,10 @@ __all__ = ["open_connection"]
 _SILENCE_S: Final = 0.3
 # The part of the caller's time that is kept back for finding out why nothing came.
 _KEPT_BACK: Final = 0.15
-# The kernel has no event for a free place in a Unix socket's queue; connect(2) fails with EAGAIN.
-_RETRY_S: Final = 0.02
 # A process that is being killed closes its connections before it stops listening: whoever connects
 # in between is hung up on, and told why only at the next attempt.
 _ENDING_S: Final = 0.3
+_RETRY_S: Final = 0.02
 _DETACH_S: Final = 0.3
 _PEEK: Final = 256  # bytes; a greeting has about 150, and its first is enough
 
@@ -55,65 +55,10 @@ async def open_connection(address: UnixAddress | TcpAddress, *, timeout_s: float
 
 
 async def _connect(address: UnixAddress | TcpAddress, deadline: float) -> socket.socket:
-    if isinstance(address, UnixAddress):
-        return await _connect_unix(address, deadline)
-    return await _connect_tcp(address, deadline)
-
-
-async def _connect_unix(address: UnixAddress, deadline: float) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(0)
     try:
-        # asyncio's sock_connect takes EAGAIN for "under way", which a Unix socket never is.
-        while not (connected := _connect_now(connection, address.path)):
-            if loop.time() > deadline:
-                break
-            await asyncio.sleep(_RETRY_S)
-    except OSError as error:
-        connection.close()
-        raise unreachable(address, error) from error
-    except BaseException:
-        connection.close()
-        raise
-    if not connected:
-        connection.close()
-        raise queue_full(address)
-    return connection
-
-
-def _connect_now(connection: socket.socket, path: str) -> bool:
-    try:
-        connection.connect(path)
-    except BlockingIOError:
-        return False
-    return True
-
-
-async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    failure: OSError | None = None
-    try:
-        async with asyncio.timeout_at(deadline):
-            places = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            for family, _, _, _, place in places:
-                connection = socket.socket(family, socket.SOCK_STREAM)
-                connection.settimeout(0)
-                try:
-                    await loop.sock_connect(connection, place)
-                except OSError as error:
-                    connection.close()
-                    failure = error
-                except BaseException:
-                    connection.close()
-                    raise
-                else:
-                    return connection
+        return await open_stream(address, deadline=deadline)
     except TimeoutError as error:
         raise queue_full(address) from error
-    except OSError as error:
-        failure = error
-    raise unreachable(address, failure or OSError("no such host")) from failure
 
 
 async def _greeting(

@@ -1,19 +1,16 @@
 """Says in words why an address gave no QMP session, with the way out."""
 
-import errno
-import os
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
-from qvmi.errors import AttachError, NotQmp, QmpBusy, SocketUnreachable
-from qvmi.qmp.address import TcpAddress, UnixAddress
+from qvmi.errors import AttachError, NotQmp, QmpBusy
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.host_process import HostProcess
+from qvmi.host.peer import Peer
+from qvmi.host.stream import no_answer
 from qvmi.qmp.command_line import Purpose, parse_command_line
-from qvmi.qmp.host_process import HostProcess
-from qvmi.qmp.peer import Peer, tcp_is_listening
 
-__all__ = ["GDBSTUB", "foreign_speech", "queue_full", "silence", "unreachable", "verdict"]
+__all__ = ["GDBSTUB", "foreign_speech", "queue_full", "silence", "verdict"]
 
 GDBSTUB: Final = (b"$", b"+$")
 """How a packet of the remote serial protocol begins."""
@@ -29,44 +26,11 @@ _LIBVIRT: Final = ("libvirtd", "virtqemud")
 _SHOWN: Final = 60  # bytes of what was heard
 
 
-def unreachable(address: UnixAddress | TcpAddress, error: OSError) -> SocketUnreachable:
-    """This says why nothing could be connected to."""
-    if isinstance(address, UnixAddress):
-        return SocketUnreachable(str(address), _no_socket(Path(address.path), error))
-    hint = "; nobody listens on that port" if error.errno == errno.ECONNREFUSED else ""
-    return SocketUnreachable(str(address), (error.strerror or str(error)) + hint)
-
-
-def _no_socket(path: Path, error: OSError) -> str:
-    if error.errno == errno.ENOENT:
-        folder = path.parent
-        there = "its folder exists" if folder.is_dir() else f"there is no folder {folder} either"
-        return f"no such socket ({there}); is QEMU running?"
-    try:
-        status = path.stat()
-    except OSError:
-        return f"{error.strerror}; a folder on the way to it is closed to uid {os.geteuid()}"
-    if not stat.S_ISSOCK(status.st_mode):
-        return f"is no socket but {_sort(status.st_mode)}"
-    if error.errno == errno.EACCES:
-        owner = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}"
-        return f"{error.strerror}: it belongs to {owner}, and we are uid {os.geteuid()}"
-    if error.errno == errno.ECONNREFUSED:
-        return "nobody listens any more; the QEMU that made it has ended"
-    return error.strerror or str(error)
-
-
-def _sort(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "a file" if stat.S_ISREG(mode) else "a device or pipe"
-
-
 def queue_full(address: UnixAddress | TcpAddress) -> AttachError:
     """This says why a connection was neither made nor refused."""
-    if isinstance(address, TcpAddress) and not tcp_is_listening(address.port):
-        reason = "no answer; the host is down, or a firewall drops the packets"
-        return SocketUnreachable(str(address), reason)
+    silent = no_answer(address)
+    if silent is not None:
+        return silent
     return QmpBusy(
         str(address), "the queue of clients waiting for it is full; end one of them, or its holder"
     )

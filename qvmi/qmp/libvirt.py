@@ -9,7 +9,7 @@ once that a guest was reset gives QEMU a second socket.
 import asyncio
 import os
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Never, Self
 
@@ -24,11 +24,11 @@ from qvmi.errors import (
     SocketUnreachable,
     UsageError,
 )
+from qvmi.host.host_process import host_process, pids
 from qvmi.qmp.address import LibvirtAddress
 from qvmi.qmp.client import MAX_MESSAGE, Reply, result_of
 from qvmi.qmp.command_line import parse_command_line
 from qvmi.qmp.concurrency import concurrently
-from qvmi.qmp.host_process import host_process, pids
 from qvmi.qmp.monitor import (
     ANSWER_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
@@ -97,6 +97,11 @@ class LibvirtSession(Monitor):
         """This is empty: virsh gives no events."""
         return {}
 
+    @property
+    def cont_command(self) -> Sequence[str]:
+        """This asks libvirt, as everything else does."""
+        return ("virsh", *_arguments(self._address, '{"execute":"cont"}'))
+
     def events(self) -> Never:
         """This refuses: virsh gives no events."""
         raise UsageError(f"{self._address}: libvirt hands on no events; ask query-status instead")
@@ -157,8 +162,7 @@ async def _ask(address: LibvirtAddress, command: str, arguments: Mapping[str, ob
 
 async def _virsh(address: LibvirtAddress, command: str, request: str) -> tuple[int, bytes, bytes]:
     """This runs virsh to its end; it is killed when we are not interested any more."""
-    connect = ("--connect", address.uri) if address.uri else ()
-    arguments = (*connect, "--quiet", "qemu-monitor-command", "--domain", address.domain, request)
+    arguments = _arguments(address, request)
     try:
         process = await asyncio.create_subprocess_exec(
             "virsh", *arguments, stdout=PIPE, stderr=PIPE, env=os.environ | {"LC_ALL": "C"}
@@ -174,6 +178,11 @@ async def _virsh(address: LibvirtAddress, command: str, request: str) -> tuple[i
     finally:
         if process.returncode is None:
             await _end(process)
+
+
+def _arguments(address: LibvirtAddress, request: str) -> Sequence[str]:
+    connect = ("--connect", address.uri) if address.uri else ()
+    return (*connect, "--quiet", "qemu-monitor-command", "--domain", address.domain, request)
 
 
 async def _end(process: Process) -> None:

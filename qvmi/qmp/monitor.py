@@ -1,7 +1,7 @@
 """What every way to a QEMU monitor offers: QMP commands and lines of the human monitor."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -110,6 +110,16 @@ class Monitor(ABC):
     @abstractmethod
     def peer_pid(self) -> int | None:
         """This is the process that listens at the other end; None where that cannot be known."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """This is the file descriptor of the conversation; None where it has none of its own."""
+        return None
+
+    @property
+    def cont_command(self) -> Sequence[str]:
+        """This is the command line that lets the machine run on where there is no descriptor."""
+        return ()
 
     @property
     @abstractmethod

@@ -18,7 +18,9 @@ from qvmi.errors import (
     QvmiError,
     UsageError,
 )
-from qvmi.qmp.address import LibvirtAddress, TcpAddress, UnixAddress, parse_address
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.peer import look_at_peer, peer_pid
+from qvmi.qmp.address import LibvirtAddress, parse_address
 from qvmi.qmp.client import Client, Reply, result_of
 from qvmi.qmp.connection import open_connection
 from qvmi.qmp.events import RUN_STATE_EVENTS, EventStream, decode_event
@@ -30,7 +32,6 @@ from qvmi.qmp.monitor import (
     QemuVersion,
     parse_version,
 )
-from qvmi.qmp.peer import look_at_peer, peer_pid
 
 __all__ = ["QmpSession"]
 
@@ -99,6 +100,11 @@ class QmpSession(Monitor):
     def ended(self) -> bool:
         """This tells whether the session is over, as far as the event loop has seen."""
         return self._ending is not None
+
+    @property
+    def descriptor(self) -> int:
+        """This is the socket's; a duplicate keeps QEMU talking to whoever holds it."""
+        return self._connection.fileno()
 
     @property
     def run_state_events(self) -> Mapping[str, int]:

@@ -9,8 +9,10 @@ from tests.repository.tree import ROOT
 
 BENCHMARKS = [
     "cold_attach",
+    "gdbstub",
     "guest_size",
     "isf",
+    "pause",
     "process_list",
     "start_time",
     "warm_attach",

@@ -74,18 +74,24 @@ class BareQemu:
 
 
 @contextmanager
-def bare_qemu(*arguments: str, folder: Path | None = None, qmp: bool = True) -> Iterator[BareQemu]:
+def bare_qemu(
+    *arguments: str,
+    folder: Path | None = None,
+    qmp: bool = True,
+    program: str = "qemu-system-x86_64",
+) -> Iterator[BareQemu]:
     """This starts a QEMU for the length of the block.
 
     Args:
         arguments: QEMU's, besides those that leave out the default devices.
         folder: where the sockets are, and what is removed afterwards; by default a new one.
         qmp: whether the subject's socket is made; without, `arguments` make one.
+        program: which QEMU.
     """
     place = folder or Path(tempfile.mkdtemp(prefix="qvmi-bare-"))
     sockets = ["own.sock", *(["qmp.sock"] if qmp else [])]
     served = [("-qmp", f"unix:{place / name},server=on,wait=off") for name in sockets]
-    base = ("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none")
+    base = (program, "-nodefaults", "-no-user-config", "-display", "none")
     command = (*base, *(part for option in served for part in option), *arguments)
     process = QemuProcess.start(command, place)
     try:

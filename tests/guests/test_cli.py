@@ -416,6 +416,38 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
 # ------------------------------------------------------------------------------- machines and states
 
 
+@pytest.mark.parametrize("command", LISTINGS)
+def test_an_exact_list_tells_for_how_long_the_guest_stood_still(guest: Guest, command: str) -> None:
+    done = qvmi("--qmp", guest.qmp, command, "--exact")
+    assert done.returncode == 0
+    assert re.fullmatch(r"qvmi: the guest stood still for \d+\.\d ms\n", done.stderr)
+    document = qvmi_document("--qmp", guest.qmp, command, "--exact")
+    assert document["provenance"]["taken"] == "captured"
+    assert 0 < document["provenance"]["pause_s"] < DEADLINE_S
+    assert document["items"]
+    assert guest.monitor.running()
+
+
+def test_a_dump_is_a_core_file_and_tells_for_how_long_the_guest_stood_still(
+    guest: Guest, tmp_path: Path
+) -> None:
+    path = tmp_path / "core"
+    done = qvmi("--qmp", guest.qmp, "dump", str(path))
+    assert done.returncode == 0
+    assert re.fullmatch(r"qvmi: the guest stood still for \d+\.\d ms\n", done.stderr)
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    document = qvmi_document("--qmp", guest.qmp, "dump", str(path), "--live")
+    assert document["size"] == path.stat().st_size
+    assert document["provenance"]["taken"] == "live"
+    assert guest.monitor.running()
+
+
+def test_a_machine_without_a_system_can_be_dumped(firmware: Guest, tmp_path: Path) -> None:
+    done = qvmi("--qmp", firmware.qmp, "dump", str(tmp_path / "core"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "core").stat().st_size > firmware.config.memory_mib << 20
+
+
 def test_find_tells_how_to_attach(guest: Guest) -> None:
     items = qvmi_document("find")["items"]
     (item,) = (item for item in items if item["pid"] == guest.pid)

@@ -11,7 +11,6 @@ import lzma
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,24 +20,15 @@ import pytest
 
 import qvmi
 from qvmi.errors import CorruptTable
-from qvmi.symbols.isf import write_isf
 from qvmi.symbols.live import LiveSymbols
 from tests.asynchronous import asynchronous
 from tests.guests.agreement import assert_processes_agree
 from tests.guests.lab import KERNELS, Guest, GuestConfig
 from tests.guests.pool import GuestPool
+from tests.guests.stock_volatility import VOLATILITY_S, save_isf, volatility
 from tests.unit.symbols.isf_reading import assert_fits_schema
 
-VOLATILITY_S = 240
-"""It takes 5 to 9 s for a plugin on two idle cores."""
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
-async def save_isf(guest: Guest, path: Path, profiles: Path) -> None:
-    async with qvmi.attach(guest.qmp, cache=profiles) as machine:
-        kernel = machine.guest.kernel
-        assert isinstance(kernel.symbols, LiveSymbols)
-        write_isf(kernel.symbols, path, slide=kernel.slide, banner=kernel.banner)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -63,22 +53,6 @@ def isf(guest: Guest, profiles: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 # ---------------------------------------------------------------------------------------- Volatility
-
-
-def volatility(ram: Path, symbols: Path, cache: Path, plugin: str) -> list[dict[str, Any]]:
-    """This is what the command `vol` says of a RAM file."""
-    cache.mkdir(exist_ok=True)
-    options = ["-q", "-r", "json", "--offline", "--cache-path", str(cache), "-s", str(symbols)]
-    done = subprocess.run(
-        [sys.executable, Path(sys.executable).with_name("vol"), *options, "-f", str(ram), plugin],
-        capture_output=True,
-        text=True,
-        timeout=VOLATILITY_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
-    return rows
 
 
 @pytest.mark.timeout(2 * VOLATILITY_S + 120)

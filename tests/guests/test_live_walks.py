@@ -22,7 +22,7 @@ LONGEST_S: Final = 90.0
 """A guest that has not forked so often by then hangs."""
 MOST_WITH_GAPS: Final = 0.02
 """Of the walks. A gap is an honest answer, but one that is always given would prove nothing."""
-EVERY: Final = {"processes": 1, "process_ids": 5, "threads": 5}
+EVERY: Final = {"processes": 1, "process_ids": 5, "threads": 5, "captured": 1, "paused": 5}
 """How often each table is walked: in every so-manieth round."""
 
 WORKER: Final = re.compile(r"kworker/u?\d+:\d+[A-Z]?")
@@ -96,18 +96,31 @@ def watched(guest: Guest, profiles: Path) -> Watched:
     with qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
         guest.start_storm()
         try:
-            walks = _walk(machine.guest)
+            walks = _walk(machine)
         finally:
             storm = guest.stop_storm()
     overlap = guest.config.kernel in UNLOCKED
     return Watched(before, storm, guest.settled_truth(), walks, overlap)
 
 
-def _walk(linux: qvmi.GuestOS) -> dict[str, Walks]:
+def _walk(machine: qvmi.SyncMachine) -> dict[str, Walks]:
     """This walks so many times, and on until enough tasks were met that did not live long."""
     size = proof_size(ci=250, full=1000)
+    linux = machine.guest
+
+    def paused() -> Listing[Process]:
+        with machine.paused():
+            exact = machine.guest.processes()
+            again = machine.capture(lambda guest: guest.processes())
+            assert (exact.items, exact.gaps) == (again.items, again.gaps)
+        return exact
+
     looks: dict[str, Callable[[], Listing[Process] | Listing[Thread]]] = {
-        name: getattr(linux, name) for name in EVERY
+        "processes": linux.processes,
+        "process_ids": linux.process_ids,
+        "threads": linux.threads,
+        "captured": lambda: machine.capture(lambda guest: guest.processes()),
+        "paused": paused,
     }
     walks = {name: Walks() for name in EVERY}
     processes = walks["processes"]
@@ -198,9 +211,18 @@ def test_every_row_is_a_task_that_existed(
     proof_count(watched.walks["processes"].count)
 
 
-@pytest.mark.parametrize("table", ["process_ids", "threads"])
+@pytest.mark.parametrize("table", ["process_ids", "threads", "captured", "paused"])
 def test_every_row_of_other_tables_is_a_task_that_existed(watched: Watched, table: str) -> None:
     assert not list(_unexplained(watched, watched.walks[table].rows))
+
+
+def test_a_capture_has_nothing_to_read_again(
+    watched: Watched, proof_count: Callable[[int], None]
+) -> None:
+    """What changes while it is read is read again; what stands still is not."""
+    captured = watched.walks["captured"]
+    assert captured.retries <= captured.count * MOST_WITH_GAPS, str(captured)
+    proof_count(captured.count)
 
 
 @pytest.mark.parametrize("table", EVERY)

@@ -17,9 +17,10 @@ from qvmi.errors import (
     QmpTimeout,
     SocketUnreachable,
 )
+from qvmi.host.address import TcpAddress, UnixAddress
 from qvmi.machine.find import SocketState, find_machines
 from qvmi.qmp import commands
-from qvmi.qmp.address import LibvirtAddress, TcpAddress, UnixAddress
+from qvmi.qmp.address import LibvirtAddress
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.events import Reset, Resume, Stop
 from qvmi.qmp.libvirt import LibvirtSession

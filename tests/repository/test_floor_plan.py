@@ -19,6 +19,7 @@ ASYNC_ROOMS = {
     "cli",
     "codepacks",
     "gdbstub",
+    "host",
     "machine",
     "manager",
     "qmp",

@@ -12,7 +12,9 @@ from typing import Any
 __all__ = ["NAMES", "Transcript"]
 
 _FOLDER = Path(__file__).parent
-NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.txt")))
+NAMES = tuple(
+    sorted(path.stem for path in _FOLDER.glob("*.txt") if not path.stem.startswith("stub_"))
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ __all__ = [
     "recognise",
     "tables_by_form",
     "tables_by_vmcoreinfo",
+    "vmcoreinfo_text",
 ]
 
 DEFAULT_LINK_START: Final = Va(0xFFFF_FFFF_8100_0000)
@@ -96,6 +97,10 @@ class Kernel:
             MemoryFault: the guest's memory cannot be read any more.
         """
         return self.space.read(self.banner_address, len(self.banner)) == self.banner
+
+    def over(self, memory: PhysicalMemory) -> "Kernel":
+        """This is the same kernel, its variables read from another memory; names and types are not."""
+        return self if memory is self.space.memory else replace(self, space=self.space.over(memory))
 
     @property
     def slide(self) -> int:
@@ -220,7 +225,7 @@ def _with_profile(
     image, own_tables = _with_own_tables(image, space.memory, symbols)
     space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
     # The guest's own word, not the profile's: another guest of this build may have lied.
-    note = _note_at(symbols.find("vmcoreinfo_data"), space)
+    note = parse_vmcoreinfo(vmcoreinfo_text(space, symbols))
     evidence = (
         *image.evidence,
         Evidence(f"{profile.tables.count} symbols", f"kallsyms, found by: {source}"),
@@ -254,7 +259,7 @@ def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> 
         banner = _read_banner(space, at)
         image, own_tables = _with_own_tables(image, space.memory, symbols)
         space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
-        note = _note_at(symbols.find("vmcoreinfo_data"), space)
+        note = parse_vmcoreinfo(vmcoreinfo_text(space, symbols))
         evidence = (
             *image.evidence,
             Evidence(_text(banner), f"linux_banner at {at:#x}, by the ISF file given"),
@@ -368,15 +373,17 @@ def _read_banner(space: AddressSpace, at: Va) -> bytes:
     return banner
 
 
-def _note_at(pointer: Va | None, space: AddressSpace) -> VmcoreInfo:
-    """This reads the note that ``vmcoreinfo_data`` points to; it is empty where there is none."""
+def vmcoreinfo_text(space: AddressSpace, symbols: Symbols) -> bytes:
+    """This is the text of the note that ``vmcoreinfo_data`` points to; empty where there is none."""
+    pointer = symbols.find("vmcoreinfo_data")
     if pointer is None:
-        return parse_vmcoreinfo(b"")
+        return b""
     try:
         data = Va(_POINTER.unpack(space.read(pointer, _POINTER.size))[0])
-        return parse_vmcoreinfo(space.read(data, _MAX_VMCOREINFO) if data else b"")
+        text = space.read(data, _MAX_VMCOREINFO) if data else b""
     except MemoryFault:
-        return parse_vmcoreinfo(b"")
+        return b""
+    return text.partition(b"\0")[0]
 
 
 def _link_start(image: KernelImage, note: VmcoreInfo) -> Va:

@@ -8,10 +8,12 @@ from typing import TypeVar
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.arch import aarch64, x86_64
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
-from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.linux.current import current_task
+from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
@@ -42,6 +44,15 @@ class LinuxGuest:
     def __init__(self, view: View, kernel: Kernel) -> None:
         self.view = view
         self.kernel = kernel
+
+    def over(self, view: View) -> "LinuxGuest":
+        """This is the same guest seen through another view, such as a copy of its memory."""
+        other = LinuxGuest(view, self.kernel.over(view.memory))
+        if other.kernel is self.kernel:
+            # The walkers were made for this memory: a guest that stands still does not wait for it.
+            made = {name: walker for name, walker in vars(self).items() if name in _WALKERS}
+            vars(other).update(made)
+        return other
 
     def facts(self) -> GuestFacts:
         """This tells which kernel it is, and the evidence.
@@ -151,6 +162,20 @@ class LinuxGuest:
         """
         return user_space(self.kernel.space, self.kernel.symbols, process.address)
 
+    def current_thread(self, registers: x86_64.Registers | aarch64.Registers) -> Thread | None:
+        """This is the thread that a vCPU runs, while it runs the kernel; None in user mode.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            MemoryFault: it cannot be read.
+        """
+        task = current_task(self.kernel.space, self.kernel.symbols, registers)
+        return None if task is None else self._tasks.thread_at(task)
+
+    def vmcoreinfo(self) -> bytes:
+        """This is the kernel's own note for crash dumps, empty where it has none."""
+        return vmcoreinfo_text(self.kernel.space, self.kernel.symbols)
+
     @cached_property
     def _tasks(self) -> Tasks:
         ram_size = sum(ram.size for ram in self.view.memory.ranges)
@@ -173,7 +198,9 @@ class LinuxGuest:
         at = time.time()
         found = walk()
         self._require_current()  # a reset in mid-walk would leave a mixture
-        provenance = msgspec.structs.replace(self.view.provenance, at=at, retries=found.retries)
+        provenance = msgspec.structs.replace(
+            self.view.provenance, at=at, retries=found.retries, pause_s=self.view.paused_s()
+        )
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
     def _require_current(self) -> None:
@@ -184,3 +211,8 @@ class LinuxGuest:
         self.view.require_current()
         if not self.kernel.still_there():
             raise StaleView("another kernel runs here now than the one recognised")
+
+
+_WALKERS = frozenset(
+    name for name, value in vars(LinuxGuest).items() if isinstance(value, cached_property)
+)

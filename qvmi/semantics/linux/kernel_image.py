@@ -283,7 +283,9 @@ def _image_parts(found: Sequence[Extent]) -> tuple[Extent, ...]:
 def _gate_handler(
     registers: Registers, root: Pa, geometry: Geometry, memory: PhysicalMemory
 ) -> Va | None:
-    """This is the handler of exception 0, None where the IDT cannot be read."""
+    """This is the handler of exception 0, None where the IDT cannot be read, or is not known."""
+    if registers.idt_base is None:
+        return None
     try:
         gate = AddressSpace(memory, root, geometry=geometry).read(registers.idt_base, _GATE.size)
     except MemoryFault:

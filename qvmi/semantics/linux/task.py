@@ -183,6 +183,16 @@ class Tasks:
         """
         return self._process_maker({})(task, self._read_by_tasks(task))
 
+    def thread_at(self, task: Va) -> Thread:
+        """This makes the row of one thread, wherever its address comes from.
+
+        Raises:
+            Implausible: what lies there is no task_struct.
+            MemoryFault: it cannot be read.
+        """
+        tgid = self._read_pids(task)[1]
+        return _thread_maker(tgid)(task, self._read_by_thread(task))
+
     def threads(self) -> ListWalk[Thread]:
         """This walks the threads of every process.
 

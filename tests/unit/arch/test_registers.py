@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvmi.arch.x86_64 import Registers, parse_registers
-from qvmi.errors import QmpProtocolError
+from qvmi.arch.x86_64 import Registers, parse_registers, registers_of_stub
+from qvmi.errors import GdbstubProtocolError, QmpProtocolError
 from tests.wire.transcript import NAMES, Transcript
 
 LINUX = Transcript.load("linux").printed("info registers -a")
@@ -199,3 +199,36 @@ def test_damaged_text_is_refused_or_read_never_worse(
     except QmpProtocolError:
         return
     assert all(0 <= vcpu.cr3 < 1 << 64 for vcpu in vcpus)
+
+
+STUB_NAMES = (
+    "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip ss ds es fs gs fs_base gs_base"
+    " cr2 cr3 cr4 cr8 mxcsr"
+)
+STUB = dict.fromkeys(STUB_NAMES.split(), 7) | {
+    "eflags": 0x246,
+    "cs": 0x33,
+    "k_gs_base": 0xFFFF888000000000,
+    "cr0": 0x80050033,
+    "efer": 0xD01,
+}
+
+
+def test_the_stubs_registers_are_those_of_the_same_names() -> None:
+    vcpu = registers_of_stub(5, STUB)
+    assert (vcpu.index, vcpu.rax, vcpu.r15, vcpu.rflags, vcpu.cpl) == (5, 7, 7, 0x246, 3)
+    assert vcpu.kernel_gs_base == 0xFFFF888000000000
+    assert vcpu.long_mode
+    # What the stub does not tell is not made up.
+    assert (vcpu.gdt_base, vcpu.idt_base, vcpu.idt_limit, vcpu.smm, vcpu.halted) == (None,) * 5
+
+
+def test_outside_of_long_mode_the_stubs_upper_registers_mean_nothing() -> None:
+    vcpu = registers_of_stub(0, STUB | {"efer": 0, "cr0": 0x10, "cs": 0xF003})
+    assert (vcpu.r8, vcpu.r15, vcpu.cpl) == (None, None, 0)
+    assert registers_of_stub(0, STUB | {"eflags": 0x20246, "cs": 0x1000}).cpl == 3
+
+
+def test_a_stub_without_a_register_is_an_error() -> None:
+    with pytest.raises(GdbstubProtocolError, match="cr3"):
+        registers_of_stub(0, {name: value for name, value in STUB.items() if name != "cr3"})

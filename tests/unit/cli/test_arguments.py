@@ -16,6 +16,7 @@ LEAST = {
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
     "symbol": ["linux_banner"],
+    "dump": ["file.core"],
     "isf": ["-o", "file.json"],
     "completion": ["bash"],
 }

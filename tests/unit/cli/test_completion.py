@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from qvmi.cli.commands import COMMANDS, SHELLS
+from qvmi.cli.commands import COMMANDS
 from qvmi.cli.completion import script
+from qvmi.cli.words import SHELLS
 
 DEADLINE_S = 60
 NAMES = {command.name for command in COMMANDS}

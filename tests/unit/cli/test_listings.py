@@ -33,7 +33,7 @@ def machine() -> FakeMachine:
 @asynchronous
 async def test_processes_are_aligned_in_a_pipe() -> None:
     output = Captured()
-    assert await ps(machine(), output) is ExitCode.FINE
+    assert await ps(machine(), output, exact=False) is ExitCode.FINE
     assert output.result.splitlines() == [
         "PID  PPID   UID   GID  S  KIND    START  ADDRESS             NAME",
         "  1     0     0     5  S  user     0.40  0xffff888000004000  init",
@@ -46,7 +46,7 @@ async def test_processes_are_aligned_in_a_pipe() -> None:
 @asynchronous
 async def test_processes_have_the_documented_fields_as_json() -> None:
     output = Captured(json=True)
-    assert await ps(machine(), output) is ExitCode.FINE
+    assert await ps(machine(), output, exact=False) is ExitCode.FINE
     document = json.loads(output.result)
     assert list(document) == ["items", "gaps", "provenance"]
     assert document["items"][2] == {
@@ -67,7 +67,7 @@ async def test_processes_have_the_documented_fields_as_json() -> None:
 @asynchronous
 async def test_threads_name_their_process() -> None:
     output = Captured()
-    assert await threads(machine(), output) is ExitCode.FINE
+    assert await threads(machine(), output, exact=False) is ExitCode.FINE
     assert output.result.splitlines() == [
         "TID  PID  S  START  ADDRESS  NAME",
         " 71   70  S  13.00  0x1000   worker",
@@ -77,7 +77,7 @@ async def test_threads_name_their_process() -> None:
 @asynchronous
 async def test_modules_say_where_they_are() -> None:
     output = Captured()
-    assert await modules(machine(), output) is ExitCode.FINE
+    assert await modules(machine(), output, exact=False) is ExitCode.FINE
     assert output.result.splitlines() == [
         "ADDRESS  SIZE  STATE  NAME",
         "0xc000   4096  live   ext4",
@@ -87,7 +87,7 @@ async def test_modules_say_where_they_are() -> None:
 @asynchronous
 async def test_modules_have_the_documented_fields_as_json() -> None:
     output = Captured(json=True)
-    await modules(machine(), output)
+    await modules(machine(), output, exact=False)
     (module,) = json.loads(output.result)["items"]
     assert module.items() >= {"name": "ext4", "address": 0xC000, "size": 4096}.items()
 
@@ -97,7 +97,7 @@ async def test_a_tree_is_drawn_with_the_lines_that_the_encoding_has() -> None:
     names = {}
     for encoding in ("utf-8", "ascii"):
         output = Captured(encoding=encoding)
-        await tree(machine(), output)
+        await tree(machine(), output, exact=False)
         names[encoding] = output.result.splitlines()[2]
     assert names == {"utf-8": " 70  1000  S  └─ sh", "ascii": " 70  1000  S  `- sh"}
 
@@ -105,7 +105,7 @@ async def test_a_tree_is_drawn_with_the_lines_that_the_encoding_has() -> None:
 @asynchronous
 async def test_a_tree_as_json_is_the_processes_with_their_depth() -> None:
     output = Captured(json=True)
-    await tree(machine(), output)
+    await tree(machine(), output, exact=False)
     items = json.loads(output.result)["items"]
     assert [(item["pid"], item["depth"]) for item in items] == [(1, 0), (70, 1), (2, 0)]
 
@@ -116,7 +116,7 @@ async def test_gaps_are_told_and_lead_to_4(*, as_json: bool) -> None:
     holder = machine()
     holder.guest.show_processes([INIT], gaps=[GAP])
     output = Captured(json=as_json)
-    assert await ps(holder, output) is ExitCode.NOT_SEEN
+    assert await ps(holder, output, exact=False) is ExitCode.NOT_SEEN
     assert "init" in output.result
     assert output.messages == (
         "qvmi: not all could be looked at: 1 gaps\n"
@@ -124,12 +124,25 @@ async def test_gaps_are_told_and_lead_to_4(*, as_json: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("command", [ps, tree, threads, modules])
+@asynchronous
+async def test_an_exact_list_is_captured_and_says_what_it_cost(command: object) -> None:
+    holder, live, exact = machine(), Captured(), Captured()
+    assert callable(command)
+    assert await command(holder, live, exact=False) is ExitCode.FINE
+    assert "capture" not in holder.calls
+    assert await command(holder, exact, exact=True) is ExitCode.FINE
+    assert "capture" in holder.calls
+    assert exact.result == live.result
+    assert (live.messages, exact.messages) == ("", "qvmi: the guest stood still for 0.0 ms\n")
+
+
 @asynchronous
 async def test_gaps_without_number_are_told_in_few_lines() -> None:
     holder = machine()
     holder.guest.show_processes([INIT], gaps=[GAP] * 5000)
     output = Captured()
-    await ps(holder, output)
+    await ps(holder, output, exact=False)
     assert len(output.messages.splitlines()) < 30
     assert "5000 gaps" in output.messages
 
@@ -139,7 +152,7 @@ async def test_all_gaps_are_in_the_document() -> None:
     holder = machine()
     holder.guest.show_processes([INIT], gaps=[GAP] * 50)
     output = Captured(json=True)
-    await ps(holder, output)
+    await ps(holder, output, exact=False)
     assert len(json.loads(output.result)["gaps"]) == 50
 
 
@@ -149,7 +162,7 @@ async def test_a_walk_that_failed_prints_nothing() -> None:
     holder.guest.fail_next("processes", WalkFailed("init_task.tasks", "a loop"))
     output = Captured()
     with pytest.raises(WalkFailed):
-        await ps(holder, output)
+        await ps(holder, output, exact=False)
     assert output.result == ""
 
 
@@ -167,7 +180,7 @@ async def test_whatever_things_are_called_a_pipe_gets_printable_lines(
         modules=[Module(name, Va(pid), 1, name, Va(pid)) for pid, name in names],
     )
     output = Captured(json=as_json)
-    assert await command(FakeMachine(hostile), output) is ExitCode.FINE
+    assert await command(FakeMachine(hostile), output, exact=False) is ExitCode.FINE
     lines = output.result.removesuffix("\n").split("\n")
     assert len(lines) == (1 if as_json else len(ALIGNED) + 1)
     assert all(line.isprintable() for line in lines)

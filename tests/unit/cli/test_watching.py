@@ -10,9 +10,9 @@ from typing import Final
 import pytest
 
 from qvmi.addr import Va
-from qvmi.cli.commands import ALL_PACKS
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
+from qvmi.cli.words import ALL_PACKS
 from qvmi.errors import MachineGone, WalkFailed
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import FakeGuest, FakeMachine, fake_process

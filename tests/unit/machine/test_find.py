@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from qvmi.host.address import TcpAddress, UnixAddress
 from qvmi.machine.find import FoundMachine, SocketState, find_machines
-from qvmi.qmp.address import LibvirtAddress, TcpAddress, UnixAddress
+from qvmi.qmp.address import LibvirtAddress
 from qvmi.qmp.command_line import Purpose
 
 SLEEPER = Path(sys.executable).resolve()

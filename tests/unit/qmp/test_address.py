@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvmi.errors import UsageError
-from qvmi.qmp.address import LibvirtAddress, TcpAddress, UnixAddress, parse_address
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.qmp.address import LibvirtAddress, parse_address
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvmi.qmp.address import TcpAddress, UnixAddress
+from qvmi.host.address import TcpAddress, UnixAddress
 from qvmi.qmp.command_line import Purpose, parse_command_line, parse_config
 
 QMP, HMP, GDB, OTHER = Purpose.QMP, Purpose.HMP, Purpose.GDB, Purpose.OTHER

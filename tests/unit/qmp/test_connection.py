@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from qvmi.errors import NotQmp, QmpBusy, SocketUnreachable
-from qvmi.qmp.address import TcpAddress, UnixAddress
+from qvmi.host.address import TcpAddress, UnixAddress
 from qvmi.qmp.connection import open_connection
 from tests.asynchronous import asynchronous
 from tests.unit.qmp.scripted_server import GREETING, served, served_on_port, watched_loop

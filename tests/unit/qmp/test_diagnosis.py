@@ -1,18 +1,12 @@
 """What is said when there is no session."""
 
-import errno
-import os
-import socket
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import pytest
 
 from qvmi.errors import NotQmp, QmpBusy, SocketUnreachable
-from qvmi.qmp.address import TcpAddress, UnixAddress
-from qvmi.qmp.diagnosis import queue_full, silence, unreachable, verdict
-from qvmi.qmp.host_process import HostProcess
-from qvmi.qmp.peer import Peer
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.host_process import HostProcess
+from qvmi.host.peer import Peer
+from qvmi.qmp.diagnosis import queue_full, silence, verdict
 
 SOCKET = UnixAddress("/run/q.sock")
 QEMU = HostProcess(
@@ -28,44 +22,6 @@ QEMU = HostProcess(
 )
 NGINX = HostProcess(88, 33, ("nginx",))
 LIBVIRTD = HostProcess(99, 0, ("/usr/sbin/libvirtd",))
-
-
-def refused(path: Path, number: int) -> str:
-    error = unreachable(UnixAddress(str(path)), OSError(number, os.strerror(number)))
-    assert isinstance(error, SocketUnreachable)
-    assert error.target == str(path)
-    return error.reason
-
-
-def test_a_missing_socket_is_told_with_its_folder(tmp_path: Path) -> None:
-    with TemporaryDirectory(prefix="qvmi-") as folder:
-        assert "its folder exists" in refused(Path(folder) / "q", errno.ENOENT)
-        assert "there is no folder" in refused(Path(folder) / "no" / "q", errno.ENOENT)
-    assert tmp_path.exists()
-
-
-def test_what_is_there_in_place_of_a_socket_is_told() -> None:
-    with TemporaryDirectory(prefix="qvmi-") as folder:
-        file = Path(folder) / "file"
-        file.touch()
-        assert refused(file, errno.ECONNREFUSED) == "is no socket but a file"
-        assert refused(Path(folder), errno.ECONNREFUSED) == "is no socket but a folder"
-        assert refused(Path("/dev/null"), errno.ECONNREFUSED) == "is no socket but a device or pipe"
-
-
-def test_a_socket_that_was_left_behind_or_is_closed_to_us_is_told() -> None:
-    with TemporaryDirectory(prefix="qvmi-") as folder, socket.socket(socket.AF_UNIX) as one:
-        path = Path(folder) / "q"
-        one.bind(str(path))
-        path.chmod(0o600)
-        assert "has ended" in refused(path, errno.ECONNREFUSED)
-        told = refused(path, errno.EACCES)
-        assert f"belongs to uid {os.getuid()}, mode 600" in told
-
-
-def test_a_folder_that_is_closed_to_us_is_told() -> None:
-    error = unreachable(UnixAddress("/proc/0/x/q"), OSError(errno.EACCES, "Permission denied"))
-    assert f"closed to uid {os.geteuid()}" in error.reason
 
 
 @pytest.mark.parametrize(

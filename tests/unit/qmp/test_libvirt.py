@@ -18,9 +18,9 @@ from qvmi.errors import (
     SocketUnreachable,
     UsageError,
 )
+from qvmi.host.host_process import host_process
 from qvmi.qmp import commands
 from qvmi.qmp.address import LibvirtAddress
-from qvmi.qmp.host_process import host_process
 from qvmi.qmp.libvirt import LibvirtSession
 from qvmi.qmp.monitor import QemuVersion
 from tests.asynchronous import asynchronous

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qvmi.errors import SocketUnreachable, UsageError
-from qvmi.qmp.address import UnixAddress
+from qvmi.host.address import UnixAddress
 from qvmi.qmp.open import open_monitor
 from qvmi.qmp.session import QmpSession
 from tests.asynchronous import asynchronous

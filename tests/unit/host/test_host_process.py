@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.qmp.host_process import HostProcess, host_process, pids, socket_owners
+from qvmi.host.host_process import HostProcess, host_process, pids, socket_owners
 
 
 def test_reads_a_process_of_our_own() -> None:

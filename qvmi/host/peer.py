@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from qvmi.qmp.host_process import HostProcess, host_process, socket_owners
-from qvmi.qmp.socket_table import TcpEnd, tcp_ends, unix_ends
+from qvmi.host.address import SocketAddress, UnixAddress
+from qvmi.host.host_process import HostProcess, host_process, socket_owners
+from qvmi.host.socket_table import TcpEnd, tcp_ends, unix_ends
 
-__all__ = ["Peer", "look_at_peer", "peer_pid", "tcp_is_listening"]
+__all__ = ["Peer", "clients_at", "look_at_peer", "peer_pid", "tcp_is_listening"]
 
 # The look comes on top of a wait that was in vain; it must not prolong it noticeably.
 _SEARCH_S: Final = 0.25
@@ -84,6 +85,25 @@ def _look_at_tcp(connection: socket.socket) -> Peer:
     held = {end.inode: "another client" for end in ends if end.local in clients and end.inode}
     remote = tuple("a client on another host" for _ in range(len(clients) - len(held)))
     return Peer(_listener(ends, us.remote.rpartition(":")[2]), waiting, _in_words(held) + remote)
+
+
+def clients_at(address: SocketAddress) -> tuple[str, ...]:
+    """These are the clients that a socket of this host serves, in words, found without connecting.
+
+    None are found where the kernel does not tell: on another host, in another network namespace.
+    """
+    with suppress(OSError):
+        if isinstance(address, UnixAddress):
+            names = {address.path, os.path.realpath(address.path)}
+            accepted = [end.peer for end in unix_ends() if end.name in names and end.peer]
+            return _in_words(dict.fromkeys(accepted, "another client"))
+        ends = list(tcp_ends())
+        port = f":{address.port:04X}"
+        if any(end.listening and end.local.endswith(port) for end in ends):
+            clients = {end.remote for end in ends if end.local.endswith(port) and end.inode}
+            held = {end.inode: "another client" for end in ends if end.local in clients}
+            return _in_words(held)
+    return ()
 
 
 def tcp_is_listening(port: int) -> bool:

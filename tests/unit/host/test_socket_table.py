@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from qvmi.qmp.socket_table import UnixEnd, tcp_ends, unix_ends, unix_names
+from qvmi.host.socket_table import UnixEnd, tcp_ends, unix_ends, unix_names
 
 
 def inode(one: socket.socket) -> int:

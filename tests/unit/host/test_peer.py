@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from qvmi.qmp.peer import Peer, look_at_peer, peer_pid, tcp_is_listening
+from qvmi.host.address import TcpAddress, UnixAddress
+from qvmi.host.peer import Peer, clients_at, look_at_peer, peer_pid, tcp_is_listening
 
 # A client in a process of its own: connects, says so, and stays until its standard input ends.
 CLIENT = (
@@ -91,6 +92,27 @@ def test_we_are_no_holder_ourselves(stack: ExitStack, server: socket.socket) -> 
     stack.enter_context(server.accept()[0])
     peer = look_at_peer(ours)
     assert (peer.waiting, peer.holders) == (False, ())
+
+
+def address_of(server: socket.socket) -> UnixAddress | TcpAddress:
+    name = server.getsockname()
+    return UnixAddress(name) if isinstance(name, str) else TcpAddress(name[0], name[1])
+
+
+def test_clients_that_are_served_are_found_without_connecting(
+    stack: ExitStack, server: socket.socket
+) -> None:
+    assert clients_at(address_of(server)) == ()
+    holder = stack.enter_context(client_process(server))
+    assert clients_at(address_of(server)) == ()  # in the queue, and not served yet
+    stack.enter_context(server.accept()[0])
+    (told,) = clients_at(address_of(server))
+    assert f"(pid {holder})" in told
+
+
+def test_where_nobody_listens_nobody_is_served() -> None:
+    assert clients_at(UnixAddress("/no/such/socket")) == ()
+    assert clients_at(TcpAddress("192.0.2.1", 1)) == ()
 
 
 def test_only_a_unix_connection_has_credentials(stack: ExitStack, server: socket.socket) -> None:

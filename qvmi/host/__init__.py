@@ -1,0 +1,1 @@
+"""This host: where its sockets are, who owns them, and how one is connected to."""

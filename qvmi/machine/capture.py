@@ -1,0 +1,139 @@
+"""Seeing a guest at one moment: a walk within a pause, or over a copy of all that it reads.
+
+A short walk is done while the guest stands still: that takes less time than to copy anything. For a
+long one the guest is stopped for as long as it takes to copy the pages that the walk reads, which a
+walk over the running guest has shown. If it then reads others, the whole set is copied anew: pages
+of different pauses are never mixed.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Final, Never, TypeVar
+
+import msgspec
+
+from qvmi.errors import PauseError, QvmiError
+from qvmi.machine.pause import Pause, RunControl
+from qvmi.memory.page_copy import PageCopy, RecordedMemory
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.semantics.guest_os import Listing
+from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.view import Taken, View
+
+__all__ = ["Capture"]
+
+Result = TypeVar("Result")
+Walk = Callable[[LinuxGuest], Result]
+"""Looks at a guest and returns what it found."""
+
+_SHORT_S: Final = 0.005
+"""A walk that takes no longer is done while the guest stands still."""
+_LONGEST_S: Final = 0.25
+"""A walk that takes longer than that is not done so, whatever it reads."""
+_ROUNDS: Final = 4
+"""Copies that are made until one has all that the walk reads: a live guest changes in between."""
+
+
+class Capture:
+    """This captures one guest.
+
+    Args:
+        run_control: stops the guest and lets it run.
+        guest: as it is seen live.
+        still: makes a view of a pause.
+    """
+
+    def __init__(
+        self, run_control: RunControl, guest: LinuxGuest, still: Callable[[Pause], View]
+    ) -> None:
+        self._run_control = run_control
+        self._guest = guest
+        self._still = still
+
+    async def of(self, walk: Walk[Result]) -> Result:
+        """This does a walk at one moment.
+
+        Raises:
+            PauseError: it takes too long, and reads something else each time.
+            QvmiError: whatever the walk, or the conversation with QEMU, raises.
+        """
+        await self._run_control.prepare()
+        took_s = await asyncio.to_thread(_rehearse, walk, self._guest)
+        if took_s <= _SHORT_S:
+            return await self._in_a_pause(walk)
+        answer = await self._of_a_copy(walk)
+        if answer is not None:
+            return answer()
+        if took_s > _LONGEST_S:
+            raise PauseError(
+                f"{_ROUNDS} copies did not hold all that the walk reads, and it takes"
+                f" {took_s * 1000:.0f} ms, more than the {_LONGEST_S * 1000:.0f} ms for which the"
+                " guest may stand still; use paused()"
+            )
+        return await self._in_a_pause(walk)
+
+    async def _in_a_pause(self, walk: Walk[Result]) -> Result:
+        async with self._run_control.paused() as pause:
+            view = self._still(pause)
+            answer = walk(self._guest.over(_captured(view, view.memory)))
+        return _with_pause(answer, pause)
+
+    async def _of_a_copy(self, walk: Walk[Result]) -> Callable[[], Result] | None:
+        """This gives or raises what comes of a walk over a copy; None where no copy held it all."""
+        live = self._guest.view
+        recorded = RecordedMemory(live.memory)
+        recording = self._guest.over(replace(live, memory=recorded))
+        await asyncio.to_thread(_rehearse, walk, recording)
+        pages = recorded.pages
+        for _ in range(_ROUNDS):
+            async with self._run_control.paused() as pause:
+                view = self._still(pause)
+                copy = PageCopy(live.memory, pages)
+            of_copy = replace(_captured(view, copy), require_current=live.require_current)
+            answer = await asyncio.to_thread(_attempt, walk, self._guest.over(of_copy), pause)
+            if not copy.missing:
+                return answer
+            pages |= copy.missing
+        return None
+
+
+def _captured(view: View, memory: PhysicalMemory) -> View:
+    """This is a view that says so, over a memory."""
+    label = msgspec.structs.replace(view.provenance, taken=Taken.CAPTURED)
+    return replace(view, memory=memory, provenance=label)
+
+
+def _rehearse(walk: Walk[object], guest: LinuxGuest) -> float:
+    """This walks the running guest and says how long it took, in seconds; what it finds is dropped.
+
+    What such a walk stumbles over may be a change in its midst. If it is not, it comes again.
+    """
+    began = time.monotonic()
+    with suppress(QvmiError):
+        walk(guest)
+    return time.monotonic() - began
+
+
+def _attempt(walk: Walk[Result], guest: LinuxGuest, pause: Pause) -> Callable[[], Result]:
+    """This walks a copy, and keeps for later what comes of it: it may turn out that pages miss."""
+    try:
+        answer = walk(guest)
+    except QvmiError as error:
+        return partial(_raise, error)
+    return partial(_with_pause, answer, pause)
+
+
+def _raise(error: QvmiError) -> Never:
+    raise error
+
+
+def _with_pause(answer: Result, pause: Pause) -> Result:
+    """This writes onto a listing how long its pause was in all, which was not known within it."""
+    if not isinstance(answer, Listing):
+        return answer
+    label = msgspec.structs.replace(answer.provenance, pause_s=pause.lasted_s)
+    return replace(answer, provenance=label)

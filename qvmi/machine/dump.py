@@ -1,0 +1,141 @@
+"""Writing a guest's memory to a file while the guest stands still: whole, or not at all."""
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvmi.arch.x86_64 import Registers
+from qvmi.errors import UsageError
+from qvmi.machine.pause import Pause, RunControl
+from qvmi.memory.elf_core import Note, prstatus_note, qemu_note, vmcoreinfo_note, write_core
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.qmp import commands
+from qvmi.qmp.monitor import Monitor
+from qvmi.view import Provenance, Taken
+
+__all__ = ["Dump", "DumpFile"]
+
+_SPARE: Final = 1 << 20
+"""Bytes that must be left on the disk: the head of the file, and what the guest touches meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """This is a dump that was written.
+
+    Args:
+        path: of the file.
+        size: of the file in bytes, as far as it reaches.
+        data_size: bytes of memory in it; the rest is holes, which read as zeros.
+        provenance: when it was taken, and for how long the guest stood still for it.
+    """
+
+    path: Path
+    size: int
+    data_size: int
+    provenance: Provenance
+
+
+class DumpFile:
+    """This writes one dump, beside the file first, which it replaces when all is written.
+
+    Args:
+        path: of the file.
+        memory: of the guest.
+
+    Raises:
+        UsageError: the file cannot be written, or the disk has not room for it.
+    """
+
+    def __init__(self, path: Path, memory: PhysicalMemory) -> None:
+        self._path = path
+        self._memory = memory
+        needed = sum(data.size for data in memory.data_ranges()) + _SPARE
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name a file")
+        try:
+            room = os.statvfs(path.parent)
+            free = room.f_bavail * room.f_frsize
+            if free < needed:
+                raise UsageError(
+                    f"{path}: the dump needs {needed >> 20} MiB, the disk has {free >> 20} MiB left"
+                )
+            # Readable by its owner alone: it holds every secret of the guest.
+            self._file, self._beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    async def take(
+        self, monitor: Monitor, run_control: RunControl, vmcoreinfo: bytes, *, live: bool
+    ) -> Dump:
+        """This takes the dump.
+
+        Args:
+            monitor: tells the registers.
+            run_control: stops the guest for it.
+            vmcoreinfo: the kernel's note for crash dumps; empty where it is not known.
+            live: whether the guest runs meanwhile; then the dump is a mixture of many moments.
+
+        Raises:
+            UsageError: the file cannot be written.
+            PauseError: the guest cannot be stopped safely.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        at = time.time()
+        async with AsyncExitStack() as stack:
+            pause = None if live else await stack.enter_async_context(run_control.paused())
+            vcpus = await commands.registers(monitor)
+            written = await self._written(_notes(vcpus, vmcoreinfo))
+        size = await asyncio.to_thread(self._put_in_place)
+        return Dump(self._path, size, written, _provenance(pause, at))
+
+    def close(self) -> None:
+        """This removes what is not whole."""
+        with suppress(OSError):
+            os.close(self._file)
+        Path(self._beside).unlink(missing_ok=True)
+
+    def _put_in_place(self) -> int:
+        """This makes the file what it was written for, and gives its size."""
+        try:
+            Path(self._beside).replace(self._path)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        return self._path.stat().st_size
+
+    async def _written(self, notes: list[Note]) -> int:
+        """This writes in a thread, which has ended when this returns, be it by a cancel."""
+        wanted = threading.Event()
+        wanted.set()
+        writing = asyncio.ensure_future(
+            asyncio.to_thread(write_core, self._file, self._memory, notes, wanted.is_set)
+        )
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            wanted.clear()
+            await asyncio.wait([writing])
+            raise
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+
+def _notes(vcpus: tuple[Registers, ...], vmcoreinfo: bytes) -> list[Note]:
+    about_kernel = [vmcoreinfo_note(vmcoreinfo)] if vmcoreinfo else []
+    return [*map(prstatus_note, vcpus), *map(qemu_note, vcpus), *about_kernel]
+
+
+def _provenance(pause: Pause | None, at: float) -> Provenance:
+    if pause is None:
+        return Provenance(Taken.LIVE, at)
+    return Provenance(Taken.CAPTURED, pause.at, pause.lasted_s)
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be written: {error.strerror}")

@@ -1,0 +1,143 @@
+"""A dump holds what the guest held at one moment, and other programs read it as if QEMU had made it.
+
+The oracles are drgn and stock Volatility, which read nothing of ours but the file, and the RAM file.
+"""
+
+import asyncio
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import drgn
+import pytest
+
+import qvmi
+from qvmi.errors import UsageError
+from qvmi.view import Taken
+from tests.asynchronous import asynchronous
+from tests.guests.lab import KERNELS, Guest, GuestConfig
+from tests.guests.pool import GuestPool
+from tests.guests.stock_volatility import VOLATILITY_S, save_isf, volatility
+
+MIB = 1 << 20
+GDB_S = 60
+LOW_END = 0xA_0000
+"""Up to there and from 1 MiB on RAM is plain; the chipset shows other things in between."""
+
+
+def gdb_sees(core: Path, expression: str) -> list[int]:
+    """This is the value of an expression for each thread of a core file, by gdb."""
+    printing = f'thread apply all -ascending -s -q printf "value %lu\\n", {expression}'
+    command = ["gdb", "-nx", "-batch", "-core", str(core), "-ex", printing]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=GDB_S, check=True)
+    return [int(value) for value in re.findall(r"^value (\d+)$", done.stdout, re.MULTILINE)]
+
+
+@asynchronous
+async def test_a_dump_holds_all_memory_and_the_guest_runs_on(guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    async with qvmi.attach(guest.qmp) as machine:
+        async with machine.paused() as view:
+            dump = await machine.dump(path)
+            ram = guest.ram_paths[0].read_bytes()
+            facts = machine.guest.facts()
+        assert dump.provenance.taken is Taken.CAPTURED
+        assert dump.provenance.pause_s > 0
+    assert guest.monitor.running()
+    program = drgn.Program()
+    program.set_core_dump(path)
+    for start, end in ((0, LOW_END), (MIB, min(len(ram), 2 << 30))):
+        for at in range(start, end, 16 * MIB):
+            size = min(16 * MIB, end - at)
+            assert program.read(at, size, physical=True) == ram[at : at + size]
+    assert program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL
+    assert program["UTS_RELEASE"].string_().decode() == facts.release
+    assert gdb_sees(path, "$rip") == [vcpu.rip for vcpu in view.vcpus]
+    assert gdb_sees(path, "$rsp") == [vcpu.rsp for vcpu in view.vcpus]
+    assert gdb_sees(path, "$fs_base") == [vcpu.fs_base for vcpu in view.vcpus]
+    assert path.stat().st_blocks * 512 <= dump.data_size + MIB
+    assert dump.size > len(ram) > dump.data_size
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@asynchronous
+async def test_a_live_dump_stops_nobody_and_says_so(guest: Guest, tmp_path: Path) -> None:
+    guest.monitor.events.clear()
+    async with qvmi.attach(guest.qmp) as machine:
+        dump = await machine.dump(tmp_path / "core", live=True)
+    assert (dump.provenance.taken, dump.provenance.pause_s) == (Taken.LIVE, 0.0)
+    assert guest.monitor.running()
+    assert not [event["event"] for event in guest.monitor.events]
+
+
+@pytest.mark.timeout(2 * VOLATILITY_S)
+@pytest.mark.parametrize("kernel", KERNELS)
+@asynchronous
+async def test_stock_volatility_lists_the_processes_of_a_dump(
+    guests: GuestPool, kernel: str, tmp_path: Path, proof_count: Callable[[int], None]
+) -> None:
+    guest = guests.restore(GuestConfig(kernel=kernel, cpu_flags="la57=off"))
+    folder = tmp_path / "symbols"
+    (folder / "linux").mkdir(parents=True)
+    await save_isf(guest, folder / "linux" / "guest.json.xz", tmp_path)
+    async with qvmi.attach(guest.qmp) as machine, machine.paused():
+        await machine.dump(tmp_path / "core")
+        exact = machine.guest.processes()
+    seen = volatility(tmp_path / "core", folder, tmp_path / "cache", "linux.pslist")
+    assert not exact.gaps
+    assert {(row["PID"], row["PPID"]) for row in seen} == {
+        (process.pid, process.ppid) for process in exact if process.state != "Z"
+    }
+    proof_count(len(seen))
+
+
+# ------------------------------------------------------------------------------- what can go wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("", "is a folder"), ("no/such/core", "No such file"), ("file/core", "Not a directory")],
+)
+@asynchronous
+async def test_a_file_that_cannot_be_written_is_told_before_anything_is_stopped(
+    guest: Guest, tmp_path: Path, path: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    guest.monitor.events.clear()
+    async with qvmi.attach(guest.qmp, discover=False) as machine:
+        with pytest.raises(UsageError, match=words):
+            await machine.dump(tmp_path / path)
+    assert guest.monitor.running()
+    assert not guest.monitor.events
+
+
+@asynchronous
+async def test_a_dump_that_is_cancelled_leaves_what_was_there(guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    path.write_text("what was there")
+    async with qvmi.attach(guest.qmp, discover=False) as machine:
+        for tenths in range(10):
+            dumping = asyncio.ensure_future(machine.dump(path))
+            await asyncio.sleep(tenths * 0.004)
+            dumping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await dumping
+            assert guest.monitor.running()
+    assert os.listdir(tmp_path) == ["core"]  # noqa: PTH208 - that would block, says another rule
+    assert path.read_text() == "what was there"
+
+
+def test_a_disk_without_room_is_told_with_figures(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs(tmp_path)
+    full = os.statvfs_result((*real[:4], 10, *real[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with (
+        qvmi.attach_sync(guest.qmp) as machine,
+        pytest.raises(UsageError, match=r"needs \d+ MiB, the disk has \d+ MiB left"),
+    ):
+        machine.dump(tmp_path / "core")
+    assert not list(tmp_path.iterdir())
