@@ -21,7 +21,10 @@ if TYPE_CHECKING:
         UnknownGuest,
         UsageError,
     )
+    from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.attach import SyncMachine, attach, attach_sync
+    from qvmi.machine.breakpoints import Hit, HitStream
+    from qvmi.machine.dump import Dump
     from qvmi.machine.facts import MachineFacts
     from qvmi.machine.machine import Machine
     from qvmi.semantics.guest_os import (
@@ -44,6 +47,10 @@ _HOMES = {
     "Machine": "qvmi.machine.machine",
     "SyncMachine": "qvmi.machine.attach",
     "MachineFacts": "qvmi.machine.facts",
+    "Dump": "qvmi.machine.dump",
+    "HitStream": "qvmi.machine.breakpoints",
+    "Hit": "qvmi.machine.breakpoints",
+    "BreakpointKind": "qvmi.gdbstub.packets",
     "GuestOS": "qvmi.semantics.guest_os",
     "GuestFacts": "qvmi.semantics.guest_os",
     "Listing": "qvmi.semantics.guest_os",
@@ -81,6 +88,10 @@ __all__ = [  # noqa: RUF022 - the most important first, errors last
     "Machine",
     "SyncMachine",
     "MachineFacts",
+    "Dump",
+    "HitStream",
+    "Hit",
+    "BreakpointKind",
     "GuestOS",
     "GuestFacts",
     "Listing",
