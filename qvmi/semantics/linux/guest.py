@@ -198,9 +198,9 @@ class LinuxGuest:
         at = time.time()
         found = walk()
         self._require_current()  # a reset in mid-walk would leave a mixture
-        provenance = msgspec.structs.replace(
-            self.view.provenance, at=at, retries=found.retries, pause_s=self.view.paused_s()
-        )
+        label = self.view.provenance
+        pause_s = label.pause_s + self.view.paused_s()
+        provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
     def _require_current(self) -> None:

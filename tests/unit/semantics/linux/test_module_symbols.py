@@ -110,11 +110,11 @@ def test_a_module_without_symbols_has_none() -> None:
         ("num_symtab", "I", 0xFFFFFFFF, "too many"),
         ("num_symtab", "I", (1 << 17) + 1, "too many"),
         ("num_symtab", "I", 1 << 17, "of the names"),
-        ("symtab", "Q", 0, "cannot read"),
-        ("symtab", "Q", (1 << 64) - 8, "cannot read"),
-        ("strtab", "Q", 0x1234, "cannot read"),
-        ("strtab", "Q", BASE + (8 << 20) - 4, "cannot read"),
-        ("typetab", "Q", 0xDEAD, "cannot read"),
+        ("symtab", "Q", 0, "cannot translate"),
+        ("symtab", "Q", (1 << 64) - 8, "cannot translate"),
+        ("strtab", "Q", 0x1234, "cannot translate"),
+        ("strtab", "Q", BASE + (8 << 20) - 4, "cannot translate"),
+        ("typetab", "Q", 0xDEAD, "cannot translate"),
     ],
 )
 def test_a_table_that_cannot_be_is_a_gap_and_the_other_modules_are_read(
