@@ -130,6 +130,14 @@ async def test_a_server_that_hangs_up_is_no_qmp(first: bytes) -> None:
 
 
 @asynchronous
+async def test_a_qemu_that_ends_right_behind_its_greeting_is_gone() -> None:
+    async with watched_loop(), served(says(GREETING, then_closes=True)) as path:
+        async with await QmpSession.connect(path) as session:
+            with pytest.raises(MachineGone):
+                await session.execute("query-status")
+
+
+@asynchronous
 async def test_half_a_greeting_ends_in_time() -> None:
     async with watched_loop(), served(says(GREETING[:40])) as path:
         with pytest.raises(NotQmp, match="did not end it in time"):
