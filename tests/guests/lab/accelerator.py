@@ -4,20 +4,22 @@ import functools
 import os
 import subprocess
 
-__all__ = ["accelerator", "qemu_version"]
+from tests.guests.lab.qemu import Qemu
+
+__all__ = ["accelerator"]
 
 TRIAL_SECONDS = 20.0
 """A firmware that finds nothing to boot gives up within one second, so a stuck one has failed."""
 
 
 @functools.cache
-def accelerator() -> str:
+def accelerator(qemu: Qemu) -> str:
     """This is ``kvm`` when a firmware ran to its end under it, else ``tcg``."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     # With nothing to boot the firmware resets the machine after a millisecond, and -no-reboot turns
     # that into an exit: proof that guest code ran.
-    trial = (
+    trial = qemu.command(
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "q35", "-accel", "kvm", "-cpu", "max", "-smp", "2", "-m", "64M"),
         *("-boot", "strict=on,reboot-timeout=1", "-no-reboot"),
@@ -29,19 +31,3 @@ def accelerator() -> str:
     except (subprocess.TimeoutExpired, FileNotFoundError):
         return "tcg"
     return "tcg" if ended.returncode else "kvm"
-
-
-@functools.cache
-def qemu_version() -> str:
-    """This is QEMU's own word for its version, distribution revision included; empty when it is not here."""
-    try:
-        said = subprocess.run(
-            ["qemu-system-x86_64", "--version"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        ).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return ""
-    return said.splitlines()[0].rpartition("version ")[2]
