@@ -304,9 +304,9 @@ async def test_a_closed_session_says_so() -> None:
     [
         (b'{"QMP": {}}\r\n', "outside of a packet"),
         (b"QEMU 7.2.22 monitor\r\n(qemu) ", "outside of a packet"),
-        (frame(b"hello") * 4, "strange answer"),
+        (frame(b"hello") * 5, "strange answer"),
         (frame(b"hello"), "does not end in time"),
-        (frame(b"") * 4, "not supported"),
+        (frame(b"") * 5, "not supported"),
         (b"$" + b"0" * 300_000, "longer than"),
     ],
 )
