@@ -1,6 +1,6 @@
 """The processes of this host, as ``/proc`` tells about them.
 
-References: proc(5); ld.so(8), and musl's ``ldso/dynlink.c``, for programs that a dynamic loader was told to run.
+References: proc(5); ld.so(8) and musl's ``ldso/dynlink.c``, for a program that a loader was told to run.
 """
 
 import os

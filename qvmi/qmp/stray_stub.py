@@ -17,7 +17,9 @@ from typing import Final
 __all__ = ["let_run", "let_run_unless_it_stood"]
 
 _DETACH: Final = b"+$D#44"
-_ASK_VERSION: Final = b"+$qRcmd,696e666f2076657273696f6e#e8"  # "info version", in hexadecimal digits
+_ASK_VERSION: Final = (
+    b"+$qRcmd,696e666f2076657273696f6e#e8"  # "info version", in hexadecimal digits
+)
 _VERSION: Final = re.compile(rb"\$O((?:[0-9a-f]{2})+)#")
 _NUMBERS: Final = re.compile(rb"(\d{1,4})\.(\d{1,4})")
 _OK: Final = b"$OK#"
