@@ -2,6 +2,7 @@
 
     python -m tests.guests build [SERIES...]       fetch kernels and newer QEMUs, make initramfs files
     python -m tests.guests series                  which kernels this machine can fetch, oldest first
+    python -m tests.guests qemus                   which newer QEMUs it can fetch, by suite, oldest first
     python -m tests.guests list                    what the cache holds
     python -m tests.guests debug 6.1               fetch a kernel's debug information, print its path
     python -m tests.guests boot --kernel 6.1       run a guest until standard input closes or SIGTERM comes
@@ -17,6 +18,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(action=_build)
     series = commands.add_parser("series", help="name the kernels to be had here, oldest first")
     series.set_defaults(action=_series)
+    qemus = commands.add_parser("qemus", help="name the newer QEMUs to be had here, oldest first")
+    qemus.set_defaults(action=_qemus)
     debug = commands.add_parser("debug", help="fetch a kernel's debug information, 300 MB")
     debug.add_argument("series")
     debug.set_defaults(action=_debug)
@@ -126,6 +130,13 @@ def _build_qemu(lab: Lab, name: str) -> None:
 
 def _series(lab: Lab, _given: argparse.Namespace) -> None:
     sys.stdout.write("".join(f"{name}\n" for name in kernel_series(lab.cache)))
+
+
+def _qemus(lab: Lab, _given: argparse.Namespace) -> None:
+    for name in NEWER_QEMUS:
+        with suppress(MissingPartError):
+            qemu_named(name, lab.cache, lab.say)
+            sys.stdout.write(f"{name}\n")
 
 
 def _debug(lab: Lab, given: argparse.Namespace) -> None:
