@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import settings
 
-from tests.guests.lab import Lab
+from tests.guests.lab import Lab, chosen_qemu
 from tests.guests.pool import GuestPool
 
 # How long an example takes says how busy the host is, nothing about the subject.
@@ -16,7 +16,8 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
-    return Lab(say=_speaker(pytestconfig))
+    say = _speaker(pytestconfig)
+    return Lab(say=say, qemu=chosen_qemu(say=say))
 
 
 def _speaker(config: pytest.Config) -> Callable[[str], None]:

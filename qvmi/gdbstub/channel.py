@@ -9,8 +9,8 @@ stays in line until its replies have come. Stop replies come at any time and are
 
 A request that is sent while the guest runs stops the guest and is lost, so that all later replies would
 be one too early. The channel sends none while it let the guest run itself; when somebody else did, it
-notices by the stop reply, or by a reply that does not come, and finds its place again by a request whose
-answer cannot be mistaken.
+notices by the stop reply, or (from QEMU 8.1 on) by a reply that does not come, and finds its place again by
+a request whose answer cannot be mistaken.
 """
 
 import asyncio
@@ -44,6 +44,10 @@ __all__ = ["ANSWER_TIMEOUT_S", "Channel", "Exchange"]
 
 ANSWER_TIMEOUT_S: Final = 5.0
 """How long the replies of one exchange may take by default; as for a QMP command."""
+
+# QEMU answers within milliseconds. From 8.1 on it does not tell when a request has stopped a running
+# guest and is lost, so after this long that is worth asking.
+_SILENCE_S: Final = 0.3
 
 # A stopped guest stops again only when it was let run, so more than a few mean a stub gone wild.
 _MAX_STOPS: Final = 64
@@ -183,12 +187,15 @@ class Channel(asyncio.Protocol):
             GdbstubProtocolError: what came was no reply.
             MachineGone: the connection ended first.
         """
+        silence = asyncio.get_running_loop().call_later(_SILENCE_S, self._find_place)
         try:
             async with asyncio.timeout(timeout_s):
                 return await exchange.done
         except TimeoutError as error:
             self._find_place()
             raise GdbstubTimeout(exchange.doing, timeout_s) from error
+        finally:
+            silence.cancel()
 
     async def ask(
         self, doing: str, requests: Sequence[bytes], *, timeout_s: float = ANSWER_TIMEOUT_S

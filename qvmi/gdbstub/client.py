@@ -87,7 +87,7 @@ class GdbClient:
         self.breakpoints: frozenset[Breakpoint] = frozenset()
         self._channel: Channel = attached.channel
         self._features: Features = attached.features
-        self._process = attached.stopped.process
+        self._process = attached.current.process
         self._memory = StubMemory(attached.channel, attached.features)
 
     @classmethod

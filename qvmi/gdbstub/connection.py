@@ -23,6 +23,7 @@ from qvmi.errors import (
 )
 from qvmi.gdbstub.channel import Channel, Exchange
 from qvmi.gdbstub.packets import (
+    CURRENT_THREAD,
     SUPPORTED,
     VIRTUAL,
     WHY_STOPPED,
@@ -32,6 +33,7 @@ from qvmi.gdbstub.packets import (
     check_ok,
     detach_request,
     monitor_request,
+    parse_current_thread,
     parse_features,
     parse_stop,
 )
@@ -60,7 +62,10 @@ _SILENT_SINCE: Final = (8, 1)
 # The acknowledgement makes the stub listen to more than the beginning of a packet; the second end is
 # for a request that ended before its checksum did.
 _END_OF_HALF_A_REQUEST: Final = b"+#00#00"
-_HELLO: Final = (SUPPORTED, VIRTUAL, WHY_STOPPED, monitor_request(_ASK_VERSION))
+_HELLO: Final = (
+    *(SUPPORTED, VIRTUAL, WHY_STOPPED, CURRENT_THREAD),
+    monitor_request(_ASK_VERSION),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +74,13 @@ class Attached:
 
     Args:
         was_running: the guest ran before; None where this QEMU does not tell.
-        stopped: the vCPU that the stub speaks of; its process is what is detached from.
+        current: the vCPU that the stub speaks of; its process is what is detached from.
     """
 
     channel: Channel
     features: Features
     was_running: bool | None
-    stopped: ThreadId
+    current: ThreadId
 
 
 async def attach(address: SocketAddress, *, timeout_s: float) -> Attached:
@@ -114,15 +119,16 @@ async def _greet(address: SocketAddress, channel: Channel, deadline: float) -> A
         features = parse_features(answers[0])
         check_ok(VIRTUAL, answers[1])
         stopped = parse_stop(answers[2])
+        current = parse_current_thread(answers[3])
     except GdbstubTimeout as error:
         raise NotGdbstub(str(address), "begins to answer, and does not end in time") from error
     except (GdbstubProtocolError, GdbstubRequestFailed) as error:
         raise NotGdbstub(str(address), f"no answer of a gdbstub: {error}") from error
     except MachineGone as error:
         raise NotGdbstub(str(address), "closes the connection without an answer") from error
-    if isinstance(stopped, Exited) or stopped.thread is None:
+    if isinstance(stopped, Exited):
         raise NotGdbstub(str(address), f"tells of no vCPU but {stopped}")
-    return Attached(channel, features, _was_running(channel, hello), stopped.thread)
+    return Attached(channel, features, _was_running(channel, hello), current)
 
 
 def _was_running(channel: Channel, hello: Exchange) -> bool | None:

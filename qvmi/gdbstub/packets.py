@@ -18,6 +18,7 @@ from qvmi.gdbstub.rsp import MAX_PACKET
 
 __all__ = [
     "ANY_THREAD",
+    "CURRENT_THREAD",
     "FIRST_THREADS",
     "MAX_VCPUS",
     "NEXT_THREADS",
@@ -40,6 +41,7 @@ __all__ = [
     "is_features",
     "is_stop",
     "monitor_request",
+    "parse_current_thread",
     "parse_features",
     "parse_stop",
     "parse_threads",
@@ -72,10 +74,14 @@ VIRTUAL: Final = b"Qqemu.PhyMemMode:0"
 READ_REGISTERS: Final = b"g"
 """Reads the core registers of the selected vCPU, one after another as the target description says."""
 
+CURRENT_THREAD: Final = b"qC"
+"""Asks for the first vCPU of the process that the stub speaks of. QEMU 11.1 tells none on `WHY_STOPPED`."""
+
 FIRST_THREADS: Final = b"qfThreadInfo"
 NEXT_THREADS: Final = b"qsThreadInfo"
 
 _OK: Final = b"OK"
+_CURRENT: Final = b"QC"
 _SHOWN: Final = 40  # bytes of a request or reply, in errors
 _LEAST_PACKET: Final = 512  # a stub that takes less is none of QEMU's
 _WRITE_HEADER: Final = 64  # bytes; `M`, two numbers of 16 digits, a comma and a colon take 35
@@ -318,6 +324,18 @@ def parse_features(body: bytes) -> Features:
         raise refusal(SUPPORTED, body) or strange(SUPPORTED, body)
     offered = {word[:-1].decode("ascii", "replace") for word in words if word.endswith(b"+")}
     return Features(min(int(size, 16), MAX_PACKET), frozenset(offered))
+
+
+def parse_current_thread(body: bytes) -> ThreadId:
+    """This reads the reply to `CURRENT_THREAD`.
+
+    Raises:
+        GdbstubRequestFailed: the stub refused.
+        GdbstubProtocolError: it names no vCPU.
+    """
+    if not body.startswith(_CURRENT):
+        raise refusal(CURRENT_THREAD, body) or strange(CURRENT_THREAD, body)
+    return _thread(CURRENT_THREAD, body.removeprefix(_CURRENT))
 
 
 def parse_threads(request: bytes, body: bytes) -> tuple[ThreadId, ...]:

@@ -36,7 +36,7 @@ MAX_DOCUMENT_SIZE: Final = 1 << 20
 
 _MAX_REGISTERS: Final = 1 << 14  # a vCPU of QEMU has at most some 1,500
 _MAX_DEPTH: Final = 16  # elements within elements; the format has 4
-_MAX_BITS: Final = 1 << 16  # of one register; SME's ZA array is fetched in parts of 2048
+_MAX_BITS: Final = 1 << 19  # of one register; SME's ZA array has 256 rows of 256 bytes
 _MAX_NAME: Final = 128
 _MAX_NUMBER: Final = (1 << 32) - 1
 _DOCUMENT_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -1,6 +1,6 @@
 """The processes of this host, as ``/proc`` tells about them.
 
-References: proc(5).
+References: proc(5); ld.so(8) and musl's ``ldso/dynlink.c``, for a program that a loader was told to run.
 """
 
 import os
@@ -20,6 +20,11 @@ _MAX_CMDLINE: Final = 2 << 20  # bytes; what execve takes (ARG_MAX)
 _MAX_PROCESSES: Final = 1 << 16
 _MAX_FDS: Final = 1 << 16  # of one process
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
+_LOADER: Final = re.compile(r"ld(?:64|-linux[\w-]*|-musl-[\w-]+)?\.so(?:\.\d+)?")
+_LOADER_VALUES: Final = frozenset({
+    *("--argv0", "--audit", "--glibc-hwcaps-mask", "--glibc-hwcaps-prepend", "--inhibit-rpath"),
+    *("--library-path", "--preload"),
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,8 @@ class HostProcess:
     Args:
         pid: its number in our pid namespace.
         uid: the user it runs as.
-        arguments: its command line, the program first; bytes that are not UTF-8 as surrogates.
+        arguments: its command line, the program first, without a dynamic loader that it was started
+            by; bytes that are not UTF-8 as surrogates.
     """
 
     pid: int
@@ -60,7 +66,17 @@ def host_process(pid: int) -> HostProcess | None:
     except OSError:
         return None
     arguments = cmdline.removesuffix(b"\0").split(b"\0") if cmdline else []
-    return HostProcess(pid, uid, tuple(os.fsdecode(argument) for argument in arguments))
+    return HostProcess(pid, uid, _of_program([os.fsdecode(argument) for argument in arguments]))
+
+
+def _of_program(arguments: list[str]) -> tuple[str, ...]:
+    """This leaves out the loader of a program that brings its own libraries, in front of the program."""
+    if not arguments or not _LOADER.fullmatch(Path(arguments[0]).name):
+        return tuple(arguments)
+    at = 1
+    while at < len(arguments) and arguments[at].startswith("--"):
+        at += 2 if arguments[at] in _LOADER_VALUES else 1
+    return tuple(arguments[at:] or arguments)
 
 
 def pids() -> list[int]:

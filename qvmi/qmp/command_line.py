@@ -2,9 +2,11 @@
 
 References: QEMU ``qemu-options.hx``, ``util/qemu-option.c`` (a comma in a value is doubled, a bare
 ``X`` means ``X=on``, ``noX`` means ``X=off``), ``chardev/char.c`` (``qemu_chr_parse_compat``),
-``util/qemu-config.c`` (``-readconfig``), ``gdbstub/system.c`` (``gdbserver_start``).
+``util/qemu-config.c`` (``-readconfig``), ``gdbstub/system.c`` (``gdbserver_start``); of QEMU 11.1
+``-object monitor-qmp,help``.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,15 +79,22 @@ _MAX_GROUPS: Final = 10_000
 # fmt: off
 _FLAGS: Final = frozenset({
     "S", "alt-grab", "async-teardown", "audio-help", "ctrl-grab", "curses", "daemonize", "enable-fips",
-    "enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "mem-prealloc", "no-acpi",
+    "enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "jitdump", "mem-prealloc", "no-acpi",
     "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-quit", "no-reboot", "no-shutdown",
     "no-user-config", "nodefaults", "nographic", "nouserconfig", "old-param", "one-insn-per-tb",
-    "only-migratable", "portrait", "preconfig", "s", "semihosting", "singlestep", "snapshot",
+    "only-migratable", "perfmap", "portrait", "preconfig", "s", "semihosting", "singlestep", "snapshot",
     "usb", "version", "win2k-hack", "xen-attach", "xen-domid-restrict",
 })
 # fmt: on
+_KIND: Final = "qom-type"
 # The key that a leading bare value stands for; "" where there is none.
-_FIRST_KEYS: Final = {"machine": "type", "name": "guest", "chardev": "backend", "mon": "chardev"}
+_FIRST_KEYS: Final = {
+    "machine": "type",
+    "name": "guest",
+    "chardev": "backend",
+    "mon": "chardev",
+    "object": _KIND,
+}
 _SHORT: Final = {"M": "machine"}
 _DEVICES: Final = {
     "qmp": Purpose.QMP,
@@ -96,6 +105,8 @@ _DEVICES: Final = {
     "parallel": Purpose.OTHER,
     "debugcon": Purpose.OTHER,
 }
+# QEMU 11.1 has monitors as objects, and warns of -mon.
+_MONITORS: Final = {"monitor-qmp": Purpose.QMP, "monitor-hmp": Purpose.HMP}
 _DEFAULT_STUB: Final = ServerSocket(Purpose.GDB, TcpAddress("localhost", 1234))
 _LIBVIRT_MONITOR: Final = "charmonitor"
 _YES: Final = frozenset({"on", "yes", "true", "y"})
@@ -149,6 +160,8 @@ def _groups(arguments: Sequence[str]) -> Iterator[Group]:
 
 
 def _options(text: str, first: str) -> dict[str, str]:
+    if text.startswith("{"):
+        return _json_options(text)
     options: dict[str, str] = {}
     # NUL cannot be part of an argument.
     for part in text.replace(",,", "\0").split(","):
@@ -164,6 +177,15 @@ def _options(text: str, first: str) -> dict[str, str]:
     return options
 
 
+def _json_options(text: str) -> dict[str, str]:
+    """These are options in the form that newer QEMUs take too; values that are no text are left out."""
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in options.items() if isinstance(value, str)}
+
+
 def _last(groups: Iterable[Group], kind: str, key: str) -> str | None:
     found = [options[key] for name, options in groups if name == kind and key in options]
     return found[-1] if found else None
@@ -177,6 +199,9 @@ def _sockets(
             yield _DEFAULT_STUB
         elif kind == "mon":
             purpose = Purpose.QMP if options.get("mode") == "control" else Purpose.HMP
+            yield from _socket(purpose, chardevs.get(options.get("chardev", ""), {}))
+        elif kind == "object" and options.get(_KIND) in _MONITORS:
+            purpose = _MONITORS[options[_KIND]]
             yield from _socket(purpose, chardevs.get(options.get("chardev", ""), {}))
         elif kind in _DEVICES:
             yield from _socket(_DEVICES[kind], _device(kind, options[""], chardevs))

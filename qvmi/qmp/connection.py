@@ -5,13 +5,20 @@ References: QEMU ``docs/interop/qmp-spec.rst`` (section 2.2, server greeting).
 
 import asyncio
 import socket
-from contextlib import suppress
 from typing import Final
 
 from qvmi.host.address import TcpAddress, UnixAddress
 from qvmi.host.peer import look_at_peer
 from qvmi.host.stream import open_stream
-from qvmi.qmp.diagnosis import GDBSTUB, foreign_speech, queue_full, silence, verdict
+from qvmi.qmp.diagnosis import (
+    GDBSTUB,
+    foreign_speech,
+    is_gdbstub,
+    queue_full,
+    silence,
+    verdict,
+)
+from qvmi.qmp.stray_stub import let_run, let_run_unless_it_stood
 
 __all__ = ["open_connection"]
 
@@ -24,7 +31,6 @@ _KEPT_BACK: Final = 0.15
 # in between is hung up on, and told why only at the next attempt.
 _ENDING_S: Final = 0.3
 _RETRY_S: Final = 0.02
-_DETACH_S: Final = 0.3
 _PEEK: Final = 256  # bytes; a greeting has about 150, and its first is enough
 
 
@@ -70,13 +76,15 @@ async def _greeting(
     if first is None:
         peer = await asyncio.to_thread(look_at_peer, connection)
         certain = verdict(address, peer)
+        if is_gdbstub(address, peer):
+            await let_run_unless_it_stood(connection)
         if certain is not None:
             raise certain
         first = await _first_bytes(connection, deadline)
     if first is None:
         raise silence(address, await asyncio.to_thread(look_at_peer, connection))
     if first.startswith(GDBSTUB):
-        await _let_run(connection)
+        await let_run(connection)
     if first and not first.lstrip().startswith(b"{"):
         raise foreign_speech(address, first)
     return first
@@ -97,17 +105,3 @@ async def _first_bytes(connection: socket.socket, deadline: float) -> bytes | No
         return b""
     finally:
         loop.remove_reader(connection)
-
-
-async def _let_run(connection: socket.socket) -> None:
-    """This detaches from a gdbstub: being connected to has stopped its guest, closing leaves it so.
-
-    A stub that speaks first has stopped a guest that was running.
-    """
-    loop = asyncio.get_running_loop()
-    with suppress(OSError, TimeoutError):
-        await loop.sock_sendall(connection, b"+$D#44")
-        async with asyncio.timeout(_DETACH_S):
-            heard = b""
-            while b"$OK#" not in heard and (more := await loop.sock_recv(connection, _PEEK)):
-                heard = heard[-_PEEK:] + more

@@ -10,7 +10,7 @@ from qvmi.host.peer import Peer
 from qvmi.host.stream import no_answer
 from qvmi.qmp.command_line import Purpose, parse_command_line
 
-__all__ = ["GDBSTUB", "foreign_speech", "queue_full", "silence", "verdict"]
+__all__ = ["GDBSTUB", "foreign_speech", "is_gdbstub", "queue_full", "silence", "verdict"]
 
 GDBSTUB: Final = (b"$", b"+$")
 """How a packet of the remote serial protocol begins."""
@@ -59,6 +59,13 @@ def verdict(address: UnixAddress | TcpAddress, peer: Peer) -> AttachError | None
         f"held by {holders}, and QEMU serves one client at a time; end that one{hint}, or give"
         " QEMU a second -qmp socket",
     )
+
+
+def is_gdbstub(address: UnixAddress | TcpAddress, peer: Peer) -> bool:
+    """This tells whether QEMU's command line says that a socket is its gdbstub."""
+    if peer.server is None:
+        return False
+    return parse_command_line(peer.server.arguments[1:]).purpose_of(address) is Purpose.GDB
 
 
 def silence(address: UnixAddress | TcpAddress, peer: Peer) -> AttachError:

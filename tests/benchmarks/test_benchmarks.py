@@ -12,6 +12,7 @@ BENCHMARKS = [
     "gdbstub",
     "guest_size",
     "isf",
+    "live_listing",
     "pause",
     "process_list",
     "start_time",

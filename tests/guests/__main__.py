@@ -1,7 +1,8 @@
 """The command ``python -m tests.guests``: builds guests, lists them, and runs one for people and scripts.
 
-    python -m tests.guests build [SERIES...]       fetch kernels, make initramfs files
+    python -m tests.guests build [SERIES...]       fetch kernels and newer QEMUs, make initramfs files
     python -m tests.guests series                  which kernels this machine can fetch, oldest first
+    python -m tests.guests qemus                   which newer QEMUs it can fetch, by suite, oldest first
     python -m tests.guests list                    what the cache holds
     python -m tests.guests debug 6.1               fetch a kernel's debug information, print its path
     python -m tests.guests boot --kernel 6.1       run a guest until standard input closes or SIGTERM comes
@@ -17,11 +18,25 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from tests.guests.lab import Guest, GuestConfig, GuestRefused, Lab, LabError, debug_vmlinux
+from tests.guests.lab import (
+    DISTRIBUTION,
+    NEWER_QEMUS,
+    Guest,
+    GuestConfig,
+    GuestRefused,
+    Lab,
+    LabError,
+    MissingPartError,
+    debug_vmlinux,
+    qemu_named,
+)
 from tests.guests.lab.cache import read_record
 from tests.guests.lab.kernel_series import kernel_series
+from tests.guests.lab.qemu import chosen_name
 from tests.guests.rootkit import hide_process
 
 EXIT_FAILED = 1
@@ -46,11 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.guests", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(required=True)
-    build = commands.add_parser("build", help="fetch kernels and make initramfs files")
-    build.add_argument("series", nargs="*", help="default: all")
+    build = commands.add_parser("build", help="fetch kernels and QEMUs, make initramfs files")
+    build.add_argument("series", nargs="*", help="these alone, and no QEMU; default: all")
     build.set_defaults(action=_build)
     series = commands.add_parser("series", help="name the kernels to be had here, oldest first")
     series.set_defaults(action=_series)
+    qemus = commands.add_parser("qemus", help="name the newer QEMUs to be had here, oldest first")
+    qemus.set_defaults(action=_qemus)
     debug = commands.add_parser("debug", help="fetch a kernel's debug information, 300 MB")
     debug.add_argument("series")
     debug.set_defaults(action=_debug)
@@ -71,6 +88,9 @@ def _add_boot_options(boot: argparse.ArgumentParser) -> None:
     boot.add_argument("--ram", default="file", choices=["file", "memfd", "private", "numa", "dimm"])
     boot.add_argument("--tcp", action="store_true", help="QMP on a loopback port")
     boot.add_argument("--gdbstub", action="store_true")
+    boot.add_argument(
+        "--qemu", default=chosen_name(), choices=[DISTRIBUTION, *NEWER_QEMUS], help="or its suite"
+    )
     boot.add_argument(
         "--restore", action="store_true", help="thaw a saved guest instead of booting"
     )
@@ -93,10 +113,30 @@ def _build(lab: Lab, given: argparse.Namespace) -> None:
         start = time.monotonic()
         parts = lab.provide(name)
         _say(f"{name}: {parts} ({time.monotonic() - start:.1f} s)")
+    for name in () if given.series else NEWER_QEMUS:
+        _build_qemu(lab, name)
+
+
+def _build_qemu(lab: Lab, name: str) -> None:
+    """Fetch a newer QEMU; where nobody serves one, only the tests that want it are skipped."""
+    start = time.monotonic()
+    try:
+        version = qemu_named(name, lab.cache, lab.say).version()
+    except MissingPartError as missing:
+        _say(str(missing))
+        return
+    _say(f"QEMU {name}: {version} ({time.monotonic() - start:.1f} s)")
 
 
 def _series(lab: Lab, _given: argparse.Namespace) -> None:
     sys.stdout.write("".join(f"{name}\n" for name in kernel_series(lab.cache)))
+
+
+def _qemus(lab: Lab, _given: argparse.Namespace) -> None:
+    for name in NEWER_QEMUS:
+        with suppress(MissingPartError):
+            qemu_named(name, lab.cache, lab.say)
+            sys.stdout.write(f"{name}\n")
 
 
 def _debug(lab: Lab, given: argparse.Namespace) -> None:
@@ -104,7 +144,7 @@ def _debug(lab: Lab, given: argparse.Namespace) -> None:
 
 
 def _list(lab: Lab, _given: argparse.Namespace) -> None:
-    for kind in ("kernels", "states", "debug"):
+    for kind in ("kernels", "qemus", "states", "debug"):
         for folder in lab.cache.builds(kind):
             _print_json(
                 {"kind": kind, "folder": str(folder), **read_record(folder / "record.json")}
@@ -123,6 +163,7 @@ def _boot(lab: Lab, given: argparse.Namespace) -> None:
         tcp=given.tcp,
         gdbstub=given.gdbstub,
     )
+    lab = replace(lab, qemu=qemu_named(given.qemu, lab.cache, lab.say))
     start = time.monotonic()
     make = lab.restore if given.restore else lab.boot
     with make(config, paused=given.paused) as guest:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.guests.lab.errors import LabError
 from tests.guests.lab.monitor import Monitor
+from tests.guests.lab.newer_qemu import chosen_qemu
 from tests.guests.lab.process import QemuProcess
 
 __all__ = ["BareQemu", "bare_qemu"]
@@ -80,7 +81,7 @@ def bare_qemu(
     qmp: bool = True,
     program: str = "qemu-system-x86_64",
 ) -> Iterator[BareQemu]:
-    """This starts a QEMU for the length of the block.
+    """This starts a QEMU for the length of the block, the one that `QEMU_VARIABLE` names.
 
     Args:
         arguments: QEMU's, besides those that leave out the default devices.
@@ -93,7 +94,7 @@ def bare_qemu(
     served = [("-qmp", f"unix:{place / name},server=on,wait=off") for name in sockets]
     base = (program, "-nodefaults", "-no-user-config", "-display", "none")
     command = (*base, *(part for option in served for part in option), *arguments)
-    process = QemuProcess.start(command, place)
+    process = QemuProcess.start(chosen_qemu().command(*command), place)
     try:
         deadline = time.monotonic() + _LISTENS_S
         with Monitor.over(process.connect("own.sock", deadline=deadline)) as monitor:

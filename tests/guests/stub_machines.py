@@ -1,5 +1,7 @@
 """Machines with a gdbstub and without an operating system, whose program is known to the byte."""
 
+import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,9 +11,9 @@ from pathlib import Path
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.multiboot import COUNTS_AT, counting_program
 
-__all__ = ["counter", "counting_machine", "guest_runs", "stub_of"]
+__all__ = ["counter", "counting_machine", "guest_runs", "stub_of", "tells_of_a_stop"]
 
-_STARTS_S = 30.0
+_STARTS_S = _ANSWERS_S = 30.0
 
 
 def stub_of(machine: BareQemu) -> str:
@@ -50,3 +52,24 @@ def counter(machine: BareQemu) -> int:
 def guest_runs(machine: BareQemu) -> bool:
     """This tells what QMP says of the run state."""
     return bool(machine.monitor.execute("query-status")["running"])
+
+
+def tells_of_a_stop(path: str) -> bool:
+    """This tells whether the stub says that being connected to has stopped the guest, which must run."""
+    with socket.socket(socket.AF_UNIX) as stub:
+        stub.settimeout(_ANSWERS_S)
+        stub.connect(path)
+        stub.sendall(b"$qC#b4")
+        heard = _until(stub, rb"\$QC[^#]*#..")
+        stub.sendall(b"$D#44")
+        _until(stub, rb"\$OK#..")
+    return b"$T02" in heard
+
+
+def _until(stub: socket.socket, wanted: bytes) -> bytes:
+    heard = b""
+    while not re.search(wanted, heard):
+        received = stub.recv(1 << 12)
+        assert received, "the stub hung up"
+        heard += received
+    return heard

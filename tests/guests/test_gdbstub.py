@@ -37,10 +37,16 @@ from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest, GuestConfig
 from tests.guests.multiboot import COUNTING_LOOP, COUNTS_AT
 from tests.guests.pool import GuestPool
-from tests.guests.stub_machines import counter, counting_machine, guest_runs, stub_of
+from tests.guests.stub_machines import (
+    counter,
+    counting_machine,
+    guest_runs,
+    stub_of,
+    tells_of_a_stop,
+)
 from tests.proofs import proof_size
 
-FIRST = ThreadId(1, 1)
+FIRST, SECOND = ThreadId(1, 1), ThreadId(2, 1)
 TRAP, INTERRUPTED = 5, 2
 GDB_S = 60
 LOOP = Va(COUNTING_LOOP)
@@ -55,12 +61,13 @@ def counts_on(machine: BareQemu, before: int) -> bool:
 async def test_leaves_running_what_ran_and_stopped_what_stood() -> None:
     with counting_machine() as machine:
         path = stub_of(machine)
+        told = tells_of_a_stop(path)
         async with await GdbClient.connect(path) as client:
-            assert client.was_running is True
+            assert client.was_running is (True if told else None)
             assert not guest_runs(machine)
         assert guest_runs(machine)
         machine.monitor.execute("stop")
-        async with await GdbClient.connect(path) as client:
+        async with await GdbClient.connect(path, was_running=None if told else False) as client:
             assert client.was_running is False
         assert not guest_runs(machine)
 
@@ -186,18 +193,21 @@ async def test_a_client_killed_at_any_moment_leaves_a_stub_that_the_next_can_use
 async def test_says_who_holds_the_stub_and_does_not_disturb_it() -> None:
     with counting_machine() as machine:
         path = stub_of(machine)
+        told = tells_of_a_stop(path)
         with other_client(path) as child:
             async with asyncio.timeout(3):
                 with pytest.raises(GdbstubBusy, match=rf"held by python\S* \(pid {child.pid}\)"):
                     await GdbClient.connect(path)
         async with await GdbClient.connect(path) as client:
-            assert client.was_running is False  # the one before left without a word
+            # The one before left without a word.
+            assert client.was_running is (False if told else None)
 
 
 @asynchronous
 async def test_a_client_that_gave_up_in_the_queue_does_not_stop_the_guest_later() -> None:
     with counting_machine() as machine:
         path = stub_of(machine)
+        told = tells_of_a_stop(path)
         holder = await GdbClient.connect(path)
         # A name that the kernel's table of sockets does not have, so that it must connect to see.
         other = machine.folder / "other"
@@ -210,7 +220,7 @@ async def test_a_client_that_gave_up_in_the_queue_does_not_stop_the_guest_later(
         before = counter(machine)
         await until(lambda: counter(machine) != before)
         async with await GdbClient.connect(other) as client:
-            assert client.was_running is True
+            assert client.was_running is (True if told else None)
 
 
 @asynchronous
@@ -219,7 +229,7 @@ async def test_works_over_tcp() -> None:
         port = server.getsockname()[1]
     with counting_machine("-gdb", f"tcp:127.0.0.1:{port},server=on,wait=off") as machine:
         async with await GdbClient.connect(f"127.0.0.1:{port}") as client:
-            assert client.was_running
+            assert not guest_runs(machine)
             with pytest.raises(GdbstubBusy, match="this very process"):
                 await GdbClient.connect(f"tcp:localhost:{port}")
             assert await client.read_virtual(LOOP, 4) == b"\xff\x00\xeb\xfc"
@@ -329,7 +339,9 @@ async def test_stops_at_a_breakpoint_each_time_and_steps_over_it(kind: Breakpoin
             await client.resume()
             before = counter(machine)
             await until(lambda: counter(machine) > before + 1000)
-            assert await client.interrupt() == StopReply(INTERRUPTED, FIRST)
+            # Some QEMUs tell of the first vCPU, others of the last.
+            stops = {StopReply(INTERRUPTED, FIRST), StopReply(INTERRUPTED, SECOND)}
+            assert await client.interrupt() in stops
         # Nothing is left of it in the guest.
         assert (machine.folder / "ram").read_bytes()[LOOP : LOOP + 4] == b"\xff\x00\xeb\xfc"
 
@@ -516,7 +528,6 @@ def asdict_names() -> list[str]:
 async def test_every_vcpu_has_the_registers_that_gdb_tells(guests: GuestPool) -> None:
     guest = guests.restore(GuestConfig(cpus=4, gdbstub=True))
     client = await GdbClient.connect(guest.gdb_socket)
-    assert client.was_running
     vcpus = await client.registers.vcpus()
     await client.leave_stopped()
     theirs = registers_by_gdb(str(guest.gdb_socket))
@@ -603,7 +614,7 @@ async def test_aarch64_registers_are_those_of_the_human_monitor() -> None:
     assert second.x == tuple(int(printed[f"X{number:02}"], 16) for number in range(31))
     assert second.x == tuple(range(0x1000, 0x1000 + 31))
     assert (second.sp, second.pc) == (0xABC0, int(printed["PC"], 16))
-    assert int(re.findall(r"PSTATE=([0-9a-f]{8})", dump)[0], 16) == second.cpsr
+    assert int(re.findall(r"PSTATE=([0-9a-f]{8,16})", dump)[0], 16) == second.cpsr
     system = asdict(second)
     missing = {name for name, value in system.items() if value is None}
     # QEMU 7.2 keeps the first from its gdbstub: it depends on the interrupt controller.

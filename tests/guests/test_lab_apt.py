@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests.lab import KERNELS, LabError
+from tests.guests.lab import (
+    KERNELS,
+    NEWER_QEMUS,
+    LabError,
+    MissingPartError,
+    newer_qemu,
+    qemu_named,
+)
 from tests.guests.lab.apt_sources import (
     EXTRA_SOURCES,
     AptSource,
@@ -247,6 +254,48 @@ def test_the_machines_apt_is_left_alone(small_apt: PrivateApt, tmp_path: Path) -
     assert stanza
     assert small_apt.download(stanza, tmp_path).stat().st_size > 0
     assert _state_of_the_machines_apt() == before
+
+
+def test_a_package_comes_with_all_that_it_needs_and_the_machines_apt_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    before = _state_of_the_machines_apt()
+    apt = private_apt(NEWER_QEMUS["trixie"], Cache.of_user())
+    apt.refresh()
+    files = apt.download_with_needs(("libfdt1",), tmp_path)
+    assert {path.name.partition("_")[0] for path in files} >= {"libfdt1", "libc6", "gcc-14-base"}
+    assert len(apt.with_needs("libfdt1")) == len(files)
+    assert all(path.read_bytes().startswith(b"!<arch>\n") for path in files)
+    assert _state_of_the_machines_apt() == before
+
+
+def test_offline_the_cached_qemu_will_do_and_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = qemu_named("trixie", Cache.of_user())
+    assert qemu.root is not None
+    folder = qemu.root.parent
+    (tmp_path / "cache" / "qemus").mkdir(parents=True)
+    shutil.copy(folder.parent / "trixie.json", tmp_path / "cache" / "qemus")
+    (tmp_path / "cache" / "qemus" / folder.name).symlink_to(folder)
+    sources = tmp_path / "gone.list"
+    sources.write_text(f"deb file:{tmp_path}/nothing trixie main\n")
+    monkeypatch.setenv(EXTRA_SOURCES, str(sources))
+    said: list[str] = []
+    offline = qemu_named("trixie", Cache(tmp_path / "cache"), said.append)
+    assert offline.version() == qemu.version()
+    assert re.search(r"using the one in the cache, because suite trixie cannot be read", said[0])
+
+
+def test_a_qemu_that_nobody_serves_is_a_missing_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newer_qemu, "machine_sources", lambda: machine_sources(tmp_path))
+    with pytest.raises(MissingPartError, match="there is no QEMU of suite sid"):
+        qemu_named("sid", Cache(tmp_path))
+    with pytest.raises(LabError, match="no QEMU called 'other'") as refused:
+        qemu_named("other", Cache(tmp_path))
+    assert "distribution, trixie, sid" in refused.value.fix
 
 
 def test_an_archive_whose_key_is_unknown_is_refused(small_apt: PrivateApt, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Records the transcripts anew from the QEMU that is installed: ``python -m tests.wire.record``."""
+"""Records the transcripts anew, from the QEMU that is chosen: ``python -m tests.wire.record``.
+
+``QVMI_TEST_QEMU=sid python -m tests.wire.record`` records those of a newer one beside the distribution's.
+"""
 
 import json
 import socket
@@ -14,8 +17,8 @@ from tests.guests.bare_qemu import bare_qemu
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.lab.monitor import Monitor
 from tests.guests.multiboot import halted_program
+from tests.wire.recorded_qemu import header_of, recording_of
 
-_FOLDER = Path(__file__).parent
 _MEMFD = "memory-backend-memfd"
 _FILE = "memory-backend-file,share=on,mem-path="
 
@@ -108,21 +111,15 @@ def _wait_for_halt(monitor: Monitor) -> None:
 
 
 def _record(name: str, shows: str, qmp: str, pid: int, folder: str) -> None:
-    command_line = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
     with _conversation(qmp) as (greeting, ask):
         lines = [f"S: {greeting}"]
         for command, arguments in _requests(ask):
             request = {"execute": command, "arguments": arguments}
             lines += [f"C: {json.dumps(request)}", f"S: {json.dumps(ask(request))}"]
     version = json.loads(greeting)["QMP"]["version"]
-    numbers = ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro"))
-    header = [
-        f"# QEMU {numbers} ({version['package']})",
-        f"# {' '.join(command_line)}",
-        f"# {shows}",
-    ]
+    header = header_of(shows, pid, version)
     text = "\n".join([*header, *lines]).replace(folder, "/run/vm")
-    (_FOLDER / f"{name}.txt").write_text(text.replace(str(Path.home()), "~") + "\n")
+    recording_of(name, version).write_text(text.replace(str(Path.home()), "~") + "\n")
 
 
 def _requests(ask: Any) -> Iterator[tuple[str, dict[str, object]]]:  # noqa: ANN401 - a callable

@@ -1,16 +1,18 @@
-"""Records the gdbstub's transcripts anew, from QEMU as installed: ``python -m tests.wire.record_stub``."""
+"""Records the gdbstub's transcripts anew, from the QEMU that is chosen: ``python -m tests.wire.record_stub``.
+
+A newer one is chosen as for `tests.wire.record`.
+"""
 
 import re
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.stub_machines import counting_machine, stub_of
+from tests.wire.recorded_qemu import header_of, recording_of
 
-_FOLDER = Path(__file__).parent
 _ANSWERS_S = 0.2  # QEMU answers within a millisecond; some requests are answered twice
 _PART = 1024
 _AARCH64 = ("-machine", "virt", "-cpu", "max", "-smp", "2", "-m", "64", "-S")
@@ -49,9 +51,7 @@ def main() -> None:
 
 def _record(name: str, shows: str, machine: BareQemu) -> None:
     version = machine.monitor.execute("query-version")
-    number = "{major}.{minor}.{micro}".format(**version["qemu"])
-    words = Path(f"/proc/{machine.pid}/cmdline").read_text().rstrip("\0").split("\0")
-    lines = [f"# QEMU {number} ({version['package']})", f"# {' '.join(words)}", f"# {shows}"]
+    lines = header_of(shows, machine.pid, version)
     with _Conversation.opened(stub_of(machine)) as stub:
         lines += [f"S: {body!r}" for body in stub.heard()]
         for request in _REQUESTS:
@@ -65,7 +65,7 @@ def _record(name: str, shows: str, machine: BareQemu) -> None:
             lines += stub.lines(request)
     text = "\n".join(lines).replace(str(machine.folder), "/run/vm")
     text = re.sub(re.escape(tempfile.gettempdir()) + r"/qvmi-\w+", "/run/guest", text)
-    (_FOLDER / f"{name}.txt").write_text(text + "\n")
+    recording_of(name, version).write_text(text + "\n")
 
 
 class _Conversation:

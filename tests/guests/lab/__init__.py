@@ -20,7 +20,7 @@ configuration boots and saves it. Guests end with their block, or with the proce
 even if that is killed.
 """
 
-from tests.guests.lab.accelerator import accelerator, qemu_version
+from tests.guests.lab.accelerator import accelerator
 from tests.guests.lab.control import GuestRefused
 from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.factory import Lab
@@ -29,10 +29,15 @@ from tests.guests.lab.kernel_series import KERNELS
 from tests.guests.lab.kernels import debug_vmlinux
 from tests.guests.lab.machine_config import GuestConfig
 from tests.guests.lab.monitor import Monitor, MonitorError
+from tests.guests.lab.newer_qemu import NEWER_QEMUS, chosen_qemu, qemu_named
+from tests.guests.lab.qemu import DISTRIBUTION, QEMU_VARIABLE, Qemu
 from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
 
 __all__ = [
+    "DISTRIBUTION",
     "KERNELS",
+    "NEWER_QEMUS",
+    "QEMU_VARIABLE",
     "Guest",
     "GuestConfig",
     "GuestRefused",
@@ -43,10 +48,12 @@ __all__ = [
     "Module",
     "Monitor",
     "MonitorError",
+    "Qemu",
     "Storm",
     "Task",
     "Truth",
     "accelerator",
+    "chosen_qemu",
     "debug_vmlinux",
-    "qemu_version",
+    "qemu_named",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.guests.lab import saved_state
-from tests.guests.lab.accelerator import accelerator, qemu_version
+from tests.guests.lab.accelerator import accelerator
 from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.control import Control
 from tests.guests.lab.errors import LabError, MissingPartError
@@ -20,7 +20,9 @@ from tests.guests.lab.initramfs import initramfs_for
 from tests.guests.lab.kernels import newest_kernel
 from tests.guests.lab.machine_config import GuestConfig, MachineFiles, qemu_arguments, ram_blocks
 from tests.guests.lab.monitor import Monitor
+from tests.guests.lab.newer_qemu import chosen_qemu
 from tests.guests.lab.process import QemuProcess
+from tests.guests.lab.qemu import DISTRIBUTION, Qemu
 
 __all__ = ["Lab"]
 
@@ -45,10 +47,12 @@ class Lab:
 
     Attributes:
         say: called with each step that took time or fetched something, for people.
+        qemu: what the guests run on.
     """
 
     cache: Cache = field(default_factory=Cache.of_user)
     say: Callable[[str], None] = _silent
+    qemu: Qemu = field(default_factory=chosen_qemu)
 
     @contextmanager
     def boot(
@@ -101,15 +105,15 @@ class Lab:
         return f"{kernel.package} {kernel.version}, initramfs {root.digest}"
 
     def _files(self, config: GuestConfig) -> MachineFiles:
-        if not qemu_version():
+        if not self.qemu.version():
             raise MissingPartError(
                 "qemu-system-x86_64 is not on this machine", fix="apt-get install qemu-system-x86"
             )
         if config.kernel is None:
-            return MachineFiles(None, None, accelerator())
+            return MachineFiles(None, None, accelerator(self.qemu))
         kernel = newest_kernel(config.kernel, self.cache, self.say)
         root = initramfs_for(kernel, self.cache, self.say)
-        return MachineFiles(kernel.image, root.path, accelerator())
+        return MachineFiles(kernel.image, root.path, accelerator(self.qemu))
 
     @contextmanager
     def _started(
@@ -125,7 +129,8 @@ class Lab:
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             prepare(folder)
-            process = QemuProcess.start((*qemu_arguments(config, files, folder), *more), folder)
+            arguments = (*qemu_arguments(config, files, folder), *more)
+            process = QemuProcess.start(self.qemu.command(*arguments), folder)
             undo.callback(process.end)
             deadline = time.monotonic() + START_SECONDS
             try:
@@ -156,8 +161,10 @@ class Lab:
         """Return the folder of a frozen guest of this configuration, made now if there is none."""
         if config.kernel is None:
             raise LabError("firmware alone has no population to freeze", fix="boot it")
-        name = digest_of(repr(config), files.accelerator)
-        digest = digest_of(*qemu_arguments(config, files, Path("FOLDER")), qemu_version())
+        another = () if self.qemu.name == DISTRIBUTION else (self.qemu.name,)
+        name = digest_of(repr(config), files.accelerator, *another)
+        arguments = qemu_arguments(config, files, Path("FOLDER"))
+        digest = digest_of(*arguments, self.qemu.version())
         return self.cache.build("states", name, digest, partial(self._freeze, config, files))
 
     def _freeze(self, config: GuestConfig, files: MachineFiles, folder: Path) -> dict[str, str]:
@@ -168,4 +175,4 @@ class Lab:
             took = time.monotonic() - start
         times = f"booted in {guest.timings['boot']:.1f} s, saved in {took:.2f} s"
         self.say(f"guest {config.name}: {times} ({guest.accelerator})")
-        return {"config": config.name, "times": times}
+        return {"config": config.name, "qemu": self.qemu.version(), "times": times}

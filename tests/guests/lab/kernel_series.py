@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tests.guests.lab.apt_sources import EXTRA_SOURCES, AptSource, machine_sources
 from tests.guests.lab.cache import Cache
@@ -153,7 +154,20 @@ def ubuntu_series(suite: str, packages: Iterable[str]) -> tuple[KernelSeries, ..
     )
 
 
-def private_apt(series: KernelSeries, cache: Cache) -> PrivateApt:
+class InSuite(Protocol):
+    """This is something that a suite of a distribution carries, with updates in others."""
+
+    @property
+    def distribution(self) -> Distribution: ...
+
+    @property
+    def suite(self) -> str: ...
+
+    @property
+    def updates(self) -> tuple[str, ...]: ...
+
+
+def private_apt(series: InSuite, cache: Cache) -> PrivateApt:
     """This is the apt that reads the series' suites, on mirrors taken from the machine's own sources.
 
     Raises:

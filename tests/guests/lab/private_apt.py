@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ COMMAND_SECONDS = 1800
 
 QUOTED_ERROR_LINES = 6
 """Lines of apt's own message that an error repeats."""
+
+WITH_NEEDS = ("install", "--yes", "--no-install-recommends")
 
 SETTING = re.compile(r'(?P<key>Acquire::[^ ]+) "(?P<value>.*)";')
 
@@ -98,6 +101,21 @@ class PrivateApt:
         self._asked("apt-get", "download", f"{stanza.name}={stanza.version}", into=into)
         (package,) = set(into.glob("*.deb")) - before
         return package
+
+    def with_needs(self, *names: str) -> tuple[str, ...]:
+        """This is one line of the index for each package file that these need, themselves included.
+
+        What is only recommended is left out, and nothing counts as installed.
+        """
+        listed = self._asked("apt-get", *WITH_NEEDS, "--print-uris", *names)
+        return tuple(line for line in listed.splitlines() if line.startswith("'"))
+
+    def download_with_needs(self, names: Iterable[str], into: Path) -> tuple[Path, ...]:
+        """This fetches packages and all they need, their hashes checked by apt against the signed index."""
+        (into / "partial").mkdir()
+        archives = ("-o", f"Dir::Cache::archives={into}")
+        self._asked("apt-get", *WITH_NEEDS, "--download-only", *archives, *names)
+        return tuple(sorted(into.glob("*.deb")))
 
     def _configure(self, *sources: AptSource) -> None:
         for name in ("state/lists/partial", "cache/archives/partial", "etc"):

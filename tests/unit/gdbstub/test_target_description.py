@@ -52,7 +52,12 @@ def test_values_are_split_as_the_registers_lie() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "registers", "g_size"), [("stub_x86_64", 57, 608), ("stub_aarch64", 280, 268)]
+    ("name", "registers", "g_size"),
+    [
+        *[("stub_x86_64", 57, 608), ("stub_aarch64", 280, 268)],
+        *[("stub_x86_64-10.0", 57, 608), ("stub_aarch64-10.0", 280, 268)],
+        *[("stub_x86_64-11.1", 57, 608), ("stub_aarch64-11.1", 280, 268)],
+    ],
 )
 def test_recorded_descriptions_fit_what_the_stub_sends(
     name: str, registers: int, g_size: int

@@ -1,6 +1,7 @@
 """Processes as /proc tells of them, odd and vanished ones too."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,42 @@ def test_a_zombie_has_no_program_and_a_gone_process_is_none() -> None:
 )
 def test_knows_system_emulators_by_their_name(path: str, is_qemu: bool) -> None:  # noqa: FBT001
     assert HostProcess(1, 0, (path,)).is_qemu is is_qemu
+
+
+def loader() -> Path:
+    """This is this machine's dynamic loader, by the name that its programs know it by."""
+    places = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
+    return next(path for path in map(Path, places) if path.exists())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--inhibit-cache",),
+        ("--inhibit-cache", "--argv0", "other", "--library-path", "/opt/qemu/lib"),
+    ],
+)
+def test_a_program_that_a_loader_runs_is_that_program(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    program = tmp_path / "qemu-system-x86_64"
+    program.symlink_to(shutil.which("cat") or "")
+    with subprocess.Popen(
+        [loader(), *options, program, "-", "/dev/null"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b"?")
+        child.stdout.read(1)  # it runs once it answers
+        process = host_process(child.pid)
+        child.communicate()
+    assert process is not None
+    assert process.arguments == (str(program), "-", "/dev/null")
+    assert (process.is_qemu, process.program) == (True, "qemu-system-x86_64")
 
 
 def test_finds_who_has_a_socket() -> None:

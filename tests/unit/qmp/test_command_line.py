@@ -72,6 +72,30 @@ def test_a_chardev_serves_what_names_it() -> None:
     assert line.purpose_of(TcpAddress("192.0.2.1", 55)) is None
 
 
+@pytest.mark.parametrize(
+    ("monitor", "purpose"),
+    [
+        ("monitor-qmp,id=m,chardev=q", QMP),
+        ("qom-type=monitor-qmp,id=m,chardev=q", QMP),
+        ('{"qom-type": "monitor-qmp", "id": "m", "chardev": "q", "pretty": true}', QMP),
+        ("monitor-hmp,id=m,chardev=q", HMP),
+        ("memory-backend-ram,id=m,size=1G", OTHER),
+        ('{"qom-type": ', OTHER),
+    ],
+)
+def test_a_monitor_may_be_an_object(monitor: str, purpose: Purpose) -> None:
+    chardev = ("-chardev", "socket,id=q,path=/q.sock,server=on,wait=off")
+    assert parse_command_line((*chardev, "-object", monitor)).purpose_of(SOCKET) is purpose
+
+
+def test_a_monitor_may_be_an_object_in_a_config_file() -> None:
+    groups = parse_config(
+        '[chardev "q"]\nbackend = "socket"\npath = "/q.sock"\nserver = "on"\n'
+        '[object "m"]\nqom-type = "monitor-qmp"\nchardev = "q"\n'
+    )
+    assert parse_command_line((), groups).purpose_of(SOCKET) is QMP
+
+
 def test_reads_name_and_machine() -> None:
     line = parse_command_line(("-M", "pc", "-machine", "q35,accel=tcg", "-name", "guest=web,x=y"))
     assert (line.name, line.machine, line.libvirt) == ("web", "q35", False)
