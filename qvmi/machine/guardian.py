@@ -96,6 +96,17 @@ class Guardian:
         except OSError as error:
             raise PauseError("the guardian process is gone (was it killed?)") from error
 
+    def note_folder(self, folder: Path | None) -> None:
+        """This tells of a gdbstub that was started for us, which is to be ended if we cannot.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        try:
+            self._tell({"folder": "" if folder is None else str(folder)})
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
     def drop_stub(self) -> None:
         """This tells that the gdbstub was let go of; a guardian that is gone needs not know."""
         with suppress(OSError):

@@ -311,8 +311,8 @@ class Machine:
         live = self.view
 
         def require_current() -> None:
-            live.require_current()
             pause.require()
+            live.require_current()
 
         provenance = Provenance(Taken.PAUSED, pause.at, epoch=live.provenance.epoch)
         return View(vcpus, self.memory, provenance, require_current, lambda: pause.lasted_s)
