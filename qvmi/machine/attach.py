@@ -12,6 +12,8 @@ from typing import Any, Final, TypeVar
 import platformdirs
 
 from qvmi.arch.x86_64 import Registers
+from qvmi.errors import UsageError
+from qvmi.machine.capture import IN_A_WALK
 from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps
@@ -200,6 +202,12 @@ def attach_sync(
     thread.start()
 
     def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        if IN_A_WALK.get() or threading.current_thread() is thread:
+            coroutine.close()
+            raise UsageError(
+                "what is given to capture() must not ask its machine, which waits for it: it is"
+                " given the guest, and what it asks there is of one moment"
+            )
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
     attachment = attach(address, isf=isf, cache=cache, use_cache=use_cache, timeout_s=timeout_s)
