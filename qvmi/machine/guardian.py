@@ -118,13 +118,18 @@ class Guardian:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """This ends the guardian; if the machine may still be stopped by us, it makes that good."""
-        if not self.stopped:
-            with suppress(OSError):
-                self._tell({"ended": True})
+        """This ends the guardian, which has nothing left to do."""
+        with suppress(OSError):
+            self._tell({"ended": True})
         self._channel.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDS_S)
+
+    def leave(self) -> None:
+        """This leaves the machine to the guardian, which ends when it has made it run."""
+        self._channel.close()
+        # Nobody waits for it, and it may well outlive this process.
+        self._process.returncode = 0
 
     def _tell(self, message: dict[str, object], descriptors: Sequence[int] = ()) -> None:
         encoded = json.dumps(message).encode()

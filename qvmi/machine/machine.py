@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -324,9 +324,13 @@ class Machine:
                 remember(self._guest, self._choices)
             except UsageError as error:
                 _logger.warning("the profile of this kernel is not kept: %s", error)
-        await self._run_control.close()
+        await self._run_control.refuse()
+        if "_breakpoints" in vars(self):
+            with suppress(QvmiError):  # the guardian sees to what could not be done
+                await self._breakpoints.close()
+        left_to_guardian = await self._run_control.close()
         self._opened.memory.close()
-        await self._monitor.close()
+        await self._monitor.close(keep_open=left_to_guardian)
 
     def _require_epoch(self, epoch: int) -> None:
         """This raises unless the machine is still there, and was not reset since."""

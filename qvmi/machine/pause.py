@@ -160,39 +160,52 @@ class RunControl:
             UsageError: the machine was closed.
         """
         async with self._starting:
-            if self._closed:
-                raise UsageError(f"pause: {self._monitor.target} was closed")
             if self._guardian is not None and not self._guardian.alive:
                 await self._end_guardian()
             if self._guardian is None:
+                self._require_open()
                 monitor = self._monitor
                 self._guardian = await asyncio.to_thread(
                     Guardian.start, monitor.descriptor, monitor.cont_command
                 )
             return self._guardian
 
-    async def close(self) -> None:
-        """This ends the pause that another task may be in, and the guardian.
-
-        A guest that could not be let run before is tried once more.
-        """
-        async with self._lock, self._starting:
+    async def refuse(self) -> None:
+        """This ends the pause that another task may be in, and refuses further ones."""
+        async with self._lock:
             self._closed = True
             pause, self._pause = self._pause, None
             self._free.set()
             with suppress(QvmiError):  # whoever is in the pause learns that it has ended
                 if pause is not None:
                     await self._resume(pause)
-            await self._end_guardian()
 
-    async def _end_guardian(self) -> None:
+    async def close(self) -> bool:
+        """This ends the guardian, or tells that the machine is left to it.
+
+        A guest that could not be let run before is tried once more. If it still cannot be, as QEMU is
+        frozen, the guardian goes on trying: it needs QEMU's answers, and must be the only one that
+        reads them.
+        """
+        await self.refuse()
+        async with self._starting:
+            return await self._end_guardian()
+
+    async def _end_guardian(self) -> bool:
         guardian, self._guardian = self._guardian, None
         if guardian is None:
-            return
+            return False
         if guardian.stopped:
             with suppress(QvmiError):
                 await self._let_run()
-        await asyncio.to_thread(guardian.close)
+                guardian.note_stopped(stopped=False)
+        left = guardian.alive and guardian.stopped
+        await asyncio.to_thread(guardian.leave if left else guardian.close)
+        return left
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"pause: {self._monitor.target} was closed")
 
     async def _enter(self) -> Pause:
         async with self._lock:
@@ -214,6 +227,7 @@ class RunControl:
             await self._resume(pause)
 
     async def _stop(self) -> Pause:
+        self._require_open()
         await self.prepare()
         if self.debugger is not None:
             return await self._held(self.debugger)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 import qvmi
-from qvmi.errors import MachineGone, PauseError, StaleView, UsageError
+from qvmi.errors import MachineGone, PauseError, QmpTimeout, StaleView, UsageError
 from qvmi.view import Taken
 from tests.asynchronous import asynchronous, until
 from tests.guests.agreement import assert_processes_agree
@@ -340,19 +340,28 @@ FROZEN_S: Final = 11.0
 """More than any program waits for an answer."""
 
 
-def test_a_program_that_is_killed_while_qemu_is_frozen_leaves_its_guest_running() -> None:
+def test_a_program_that_is_killed_or_leaves_while_qemu_is_frozen_leaves_its_guest_running() -> None:
     with (
         bare_qemu() as paused,
+        bare_qemu() as left,
         counting_machine() as hot,
         holder(paused) as one,
         holder(hot, hold=HOLD_AT_A_BREAKPOINT) as other,
+        ExitStack() as session,
     ):
-        with paused.stopped(), hot.stopped():
+        pause = session.enter_context(qvmi.attach_sync(left.qmp)).paused()
+        pause.__enter__()
+        with paused.stopped(), hot.stopped(), left.stopped():
+            thaws = time.monotonic() + FROZEN_S
             for program in (one, other):
                 program.kill()
                 program.wait()
-            time.sleep(FROZEN_S)
+            with pytest.raises(QmpTimeout):
+                pause.__exit__(None, None, None)
+            session.close()
+            time.sleep(max(0.0, thaws - time.monotonic()))
         wait_until_running(paused)
+        wait_until_running(left)
         deadline = time.monotonic() + ENDS_S
         while has_stub(hot) or not hot.monitor.running():
             assert time.monotonic() < deadline, "the guardian has given up"
