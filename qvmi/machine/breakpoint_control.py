@@ -141,7 +141,7 @@ class BreakpointControl:
         if not (await commands.run_state(self._monitor)).running:
             await require_free_stub(self._monitor, self._gdb)
             raise PauseError("the guest was paused by its owner: a breakpoint would wait for ever")
-        place = await find_stub(self._monitor, self._gdb)
+        place = await find_stub(self._monitor, self._gdb, guardian.note_folder)
         guardian.note_stopped(stopped=True)
         try:
             client = await GdbClient.connect(place.address, was_running=True)
@@ -168,9 +168,9 @@ class BreakpointControl:
     async def _make_run(self, place: StubPlace) -> None:
         """This ends what was begun for a debugger, and makes sure that the guest runs."""
         guardian = await self._run_control.prepare()
-        guardian.drop_stub()
         with suppress(QvmiError):
             await end_stub(self._monitor, place)
+        guardian.drop_stub()
         status = await commands.run_state(self._monitor)
         if not status.running and status.status in {"paused", "debug"}:
             await commands.cont(self._monitor)

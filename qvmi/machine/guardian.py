@@ -97,7 +97,7 @@ class Guardian:
             raise PauseError("the guardian process is gone (was it killed?)") from error
 
     def note_folder(self, folder: Path | None) -> None:
-        """This tells of a gdbstub that was started for us, which is to be ended if we cannot.
+        """This tells of a gdbstub that is started for us, which is to be ended if we cannot.
 
         Raises:
             PauseError: the guardian is gone.

@@ -57,9 +57,8 @@ class StubLoan:
         async with self._lock:
             guardian = await self._run_control.prepare()
             resumes = self._resumes()
-            place = await find_stub(self._monitor, self._gdb)
+            place = await find_stub(self._monitor, self._gdb, guardian.note_folder)
             try:
-                guardian.note_folder(place.folder)
                 return await self._in_a_session(guardian, place, work)
             finally:
                 await self._end(guardian, place, resumes)

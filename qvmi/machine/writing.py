@@ -4,25 +4,22 @@ Bytes go by way of QEMU's gdbstub, as guest physical memory: QEMU then forgets t
 from them and marks the pages for a migration under way, which a write to the file behind the RAM would
 not do. What is written is read back the same way.
 
-References: QEMU ``gdbstub.c`` (``target_memory_rw_debug``, ``handle_write_mem``, ``handle_set_reg``) and
-``softmmu/physmem.c`` (``invalidate_and_set_dirty``), 7.2; ``accel/kvm/kvm-all.c``
-(``kvm_insert_breakpoint``: a software breakpoint under KVM is a byte in the guest's memory).
+References: QEMU ``gdbstub.c`` (``target_memory_rw_debug``) and ``softmmu/physmem.c``
+(``invalidate_and_set_dirty``), 7.2.
 """
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from qvmi.addr import PAGE_SIZE, Pa, Va
 from qvmi.arch.paging import Permissions
-from qvmi.arch.x86_64 import stub_name
-from qvmi.errors import MachineGone, NotWritable, QvmiError, UsageError, WalkFailed, WriteFailed
+from qvmi.errors import NotWritable, UsageError, WalkFailed
 from qvmi.gdbstub.client import GdbClient
-from qvmi.gdbstub.packets import BreakpointKind, ThreadId
+from qvmi.machine.change import Piece, change_memory, change_registers
 from qvmi.machine.completion import to_the_end
 from qvmi.machine.pause import RunControl
 from qvmi.machine.stub_loan import StubLoan
@@ -39,11 +36,6 @@ MAX_WRITE: Final = 64 << 10
 """Bytes of one write: the guest stands still for it, and its old and new bytes are one line of the log."""
 _MAX_REGISTERS: Final = 64
 """Registers of one write; a vCPU has some 40 that can be written."""
-
-Content = TypeVar("Content", bytes, Mapping[str, int])
-"""What is written: bytes of memory, or values of registers by name."""
-
-_audit = logging.getLogger("qvmi.audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +72,6 @@ class RegisterWrite:
     old: Mapping[str, int]
     new: Mapping[str, int]
     pause_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """This is a part of a write that lies in one page."""
-
-    pa: Pa
-    data: bytes
 
 
 class Writing:
@@ -217,7 +201,7 @@ class Writing:
     # ----------------------------------------------------------------------------------------- memory
 
     async def _memory(
-        self, what: str, address: Pa | Va, kind: str, cut: Callable[[], Sequence[_Piece]]
+        self, what: str, address: Pa | Va, kind: str, cut: Callable[[], Sequence[Piece]]
     ) -> MemoryWrite:
         async with self._alone(what), self._run_control.paused() as pause:
             # A device, or the chipset's write protection, may have come since the machine was attached to.
@@ -226,8 +210,7 @@ class Writing:
             _require_ram(memory_map, pieces)
 
             async def change(client: GdbClient) -> bytes:
-                async with _without_breakpoints(client, pieces):
-                    return await _changed(client, what, pieces)
+                return await change_memory(client, what, pieces)
 
             old = await self._stub.do(change)
         new = b"".join(piece.data for piece in pieces)
@@ -235,7 +218,7 @@ class Writing:
 
     def _pieces(
         self, va: Va, data: bytes, process: Process | None, *, even_shared: bool
-    ) -> list[_Piece]:
+    ) -> list[Piece]:
         """This cuts a range of virtual addresses at the borders of pages, and says where those are.
 
         Raises:
@@ -249,7 +232,7 @@ class Writing:
         else:
             _require_alive(guest, process)
             space = guest.user_space(process)
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         at = 0
         while at < len(data):
             here = Va(va + at)
@@ -262,7 +245,7 @@ class Writing:
                     " (even_shared=True writes what is the process's to read)"
                 )
                 raise NotWritable(here, size, kind="virtual", why=why)
-            pieces.append(_Piece(found.pa, data[at : at + size]))
+            pieces.append(Piece(found.pa, data[at : at + size]))
             at += size
         return pieces
 
@@ -275,15 +258,15 @@ class Writing:
                 raise UsageError(
                     f"{what}: there is no such vCPU; there are 0 to {len(threads) - 1}"
                 )
-            return await _set(client, what, threads[vcpu], values)
+            return await change_registers(client, what, threads[vcpu], values)
 
         async with self._alone(what), self._run_control.paused() as pause:
             old = await self._stub.do(change)
         return RegisterWrite(vcpu, old, values, pause.lasted_s)
 
 
-def _one_piece(pa: Pa, data: bytes) -> list[_Piece]:
-    return [_Piece(pa, data)]
+def _one_piece(pa: Pa, data: bytes) -> list[Piece]:
+    return [Piece(pa, data)]
 
 
 def _may_write(allowed: Permissions, *, even_shared: bool) -> bool:
@@ -301,7 +284,7 @@ def _require_alive(guest: LinuxGuest, process: Process) -> None:
     )
 
 
-def _require_ram(memory_map: MemoryMap, pieces: Sequence[_Piece]) -> None:
+def _require_ram(memory_map: MemoryMap, pieces: Sequence[Piece]) -> None:
     """This raises NotWritable where a piece is not RAM to its last byte."""
     for piece in pieces:
         end = piece.pa + len(piece.data)
@@ -311,125 +294,3 @@ def _require_ram(memory_map: MemoryMap, pieces: Sequence[_Piece]) -> None:
         there = "no memory, or a device" if region is None else f"{region.name} ({region.kind})"
         why = f"only RAM is written; there is {there}, or it ends within the range"
         raise NotWritable(piece.pa, len(piece.data), kind="physical", why=why)
-
-
-@asynccontextmanager
-async def _without_breakpoints(client: GdbClient, pieces: Sequence[_Piece]) -> AsyncIterator[None]:
-    """This lifts the software breakpoints that may lie in what is written.
-
-    Under KVM each is a byte in the guest's memory: it would be taken for the guest's own, and would be
-    put back over what is written. Where it lies is known as a virtual address alone, of which the
-    place in its page is that of the physical one.
-    """
-    lifted = [
-        one
-        for one in client.breakpoints
-        if one.kind is BreakpointKind.SOFTWARE and any(_may_hold(p, one.address) for p in pieces)
-    ]
-    for one in lifted:
-        await client.remove(one)
-    try:
-        yield
-    finally:
-        if not client.ended:
-            for one in lifted:
-                await client.insert(one)
-
-
-def _may_hold(piece: _Piece, va: Va) -> bool:
-    return (va - piece.pa) % PAGE_SIZE < len(piece.data)
-
-
-async def _read(client: GdbClient, pieces: Sequence[_Piece]) -> bytes:
-    return b"".join([await client.read_physical(one.pa, len(one.data)) for one in pieces])
-
-
-async def _changed(client: GdbClient, what: str, pieces: Sequence[_Piece]) -> bytes:
-    """This writes, and gives what was there before.
-
-    Raises:
-        WriteFailed: something else is read back.
-    """
-    wanted = b"".join(piece.data for piece in pieces)
-    old = await _read(client, pieces)
-    # Before anything is changed: the log has it, whatever becomes of this process.
-    _audit.info("%s: old %s new %s", what, old.hex(), wanted.hex())
-
-    async def write(data: bytes) -> bytes:
-        at = 0
-        for piece in pieces:
-            await client.write_physical(piece.pa, data[at : at + len(piece.data)])
-            at += len(piece.data)
-        return await _read(client, pieces)
-
-    await _verified(what, old, wanted, write)
-    return old
-
-
-async def _set(
-    client: GdbClient, what: str, thread: ThreadId, wanted: Mapping[str, int]
-) -> Mapping[str, int]:
-    """This sets registers, and gives what was in them before.
-
-    Raises:
-        UsageError: there is no such register, it cannot be read, or a value does not fit it.
-        WriteFailed: something else is read back.
-    """
-    names = {stub_name(name): name for name in wanted}
-
-    async def read() -> Mapping[str, int]:
-        found = await client.registers.read_named(thread, names)
-        return {names[name]: value for name, value in found.items()}
-
-    async def write(values: Mapping[str, int]) -> Mapping[str, int]:
-        for name, value in values.items():
-            await client.registers.write(thread, stub_name(name), value)
-        return await read()
-
-    old = await read()
-    if missing := wanted.keys() - old.keys():
-        raise UsageError(f"{what}: the vCPU does not tell {', '.join(sorted(missing))}")
-    description = await client.registers.description()
-    for name, value in wanted.items():
-        bits = description.by_name[stub_name(name)].bits
-        if not 0 <= value < 1 << bits:
-            raise UsageError(f"{what}: {value:#x} does not fit the {bits} bits of {name}")
-    _audit.info("%s: old %s new %s", what, _hex(old), _hex(wanted))
-    await _verified(what, old, wanted, write)
-    return old
-
-
-async def _verified(
-    what: str, old: Content, wanted: Content, write: Callable[[Content], Awaitable[Content]]
-) -> None:
-    """This writes, and puts back what was there before where something else is read back.
-
-    Raises:
-        WriteFailed: with both, and whether that could be done.
-        MachineGone: QEMU has ended.
-    """
-    found: Content | None = None
-    cause: QvmiError | None = None
-    try:
-        found = await write(wanted)
-    except MachineGone:
-        _audit.warning("%s: QEMU has ended meanwhile", what)
-        raise
-    except QvmiError as error:
-        cause = error
-    if found == wanted:
-        return
-    failure = WriteFailed(what, wanted, found, restored=await _is_restored(old, write))
-    _audit.warning("%s", failure)
-    raise failure from cause
-
-
-async def _is_restored(old: Content, write: Callable[[Content], Awaitable[Content]]) -> bool:
-    try:
-        return await write(old) == old
-    except QvmiError:
-        return False
-
-
-def _hex(values: Mapping[str, int]) -> str:
-    return " ".join(f"{name}={value:#x}" for name, value in values.items())
