@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qvmi.machine.dump import Dump
     from qvmi.machine.facts import MachineFacts
     from qvmi.machine.machine import Machine
+    from qvmi.policy import Grant, Policy
     from qvmi.semantics.guest_os import (
         Evidence,
         Gap,
@@ -64,6 +65,8 @@ _HOMES = {
     "Taken": "qvmi.view",
     "Va": "qvmi.addr",
     "Pa": "qvmi.addr",
+    "Policy": "qvmi.policy",
+    "Grant": "qvmi.policy",
     "Codepack": "qvmi.codepacks.codepack",
     "Finding": "qvmi.codepacks.codepack",
     "Alert": "qvmi.codepacks.alert",
@@ -105,6 +108,8 @@ __all__ = [  # noqa: RUF022 - the most important first, errors last
     "Taken",
     "Va",
     "Pa",
+    "Policy",
+    "Grant",
     "Codepack",
     "Finding",
     "Alert",

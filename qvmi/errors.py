@@ -29,6 +29,8 @@
     │   ├── UnknownGuest              no operating system was recognised; lists the evidence
     │   └── WalkFailed                a guest structure that could not be walked at all
     ├── PauseError                    the guest cannot be stopped, or not for as short as promised
+    ├── NotWritable                   guest memory that must not be written; nothing was changed
+    ├── WriteFailed                   a change of the guest that did not come about as asked
     ├── NotDirect                     memory is not direct: use ``query``
     ├── StaleView                     the guest was reset or replaced since the view was taken
     ├── PolicyDenied                  an action without its grant
@@ -39,7 +41,7 @@
     └── CodepackError                 a codepack that cannot be loaded or has failed
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qvmi.addr import Pa, Va
 
@@ -64,6 +66,7 @@ __all__ = [
     "NotDirect",
     "NotGdbstub",
     "NotQmp",
+    "NotWritable",
     "PauseError",
     "PolicyDenied",
     "QmpBusy",
@@ -79,6 +82,7 @@ __all__ = [
     "UnknownGuest",
     "UsageError",
     "WalkFailed",
+    "WriteFailed",
 ]
 
 
@@ -338,6 +342,49 @@ class PauseError(QvmiError):
     """The guest cannot be stopped safely, or not for as short a time as was promised."""
 
 
+class NotWritable(QvmiError):
+    """These guest bytes must not be written; nothing was changed.
+
+    Attributes:
+        address: the first address that must not be written.
+        size: bytes to be written there.
+        kind: ``physical`` or ``virtual``.
+    """
+
+    def __init__(self, address: int, size: int, *, kind: str, why: str) -> None:
+        super().__init__(f"cannot write {size} bytes at {kind} address {address:#x}: {why}")
+        self.address = address
+        self.size = size
+        self.kind = kind
+
+
+class WriteFailed(QvmiError):
+    """This change of the guest did not come about as it was asked for.
+
+    Attributes:
+        doing: what was written, and where.
+        wanted: the bytes, or the values by register, that were written.
+        found: what was there when it was read back; None where that failed too.
+        restored: whether what was there before is there again.
+    """
+
+    def __init__(
+        self,
+        doing: str,
+        wanted: bytes | Mapping[str, int],
+        found: bytes | Mapping[str, int] | None,
+        *,
+        restored: bool,
+    ) -> None:
+        read = "nothing can be read back" if found is None else f"{_shown(found)} is read back"
+        state = "what was there before is there again" if restored else "it was left so"
+        super().__init__(f"{doing}: wrote {_shown(wanted)}, {read}; {state}")
+        self.doing = doing
+        self.wanted = wanted
+        self.found = found
+        self.restored = restored
+
+
 class NotDirect(QvmiError):
     """The guest's memory is not direct, so it cannot be read on the event loop."""
 
@@ -383,3 +430,14 @@ class CodepackError(QvmiError):
         super().__init__(f"codepack {codepack}: {problem}")
         self.codepack = codepack
         self.problem = problem
+
+
+_MOST_SHOWN = 32
+"""Bytes shown in a message; the attributes have them all."""
+
+
+def _shown(value: bytes | Mapping[str, int]) -> str:
+    """This is a value as messages show it."""
+    if not isinstance(value, bytes):
+        return ", ".join(f"{name}={number:#x}" for name, number in value.items())
+    return value[:_MOST_SHOWN].hex() + ("…" if len(value) > _MOST_SHOWN else "")

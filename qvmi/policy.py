@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from qvmi.errors import PolicyDenied
 
-__all__ = ["READ_ONLY", "Grant", "Policy"]
+__all__ = ["OBSERVE", "READ_ONLY", "Grant", "Policy"]
 
 
 class Grant(StrEnum):
@@ -32,11 +32,21 @@ class Policy:
         """This tells whether the grant is held."""
         return grant in self.grants
 
+    def plus(self, *grants: Grant) -> "Policy":
+        """This is a policy with further grants: ``OBSERVE.plus(Grant.WRITE)``."""
+        return Policy(self.grants.union(grants))
+
     def require(self, grant: Grant, action: str) -> None:
         """This raises PolicyDenied, naming the action, unless the grant is held."""
         if grant not in self.grants:
-            raise PolicyDenied(action, grant)
+            raise PolicyDenied(action, grant.value)
 
 
 READ_ONLY = Policy(frozenset({Grant.READ_MEMORY, Grant.READ_REGISTERS}))
-"""The default policy: look, and change nothing."""
+"""The default policy of codepacks: look, and change nothing, not even when the guest runs."""
+
+OBSERVE = READ_ONLY.plus(Grant.PAUSE, Grant.BREAKPOINT)
+"""The default policy of a session: look, and stop the guest for it.
+
+What that costs the guest is time; no register and no byte of its memory is another afterwards.
+"""

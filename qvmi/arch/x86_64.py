@@ -15,7 +15,7 @@ import msgspec
 from qvmi.addr import Va
 from qvmi.errors import GdbstubProtocolError, QmpProtocolError
 
-__all__ = ["INFO_REGISTERS", "Registers", "parse_registers", "registers_of_stub"]
+__all__ = ["INFO_REGISTERS", "Registers", "parse_registers", "registers_of_stub", "stub_name"]
 
 INFO_REGISTERS: Final = "info registers -a"
 """The monitor line whose answer `parse_registers` understands."""
@@ -136,6 +136,11 @@ def registers_of_stub(index: int, values: Mapping[str, int]) -> Registers:
         return msgspec.convert(fields, Registers)
     except msgspec.ValidationError as error:
         raise GdbstubProtocolError("g", f"vCPU {index}: {error}") from error
+
+
+def stub_name(name: str) -> str:
+    """This is what the gdbstub calls a register of `Registers`; most have the same name there."""
+    return next((theirs for theirs, ours in _STUB_NAMES.items() if ours == name), name)
 
 
 def _privilege(named: Mapping[str, int]) -> int:

@@ -3,31 +3,39 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import platformdirs
 
+from qvmi.addr import Pa, Va
 from qvmi.arch.x86_64 import Registers
+from qvmi.errors import UsageError
+from qvmi.machine.capture import IN_A_WALK
 from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps
 from qvmi.machine.machine import Machine
 from qvmi.machine.memory_ladder import open_memory
 from qvmi.memory.address_space import AddressSpace
+from qvmi.policy import OBSERVE, Policy
 from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 from qvmi.qmp.open import open_monitor
+from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
+
+if TYPE_CHECKING:
+    from qvmi.machine.writing import MemoryWrite, RegisterWrite
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -52,6 +60,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     use_cache: bool = True,
     discover: bool = True,
     gdb: str | None = None,
+    policy: Policy = OBSERVE,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> AsyncIterator[Machine]:
     """This attaches to a running QEMU for as long as the block lasts; the guest is not stopped.
@@ -62,7 +71,10 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         cache: folder of the profiles; the user's cache folder by default.
         use_cache: whether profiles are read and written at all.
         discover: whether to work out at once which system runs there.
-        gdb: the address of QEMU's gdbstub, for breakpoints; None finds QEMU's own, or starts one.
+        gdb: the address of QEMU's gdbstub, for breakpoints and writes; None finds QEMU's own, or
+            starts one.
+        policy: what may be done to the guest. The default looks and stops it for that;
+            ``OBSERVE.plus(Grant.WRITE)`` changes it, ``READ_ONLY`` does not even stop it.
         timeout_s: how long the connection may take.
 
     Raises:
@@ -74,7 +86,8 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     """
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
-        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache), gdb)
+        choices = _choices(isf, cache, use_cache=use_cache)
+        machine = await _machine(monitor, choices, gdb=gdb, policy=policy)
     except BaseException:
         await monitor.close()
         raise
@@ -86,7 +99,9 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         await machine.close()
 
 
-async def _machine(monitor: Monitor, choices: Choices, gdb: str | None) -> Machine:
+async def _machine(
+    monitor: Monitor, choices: Choices, *, gdb: str | None, policy: Policy
+) -> Machine:
     async with concurrently() as group:
         vcpus = group.create_task(commands.registers(monitor))
         mapping = group.create_task(commands.memory_map(monitor))
@@ -96,7 +111,15 @@ async def _machine(monitor: Monitor, choices: Choices, gdb: str | None) -> Machi
     opened = await open_memory(
         monitor.target, memory_map, maps.result(), partial(commands.gpa2hva, monitor)
     )
-    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices, gdb=gdb)
+    return Machine(
+        monitor,
+        memory_map,
+        opened,
+        vcpus=vcpus.result(),
+        choices=choices,
+        gdb=gdb,
+        policy=policy,
+    )
 
 
 def _host_maps(monitor: Monitor) -> HostMaps | None:
@@ -176,6 +199,24 @@ class SyncMachine:
         dump: Dump = self._run(self.machine.dump(path, live=live))
         return dump
 
+    def write_physical(self, pa: Pa, data: bytes) -> "MemoryWrite":
+        """This writes guest physical memory; see `Machine.write_physical`."""
+        written: MemoryWrite = self._run(self.machine.write_physical(pa, data))
+        return written
+
+    def write_virtual(
+        self, va: Va, data: bytes, *, process: Process | None = None, even_shared: bool = False
+    ) -> "MemoryWrite":
+        """This writes memory of the kernel or of a process; see `Machine.write_virtual`."""
+        writing = self.machine.write_virtual(va, data, process=process, even_shared=even_shared)
+        written: MemoryWrite = self._run(writing)
+        return written
+
+    def write_registers(self, vcpu: int, values: Mapping[str, int]) -> "RegisterWrite":
+        """This writes registers of a vCPU; see `Machine.write_registers`."""
+        written: RegisterWrite = self._run(self.machine.write_registers(vcpu, values))
+        return written
+
     def refresh(self) -> None:
         """This looks again which system runs, as after a reset."""
         self._run(self.machine.refresh())
@@ -188,6 +229,7 @@ def attach_sync(
     isf: Path | None = None,
     cache: Path | None = None,
     use_cache: bool = True,
+    policy: Policy = OBSERVE,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> Iterator[SyncMachine]:
     """This is :func:`attach` for scripts: the event loop runs in a thread of its own.
@@ -200,9 +242,17 @@ def attach_sync(
     thread.start()
 
     def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        if IN_A_WALK.get() or threading.current_thread() is thread:
+            coroutine.close()
+            raise UsageError(
+                "what is given to capture() must not ask its machine, which waits for it: it is"
+                " given the guest, and what it asks there is of one moment"
+            )
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-    attachment = attach(address, isf=isf, cache=cache, use_cache=use_cache, timeout_s=timeout_s)
+    attachment = attach(
+        address, isf=isf, cache=cache, use_cache=use_cache, policy=policy, timeout_s=timeout_s
+    )
     try:
         machine = run(attachment.__aenter__())
         try:

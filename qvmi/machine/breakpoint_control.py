@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from qvmi.addr import Va
-from qvmi.errors import MachineGone, PauseError, QvmiError
+from qvmi.errors import MachineGone, PauseError, QvmiError, UsageError
 from qvmi.gdbstub.client import Breakpoint, GdbClient
 from qvmi.gdbstub.packets import BreakpointKind, detach_request
 from qvmi.machine.breakpoints import Condition, HitStream, hit_of
@@ -44,6 +44,7 @@ class BreakpointControl:
         self._gdb = gdb
         self._guest = guest
         self._lock = asyncio.Lock()
+        self._closed = False
         self._debugger: Debugger | None = None
         self._place: StubPlace | None = None
         self._waiting: dict[Breakpoint, list[HitStream]] = {}
@@ -87,8 +88,19 @@ class BreakpointControl:
             stream.end(None)
             await to_the_end(self._leave(breakpoint_, stream))
 
+    async def close(self) -> None:
+        """This lets go of the gdbstub though somebody waits for hits; there are no more for him."""
+        async with self._lock:
+            self._closed = True
+            self._end(None)
+            if self._debugger is not None:
+                async with self._run_control.exclusively():
+                    await self._let_go()
+
     async def _enter(self, breakpoint_: Breakpoint, stream: HitStream) -> None:
         async with self._lock:
+            if self._closed:
+                raise UsageError(f"breakpoint: {self._monitor.target} was closed")
             if self._debugger is None:
                 if self._run_control.pause is not None:
                     raise PauseError("a breakpoint within paused() would wait for ever")
@@ -129,7 +141,7 @@ class BreakpointControl:
         if not (await commands.run_state(self._monitor)).running:
             await require_free_stub(self._monitor, self._gdb)
             raise PauseError("the guest was paused by its owner: a breakpoint would wait for ever")
-        place = await find_stub(self._monitor, self._gdb)
+        place = await find_stub(self._monitor, self._gdb, guardian.note_folder)
         guardian.note_stopped(stopped=True)
         try:
             client = await GdbClient.connect(place.address, was_running=True)
@@ -156,9 +168,9 @@ class BreakpointControl:
     async def _make_run(self, place: StubPlace) -> None:
         """This ends what was begun for a debugger, and makes sure that the guest runs."""
         guardian = await self._run_control.prepare()
-        guardian.drop_stub()
         with suppress(QvmiError):
             await end_stub(self._monitor, place)
+        guardian.drop_stub()
         status = await commands.run_state(self._monitor)
         if not status.running and status.status in {"paused", "debug"}:
             await commands.cont(self._monitor)
@@ -181,7 +193,7 @@ class BreakpointControl:
         except QvmiError:
             return None
 
-    def _end(self, error: QvmiError) -> None:
+    def _end(self, error: QvmiError | None) -> None:
         for streams in self._waiting.values():
             for stream in streams:
                 stream.end(error)

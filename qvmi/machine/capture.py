@@ -8,8 +8,9 @@ of different pauses are never mixed.
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Final, Never, TypeVar
@@ -24,12 +25,14 @@ from qvmi.semantics.guest_os import Listing
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import Taken, View
 
-__all__ = ["Capture"]
+__all__ = ["IN_A_WALK", "Capture"]
 
 Result = TypeVar("Result")
 Walk = Callable[[LinuxGuest], Result]
 """Looks at a guest and returns what it found."""
 
+IN_A_WALK: Final = ContextVar("qvmi walks a guest for capture()", default=False)
+"""Whether the code that runs is a walk given to `Capture`, which its machine waits for."""
 _SHORT_S: Final = 0.005
 """A walk that takes no longer is done while the guest stands still."""
 _LONGEST_S: Final = 0.25
@@ -61,6 +64,10 @@ class Capture:
             PauseError: it takes too long, and reads something else each time.
             QvmiError: whatever the walk, or the conversation with QEMU, raises.
         """
+        with _walking():
+            return await self._of(walk)
+
+    async def _of(self, walk: Walk[Result]) -> Result:
         await self._run_control.prepare()
         took_s = await asyncio.to_thread(_rehearse, walk, self._guest)
         if took_s <= _SHORT_S:
@@ -99,6 +106,16 @@ class Capture:
                 return answer
             pages |= copy.missing
         return None
+
+
+@contextmanager
+def _walking() -> Iterator[None]:
+    """This marks what is called within the block, also in the threads of `asyncio.to_thread`."""
+    before = IN_A_WALK.set(True)
+    try:
+        yield
+    finally:
+        IN_A_WALK.reset(before)
 
 
 def _captured(view: View, memory: PhysicalMemory) -> View:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -23,6 +24,13 @@ __all__ = ["Dump", "DumpFile"]
 
 _SPARE: Final = 1 << 20
 """Bytes that must be left on the disk: the head of the file, and what the guest touches meanwhile."""
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +65,8 @@ class DumpFile:
         self._path = path
         self._memory = memory
         needed = sum(data.size for data in memory.data_ranges()) + _SPARE
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name a file")
         try:
+            _require_replaceable(path)
             room = os.statvfs(path.parent)
             free = room.f_bavail * room.f_frsize
             if free < needed:
@@ -124,6 +131,26 @@ class DumpFile:
             raise
         except OSError as error:
             raise _unwritable(self._path, error) from error
+
+
+def _require_replaceable(path: Path) -> None:
+    """This makes sure that the dump takes the place of nothing but an older file.
+
+    A link is not followed: who may write to its folder could have put it there.
+
+    Raises:
+        UsageError: something else is there.
+        OSError: it cannot be looked at.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise UsageError(f"{path} is a symbolic link to {path.readlink()}; name the file itself")
+    if not stat.S_ISREG(mode):
+        what = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise UsageError(f"{path} is {what}; a dump has holes and needs a regular file")
 
 
 def _notes(vcpus: tuple[Registers, ...], vmcoreinfo: bytes) -> list[Note]:

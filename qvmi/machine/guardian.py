@@ -96,6 +96,17 @@ class Guardian:
         except OSError as error:
             raise PauseError("the guardian process is gone (was it killed?)") from error
 
+    def note_folder(self, folder: Path | None) -> None:
+        """This tells of a gdbstub that is started for us, which is to be ended if we cannot.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        try:
+            self._tell({"folder": "" if folder is None else str(folder)})
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
     def drop_stub(self) -> None:
         """This tells that the gdbstub was let go of; a guardian that is gone needs not know."""
         with suppress(OSError):
@@ -107,13 +118,18 @@ class Guardian:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """This ends the guardian; if the machine may still be stopped by us, it makes that good."""
-        if not self.stopped:
-            with suppress(OSError):
-                self._tell({"ended": True})
+        """This ends the guardian, which has nothing left to do."""
+        with suppress(OSError):
+            self._tell({"ended": True})
         self._channel.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDS_S)
+
+    def leave(self) -> None:
+        """This leaves the machine to the guardian, which ends when it has made it run."""
+        self._channel.close()
+        # Nobody waits for it, and it may well outlive this process.
+        self._process.returncode = 0
 
     def _tell(self, message: dict[str, object], descriptors: Sequence[int] = ()) -> None:
         encoded = json.dumps(message).encode()

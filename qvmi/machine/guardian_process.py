@@ -1,11 +1,14 @@
 """The guardian's own process: it waits for the end of the program it guards, and then makes good.
 
+A program that is stopped (Ctrl-Z, SIGSTOP) may never come back. A guest that stands still for it is let
+run after a while, and the program hears so from QEMU when it goes on.
+
 Run as ``python -I -S guardian_process.py CHANNEL``; it needs nothing but the standard library, since
 it has to work whatever became of the rest. See :mod:`qvmi.machine.guardian`, which starts it.
 
 References: GDB manual, "Remote Protocol"; QEMU ``docs/interop/qmp-spec.rst`` and ``qobject/json-lexer.c``,
 in which the byte 0xFF, which no UTF-8 has, ends whatever was begun; Linux unix(7) SCM_RIGHTS,
-pidfd_open(2).
+pidfd_open(2), proc_pid_stat(5).
 """
 
 import json
@@ -23,8 +26,22 @@ from typing import Final
 
 MAX_MESSAGE: Final = 4096
 """Bytes of a message to the guardian; the longest is the command line that asks libvirt."""
-RESCUE_S: Final = 10.0
-"""How long QEMU may take for the answers; it owes none but what the dead program had asked for."""
+RESCUE_S: Final = 24 * 3600.0
+"""How long a QEMU may be frozen that is to let its guest run; to wait for it costs next to nothing."""
+COMMAND_S: Final = 30.0
+"""How long one try of the command may take that stands in for a connection to the monitor."""
+COMMAND_TRIES: Final = 60
+COMMAND_PAUSE_S: Final = 5.0
+"""It fails while QEMU does not answer, but also when QEMU has ended: some minutes must do."""
+LOOK_S: Final = 0.5
+"""While the guest stands still, so often is looked whether the program is stopped."""
+LOOKS: Final = 10
+"""Found stopped so many times in a row, five seconds, the program may never come back."""
+BESIDE_S: Final = 5.0
+"""How long QEMU may take for an answer that is looked for among those to a stopped program."""
+BESIDE_POLL_S: Final = 0.01
+MAX_PEEK: Final = 1 << 20
+"""More bytes than the kernel holds back for a Unix or loopback connection that nobody reads."""
 MAX_WAITING: Final = 64 << 20
 """Bytes of answers to the dead program that are thrown away before QEMU counts as broken."""
 CHUNK: Final = 1 << 16
@@ -33,8 +50,8 @@ STUB_S: Final = 5.0
 """How long the gdbstub may take for each answer."""
 INTERRUPT: Final = b"\x03"
 END_OF_HALF_A_REQUEST: Final = b"+#00#00"
-STOPPED: Final = frozenset({"paused", "debug"})
-"""The states that ``cont`` leads out of, of those that a ``stop`` leads to."""
+STOPPED: Final = frozenset({"paused", "debug", "prelaunch"})
+"""The states that ``cont`` leads out of, of those that a ``stop`` leads to, be it with a reset behind."""
 
 
 class Charge:
@@ -81,21 +98,28 @@ class Charge:
 def guard(channel: socket.socket) -> Charge:
     """This listens until the program has ended, or has said that all is well."""
     charge = Charge()
+    program = peer(channel)
     waiting = select.poll()
     waiting.register(channel, select.POLLIN)
     # A child that the program has forked may hold the channel open for longer than it lives. Where
     # it has ended already, so has its end of the channel, or the next message is the last.
     with suppress(ProcessLookupError):
-        waiting.register(os.pidfd_open(peer(channel)), select.POLLIN)
+        waiting.register(os.pidfd_open(program), select.POLLIN)
+    looks = 0
     while not charge.ended:
-        ready = [descriptor for descriptor, _ in waiting.poll()]
+        ready = [found for found, _ in waiting.poll(LOOK_S * 1000 if charge.stopped else None)]
         if channel.fileno() in ready:
             message, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, 1)
             if not message:
                 break
             charge.note(message, descriptors)
-        else:
+        elif ready:
             break
+        looks = looks + 1 if charge.stopped and is_stopped(program) else 0
+        if looks == LOOKS:
+            looks = 0
+            with suppress(OSError, ValueError, subprocess.SubprocessError):
+                relieve(charge)
     return charge
 
 
@@ -105,17 +129,73 @@ def peer(channel: socket.socket) -> int:
     return int.from_bytes(credentials[:4], sys.byteorder)
 
 
+def is_stopped(pid: int) -> bool:
+    """This tells whether a process was stopped by a signal; not by a debugger, who looks at it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib costs 10 ms
+            return file.read().rpartition(b") ")[2][:1] == b"T"
+    except OSError:
+        return False
+
+
 def make_good(charge: Charge) -> None:
     """This lets the machine run on if it stands still because of the program that is no more."""
+    if not (charge.stopped or charge.stub or charge.folder):
+        return
+    try:
+        if charge.monitor is None:
+            let_go_of_stub(charge)
+            run_command(charge)
+            return
+        monitor = charge.monitor
+        # The dead program may have been in the midst of a command; QEMU may be frozen.
+        answers = begin(monitor, NEVER_UTF8)
+        let_go_of_stub(charge)
+        if charge.stopped:
+            cont(monitor, answers)
+        if charge.folder:
+            end_stub(monitor, answers)
+    finally:
+        if charge.folder:
+            shutil.rmtree(charge.folder, ignore_errors=True)
+
+
+def relieve(charge: Charge) -> None:
+    """This lets the machine run on though the program is there: it is stopped.
+
+    What QEMU says is for the program to read when it goes on, so that it hears of this, and so that
+    its own answers are all there. The gdbstub has but one debugger: that session has ended for it.
+    """
+    if charge.stub is not None:
+        shared = charge.stub.dup()
+        let_go_of_stub(charge)
+        shared.shutdown(socket.SHUT_RDWR)
+        shared.close()
+        charge.stub = None
+    if charge.monitor is None:
+        run_command(charge, tries=1)
+    elif not cont_beside(charge.monitor):
+        return
+    charge.stopped = False
+
+
+def let_go_of_stub(charge: Charge) -> None:
+    """This leaves the gdbstub, where there is one; a guest that was not stopped for us stays so."""
     if charge.stub is not None:
         with suppress(OSError):
             leave(charge.stub, charge.detach if charge.stopped else "")
-    if charge.stopped and charge.monitor is not None:
-        cont(charge.monitor, time.monotonic() + RESCUE_S)
-    elif charge.stopped and charge.command:
-        subprocess.run(charge.command, timeout=RESCUE_S, check=False)  # noqa: S603 - as we were told
-    if charge.folder:
-        end_stub(charge)
+
+
+def run_command(charge: Charge, *, tries: int = COMMAND_TRIES) -> None:
+    """This lets the machine run where there is no connection to its monitor."""
+    if not (charge.stopped and charge.command):
+        return
+    for _ in range(tries):
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(charge.command, timeout=COMMAND_S, check=False)  # noqa: S603 - as we were told
+            if done.returncode == 0:
+                return
+        time.sleep(COMMAND_PAUSE_S)
 
 
 def leave(stub: socket.socket, detach: str) -> None:
@@ -138,24 +218,48 @@ def packet(body: str) -> bytes:
     return b"$%b#%02x" % (body.encode(), sum(body.encode()) % 256)
 
 
-def end_stub(charge: Charge) -> None:
+def end_stub(monitor: socket.socket, answers: Iterator[bytes]) -> None:
     """This ends the gdbstub that was started for the dead program."""
     line = {"command-line": "gdbserver none"}
-    if charge.monitor is not None:
-        answers = lines(charge.monitor, time.monotonic() + RESCUE_S)
-        charge.monitor.sendall(NEVER_UTF8 + b"\n" + request("human-monitor-command", line))
-        answer("human-monitor-command", answers)
-    shutil.rmtree(charge.folder, ignore_errors=True)
+    monitor.sendall(request("human-monitor-command", line))
+    answer("human-monitor-command", answers)
 
 
-def cont(monitor: socket.socket, deadline: float) -> None:
-    """This goes on with the dead program's QMP session, whatever it was in the middle of."""
-    answers = lines(monitor, deadline)
-    monitor.sendall(NEVER_UTF8 + b"\n" + request("query-status"))
-    status = answer("query-status", answers)
-    if isinstance(status, dict) and status.get("status") in STOPPED:
+def begin(monitor: socket.socket, first: bytes) -> Iterator[bytes]:
+    """This goes on with the dead program's QMP session, once QEMU answers, and is what it says then."""
+    monitor.settimeout(RESCUE_S)
+    answers = lines(monitor, time.monotonic() + RESCUE_S)
+    monitor.sendall(first + b"\n" + request("query-version"))
+    answer("query-version", answers)
+    return answers
+
+
+def cont(monitor: socket.socket, answers: Iterator[bytes]) -> None:
+    """This lets a machine run that is stopped."""
+    monitor.sendall(request("query-status"))
+    if is_to_run(answer("query-status", answers)):
         monitor.sendall(request("cont"))
         answer("cont", answers)
+
+
+def cont_beside(monitor: socket.socket) -> bool:
+    """This lets a machine run, in the QMP session of a program that is stopped, if QEMU answers."""
+    monitor.sendall(b"\n" + request("query-status"), socket.MSG_DONTWAIT)
+    deadline = time.monotonic() + BESIDE_S
+    while time.monotonic() < deadline:
+        said = monitor.recv(MAX_PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT).split(b"\n")
+        status = answer("query-status", iter(reversed(said[:-1])))
+        if status is not None:
+            if is_to_run(status):
+                monitor.sendall(request("cont"), socket.MSG_DONTWAIT)
+            return True
+        time.sleep(BESIDE_POLL_S)
+    return False
+
+
+def is_to_run(status: object) -> bool:
+    """This tells whether a machine stands still that ``cont`` lets run."""
+    return isinstance(status, dict) and status.get("status") in STOPPED
 
 
 def request(command: str, arguments: dict[str, str] | None = None) -> bytes:

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from qvmi.addr import Va
+from qvmi.addr import Pa, Va
 from qvmi.arch.x86_64 import Registers
 from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.machine.capture import Capture
@@ -20,6 +20,7 @@ from qvmi.machine.pause import Pause, RunControl
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import OBSERVE, Grant, Policy
 from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.breakpoint_control import BreakpointControl
     from qvmi.machine.breakpoints import Condition, HitStream
+    from qvmi.machine.writing import MemoryWrite, RegisterWrite, Writing
 
 Result = TypeVar("Result")
 
@@ -56,9 +58,10 @@ class Machine:
         vcpus: the registers of every vCPU.
         choices: what is used to understand the guest.
         gdb: the address of the gdbstub; None to find or start one when it is needed.
+        policy: what may be done to the guest.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of; `attach` makes it
         self,
         monitor: Monitor,
         memory_map: MemoryMap,
@@ -67,6 +70,7 @@ class Machine:
         vcpus: tuple[Registers, ...],
         choices: Choices,
         gdb: str | None = None,
+        policy: Policy = OBSERVE,
     ) -> None:
         self._monitor = monitor
         self._opened = opened
@@ -77,6 +81,7 @@ class Machine:
         self._run_control = RunControl(monitor)
         self._exact: LinuxGuest | None = None
         self._gdb = gdb
+        self.policy = policy
         self.memory_map = memory_map
 
     @property
@@ -214,10 +219,12 @@ class Machine:
         whatever happens to this process.
 
         Raises:
+            PolicyDenied: the session has not the grant ``pause``.
             PauseError: the guest cannot be stopped safely.
             StaleView: somebody else has let it run in the meantime; raised at the block's end.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
+        self.policy.require(Grant.PAUSE, "pause the guest")
         async with self._run_control.paused() as pause:
             vcpus = await commands.registers(self._monitor)
             view, before = self._still(pause, vcpus), self._exact
@@ -236,11 +243,13 @@ class Machine:
                 on the running guest to learn what it reads, and in other threads.
 
         Raises:
+            PolicyDenied: the session has not the grant ``pause``.
             PauseError: the walk takes too long to stop the guest for it, and reads something
                 else each time; :meth:`paused` stops it for as long as you want.
             UnknownGuest, StaleView: as :attr:`guest`.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
+        self.policy.require(Grant.PAUSE, "capture the guest")
         return await Capture(self._run_control, self.guest, self._still).of(walk)
 
     @asynccontextmanager
@@ -264,6 +273,7 @@ class Machine:
             size: bytes, for a watchpoint.
 
         Raises:
+            PolicyDenied: the session has not the grant ``breakpoint``.
             SymbolNotFound: there is no such symbol.
             PauseError: the guest stands still, by its owner or within a pause.
             AttachError: the gdbstub is held by another debugger, or cannot be reached.
@@ -271,6 +281,7 @@ class Machine:
             GdbstubRequestFailed: it refuses the breakpoint.
             MachineGone, GdbstubTimeout: QEMU did not answer.
         """
+        self.policy.require(Grant.BREAKPOINT, "set a breakpoint")
         va = Va(place) if isinstance(place, int) else address(self.symbols, place)
         name = place if isinstance(place, str) else f"{place:#x}"
         async with self._breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
@@ -295,10 +306,13 @@ class Machine:
             live: lets the guest run; the dump is then a mixture of many moments.
 
         Raises:
+            PolicyDenied: the session has not the grant ``pause``, and the dump is not live.
             UsageError: the file cannot be written, or the disk has not room for it.
             PauseError: the guest cannot be stopped safely.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
+        if not live:
+            self.policy.require(Grant.PAUSE, "dump the guest as of one moment")
         file = DumpFile(path, self.memory)
         try:
             note = b"" if self._guest is None else self._guest.vmcoreinfo()
@@ -306,13 +320,34 @@ class Machine:
         finally:
             file.close()
 
+    async def write_physical(self, pa: Pa, data: bytes) -> "MemoryWrite":
+        """This writes guest physical memory while the guest stands still; see `Writing.physical`."""
+        return await self._writing.physical(pa, data)
+
+    async def write_virtual(
+        self, va: Va, data: bytes, *, process: Process | None = None, even_shared: bool = False
+    ) -> "MemoryWrite":
+        """This writes memory of the kernel or of a process; see `Writing.virtual`."""
+        return await self._writing.virtual(va, data, process, even_shared=even_shared)
+
+    async def write_registers(self, vcpu: int, values: Mapping[str, int]) -> "RegisterWrite":
+        """This writes registers of a vCPU while the guest stands still; see `Writing.registers`."""
+        return await self._writing.registers(vcpu, values)
+
+    @cached_property
+    def _writing(self) -> "Writing":
+        from qvmi.machine.writing import Writing  # noqa: PLC0415 - import time, for a rare need
+
+        gdb, guest = self._gdb, lambda: self.guest
+        return Writing(self._monitor, self._run_control, gdb, policy=self.policy, guest=guest)
+
     def _still(self, pause: Pause, vcpus: tuple[Registers, ...] = ()) -> View:
         """This is a look at the guest while it stands still."""
         live = self.view
 
         def require_current() -> None:
-            live.require_current()
             pause.require()
+            live.require_current()
 
         provenance = Provenance(Taken.PAUSED, pause.at, epoch=live.provenance.epoch)
         return View(vcpus, self.memory, provenance, require_current, lambda: pause.lasted_s)
@@ -324,9 +359,15 @@ class Machine:
                 remember(self._guest, self._choices)
             except UsageError as error:
                 _logger.warning("the profile of this kernel is not kept: %s", error)
-        await self._run_control.close()
+        if "_writing" in vars(self):
+            await self._writing.close()
+        await self._run_control.refuse()
+        if "_breakpoints" in vars(self):
+            with suppress(QvmiError):  # the guardian sees to what could not be done
+                await self._breakpoints.close()
+        left_to_guardian = await self._run_control.close()
         self._opened.memory.close()
-        await self._monitor.close()
+        await self._monitor.close(keep_open=left_to_guardian)
 
     def _require_epoch(self, epoch: int) -> None:
         """This raises unless the machine is still there, and was not reset since."""

@@ -1,21 +1,25 @@
 """Stopping a machine and letting it run on, whatever happens in between.
 
 A pause nests: the first block that wants the guest to stand still stops it, the last one lets it
-run. A guest that its owner had stopped before is not ours to let run.
+run. A guest that its owner had stopped before is not ours to let run, nor is one that somebody else
+has let run, or has migrated, in the meantime.
+
+References: QEMU ``qapi/run-state.json`` (``RunState``), ``softmmu/runstate.c`` (``do_vm_stop``,
+``qemu_system_reset``) and ``migration/migration.c``, 7.2: a ``stop`` of a machine that stands still
+says nothing to anybody, a ``cont`` is an event for every client.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView
+from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView, UsageError
 from qvmi.machine.completion import ended
 from qvmi.machine.guardian import Guardian
 from qvmi.qmp import commands
-from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Pause", "RunControl"]
 
-_STOPPED: Final = frozenset({"paused", "debug"})
-"""What QEMU calls a machine that was stopped and can go on."""
+_STOPPED: Final = frozenset({"paused", "debug", "prelaunch"})
+"""What QEMU calls a machine that was stopped and can go on; the last one if it was reset since."""
+_ELSEWHERE: Final = frozenset({"finish-migrate", "inmigrate", "postmigrate"})
+"""What QEMU calls a machine whose guest runs, or ran, in another QEMU: here it must not run too."""
+_SOMEBODY_ELSE: Final = "somebody else has let the guest run while it was to stand still"
 
 
 @dataclass(slots=True)
@@ -33,6 +40,7 @@ class Pause:
 
     Args:
         ours: whether qvmi has stopped it; else its owner had before.
+        count: counts how often QEMU has said that the machine runs again.
         held: what keeps the guest from running, where that is not QMP's `stop`.
 
     Attributes:
@@ -41,11 +49,25 @@ class Pause:
     """
 
     ours: bool
+    count: Callable[[], int]
     held: AsyncExitStack | None = None
     at: float = field(default_factory=time.time)
     over: bool = False
     _began: float = field(default_factory=time.monotonic)
     _lasted_s: float = 0.0
+    _counted: int = 0
+
+    def __post_init__(self) -> None:
+        self.stands()
+
+    def stands(self) -> None:
+        """This notes that the guest stands still from here on."""
+        self._counted = self.count()
+
+    @property
+    def broken(self) -> bool:
+        """This tells whether QEMU has said that somebody let the guest run since."""
+        return self.count() != self._counted
 
     @property
     def lasted_s(self) -> float:
@@ -64,6 +86,8 @@ class Pause:
         """This raises StaleView once the guest may run again."""
         if self.over:
             raise StaleView("the pause has ended: look within its block")
+        if self.broken:
+            raise StaleView(_SOMEBODY_ELSE)
 
 
 class RunControl:
@@ -81,6 +105,8 @@ class RunControl:
         self._monitor = monitor
         self._guardian: Guardian | None = None
         self._lock = asyncio.Lock()
+        self._starting = asyncio.Lock()
+        self._closed = False
         self._pause: Pause | None = None
         self._holders = 0
         self._free = asyncio.Event()
@@ -97,7 +123,9 @@ class RunControl:
 
         Raises:
             PauseError: there is no guardian, so nothing was stopped.
-            StaleView: somebody else has let the guest run in the meantime; raised at the end.
+            StaleView: somebody else has let the guest run in the meantime, or the machine was
+                closed; raised at the end.
+            UsageError: the machine was closed before.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         entering = asyncio.ensure_future(self._enter())
@@ -129,25 +157,55 @@ class RunControl:
 
         Raises:
             PauseError: it cannot be started.
+            UsageError: the machine was closed.
         """
-        if self._guardian is not None and not self._guardian.alive:
-            await self.close()
-        if self._guardian is None:
-            monitor = self._monitor
-            self._guardian = await asyncio.to_thread(
-                Guardian.start, monitor.descriptor, monitor.cont_command
-            )
-        return self._guardian
+        async with self._starting:
+            if self._guardian is not None and not self._guardian.alive:
+                await self._end_guardian()
+            if self._guardian is None:
+                self._require_open()
+                monitor = self._monitor
+                self._guardian = await asyncio.to_thread(
+                    Guardian.start, monitor.descriptor, monitor.cont_command
+                )
+            return self._guardian
 
-    async def close(self) -> None:
-        """This ends the guardian; a guest that could not be let run before is tried once more."""
+    async def refuse(self) -> None:
+        """This ends the pause that another task may be in, and refuses further ones."""
+        async with self._lock:
+            self._closed = True
+            pause, self._pause = self._pause, None
+            self._free.set()
+            with suppress(QvmiError):  # whoever is in the pause learns that it has ended
+                if pause is not None:
+                    await self._resume(pause)
+
+    async def close(self) -> bool:
+        """This ends the guardian, or tells that the machine is left to it.
+
+        A guest that could not be let run before is tried once more. If it still cannot be, as QEMU is
+        frozen, the guardian goes on trying: it needs QEMU's answers, and must be the only one that
+        reads them.
+        """
+        await self.refuse()
+        async with self._starting:
+            return await self._end_guardian()
+
+    async def _end_guardian(self) -> bool:
         guardian, self._guardian = self._guardian, None
         if guardian is None:
-            return
+            return False
         if guardian.stopped:
             with suppress(QvmiError):
-                await self._cont()
-        await asyncio.to_thread(guardian.close)
+                await self._let_run()
+                guardian.note_stopped(stopped=False)
+        left = guardian.alive and guardian.stopped
+        await asyncio.to_thread(guardian.leave if left else guardian.close)
+        return left
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"pause: {self._monitor.target} was closed")
 
     async def _enter(self) -> Pause:
         async with self._lock:
@@ -160,69 +218,80 @@ class RunControl:
     async def _leave(self) -> None:
         async with self._lock:
             self._holders -= 1
-            if self._holders or self._pause is None:
+            if self._pause is None:
+                raise StaleView("the machine was closed while its guest was to stand still")
+            if self._holders:
                 return
             pause, self._pause = self._pause, None
             self._free.set()
             await self._resume(pause)
 
     async def _stop(self) -> Pause:
-        if self.debugger is not None:
-            held = AsyncExitStack()
-            await held.enter_async_context(self.debugger.still())
-            return Pause(ours=True, held=held)
+        self._require_open()
         await self.prepare()
+        if self.debugger is not None:
+            return await self._held(self.debugger)
         if not (await commands.run_state(self._monitor)).running:
-            return Pause(ours=False)
+            return Pause(ours=False, count=self._resumes)
         # From here on the guest may stand still, even if no answer to the command ever comes.
         self._note_stopped(stopped=True)
-        pause = Pause(ours=True)
+        pause = Pause(ours=True, count=self._resumes)
         try:
             await commands.stop(self._monitor)
         except QvmiError:
             with suppress(StaleView):  # it was refused, and so the guest has run on
                 await self._resume(pause)
             raise
+        pause.stands()
         return pause
+
+    async def _held(self, debugger: "Debugger") -> Pause:
+        """This stops the guest by way of whoever holds the gdbstub."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(debugger.still())
+            # With this answer has come what QEMU said of the guest's runs before.
+            await commands.run_state(self._monitor)
+            return Pause(ours=True, count=self._resumes, held=stack.pop_all())
+        raise AssertionError("the block returns, or raises")
 
     async def _resume(self, pause: Pause) -> None:
         """This ends a pause.
 
         Raises:
-            StaleView: it had been ended by somebody else.
+            StaleView: it had been ended by somebody else, who now is to say whether the guest runs.
         """
-        if pause.held is not None:
-            pause.end()
-            await pause.held.aclose()
-            return
-        if not pause.ours:
+        try:
             status = await commands.run_state(self._monitor)
-        else:
-            status = await self._cont()
+            taken_over = status.running or pause.broken
+            if not taken_over and pause.ours and pause.held is None:
+                await self._let_run(status)
+        finally:
+            pause.end()
+            if pause.held is not None:
+                await pause.held.aclose()
+        if pause.ours and pause.held is None:
             self._note_stopped(stopped=False)
-        pause.end()
-        if status.running:
-            raise StaleView("somebody else has let the guest run while it was to stand still")
+        if taken_over:
+            raise StaleView(_SOMEBODY_ELSE)
+        if status.status in _ELSEWHERE:
+            raise StaleView(f"somebody else has migrated the guest meanwhile ({status.status})")
 
-    async def _cont(self) -> commands.RunState:
-        """This lets the guest run, and says what it did until then."""
-        async with concurrently() as group:
-            # Sent together, carried out in this order.
-            status = group.create_task(commands.run_state(self._monitor))
-            cont = group.create_task(_unless_refused(commands.cont(self._monitor)))
-        if not cont.result() and status.result().status in _STOPPED:
-            raise PauseError("QEMU refuses to let the guest run on; see query-status")
-        return status.result()
+    async def _let_run(self, status: commands.RunState | None = None) -> None:
+        """This lets the guest run, unless it has moved."""
+        status = status or await commands.run_state(self._monitor)
+        if status.running or status.status in _ELSEWHERE:
+            return
+        try:
+            await commands.cont(self._monitor)
+        except QmpCommandFailed as error:  # as of a machine that has shut down
+            if status.status in _STOPPED:
+                raise PauseError(
+                    "QEMU refuses to let the guest run on; see query-status"
+                ) from error
+
+    def _resumes(self) -> int:
+        return self._monitor.run_state_events.get("RESUME", 0)
 
     def _note_stopped(self, *, stopped: bool) -> None:
         if self._guardian is not None:
             self._guardian.note_stopped(stopped=stopped)
-
-
-async def _unless_refused(command: Coroutine[Any, Any, None]) -> bool:
-    """This tells whether QEMU did as told; a machine that has shut down cannot run on."""
-    try:
-        await command
-    except QmpCommandFailed:
-        return False
-    return True

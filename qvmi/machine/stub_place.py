@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,12 +49,16 @@ class StubPlace:
     folder: Path | None = None
 
 
-async def find_stub(monitor: Monitor, given: str | None) -> StubPlace:
+async def find_stub(
+    monitor: Monitor, given: str | None, announce: Callable[[Path | None], None]
+) -> StubPlace:
     """This finds the machine's gdbstub, and starts one where there is none.
 
     Args:
         monitor: the conversation with QEMU.
         given: the address that the user named, if any.
+        announce: is told the folder of a stub before it is started; whoever is killed right
+            afterwards has others who end it. Told None, it was not started after all.
 
     Raises:
         UsageError: the address has none of the forms, or QEMU starts no stub; says what to do.
@@ -62,7 +67,7 @@ async def find_stub(monitor: Monitor, given: str | None) -> StubPlace:
     if given is not None:
         return StubPlace(parse_socket_address(given))
     owners = await _owners_stub(monitor)
-    return StubPlace(owners) if owners is not None else await _start(monitor)
+    return StubPlace(owners) if owners is not None else await _start(monitor, announce)
 
 
 async def require_free_stub(monitor: Monitor, given: str | None) -> None:
@@ -106,22 +111,28 @@ async def _owners_stub(monitor: Monitor) -> SocketAddress | None:
     return TcpAddress("localhost" if host in _ANY_HOST else host, int(match[4]))
 
 
-async def _start(monitor: Monitor) -> StubPlace:
+async def _start(monitor: Monitor, announce: Callable[[Path | None], None]) -> StubPlace:
     """This starts a stub on a Unix socket in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="qvmi-gdb-"))
     address = UnixAddress(os.fspath(folder / "stub"))
     try:
+        announce(folder)
         said = await _said(monitor, f"gdbserver unix:{address},server=on,wait=off")
         if _is_there(address):
             return StubPlace(address, folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _take_back(folder, announce)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    _take_back(folder, announce)
     raise UsageError(
         f"QEMU starts no gdbstub on {address}: {' '.join(said.split())}; start QEMU with"
         " -gdb unix:PATH,server=on,wait=off and name it with --gdb PATH"
     )
+
+
+def _take_back(folder: Path, announce: Callable[[Path | None], None]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    announce(None)
 
 
 async def _said(monitor: Monitor, line: str) -> str:

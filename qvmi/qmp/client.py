@@ -126,6 +126,11 @@ class Client(QMPClient):
         self._answers[self._last_id] = answer
         return await answer
 
+    def let_go(self) -> None:
+        """This closes our descriptor of the connection, which a duplicate keeps open."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
     def abandon(self) -> None:
         """This wakes everyone who still waits for an answer; later questions get none."""
         self._over = True

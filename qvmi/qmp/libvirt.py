@@ -138,7 +138,7 @@ class LibvirtSession(Monitor):
             raise QmpTimeout(command, timeout_s) from error
         return result_of(command, reply)
 
-    async def close(self) -> None:
+    async def close(self, *, keep_open: bool = False) -> None:  # noqa: ARG002 - nothing is open
         """This ends the session; the machine is left as it is."""
         self._closed = True
 

@@ -143,8 +143,12 @@ class Monitor(ABC):
         """
 
     @abstractmethod
-    async def close(self) -> None:
-        """This ends the conversation; the machine is left as it is."""
+    async def close(self, *, keep_open: bool = False) -> None:
+        """This ends the conversation; the machine is left as it is.
+
+        Args:
+            keep_open: whether another process goes on with it, which holds a duplicate of `descriptor`.
+        """
 
     async def hmp(self, line: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
         r"""This runs a line of the human monitor and returns what it prints, with ``\n`` line ends.

@@ -152,12 +152,15 @@ class QmpSession(Monitor):
         self._streams.append(stream)
         return stream
 
-    async def close(self) -> None:
+    async def close(self, *, keep_open: bool = False) -> None:
         """This ends the session; the machine is left as it is."""
         if self._ending is None:
             self._ending = lambda doing: UsageError(f"{doing}: {self._target} was closed")
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        if keep_open:
+            self._client.let_go()
+        else:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
         await asyncio.wait({self._watcher}, timeout=_CLOSE_TIMEOUT_S)
         self._watcher.cancel()
 

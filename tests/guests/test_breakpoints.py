@@ -8,20 +8,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import pytest
 
 import qvmi
-from qvmi.errors import GdbstubBusy, MachineGone, PauseError, SymbolNotFound
+from qvmi.errors import GdbstubBusy, MachineGone, PauseError, SymbolNotFound, UsageError
 from qvmi.gdbstub.packets import BreakpointKind
 from qvmi.machine import breakpoints
 from qvmi.machine.breakpoints import Hit, HitStream
 from qvmi.view import Taken
-from tests.asynchronous import asynchronous
+from tests.asynchronous import asynchronous, until
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest, GuestConfig
+from tests.guests.multiboot import COUNTING_LOOP
 from tests.guests.pool import GuestPool
+from tests.guests.stub_machines import counter, counting_machine
 
 FORK: Final = "kernel_clone"
 ENDS_S: Final = 30.0
@@ -205,6 +208,32 @@ async def test_a_debugger_that_holds_the_stub_is_told_of() -> None:
                 await attached.breakpoints(qvmi.Va(0xFFFF0)).__aenter__()
             assert time.monotonic() - began < 3 * ENDS_S
             writer.close()
+
+
+@asynchronous
+async def test_a_machine_that_is_closed_ends_the_stream_and_the_guest_runs() -> None:
+    with counting_machine() as machine:
+        for turn in range(10):
+
+            async def wait_for_hits(attached: qvmi.Machine) -> None:
+                async with attached.breakpoints(qvmi.Va(COUNTING_LOOP)) as hits:
+                    async for _ in hits:
+                        pass
+
+            async with qvmi.attach(machine.qmp, discover=False) as attached:
+                waiting = asyncio.ensure_future(wait_for_hits(attached))
+                await asyncio.sleep(turn * 0.02)
+            async with asyncio.timeout(ENDS_S):
+                with suppress(UsageError):  # closed before it was set
+                    await waiting
+            assert machine.monitor.running()
+            assert not stubs(machine)
+            before = counter(machine)
+            await until(partial(counts_on, machine, before))
+
+
+def counts_on(machine: BareQemu, before: int) -> bool:
+    return counter(machine) - before > 1000
 
 
 @asynchronous

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 import qvmi
-from qvmi.errors import PauseError, WalkFailed
+from qvmi.errors import PauseError, UsageError, WalkFailed
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import Taken
 from tests.guests.lab import Guest
@@ -92,6 +92,22 @@ def test_what_a_walk_raises_is_raised_and_the_guest_runs(guest: Guest, slow_s: f
     ):
         machine.capture(walk)
     assert guest.monitor.running()
+
+
+@pytest.mark.parametrize("slow_s", [0.0, 0.02], ids=["in a pause", "over a copy"])
+def test_a_walk_that_asks_its_own_machine_is_refused_and_the_guest_runs(
+    guest: Guest, slow_s: float
+) -> None:
+    with qvmi.attach_sync(guest.qmp, use_cache=False) as machine:
+
+        def walk(_: LinuxGuest) -> None:
+            time.sleep(slow_s)
+            machine.registers()
+
+        with pytest.raises(UsageError, match="must not ask its machine"):
+            machine.capture(walk)
+        assert guest.monitor.running()
+        assert machine.registers()
 
 
 def test_a_capture_in_a_guest_that_its_owner_paused_leaves_it_so(guest: Guest) -> None:

@@ -6,6 +6,7 @@ The oracles are drgn and stock Volatility, which read nothing of ours but the fi
 import asyncio
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,31 @@ async def test_a_file_that_cannot_be_written_is_told_before_anything_is_stopped(
             await machine.dump(tmp_path / path)
     assert guest.monitor.running()
     assert not guest.monitor.events
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "socket", "symbolic link"])
+def test_what_is_no_file_is_refused_and_stays_what_it_is(
+    guest: Guest, tmp_path: Path, kind: str
+) -> None:
+    path = Path("/dev/null") if kind == "device" else tmp_path / "place"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listener.bind(str(path))
+        elif kind == "symbolic link":
+            (tmp_path / "file").write_text("what was there")
+            path.symlink_to("file")
+        before = path.lstat()
+        guest.monitor.events.clear()
+        with (
+            qvmi.attach_sync(guest.qmp) as machine,
+            pytest.raises(UsageError, match=f"{path} is a {kind}"),
+        ):
+            machine.dump(path)
+    assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert not guest.monitor.events
+    assert len(list(tmp_path.iterdir())) == {"device": 0, "symbolic link": 2}.get(kind, 1)
 
 
 @asynchronous

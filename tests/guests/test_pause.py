@@ -8,19 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 import qvmi
-from qvmi.errors import MachineGone, PauseError, StaleView
+from qvmi.errors import MachineGone, PauseError, QmpTimeout, StaleView, UsageError
 from qvmi.view import Taken
-from tests.asynchronous import asynchronous
+from tests.asynchronous import asynchronous, until
 from tests.guests.agreement import assert_processes_agree
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest
+from tests.guests.multiboot import COUNTING_LOOP
+from tests.guests.stub_machines import counter, counting_machine
 
 ENDS_S: Final = 20.0
 POLL_S: Final = 0.005
@@ -124,6 +126,91 @@ async def test_somebody_elses_cont_within_the_block_is_told() -> None:
 
 
 @asynchronous
+async def test_somebody_elses_cont_and_stop_within_the_block_are_told_and_stand() -> None:
+    with bare_qemu() as machine:
+        async with qvmi.attach(machine.qmp, discover=False) as attached:
+            pause = attached.paused()
+            view = await pause.__aenter__()
+            machine.monitor.execute("cont")
+            machine.monitor.execute("stop")
+            await attached.run_state()  # with its answer have come the events before it
+            with pytest.raises(StaleView, match="somebody else"):
+                view.require_current()
+            with pytest.raises(StaleView, match="somebody else"):
+                await pause.__aexit__(None, None, None)
+            assert not machine.monitor.running()
+        assert not machine.monitor.running()
+
+
+@asynchronous
+async def test_a_reset_within_the_block_does_not_keep_the_guest_from_running() -> None:
+    with bare_qemu() as machine:
+        async with qvmi.attach(machine.qmp, discover=False) as attached:
+            async with attached.paused() as view:
+                machine.monitor.execute("system_reset")
+                await until(lambda: attached.epoch == 1)
+                with pytest.raises(StaleView, match="reset"):
+                    view.require_current()
+            assert machine.monitor.running()
+
+
+@asynchronous
+async def test_a_guest_that_is_migrated_within_the_block_does_not_run_here_again() -> None:
+    with bare_qemu() as machine:
+        async with qvmi.attach(machine.qmp, discover=False) as attached:
+            pause = attached.paused()
+            await pause.__aenter__()
+            machine.monitor.execute("migrate", uri="exec:cat >/dev/null")
+            await until(lambda: migration(machine) == "completed")
+            with pytest.raises(StaleView, match="migrated"):
+                await pause.__aexit__(None, None, None)
+            assert machine.monitor.execute("query-status")["status"] == "postmigrate"
+        assert not machine.monitor.running()
+
+
+def migration(machine: BareQemu) -> str:
+    """This is how far the migration is; QEMU says so before it has ended by a moment."""
+    told: dict[str, str] = machine.monitor.execute("query-migrate")
+    state = machine.monitor.execute("query-status")["status"]
+    return told["status"] if state == "postmigrate" else ""
+
+
+@asynchronous
+async def test_a_machine_that_is_closed_at_any_moment_of_a_pause_leaves_its_guest_running() -> None:
+    with bare_qemu() as machine:
+        for turn in range(40):
+
+            async def stand(attached: qvmi.Machine) -> None:
+                async with attached.paused() as view:
+                    await asyncio.sleep(0.004)
+                    view.require_current()
+
+            async with qvmi.attach(machine.qmp, discover=False) as attached:
+                standing = asyncio.ensure_future(stand(attached))
+                await asyncio.sleep(turn * 0.001)
+            assert machine.monitor.running()
+            with suppress(StaleView, UsageError):
+                await standing
+            assert machine.monitor.running()
+
+
+@asynchronous
+async def test_who_is_in_a_pause_when_the_machine_is_closed_learns_of_it() -> None:
+    with bare_qemu() as machine:
+        async with qvmi.attach(machine.qmp, discover=False) as attached:
+            pause = attached.paused()
+            view = await pause.__aenter__()
+            await attached.close()
+            assert machine.monitor.running()
+            with pytest.raises(StaleView):
+                view.require_current()
+            with pytest.raises(StaleView, match="was closed"):
+                await pause.__aexit__(None, None, None)
+            with pytest.raises(UsageError, match="was closed"):
+                await attached.paused().__aenter__()
+
+
+@asynchronous
 async def test_a_qemu_that_ends_within_the_block_is_gone() -> None:
     with bare_qemu() as machine:
         async with qvmi.attach(machine.qmp, discover=False) as attached:
@@ -155,11 +242,26 @@ FORKED: Final = """
 """
 
 
+HOLD_AT_A_BREAKPOINT: Final = f"""
+import asyncio, sys, qvmi
+async def hold():
+    async with qvmi.attach(sys.argv[1], discover=False) as machine:
+        async with machine.breakpoints(qvmi.Va({COUNTING_LOOP})) as hits:
+            await anext(hits)
+            print("paused", flush=True)
+            async for hit in hits:
+                pass
+asyncio.run(hold())
+"""
+
+
 @contextmanager
-def holder(machine: BareQemu, then: str = SLEEP) -> Iterator["subprocess.Popen[bytes]"]:
+def holder(
+    machine: BareQemu, then: str = SLEEP, *, hold: str = HOLD
+) -> Iterator["subprocess.Popen[bytes]"]:
     """This is a program that has paused the guest, with the children that it may have."""
     program = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(then=then.strip()), machine.qmp],
+        [sys.executable, "-c", hold.format(then=then.strip()), machine.qmp],
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
@@ -193,6 +295,100 @@ def test_a_program_that_is_killed_leaves_its_guest_running_though_others_wait_fo
         wait_until_running(machine)
         other.settimeout(ENDS_S)
         assert b"QMP" in other.recv(4096)
+
+
+IN_A_LOOP: Final = """
+import asyncio, sys, qvmi
+async def look(machine):
+    async with machine.paused() as view:
+        print("paused", flush=True)
+        while True:
+            await asyncio.gather(*(machine.registers() for _ in range(8)))
+            view.require_current()
+async def main():
+    async with qvmi.attach(sys.argv[1], discover=False) as machine:
+        try:
+            await look(machine)
+        except qvmi.StaleView:
+            async with machine.paused() as view:
+                print("stale; now", len(view.vcpus), (await machine.run_state()).running, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_is_stopped_lets_its_guest_run_and_hears_of_it_when_it_goes_on() -> None:
+    with (
+        bare_qemu() as machine,
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_LOOP, machine.qmp], stdout=subprocess.PIPE
+        ) as program,
+    ):
+        assert program.stdout is not None
+        try:
+            assert program.stdout.readline() == b"paused\n"
+            program.send_signal(signal.SIGSTOP)
+            wait_until_running(machine)
+            program.send_signal(signal.SIGCONT)
+            assert program.stdout.read() == b"stale; now 1 False\n"
+            assert program.wait() == 0
+        finally:
+            program.kill()
+        assert machine.monitor.running()
+
+
+FROZEN_S: Final = 11.0
+"""More than any program waits for an answer."""
+
+
+def test_a_program_that_is_killed_or_leaves_while_qemu_is_frozen_leaves_its_guest_running() -> None:
+    with (
+        bare_qemu() as paused,
+        bare_qemu() as left,
+        counting_machine() as hot,
+        holder(paused) as one,
+        holder(hot, hold=HOLD_AT_A_BREAKPOINT) as other,
+        ExitStack() as session,
+    ):
+        pause = session.enter_context(qvmi.attach_sync(left.qmp)).paused()
+        pause.__enter__()
+        with paused.stopped(), hot.stopped(), left.stopped():
+            thaws = time.monotonic() + FROZEN_S
+            for program in (one, other):
+                program.kill()
+                program.wait()
+            with pytest.raises(QmpTimeout):
+                pause.__exit__(None, None, None)
+            session.close()
+            time.sleep(max(0.0, thaws - time.monotonic()))
+        wait_until_running(paused)
+        wait_until_running(left)
+        deadline = time.monotonic() + ENDS_S
+        while has_stub(hot) or not hot.monitor.running():
+            assert time.monotonic() < deadline, "the guardian has given up"
+            time.sleep(POLL_S)
+        before = counter(hot)
+        while counter(hot) == before:
+            assert time.monotonic() < deadline, "the guest does not run"
+        assert hot.monitor.running()
+
+
+def has_stub(machine: BareQemu) -> bool:
+    return any(one["label"] == "gdb" for one in machine.monitor.execute("query-chardev"))
+
+
+def test_a_program_that_is_stopped_at_a_hot_breakpoint_lets_its_guest_run() -> None:
+    with counting_machine() as machine, holder(machine, hold=HOLD_AT_A_BREAKPOINT) as program:
+        os.kill(program.pid, signal.SIGSTOP)
+        deadline, before = time.monotonic() + ENDS_S, -1
+        # Until it counts on between two looks at a machine that runs, which no breakpoint lets it.
+        while counter(machine) - before < 1000 or not machine.monitor.running():
+            assert time.monotonic() < deadline, "the guest stands at its breakpoint for ever"
+            before = counter(machine)
+            time.sleep(POLL_S)
+        os.kill(program.pid, signal.SIGCONT)
+        assert program.wait(ENDS_S) == 1
+        assert not has_stub(machine)
+        assert machine.monitor.running()
 
 
 def test_a_guest_that_its_owner_paused_stays_paused_when_the_program_is_killed() -> None:

@@ -1,0 +1,94 @@
+"""The gdbstub for the length of one piece of work, on a guest that stands still already."""
+
+import asyncio
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from qvmi.errors import QvmiError
+from qvmi.gdbstub.client import GdbClient
+from qvmi.gdbstub.packets import detach_request
+from qvmi.host.peer import clients_at
+from qvmi.machine.debugger import Work
+from qvmi.machine.guardian import Guardian
+from qvmi.machine.pause import RunControl
+from qvmi.machine.stub_place import StubPlace, end_stub, find_stub
+from qvmi.qmp import commands
+from qvmi.qmp.monitor import Monitor
+
+__all__ = ["StubLoan"]
+
+Result = TypeVar("Result")
+
+_FREE_TRIES: Final = 200
+_FREE_POLL_S: Final = 0.005
+"""QEMU sees the end of a connection at its next turn; it has a second for that."""
+
+
+class StubLoan:
+    """This lends a machine's gdbstub.
+
+    Who holds it for breakpoints takes hold of it, and lets go, only while no pause is on. So within a
+    pause there is one such holder or none, and that does not change.
+
+    Args:
+        monitor: the conversation with QEMU.
+        run_control: says who holds the stub already.
+        gdb: the address of the gdbstub that the user named; None to find or start one.
+    """
+
+    def __init__(self, monitor: Monitor, run_control: RunControl, gdb: str | None) -> None:
+        self._monitor = monitor
+        self._run_control = run_control
+        self._gdb = gdb
+        self._lock = asyncio.Lock()
+
+    async def do(self, work: Work[Result]) -> Result:
+        """This does something by way of the stub; the caller has paused the guest.
+
+        Raises:
+            AttachError: the stub is held by another debugger, or cannot be reached.
+            UsageError: QEMU starts no gdbstub.
+            MachineGone, QmpTimeout, GdbstubTimeout: QEMU did not answer.
+            QvmiError: what the work raised.
+        """
+        debugger = self._run_control.debugger
+        if debugger is not None:
+            return await debugger.standing(work)
+        async with self._lock:
+            guardian = await self._run_control.prepare()
+            resumes = self._resumes()
+            place = await find_stub(self._monitor, self._gdb, guardian.note_folder)
+            try:
+                return await self._in_a_session(guardian, place, work)
+            finally:
+                await self._end(guardian, place, resumes)
+
+    async def _end(self, guardian: Guardian, place: StubPlace, resumes: int) -> None:
+        with suppress(QvmiError):  # a stub that is left behind harms nobody
+            await end_stub(self._monitor, place)
+        guardian.drop_stub()
+        with suppress(QvmiError):  # whoever holds the pause learns it too
+            status = await commands.run_state(self._monitor)
+            # Who asks a stub stops the guest, also one that somebody else has just let run.
+            if not status.running and self._resumes() != resumes:
+                await commands.cont(self._monitor)
+        if place.folder is None:
+            await self._wait_until_free(place)
+
+    def _resumes(self) -> int:
+        return self._monitor.run_state_events.get("RESUME", 0)
+
+    async def _in_a_session(
+        self, guardian: Guardian, place: StubPlace, work: Work[Result]
+    ) -> Result:
+        async with await GdbClient.connect(place.address, was_running=False) as client:
+            detach = detach_request(client.process).decode()
+            guardian.hold_stub(client.descriptor, detach, place.folder)
+            return await work(client)
+
+    async def _wait_until_free(self, place: StubPlace) -> None:
+        """This waits until QEMU has seen our end, lest the next one in line find its stub busy."""
+        for _ in range(_FREE_TRIES):
+            if not await asyncio.to_thread(clients_at, place.address):
+                return
+            await asyncio.sleep(_FREE_POLL_S)
