@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,10 @@ from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps
 from qvmi.machine.machine import Machine
-from qvmi.machine.memory_ladder import open_memory
+from qvmi.machine.memory_ladder import MemorySource, open_memory
+from qvmi.machine.pause import RunControl
+from qvmi.machine.query import QUERY_TIMEOUT_S
+from qvmi.machine.reach import reach_of
 from qvmi.memory.address_space import AddressSpace
 from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
@@ -52,6 +55,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     use_cache: bool = True,
     discover: bool = True,
     gdb: str | None = None,
+    sources: Collection[str] | None = None,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> AsyncIterator[Machine]:
     """This attaches to a running QEMU for as long as the block lasts; the guest is not stopped.
@@ -62,7 +66,11 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         cache: folder of the profiles; the user's cache folder by default.
         use_cache: whether profiles are read and written at all.
         discover: whether to work out at once which system runs there.
-        gdb: the address of QEMU's gdbstub, for breakpoints; None finds QEMU's own, or starts one.
+        gdb: the address of QEMU's gdbstub: for breakpoints, and for memory that cannot be reached
+            without stopping the guest otherwise; None finds or starts one, for breakpoints only.
+        sources: the ways to the memory that may be used, of
+            :class:`~qvmi.machine.memory_ladder.MemorySource`; None for all. Who names the gdbstub
+            here may leave out where it is.
         timeout_s: how long the connection may take.
 
     Raises:
@@ -74,7 +82,8 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     """
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
-        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache), gdb)
+        choices = _choices(isf, cache, use_cache=use_cache)
+        machine = await _machine(monitor, choices, gdb=gdb, sources=sources)
     except BaseException:
         await monitor.close()
         raise
@@ -86,17 +95,25 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         await machine.close()
 
 
-async def _machine(monitor: Monitor, choices: Choices, gdb: str | None) -> Machine:
+async def _machine(
+    monitor: Monitor, choices: Choices, *, gdb: str | None, sources: Collection[str] | None
+) -> Machine:
     async with concurrently() as group:
         vcpus = group.create_task(commands.registers(monitor))
         mapping = group.create_task(commands.memory_map(monitor))
         # In the time that QEMU takes to answer.
         maps = group.create_task(asyncio.to_thread(_host_maps, monitor))
-    memory_map = mapping.result()
-    opened = await open_memory(
-        monitor.target, memory_map, maps.result(), partial(commands.gpa2hva, monitor)
+    memory_map, run_control = mapping.result(), RunControl(monitor)
+    stub_named = gdb is not None or (sources is not None and MemorySource.GDBSTUB in sources)
+    reach = reach_of(monitor, run_control, maps.result(), gdb=gdb, stub_named=stub_named)
+    try:
+        opened = await open_memory(monitor.target, memory_map, reach, sources)
+    except BaseException:
+        await run_control.close()
+        raise
+    return Machine(
+        monitor, memory_map, opened, run_control, vcpus=vcpus.result(), choices=choices, gdb=gdb
     )
-    return Machine(monitor, memory_map, opened, vcpus=vcpus.result(), choices=choices, gdb=gdb)
 
 
 def _host_maps(monitor: Monitor) -> HostMaps | None:
@@ -166,6 +183,13 @@ class SyncMachine:
             raise
         self._run(pause.__aexit__(None, None, None))
 
+    def query(
+        self, look: Callable[[LinuxGuest], Found], *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> Found:
+        """This looks at the guest whichever way its memory is read; see `Machine.query`."""
+        found: Found = self._run(self.machine.query(look, timeout_s=timeout_s))
+        return found
+
     def capture(self, walk: Callable[[LinuxGuest], Found]) -> Found:
         """This does a walk that sees the guest at one moment; see `Machine.capture`."""
         found: Found = self._run(self.machine.capture(walk))
@@ -182,12 +206,14 @@ class SyncMachine:
 
 
 @contextmanager
-def attach_sync(
+def attach_sync(  # noqa: PLR0913 - the options of attach
     address: str | os.PathLike[str],
     *,
     isf: Path | None = None,
     cache: Path | None = None,
     use_cache: bool = True,
+    gdb: str | None = None,
+    sources: Collection[str] | None = None,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> Iterator[SyncMachine]:
     """This is :func:`attach` for scripts: the event loop runs in a thread of its own.
@@ -202,7 +228,15 @@ def attach_sync(
     def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-    attachment = attach(address, isf=isf, cache=cache, use_cache=use_cache, timeout_s=timeout_s)
+    attachment = attach(
+        address,
+        isf=isf,
+        cache=cache,
+        use_cache=use_cache,
+        gdb=gdb,
+        sources=sources,
+        timeout_s=timeout_s,
+    )
     try:
         machine = run(attachment.__aenter__())
         try:

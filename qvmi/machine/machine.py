@@ -1,6 +1,5 @@
 """A live guest that was attached to: looking at it, never stopping it unless asked."""
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,14 +13,15 @@ from qvmi.arch.x86_64 import Registers
 from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.machine.capture import Capture
 from qvmi.machine.dump import Dump, DumpFile
-from qvmi.machine.facts import MachineFacts
+from qvmi.machine.facts import MachineFacts, ask_facts
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.machine.pause import Pause, RunControl
+from qvmi.machine.query import QUERY_TIMEOUT_S, Query
+from qvmi.machine.worker import in_worker
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.qmp import commands
-from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
@@ -53,16 +53,18 @@ class Machine:
         monitor: the conversation with QEMU, which this owns from now on.
         memory_map: where the guest's RAM lies.
         opened: the guest's memory, which this owns from now on.
+        run_control: stops the guest and lets it run; this owns it from now on.
         vcpus: the registers of every vCPU.
         choices: what is used to understand the guest.
         gdb: the address of the gdbstub; None to find or start one when it is needed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it is made of; `attach` alone makes one
         self,
         monitor: Monitor,
         memory_map: MemoryMap,
         opened: OpenedMemory,
+        run_control: RunControl,
         *,
         vcpus: tuple[Registers, ...],
         choices: Choices,
@@ -74,8 +76,10 @@ class Machine:
         self._vcpus = vcpus
         self._guest: LinuxGuest | None = None
         self._unknown: QvmiError | None = None
-        self._run_control = RunControl(monitor)
+        self._run_control = run_control
+        self._run_control.reader = opened.remote
         self._exact: LinuxGuest | None = None
+        self._still_view: View | None = None
         self._gdb = gdb
         self.memory_map = memory_map
 
@@ -92,8 +96,18 @@ class Machine:
 
     @property
     def memory(self) -> PhysicalMemory:
-        """This is the guest's physical memory."""
+        """This is the guest's physical memory, which the event loop can read only where it is direct."""
         return self._opened.memory
+
+    @property
+    def is_direct(self) -> bool:
+        """This tells whether the memory answers at once, without a conversation with QEMU."""
+        return self._opened.remote is None
+
+    @property
+    def stood_still_s(self) -> float:
+        """This is for how long qvmi has let the guest stand still since the attach, in seconds."""
+        return self._run_control.stood_still_s
 
     @property
     def memory_ladder(self) -> tuple[MemoryAttempt, ...]:
@@ -112,10 +126,18 @@ class Machine:
         """This is the operating system that runs in the machine.
 
         Raises:
+            NotDirect: its memory has to be asked for; :meth:`query` does that.
             UnknownGuest: none was recognised; :meth:`refresh` looks again.
             StaleView: the machine was reset since it was recognised; :meth:`refresh` looks again.
             MachineGone: QEMU has ended.
         """
+        if self._opened.remote is not None:
+            raise self._opened.remote.not_direct()
+        return self._recognised
+
+    @property
+    def _recognised(self) -> LinuxGuest:
+        """This is the guest, however its memory is read; raises as :attr:`guest` does."""
         if self._guest is None:
             raise self._unknown or UnknownGuest("nobody has looked yet which system runs here")
         guest = self._exact or self._guest
@@ -164,19 +186,17 @@ class Machine:
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        async with concurrently() as group:
-            status = group.create_task(commands.run_state(self._monitor))
-            version = group.create_task(commands.version(self._monitor))
-            name = group.create_task(commands.name(self._monitor))
+        status, version, name = await ask_facts(self._monitor)
         return MachineFacts(
             address=self.address,
-            name=name.result(),
-            qemu_version=str(version.result()),
-            run_state=status.result().status,
+            name=name,
+            qemu_version=str(version),
+            run_state=status.status,
             vcpus=len(self._vcpus),
             ram_size=sum(ram.size for ram in self.memory.ranges),
             epoch=self.epoch,
             memory=self.memory_ladder,
+            stood_still_s=self.stood_still_s,
         )
 
     async def refresh(self) -> None:
@@ -196,14 +216,18 @@ class Machine:
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        for _ in range(_LOOKS):
-            # What was seen before takes a millisecond, what was not takes many, in a thread.
-            if self._recognise(select_known) or await asyncio.to_thread(self._recognise, select):
-                return
-            # The page tables may have been those of a process that has ended in the meantime.
-            before = {vcpu.cr3 for vcpu in self._vcpus}
-            if before == {vcpu.cr3 for vcpu in await self.registers()}:
-                return
+        try:
+            for _ in range(_LOOKS):
+                # What was seen before takes a millisecond, what was not takes many, in a thread.
+                if await self._tried(select_known) or await self._tried(select):
+                    return
+                # The page tables may have been those of a process that has ended in the meantime.
+                before = {vcpu.cr3 for vcpu in self._vcpus}
+                if before == {vcpu.cr3 for vcpu in await self.registers()}:
+                    return
+        finally:
+            if self._opened.remote is not None:
+                await self._opened.remote.let_go()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[View]:
@@ -220,13 +244,41 @@ class Machine:
         """
         async with self._run_control.paused() as pause:
             vcpus = await commands.registers(self._monitor)
-            view, before = self._still(pause, vcpus), self._exact
+            view, before = self._still(pause, vcpus), (self._exact, self._still_view)
+            self._still_view = view
             if self._guest is not None:
                 self._exact = self._guest.over(view)
             try:
                 yield view
             finally:
-                self._exact = before
+                self._exact, self._still_view = before
+
+    async def query(
+        self, look: Callable[[LinuxGuest], Result], *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> Result:
+        """This looks at the guest in a thread, whichever way its memory is read.
+
+        A cancel or the deadline ends the look at its next read. A guest whose memory is read by the
+        gdbstub stands still for the look, and the listing says for how long.
+
+        Args:
+            look: looks at the guest and returns what it found; called in another thread.
+            timeout_s: how long it may take.
+
+        Raises:
+            QueryTimeout: it took longer.
+            UnknownGuest, StaleView: as :attr:`guest`.
+            QvmiError: whatever the look raises, or QEMU did not answer.
+        """
+        guest = self._recognised
+        return await self.query_view(lambda view: look(guest.over(view)), timeout_s=timeout_s)
+
+    async def query_view(
+        self, look: Callable[[View], Result], *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> Result:
+        """This is :meth:`query` for a look that asks for no system that was recognised."""
+        query = Query(self._run_control, self._still, self._opened.remote, timeout_s=timeout_s)
+        return await query.of(look, self.view, self._still_view)
 
     async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
         """This does a walk that sees the guest at one moment, with the shortest pause that can be had.
@@ -241,7 +293,7 @@ class Machine:
             UnknownGuest, StaleView: as :attr:`guest`.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        return await Capture(self._run_control, self.guest, self._still).of(walk)
+        return await Capture(self._run_control, self._recognised, self._still).of(walk)
 
     @asynccontextmanager
     async def breakpoints(
@@ -271,8 +323,11 @@ class Machine:
             GdbstubRequestFailed: it refuses the breakpoint.
             MachineGone, GdbstubTimeout: QEMU did not answer.
         """
-        va = Va(place) if isinstance(place, int) else address(self.symbols, place)
         name = place if isinstance(place, str) else f"{place:#x}"
+        if isinstance(place, str):
+            va = await self.query(lambda guest: address(guest.kernel.symbols, name))
+        else:
+            va = place
         async with self._breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
             yield hits
 
@@ -301,7 +356,9 @@ class Machine:
         """
         file = DumpFile(path, self.memory)
         try:
-            note = b"" if self._guest is None else self._guest.vmcoreinfo()
+            note = await self.query_view(partial(_vmcoreinfo, self._guest))
+            stopped = self._opened.remote is not None and self._opened.remote.stops_guest
+            live = live and not stopped
             return await file.take(self._monitor, self._run_control, note, live=live)
         finally:
             file.close()
@@ -324,6 +381,8 @@ class Machine:
                 remember(self._guest, self._choices)
             except UsageError as error:
                 _logger.warning("the profile of this kernel is not kept: %s", error)
+        if self._opened.remote is not None:
+            await self._opened.remote.let_go()
         await self._run_control.close()
         self._opened.memory.close()
         await self._monitor.close()
@@ -335,6 +394,12 @@ class Machine:
         if self.epoch != epoch:
             raise StaleView("the machine was reset since it was looked at: refresh()")
 
+    async def _tried(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
+        """This tells whether one way of looking has recognised what runs."""
+        if look is select_known and self.is_direct:
+            return self._recognise(look)
+        return await in_worker(partial(self._recognise, look))
+
     def _recognise(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
         """This tells whether one way of looking has recognised what runs."""
         self._guest, self._unknown = None, None
@@ -343,3 +408,8 @@ class Machine:
         except QvmiError as error:
             self._unknown = error
         return self._guest is not None
+
+
+def _vmcoreinfo(guest: LinuxGuest | None, view: View) -> bytes:
+    """This is the note of the kernel for crash dumps, empty where no kernel was recognised."""
+    return b"" if guest is None else guest.over(view).vmcoreinfo()

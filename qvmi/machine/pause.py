@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView
 from qvmi.machine.completion import ended
@@ -21,7 +21,7 @@ from qvmi.qmp.monitor import Monitor
 if TYPE_CHECKING:
     from qvmi.machine.debugger import Debugger  # it is imported with the first breakpoint
 
-__all__ = ["Pause", "RunControl"]
+__all__ = ["Pause", "RunControl", "StillReader"]
 
 _STOPPED: Final = frozenset({"paused", "debug"})
 """What QEMU calls a machine that was stopped and can go on."""
@@ -66,6 +66,18 @@ class Pause:
             raise StaleView("the pause has ended: look within its block")
 
 
+class StillReader(Protocol):
+    """This reads the guest in another way while it stands still."""
+
+    def begin_still(self) -> None:
+        """This is told that the guest stands still from now on."""
+        ...
+
+    async def end_still(self) -> None:
+        """This is told that the guest goes on as soon as this is done."""
+        ...
+
+
 class RunControl:
     """This stops and resumes one machine.
 
@@ -74,10 +86,14 @@ class RunControl:
 
     Attributes:
         debugger: who holds the gdbstub, if anybody: then the guest is stopped there and not here.
+        reader: who is told of pauses.
+        stood_still_s: for how long all pauses that are over have lasted, in seconds.
     """
 
     def __init__(self, monitor: Monitor) -> None:
         self.debugger: Debugger | None = None
+        self.reader: StillReader | None = None
+        self.stood_still_s = 0.0
         self._monitor = monitor
         self._guardian: Guardian | None = None
         self._lock = asyncio.Lock()
@@ -154,6 +170,8 @@ class RunControl:
             if self._pause is None:
                 self._pause = await self._stop()
                 self._free.clear()
+                if self.reader is not None:
+                    self.reader.begin_still()
             self._holders += 1
             return self._pause
 
@@ -164,7 +182,11 @@ class RunControl:
                 return
             pause, self._pause = self._pause, None
             self._free.set()
-            await self._resume(pause)
+            try:
+                if self.reader is not None:
+                    await self.reader.end_still()
+            finally:
+                await self._go_on(pause)
 
     async def _stop(self) -> Pause:
         if self.debugger is not None:
@@ -184,6 +206,12 @@ class RunControl:
                 await self._resume(pause)
             raise
         return pause
+
+    async def _go_on(self, pause: Pause) -> None:
+        try:
+            await self._resume(pause)
+        finally:
+            self.stood_still_s += pause.lasted_s
 
     async def _resume(self, pause: Pause) -> None:
         """This ends a pause.

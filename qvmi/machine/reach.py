@@ -1,0 +1,50 @@
+"""What there is to reach a machine's memory by: its process, its monitor, its gdbstub."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+
+from qvmi.machine.host_mapping import HostMaps
+from qvmi.machine.memory_ladder import Reach
+from qvmi.machine.monitor_memory import PrintedMemory, SavedMemory
+from qvmi.machine.pause import RunControl
+from qvmi.machine.remote_memory import Conversation
+from qvmi.machine.stub_memory import StubMemory
+from qvmi.qmp import commands
+from qvmi.qmp.monitor import Monitor
+
+__all__ = ["reach_of"]
+
+
+def reach_of(
+    monitor: Monitor,
+    run_control: RunControl,
+    maps: HostMaps | None,
+    *,
+    gdb: str | None,
+    stub_named: bool,
+) -> Reach:
+    """This gathers it; nothing is tried.
+
+    Args:
+        monitor: the conversation with QEMU.
+        run_control: stops the guest, for the gdbstub.
+        maps: of QEMU's process on this host; None where that is not known.
+        gdb: the address of the gdbstub; None to find or start one.
+        stub_named: whether the user has named the gdbstub for its memory.
+    """
+    return Reach(
+        maps=maps,
+        host_address=partial(commands.gpa2hva, monitor),
+        saved=partial(_saved, monitor),
+        printed=PrintedMemory(monitor),
+        stub=StubMemory(monitor, run_control, gdb),
+        stub_named=stub_named,
+    )
+
+
+def _saved(monitor: Monitor) -> Iterator[Conversation]:
+    """These are conversations over a file each, in the folders that may do; made as they are asked for."""
+    for base in SavedMemory.bases():
+        with suppress(OSError):
+            yield SavedMemory(monitor, base)
