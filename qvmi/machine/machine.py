@@ -1,6 +1,5 @@
 """A live guest that was attached to: looking at it, never stopping it unless asked."""
 
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvmi.addr import Va
 from qvmi.arch.x86_64 import Registers
-from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
+from qvmi.errors import MachineGone, StaleView
 from qvmi.machine.capture import Capture
 from qvmi.machine.dump import Dump, DumpFile
 from qvmi.machine.facts import MachineFacts, ask_facts
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.machine.pause import Pause, RunControl
 from qvmi.machine.query import QUERY_TIMEOUT_S, Query
-from qvmi.machine.worker import in_worker
+from qvmi.machine.recognition import Recognition
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
@@ -25,7 +24,7 @@ from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.selection import Choices, remember, select, select_known
+from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols, address
 from qvmi.view import Provenance, Taken, View
 
@@ -38,10 +37,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_logger = logging.getLogger(__name__)
-
-_LOOKS: Final = 4
-"""Looks at a guest that is not recognised, each by other page tables."""
 _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
@@ -72,10 +67,8 @@ class Machine:
     ) -> None:
         self._monitor = monitor
         self._opened = opened
-        self._choices = choices
         self._vcpus = vcpus
-        self._guest: LinuxGuest | None = None
-        self._unknown: QvmiError | None = None
+        self._recognition = Recognition(choices, direct=opened.remote is None)
         self._run_control = run_control
         self._run_control.reader = opened.remote
         self._exact: LinuxGuest | None = None
@@ -138,9 +131,7 @@ class Machine:
     @property
     def _recognised(self) -> LinuxGuest:
         """This is the guest, however its memory is read; raises as :attr:`guest` does."""
-        if self._guest is None:
-            raise self._unknown or UnknownGuest("nobody has looked yet which system runs here")
-        guest = self._exact or self._guest
+        guest = self._exact or self._recognition.require()
         guest.view.require_current()
         return guest
 
@@ -217,14 +208,7 @@ class Machine:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         try:
-            for _ in range(_LOOKS):
-                # What was seen before takes a millisecond, what was not takes many, in a thread.
-                if await self._tried(select_known) or await self._tried(select):
-                    return
-                # The page tables may have been those of a process that has ended in the meantime.
-                before = {vcpu.cr3 for vcpu in self._vcpus}
-                if before == {vcpu.cr3 for vcpu in await self.registers()}:
-                    return
+            await self._recognition.look(lambda: self.view, self.registers)
         finally:
             if self._opened.remote is not None:
                 await self._opened.remote.let_go()
@@ -246,24 +230,29 @@ class Machine:
             vcpus = await commands.registers(self._monitor)
             view, before = self._still(pause, vcpus), (self._exact, self._still_view)
             self._still_view = view
-            if self._guest is not None:
-                self._exact = self._guest.over(view)
+            if self._recognition.guest is not None:
+                self._exact = self._recognition.guest.over(view)
             try:
                 yield view
             finally:
                 self._exact, self._still_view = before
 
     async def query(
-        self, look: Callable[[LinuxGuest], Result], *, timeout_s: float = QUERY_TIMEOUT_S
+        self,
+        look: Callable[[LinuxGuest], Result],
+        *,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        still: bool = True,
     ) -> Result:
         """This looks at the guest in a thread, whichever way its memory is read.
 
         A cancel or the deadline ends the look at its next read. A guest whose memory is read by the
-        gdbstub stands still for the look, and the listing says for how long.
+        gdbstub stands still for the look, and a listing says for how long.
 
         Args:
             look: looks at the guest and returns what it found; called in another thread.
             timeout_s: how long it may take.
+            still: False for what computes for long: the guest then stands still for each read alone.
 
         Raises:
             QueryTimeout: it took longer.
@@ -271,13 +260,20 @@ class Machine:
             QvmiError: whatever the look raises, or QEMU did not answer.
         """
         guest = self._recognised
-        return await self.query_view(lambda view: look(guest.over(view)), timeout_s=timeout_s)
+        return await self.query_view(
+            lambda view: look(guest.over(view)), timeout_s=timeout_s, still=still
+        )
 
     async def query_view(
-        self, look: Callable[[View], Result], *, timeout_s: float = QUERY_TIMEOUT_S
+        self,
+        look: Callable[[View], Result],
+        *,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        still: bool = True,
     ) -> Result:
         """This is :meth:`query` for a look that asks for no system that was recognised."""
-        query = Query(self._run_control, self._still, self._opened.remote, timeout_s=timeout_s)
+        remote = self._opened.remote
+        query = Query(self._run_control, self._still, remote, timeout_s=timeout_s, still=still)
         return await query.of(look, self.view, self._still_view)
 
     async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
@@ -337,7 +333,9 @@ class Machine:
             BreakpointControl,
         )
 
-        return BreakpointControl(self._monitor, self._run_control, self._gdb, lambda: self._guest)
+        return BreakpointControl(
+            self._monitor, self._run_control, self._gdb, lambda: self._recognition.guest
+        )
 
     async def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file, which debuggers and Volatility open.
@@ -356,7 +354,7 @@ class Machine:
         """
         file = DumpFile(path, self.memory)
         try:
-            note = await self.query_view(partial(_vmcoreinfo, self._guest))
+            note = await self.query_view(partial(_vmcoreinfo, self._recognition.guest))
             stopped = self._opened.remote is not None and self._opened.remote.stops_guest
             live = live and not stopped
             return await file.take(self._monitor, self._run_control, note, live=live)
@@ -376,11 +374,7 @@ class Machine:
 
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
-        if self._guest is not None:
-            try:
-                remember(self._guest, self._choices)
-            except UsageError as error:
-                _logger.warning("the profile of this kernel is not kept: %s", error)
+        self._recognition.remember()
         if self._opened.remote is not None:
             await self._opened.remote.let_go()
         await self._run_control.close()
@@ -393,21 +387,6 @@ class Machine:
             raise MachineGone("looking at the guest")
         if self.epoch != epoch:
             raise StaleView("the machine was reset since it was looked at: refresh()")
-
-    async def _tried(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
-        """This tells whether one way of looking has recognised what runs."""
-        if look is select_known and self.is_direct:
-            return self._recognise(look)
-        return await in_worker(partial(self._recognise, look))
-
-    def _recognise(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
-        """This tells whether one way of looking has recognised what runs."""
-        self._guest, self._unknown = None, None
-        try:
-            self._guest = look(self.view, self._choices)
-        except QvmiError as error:
-            self._unknown = error
-        return self._guest is not None
 
 
 def _vmcoreinfo(guest: LinuxGuest | None, view: View) -> bytes:

@@ -84,16 +84,16 @@ class Reach:
         maps: of QEMU's process on this host; None where that is not known, as over TCP.
         host_address: asks QEMU where it has a byte of the guest.
         saved: makes conversations that have QEMU save memory to a file; each may do or not.
-        printed: the conversation that has QEMU print it.
-        stub: the one with the gdbstub.
+        printed: makes the one that has QEMU print it.
+        stub: makes the one with the gdbstub.
         stub_named: whether the user has named the gdbstub, knowing that it stops the guest.
     """
 
     maps: HostMaps | None
     host_address: HostAddress
     saved: Callable[[], Iterator[Conversation]]
-    printed: Conversation
-    stub: Conversation
+    printed: Callable[[], Conversation]
+    stub: Callable[[], Conversation]
     stub_named: bool
 
 
@@ -228,7 +228,7 @@ async def _by_stub(regions: Sequence[MemoryRegion], reach: Reach) -> PhysicalMem
     if not reach.stub_named:
         raise _Unusable("it would stop the guest for each look: name it with --gdb ADDR to use it")
     try:
-        return await _asked(regions, reach.stub)
+        return await _asked(regions, reach.stub())
     except QvmiError as error:
         _logger.warning("memory is not read by the gdbstub: %s", error)
         raise
@@ -236,7 +236,7 @@ async def _by_stub(regions: Sequence[MemoryRegion], reach: Reach) -> PhysicalMem
 
 async def _by_monitor(regions: Sequence[MemoryRegion], reach: Reach) -> PhysicalMemory:
     """This lets QEMU print it."""
-    return await _asked(regions, reach.printed)
+    return await _asked(regions, reach.printed())
 
 
 async def _asked(regions: Sequence[MemoryRegion], conversation: Conversation) -> RemoteMemory:

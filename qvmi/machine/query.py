@@ -27,23 +27,26 @@ class Query:
 
     Args:
         run_control: stops the guest, where its memory cannot be read otherwise.
-        still: makes a view of a pause.
+        view_of: makes a view of a pause.
         remote: the memory, where it has to be asked for; None where it is direct.
         timeout_s: how long a look may take.
+        still: whether a guest that stands still for each read does so from the first to the last.
     """
 
     def __init__(
         self,
         run_control: RunControl,
-        still: Callable[[Pause], View],
+        view_of: Callable[[Pause], View],
         remote: RemoteMemory | None,
         *,
         timeout_s: float,
+        still: bool,
     ) -> None:
         self._run_control = run_control
-        self._still = still
+        self._view_of = view_of
         self._remote = remote
         self._timeout_s = timeout_s
+        self._holds = still and remote is not None and remote.stops_guest
 
     async def of(self, look: Callable[[View], Result], live: View, paused: View | None) -> Result:
         """This looks, and is what was found; the thread has ended when this returns or raises.
@@ -57,10 +60,10 @@ class Query:
             QueryTimeout: it took longer.
             QvmiError: whatever the look raises, or QEMU did not answer.
         """
-        if paused is not None or self._remote is None or not self._remote.stops_guest:
+        if paused is not None or not self._holds:
             return await self._through(paused or live, look)
         async with self._run_control.paused() as pause:
-            view = replace(self._still(pause), vcpus=live.vcpus)
+            view = replace(self._view_of(pause), vcpus=live.vcpus)
             answer = await self._through(captured(view, view.memory), look)
         return with_pause(answer, pause.lasted_s)
 

@@ -6,10 +6,8 @@ from functools import partial
 
 from qvmi.machine.host_mapping import HostMaps
 from qvmi.machine.memory_ladder import Reach
-from qvmi.machine.monitor_memory import PrintedMemory, SavedMemory
 from qvmi.machine.pause import RunControl
 from qvmi.machine.remote_memory import Conversation
-from qvmi.machine.stub_memory import StubMemory
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 
@@ -37,14 +35,31 @@ def reach_of(
         maps=maps,
         host_address=partial(commands.gpa2hva, monitor),
         saved=partial(_saved, monitor),
-        printed=PrintedMemory(monitor),
-        stub=StubMemory(monitor, run_control, gdb),
+        printed=partial(_printed, monitor),
+        stub=partial(_stub, monitor, run_control, gdb),
         stub_named=stub_named,
     )
 
 
+# What is imported below takes time, which those whose memory is direct do not have to spend.
+
+
 def _saved(monitor: Monitor) -> Iterator[Conversation]:
     """These are conversations over a file each, in the folders that may do; made as they are asked for."""
+    from qvmi.machine.monitor_memory import SavedMemory  # noqa: PLC0415
+
     for base in SavedMemory.bases():
         with suppress(OSError):
             yield SavedMemory(monitor, base)
+
+
+def _printed(monitor: Monitor) -> Conversation:
+    from qvmi.machine.monitor_memory import PrintedMemory  # noqa: PLC0415
+
+    return PrintedMemory(monitor)
+
+
+def _stub(monitor: Monitor, run_control: RunControl, gdb: str | None) -> Conversation:
+    from qvmi.machine.stub_memory import StubMemory  # noqa: PLC0415
+
+    return StubMemory(monitor, run_control, gdb)

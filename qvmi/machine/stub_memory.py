@@ -17,7 +17,7 @@ from qvmi.gdbstub.client import GdbClient
 from qvmi.gdbstub.packets import detach_request
 from qvmi.machine.completion import to_the_end
 from qvmi.machine.pause import RunControl
-from qvmi.machine.stub_place import StubPlace, end_stub, find_stub
+from qvmi.machine.stub_place import StubPlace, connect_stub, end_stub, find_stub
 from qvmi.qmp.monitor import Monitor
 
 __all__ = ["StubMemory"]
@@ -103,7 +103,7 @@ class StubMemory:
         guardian = await self._run_control.prepare()
         place = await find_stub(self._monitor, self._gdb)
         try:
-            client = await GdbClient.connect(place.address, was_running=False)
+            client = await connect_stub(place, was_running=False)
         except BaseException:
             with suppress(QvmiError):
                 await end_stub(self._monitor, place)
