@@ -64,8 +64,8 @@ class Debugger:
         self._on_stop = on_stop
         self._on_end = on_end
         self._works: deque[tuple[Work[object], asyncio.Future[object]]] = deque()
-        self._let_run = asyncio.Event()
-        self._let_run.set()
+        self._holders = 0
+        self._changed = asyncio.Event()
         self._running = asyncio.create_task(self._run(), name="qvmi debugger")
 
     async def standing(self, work: Work[Result]) -> Result:
@@ -78,6 +78,7 @@ class Debugger:
         if self._running.done():
             raise MachineGone("stopping the guest by the gdbstub")
         self._works.append((work, done))
+        self._changed.set()
         with suppress(MachineGone):  # the task that runs the guest tells
             self._client.ask_to_stop()
         return await done  # type: ignore[return-value] # what this very work has returned
@@ -85,12 +86,13 @@ class Debugger:
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
         """This keeps the guest from running for as long as the block lasts."""
-        self._let_run.clear()
+        self._holders += 1
         try:
             await self.standing(_nothing)
             yield
         finally:
-            self._let_run.set()
+            self._holders -= 1
+            self._changed.set()
 
     async def leave(self) -> None:
         """This ends the session: no breakpoint is left, and the guest goes on if it ran before."""
@@ -131,9 +133,10 @@ class Debugger:
 
     async def _work(self) -> None:
         """This does what others want done at a standstill, and waits for as long as they want one."""
-        while self._works or not self._let_run.is_set():
+        while self._works or self._holders:
             if not self._works:
-                await self._let_run.wait()
+                self._changed.clear()
+                await self._changed.wait()
                 continue
             work, done = self._works.popleft()
             try:

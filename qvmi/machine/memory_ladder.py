@@ -242,7 +242,10 @@ async def _by_monitor(regions: Sequence[MemoryRegion], reach: Reach) -> Physical
 async def _asked(regions: Sequence[MemoryRegion], conversation: Conversation) -> RemoteMemory:
     """This makes a memory of a conversation, once that has told a page of it."""
     page = min(PAGE_SIZE, regions[0].end - regions[0].start)
-    data = await conversation.fetch(regions[0].start, page)
+    try:
+        data = await conversation.fetch(regions[0].start, page)
+    finally:
+        await conversation.let_go()
     if len(data) != page:
         raise _Unusable(f"{conversation.description}: {len(data)} bytes came instead of {page}")
     return RemoteMemory([PaRange(one.start, one.end) for one in regions], conversation)

@@ -50,6 +50,7 @@ class StubMemory:
         self._client: GdbClient | None = None
         self._place: StubPlace | None = None
         self._lingering: asyncio.Task[None] | None = None
+        self._readers = 0
         self._last_read = 0.0
         self._name = gdb or "of the machine"
 
@@ -69,10 +70,13 @@ class StubMemory:
         """
         if self._run_control.pause is None and self._lingering is None:
             self._lingering = asyncio.create_task(self._linger(), name="qvmi stub")
-        async with self._run_control.paused():
-            found = await self._standing(lambda client: client.read_physical(pa, size))
+        self._readers += 1
+        try:
+            async with self._run_control.paused():
+                return await self._standing(lambda client: client.read_physical(pa, size))
+        finally:
+            self._readers -= 1
             self._last_read = asyncio.get_running_loop().time()
-            return found
 
     async def let_go(self) -> None:
         """This ends a pause that no reader wants any more."""
@@ -128,13 +132,12 @@ class StubMemory:
     async def _linger(self) -> None:
         """This keeps the guest from running until no read follows any more."""
         loop = asyncio.get_running_loop()
-        self._last_read = loop.time()
         try:
             # What is wrong with the pause is told to whoever reads, or asks for the run state.
             with suppress(QvmiError):
                 async with self._run_control.paused():
                     # Each read moves the end, and thousands of them follow each other.
-                    while (left := self._last_read + _LINGERS_S - loop.time()) > 0:  # noqa: ASYNC110
-                        await asyncio.sleep(left)
+                    while self._readers or loop.time() < self._last_read + _LINGERS_S:  # noqa: ASYNC110
+                        await asyncio.sleep(_LINGERS_S)
         finally:
             self._lingering = None
