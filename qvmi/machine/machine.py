@@ -375,10 +375,10 @@ class Machine:
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
         self._recognition.remember()
+        self._opened.memory.close()  # first, so that no reader in another thread stops the guest again
         if self._opened.remote is not None:
             await self._opened.remote.let_go()
         await self._run_control.close()
-        self._opened.memory.close()
         await self._monitor.close()
 
     def _require_epoch(self, epoch: int) -> None:

@@ -220,6 +220,9 @@ async def _by_pmemsave(regions: Sequence[MemoryRegion], reach: Reach) -> Physica
         except QvmiError as error:
             conversation.close()
             problem = str(error)
+        except BaseException:
+            conversation.close()
+            raise
     raise _Unusable(problem)
 
 

@@ -25,7 +25,7 @@ _MAX_SAVED: Final = 1 << 20
 _SAVED_BLOCK: Final = 1 << 16
 """Read at once of a guest that stands still: takes a fifth longer than 8 bytes do."""
 _MAX_PRINTED: Final = 1 << 15
-"""Bytes printed at once: 110 KB of text, for which QEMU holds its lock for some 6 ms."""
+"""Bytes printed at once: 110 KB of text, for which QEMU holds its lock for some 3 ms."""
 _PRINTED_BLOCK: Final = 1 << 12
 _WORD: Final = re.compile(r"0x([0-9a-f]{16})\b")
 _WORD_SIZE: Final = 8
