@@ -32,6 +32,7 @@
     ├── NotWritable                   guest memory that must not be written; nothing was changed
     ├── WriteFailed                   a change of the guest that did not come about as asked
     ├── NotDirect                     memory is not direct: use ``query``
+    ├── QueryTimeout                  a query did not end in the time it was given
     ├── StaleView                     the guest was reset or replaced since the view was taken
     ├── PolicyDenied                  an action without its grant
     ├── BusError                      the channel between codepacks
@@ -73,6 +74,7 @@ __all__ = [
     "QmpCommandFailed",
     "QmpProtocolError",
     "QmpTimeout",
+    "QueryTimeout",
     "QvmiError",
     "SocketUnreachable",
     "StaleView",
@@ -387,6 +389,14 @@ class WriteFailed(QvmiError):
 
 class NotDirect(QvmiError):
     """The guest's memory is not direct, so it cannot be read on the event loop."""
+
+
+class QueryTimeout(QvmiError):
+    """What was asked of the guest did not end in the time it was given."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the query did not end within {timeout_s:g} s")
+        self.timeout_s = timeout_s
 
 
 class StaleView(QvmiError):

@@ -20,7 +20,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
-from qvmi.errors import MemoryFault, UsageError
+from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
 from qvmi.semantics.guest_os import Gap, GuestFacts, Listing, Module, Process, Thread
 from qvmi.view import Provenance, Taken
@@ -273,11 +273,15 @@ class FakeMemory:
 class FakeMachine:
     """This is a machine with a fake guest; watches and runners take it for a real one.
 
+    Args:
+        direct: whether its memory answers at once; otherwise there is only :meth:`query`.
+
     Attributes:
         address: what it was attached by.
         memory: its memory.
         epoch: raised by :meth:`reset`.
-        calls: ``guest``, ``capture``, ``refresh`` and ``run_state``, in order, also those that failed.
+        calls: ``guest``, ``query``, ``capture``, ``refresh`` and ``run_state``, in order, also those
+            that failed.
     """
 
     def __init__(
@@ -286,19 +290,29 @@ class FakeMachine:
         memory: FakeMemory | None = None,
         *,
         address: str = "/run/fake/qmp.sock",
+        direct: bool = True,
     ) -> None:
         self.address = address
         self.memory = memory or FakeMemory({})
         self.epoch = 0
         self.calls: list[str] = []
         self._guest = guest or FakeGuest()
-        self._faults = _Faults(("guest", "capture", "refresh", "run_state"))
+        self._direct = direct
+        self._faults = _Faults(("guest", "query", "capture", "refresh", "run_state"))
 
     @property
     def guest(self) -> FakeGuest:
         """This is the fake guest, or the error that was armed for it."""
         self._called("guest")
+        if not self._direct:
+            raise NotDirect("the memory of this fake is not direct: use `await machine.query(…)`")
         return self._guest
+
+    async def query(self, look: Callable[[FakeGuest], Found], *, timeout_s: float = 60.0) -> Found:
+        """This looks at the fake guest, or raises what was armed for it; it knows no time."""
+        del timeout_s
+        self._called("query")
+        return look(self._guest)
 
     async def capture(self, walk: Callable[[FakeGuest], Found]) -> Found:
         """This does the walk over the fake guest, or raises what was armed for it."""

@@ -10,10 +10,20 @@ from qvmi.cli import values
 from qvmi.cli.commands import COMMANDS, Command, Needs
 from qvmi.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "Options", "Request", "TextWanted", "make_parser", "parse"]
+__all__ = [
+    "ENVIRONMENT",
+    "GDB_ENVIRONMENT",
+    "Options",
+    "Request",
+    "TextWanted",
+    "make_parser",
+    "parse",
+]
 
 ENVIRONMENT: Final = "QVMI_QMP"
 """The environment variable that stands for ``--qmp``."""
+GDB_ENVIRONMENT: Final = "QVMI_GDB"
+"""The environment variable that stands for ``--gdb``."""
 
 _COLUMN: Final = 30  # where help texts begin: behind the longest option
 
@@ -50,6 +60,11 @@ _OPTIONS: Final = (
         f"QMP socket: PATH, HOST:PORT, libvirt:DOMAIN; or {ENVIRONMENT}",
         {"metavar": "ADDR", "type": values.given},
     ),
+    _Option(
+        "--gdb",
+        f"its gdbstub, which stops the guest for each look; or {GDB_ENVIRONMENT}",
+        {"metavar": "ADDR", "type": values.given},
+    ),
     _Option("--json", "one JSON document on stdout, nothing else", {"action": "store_true"}),
     _Option(
         "--isf",
@@ -74,6 +89,7 @@ class Options(NamedTuple):
 
     Args:
         qmp: the address of the machine's QMP socket; None where none was named.
+        gdb: that of its gdbstub; None where none was named.
         json: print JSON.
         isf: a symbol file to use instead of the guest's own tables.
         timeout_s: how long connecting may take, QEMU's greeting included; None for as long as
@@ -82,6 +98,7 @@ class Options(NamedTuple):
     """
 
     qmp: str | None
+    gdb: str | None
     json: bool
     isf: str | None
     timeout_s: float | None
@@ -144,6 +161,7 @@ def parse(arguments: Sequence[str]) -> Request:
     command = next(command for command in COMMANDS if command.name == name)
     options = Options(
         qmp=found.pop("qmp", None) or os.environ.get(ENVIRONMENT) or None,
+        gdb=found.pop("gdb", None) or os.environ.get(GDB_ENVIRONMENT) or None,
         json=found.pop("json", False),
         isf=found.pop("isf", None),
         timeout_s=found.pop("timeout", None),

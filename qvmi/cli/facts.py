@@ -34,11 +34,13 @@ _EVIDENCE: Final[Sequence[Column[Evidence]]] = (
 
 async def info(machine: Machine, output: Output) -> ExitCode:
     """This tells of the machine, and of the guest if one is recognised."""
-    facts = await machine.facts()
+    guest: GuestFacts | None = None
+    problem: QvmiError | None = None
     try:
-        guest, problem = machine.guest.facts(), None
+        guest = await machine.query(lambda linux: linux.facts())
     except QvmiError as error:
-        guest, problem = None, error
+        problem = error
+    facts = await machine.facts()
     if output.json:
         output.document(_document(facts, guest, problem))
     else:
@@ -93,4 +95,5 @@ def _machine_facts(machine: MachineFacts) -> Iterable[Fact]:
         ("vCPUs", str(machine.vcpus)),
         ("RAM", f"{machine.ram_size / _MIB:g} MiB"),
         ("epoch", str(machine.epoch)),
+        ("stood still", f"{machine.stood_still_s * 1000:.1f} ms"),
     )

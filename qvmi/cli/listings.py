@@ -51,9 +51,8 @@ _MODULE: Final[Sequence[Column[Module]]] = (
 class Inhabited(Protocol):
     """This is what these commands need of a machine."""
 
-    @property
-    def guest(self) -> GuestOS:
-        """This is the system that runs in it."""
+    async def query(self, look: Callable[[GuestOS], Listing[Row]]) -> Listing[Row]:
+        """This looks at the system that runs in it."""
         ...
 
     async def capture(self, walk: Callable[[GuestOS], Listing[Row]]) -> Listing[Row]:
@@ -102,7 +101,7 @@ async def _looked(
 ) -> Listing[Row]:
     """This looks at the guest while it runs, or at one moment, and then says what that has cost it."""
     if not exact:
-        return walk(machine.guest)
+        return await machine.query(walk)
     listing = await machine.capture(walk)
     report_pause(output, listing.provenance)
     return listing

@@ -1,9 +1,9 @@
 """The commands that look at single addresses: ``read`` and ``translate``."""
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -17,9 +17,13 @@ from qvmi.cli.values import Place, Space
 from qvmi.errors import GuestError, TranslationFault, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.symbols.layout import address
+from qvmi.view import Provenance, View
 
 __all__ = ["MAX_DOCUMENT", "read", "translate"]
+
+Result = TypeVar("Result")
 
 MAX_DOCUMENT: Final = 64 << 20
 """Most bytes in one JSON document, which is made whole in memory; the other forms have no bound."""
@@ -38,22 +42,28 @@ class _Region:
     Args:
         start: its first address.
         size: in bytes.
-        read_at: reads so many bytes at an address of the space that was asked for.
+        space: whose addresses they are; None for physical ones.
     """
 
     start: int
     size: int
-    read_at: Callable[[int, int], bytes]
+    space: AddressSpace | None
 
     def __post_init__(self) -> None:
         if self.start + self.size > _END_OF_ADDRESSES:
             raise UsageError(f"{self.size} bytes at {self.start:#x} reach beyond the last address")
 
-    def chunks(self) -> Iterator[tuple[int, bytes]]:
-        """This yields address and bytes, piece by piece, until one cannot be read."""
+    @property
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """These are the address and the size of each piece that is read at once."""
         end = self.start + self.size
-        for start in range(self.start, end, _CHUNK):
-            yield start, self.read_at(start, min(_CHUNK, end - start))
+        return ((start, min(_CHUNK, end - start)) for start in range(self.start, end, _CHUNK))
+
+    def read(self, start: int, size: int, view: View) -> bytes:
+        """This reads a part of it."""
+        if self.space is None:
+            return view.memory.read(Pa(start), size)
+        return self.space.over(view.memory).read(Va(start), size)
 
 
 async def read(
@@ -66,13 +76,14 @@ async def read(
         GuestError, SymbolsError, MemoryFault: there is no such place, or it cannot be read.
     """
     _require_sense(output, place, space, size=size, form=form)
-    region = _Region(_address(machine, place), size, _reader(machine, space))
+    region = await _region(machine, place, size, space)
     if output.json:
-        output.document(_document(machine, region, space))
+        output.document(await _document(machine, region, space))
         return ExitCode.FINE
-    for start, data in region.chunks():
+    for start, part in region.chunks:
+        # Between two of them Ctrl-C is heard.
+        data = await machine.query_view(partial(region.read, start, part))
         _PRINTERS[form](output, data, start)
-        await asyncio.sleep(0)  # the event loop is heard, and Ctrl-C with it
     if form == "hex":
         output.line()
     return ExitCode.FINE
@@ -89,36 +100,49 @@ def _require_sense(output: Output, place: Place, space: Space, *, size: int, for
         raise UsageError("raw bytes would disturb the terminal: send them to a file or a pipe")
 
 
-def _address(machine: Machine, place: Place) -> int:
-    return place.offset + (address(machine.symbols, place.symbol) if place.symbol else 0)
-
-
-def _reader(machine: Machine, space: Space) -> Callable[[int, int], bytes]:
+async def _region(machine: Machine, place: Place, size: int, space: Space) -> _Region:
     if space.kind == "physical":
-        return lambda start, size: machine.memory.read(Pa(start), size)
-    virtual = _virtual(machine, space)
-    return lambda start, size: virtual.read(Va(start), size)
+        return _Region(place.offset, size, None)
+    return await machine.query(
+        lambda guest: _Region(_address(guest, place), size, _virtual(guest, space))
+    )
 
 
-def _virtual(machine: Machine, space: Space) -> AddressSpace:
+def _address(guest: LinuxGuest, place: Place) -> int:
+    return place.offset + (address(guest.kernel.symbols, place.symbol) if place.symbol else 0)
+
+
+def _virtual(guest: LinuxGuest, space: Space) -> AddressSpace:
     if space.pid is None:
-        return machine.kernel_space
-    processes = machine.guest.processes()
-    process = next((one for one in processes if one.pid == space.pid), None)
+        return guest.kernel.space
+    process = next((one for one in guest.processes() if one.pid == space.pid), None)
     if process is None:
         raise GuestError(f"no process of this guest has the pid {space.pid}")
-    return machine.user_space(process)
+    return guest.user_space(process)
 
 
-def _document(machine: Machine, region: _Region, space: Space) -> dict[str, object]:
+async def _document(machine: Machine, region: _Region, space: Space) -> dict[str, object]:
+    def look(view: View) -> str:
+        return b"".join(region.read(start, size, view) for start, size in region.chunks).hex()
+
+    data, provenance = await _with_label(machine, look)
     return {
         "space": space.kind,
         "pid": space.pid,
         "address": region.start,
         "size": region.size,
-        "data": b"".join(data for _, data in region.chunks()).hex(),
-        "provenance": machine.view.provenance,
+        "data": data,
+        "provenance": provenance,
     }
+
+
+async def _with_label(
+    machine: Machine, look: Callable[[View], Result]
+) -> tuple[Result, Provenance]:
+    """This looks, and says how it was done and for how long the guest stood still for it."""
+    before = machine.stood_still_s
+    found, label = await machine.query_view(lambda view: (look(view), view.provenance))
+    return found, msgspec.structs.replace(label, pause_s=machine.stood_still_s - before)
 
 
 def _print_dump(output: Output, data: bytes, start: int) -> None:
@@ -144,20 +168,28 @@ async def translate(machine: Machine, output: Output, *, place: Place, space: Sp
         GuestError, SymbolsError: there is no such process, or no such symbol.
         TranslationFault: the guest unmapped the address just now.
     """
-    virtual = _virtual(machine, space)
-    va = Va(_address(machine, place))
-    asked = {"pid": space.pid, "provenance": machine.view.provenance}
-    way, fault = _way_to(virtual, va)
-    if fault is not None:
-        _show_way(output, virtual.geometry, way, _nowhere(va, way, fault) | asked)
+    virtual, va = await machine.query(
+        lambda guest: (_virtual(guest, space), Va(_address(guest, place)))
+    )
+    way, provenance = await _with_label(machine, lambda view: _way(virtual.over(view.memory), va))
+    asked = {"pid": space.pid, "provenance": provenance}
+    if isinstance(way, _NoWay):
+        _show_way(output, virtual.geometry, way.steps, _nowhere(va, way) | asked)
         output.flush()
-        output.message(str(fault))
-        return exit_code_of(fault)
-    found = virtual.walk(va)
-    _show_way(output, virtual.geometry, found.steps, msgspec.to_builtins(found) | asked)
+        output.message(str(way.fault))
+        return exit_code_of(way.fault)
+    _show_way(output, virtual.geometry, way.steps, msgspec.to_builtins(way) | asked)
     if not output.json:
-        output.line(_in_words(found))
+        output.line(_in_words(way))
     return ExitCode.FINE
+
+
+@dataclass(frozen=True, slots=True)
+class _NoWay:
+    """This is an address that leads nowhere: the entries on the way, and what stopped the walk."""
+
+    steps: Sequence[Step]
+    fault: TranslationFault
 
 
 def _show_way(
@@ -169,21 +201,21 @@ def _show_way(
         output.table(table_of(_step_columns(geometry), way))
 
 
-def _way_to(space: AddressSpace, va: Va) -> tuple[Sequence[Step], TranslationFault | None]:
-    """This walks as far as there is a way: the entries on it, and what stopped the walk if it was."""
+def _way(space: AddressSpace, va: Va) -> Translation | _NoWay:
+    """This walks as far as there is a way."""
     way: list[Step] = []
     try:
         for step in steps(space.memory.read, space.root, space.geometry, va):
             way.append(step)  # noqa: PERF402 - what was read before the fault counts
     except TranslationFault as fault:
-        return way, fault
-    return way, None
+        return _NoWay(way, fault)
+    return space.walk(va)
 
 
-def _nowhere(va: Va, way: Sequence[Step], fault: TranslationFault) -> dict[str, object]:
+def _nowhere(va: Va, way: _NoWay) -> dict[str, object]:
     """This is the document of an address that is not mapped, with the fields of one that is."""
     unknown = dict.fromkeys(("pa", "page_size", "permissions"))
-    return {"va": va, **unknown, "steps": way, "problem": str(fault)}
+    return {"va": va, **unknown, "steps": way.steps, "problem": str(way.fault)}
 
 
 def _step_columns(geometry: Geometry) -> Sequence[Column[Step]]:

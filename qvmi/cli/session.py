@@ -82,12 +82,18 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
     async with attach(
         options.qmp,
         isf=None if options.isf is None else Path(options.isf),
+        gdb=options.gdb,
         use_cache=options.use_cache,
         discover=request.command.needs is Needs.GUEST,
         timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,
     ) as machine:
         code: ExitCode = await handler(machine, output, **request.arguments)
         output.flush()
+        if machine.stood_still_s and not machine.is_direct and not output.json:
+            output.message(
+                f"the guest stood still for {machine.stood_still_s * 1000:.1f} ms in all: its memory"
+                f" is read by {machine.memory.description}"
+            )
     return code
 
 

@@ -1,6 +1,7 @@
 """The commands about names: ``symbol`` and ``isf``."""
 
 from pathlib import Path
+from typing import Final
 
 from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
@@ -15,6 +16,9 @@ from qvmi.symbols.live import LiveSymbols
 
 __all__ = ["isf", "symbol"]
 
+_ISF_S: Final = 600.0
+"""How long all symbols and types may take: seconds, of which compressing them as .xz is the most."""
+
 
 async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
     """This tells a symbol's address, or the symbol at an address.
@@ -22,8 +26,7 @@ async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
     Raises:
         SymbolsError: there is none.
     """
-    symbols = machine.symbols
-    found = _by_name(symbols, place.symbol) if place.symbol else _at(symbols, Va(place.offset))
+    found = await machine.query(lambda guest: _found(guest.kernel.symbols, place))
     va = Va(place.offset + (found.address if place.symbol else 0))
     offset = va - found.address
     if output.json:
@@ -34,6 +37,10 @@ async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
     behind = f"+{offset:#x}" if offset else ""
     output.line(f"{va:#x} {found.type or '?'} {found.name}{behind}{module}")
     return ExitCode.FINE
+
+
+def _found(symbols: Symbols, place: Place) -> NearestSymbol:
+    return _by_name(symbols, place.symbol) if place.symbol else _at(symbols, Va(place.offset))
 
 
 def _by_name(symbols: Symbols, name: str) -> NearestSymbol:
@@ -59,10 +66,9 @@ async def isf(machine: Machine, output: Output, *, path: str) -> ExitCode:
         UsageError: the file cannot be written, or there is nothing to write that is not in one.
         SymbolsError, MemoryFault: the kernel's tables cannot be read.
     """
-    kernel = machine.guest.kernel
-    if not isinstance(kernel.symbols, LiveSymbols):
-        raise UsageError("the symbols come from a file: leave --isf out to take the kernel's own")
-    size = _write(kernel.symbols, kernel, Path(path))
+    size = await machine.query(
+        lambda guest: _write(guest.kernel, Path(path)), timeout_s=_ISF_S, still=False
+    )
     if output.json:
         output.document({"path": path, "size": size})
     else:
@@ -70,7 +76,10 @@ async def isf(machine: Machine, output: Output, *, path: str) -> ExitCode:
     return ExitCode.FINE
 
 
-def _write(symbols: LiveSymbols, kernel: Kernel, file: Path) -> int:
+def _write(kernel: Kernel, file: Path) -> int:
     """This writes the file and gives its size in bytes."""
+    symbols = kernel.symbols
+    if not isinstance(symbols, LiveSymbols):
+        raise UsageError("the symbols come from a file: leave --isf out to take the kernel's own")
     write_isf(symbols, file, slide=kernel.slide, banner=kernel.banner)
     return file.stat().st_size

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -19,7 +19,15 @@ from qvmi.codepacks.look import Look, in_words, look
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.thread_call import call_in_thread
-from qvmi.errors import BadMessage, MachineGone, QvmiError, StaleView, UnknownGuest
+from qvmi.errors import (
+    BadMessage,
+    MachineGone,
+    NotDirect,
+    QueryTimeout,
+    QvmiError,
+    StaleView,
+    UnknownGuest,
+)
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
@@ -52,7 +60,11 @@ class InspectedMachine(Protocol):
 
     @property
     def guest(self) -> GuestOS:
-        """This is the guest as of now; what it raises is reported."""
+        """This is the guest as of now; what it raises is reported, but NotDirect."""
+        ...
+
+    async def query(self, look: Callable[[GuestOS], Look], *, timeout_s: float) -> Look:
+        """This looks at a guest whose memory is not direct; QueryTimeout if that takes too long."""
         ...
 
     @property
@@ -103,6 +115,7 @@ class Runner:
         self._confirmation = Confirmation()
         self._epoch = machine.epoch
         self._looking: asyncio.Future[Look] | None = None
+        self._is_inspecting = False
         self._reported: tuple[Sight, str, int] | None = None
         self._next_life_check = 0.0
         self._next_refresh = 0.0
@@ -153,6 +166,8 @@ class Runner:
         try:
             guest = ObservedGuest(self._machine.guest, self._codepack.name)
             memory = self._machine.memory
+        except NotDirect:
+            return await self._look_by_query()
         except QvmiError as error:
             await self._recover(error)
             return _blind(error)
@@ -176,6 +191,29 @@ class Runner:
             return looking.result()
         guest.withdraw()
         return self._late()
+
+    async def _look_by_query(self) -> Look:
+        """This leaves the thread to the machine, which alone can wait for its memory."""
+        if self._is_inspecting:
+            return self._late()
+
+        def inspect(guest: GuestOS) -> Look:
+            self._is_inspecting = True
+            try:
+                observed = ObservedGuest(guest, self._codepack.name)
+                return look(self._codepack, observed, self._machine.memory)
+            finally:
+                self._is_inspecting = False
+
+        try:
+            result = await self._machine.query(inspect, timeout_s=self._look_deadline_s)
+        except QueryTimeout:
+            return self._late()
+        except QvmiError as error:
+            result = _blind(error)
+        if result.error is not None:
+            await self._recover(result.error)
+        return result
 
     async def _require_machine(self) -> None:
         """This raises MachineGone if the machine is; one that does not answer may yet be read."""

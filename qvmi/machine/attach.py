@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,15 @@ from qvmi.addr import Pa, Va
 from qvmi.arch.x86_64 import Registers
 from qvmi.errors import UsageError
 from qvmi.machine.capture import IN_A_WALK
+from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps
 from qvmi.machine.machine import Machine
-from qvmi.machine.memory_ladder import open_memory
+from qvmi.machine.memory_ladder import MemorySource, open_memory
+from qvmi.machine.query import QUERY_TIMEOUT_S
+from qvmi.machine.reach import reach_of
+from qvmi.machine.recognition import Recognition
 from qvmi.memory.address_space import AddressSpace
 from qvmi.policy import OBSERVE, Policy
 from qvmi.qmp import commands
@@ -61,6 +65,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     discover: bool = True,
     gdb: str | None = None,
     policy: Policy = OBSERVE,
+    sources: Collection[str] | None = None,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> AsyncIterator[Machine]:
     """This attaches to a running QEMU for as long as the block lasts; the guest is not stopped.
@@ -71,10 +76,14 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         cache: folder of the profiles; the user's cache folder by default.
         use_cache: whether profiles are read and written at all.
         discover: whether to work out at once which system runs there.
-        gdb: the address of QEMU's gdbstub, for breakpoints and writes; None finds QEMU's own, or
-            starts one.
+        gdb: the address of QEMU's gdbstub: for breakpoints and writes, and for memory that cannot be
+            reached without stopping the guest otherwise; None finds or starts one, but not to read
+            memory.
         policy: what may be done to the guest. The default looks and stops it for that;
             ``OBSERVE.plus(Grant.WRITE)`` changes it, ``READ_ONLY`` does not even stop it.
+        sources: the ways to the memory that may be used, of
+            :class:`~qvmi.machine.memory_ladder.MemorySource`; None for all. Who names the gdbstub
+            here may leave out where it is.
         timeout_s: how long the connection may take.
 
     Raises:
@@ -87,7 +96,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
         choices = _choices(isf, cache, use_cache=use_cache)
-        machine = await _machine(monitor, choices, gdb=gdb, policy=policy)
+        machine = await _machine(monitor, choices, gdb=gdb, policy=policy, sources=sources)
     except BaseException:
         await monitor.close()
         raise
@@ -100,26 +109,28 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
 
 
 async def _machine(
-    monitor: Monitor, choices: Choices, *, gdb: str | None, policy: Policy
+    monitor: Monitor,
+    choices: Choices,
+    *,
+    gdb: str | None,
+    policy: Policy,
+    sources: Collection[str] | None,
 ) -> Machine:
     async with concurrently() as group:
         vcpus = group.create_task(commands.registers(monitor))
         mapping = group.create_task(commands.memory_map(monitor))
         # In the time that QEMU takes to answer.
         maps = group.create_task(asyncio.to_thread(_host_maps, monitor))
+    control = Control(monitor, Recognition(choices), gdb=gdb, policy=policy)
+    stub_named = gdb is not None or (sources is not None and MemorySource.GDBSTUB in sources)
+    reach = reach_of(monitor, control, maps.result(), stub_named=stub_named)
     memory_map = mapping.result()
-    opened = await open_memory(
-        monitor.target, memory_map, maps.result(), partial(commands.gpa2hva, monitor)
-    )
-    return Machine(
-        monitor,
-        memory_map,
-        opened,
-        vcpus=vcpus.result(),
-        choices=choices,
-        gdb=gdb,
-        policy=policy,
-    )
+    try:
+        opened = await open_memory(monitor.target, memory_map, reach, sources)
+    except BaseException:
+        await control.close()
+        raise
+    return Machine(monitor, memory_map, opened, control, vcpus=vcpus.result())
 
 
 def _host_maps(monitor: Monitor) -> HostMaps | None:
@@ -189,6 +200,13 @@ class SyncMachine:
             raise
         self._run(pause.__aexit__(None, None, None))
 
+    def query(
+        self, look: Callable[[LinuxGuest], Found], *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> Found:
+        """This looks at the guest whichever way its memory is read; see `Machine.query`."""
+        found: Found = self._run(self.machine.query(look, timeout_s=timeout_s))
+        return found
+
     def capture(self, walk: Callable[[LinuxGuest], Found]) -> Found:
         """This does a walk that sees the guest at one moment; see `Machine.capture`."""
         found: Found = self._run(self.machine.capture(walk))
@@ -223,13 +241,15 @@ class SyncMachine:
 
 
 @contextmanager
-def attach_sync(
+def attach_sync(  # noqa: PLR0913 - the options of attach
     address: str | os.PathLike[str],
     *,
     isf: Path | None = None,
     cache: Path | None = None,
     use_cache: bool = True,
+    gdb: str | None = None,
     policy: Policy = OBSERVE,
+    sources: Collection[str] | None = None,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> Iterator[SyncMachine]:
     """This is :func:`attach` for scripts: the event loop runs in a thread of its own.
@@ -251,7 +271,14 @@ def attach_sync(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
     attachment = attach(
-        address, isf=isf, cache=cache, use_cache=use_cache, policy=policy, timeout_s=timeout_s
+        address,
+        isf=isf,
+        cache=cache,
+        use_cache=use_cache,
+        gdb=gdb,
+        policy=policy,
+        sources=sources,
+        timeout_s=timeout_s,
     )
     try:
         machine = run(attachment.__aenter__())

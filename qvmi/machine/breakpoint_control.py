@@ -13,7 +13,13 @@ from qvmi.machine.breakpoints import Condition, HitStream, hit_of
 from qvmi.machine.completion import ended, to_the_end
 from qvmi.machine.debugger import Debugger, Stop
 from qvmi.machine.pause import RunControl
-from qvmi.machine.stub_place import StubPlace, end_stub, find_stub, require_free_stub
+from qvmi.machine.stub_place import (
+    StubPlace,
+    connect_stub,
+    end_stub,
+    find_stub,
+    require_free_stub,
+)
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Thread
@@ -144,7 +150,7 @@ class BreakpointControl:
         place = await find_stub(self._monitor, self._gdb, guardian.note_folder)
         guardian.note_stopped(stopped=True)
         try:
-            client = await GdbClient.connect(place.address, was_running=True)
+            client = await connect_stub(place, was_running=True)
             detach = detach_request(client.process).decode()
             guardian.hold_stub(client.descriptor, detach, place.folder)
         except BaseException:

@@ -4,9 +4,11 @@ A short walk is done while the guest stands still: that takes less time than to 
 long one the guest is stopped for as long as it takes to copy the pages that the walk reads, which a
 walk over the running guest has shown. If it then reads others, the whole set is copied anew: pages
 of different pauses are never mixed.
+
+Where memory has to be asked for, to copy the pages takes as long as to walk them, since they are kept
+for the pause: the walk is done within it, in a thread.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,15 +17,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, Never, TypeVar
 
-import msgspec
-
-from qvmi.errors import PauseError, QvmiError
+from qvmi.errors import PauseError, QueryTimeout, QvmiError
 from qvmi.machine.pause import Pause, RunControl
+from qvmi.machine.query import captured, with_pause
+from qvmi.machine.remote_memory import RemoteMemory
+from qvmi.machine.worker import in_worker
 from qvmi.memory.page_copy import PageCopy, RecordedMemory
-from qvmi.memory.physical import PhysicalMemory
-from qvmi.semantics.guest_os import Listing
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.view import Taken, View
+from qvmi.view import View
 
 __all__ = ["IN_A_WALK", "Capture"]
 
@@ -37,6 +38,8 @@ _SHORT_S: Final = 0.005
 """A walk that takes no longer is done while the guest stands still."""
 _LONGEST_S: Final = 0.25
 """A walk that takes longer than that is not done so, whatever it reads."""
+_LONGEST_REMOTE_S: Final = 5.0
+"""The same where each page takes a millisecond: a list of 5,000 processes."""
 _ROUNDS: Final = 4
 """Copies that are made until one has all that the walk reads: a live guest changes in between."""
 
@@ -69,7 +72,9 @@ class Capture:
 
     async def _of(self, walk: Walk[Result]) -> Result:
         await self._run_control.prepare()
-        took_s = await asyncio.to_thread(_rehearse, walk, self._guest)
+        if isinstance(self._guest.view.memory, RemoteMemory):
+            return await self._in_a_pause_elsewhere(walk)
+        took_s = await in_worker(partial(_rehearse, walk, self._guest))
         if took_s <= _SHORT_S:
             return await self._in_a_pause(walk)
         answer = await self._of_a_copy(walk)
@@ -86,22 +91,35 @@ class Capture:
     async def _in_a_pause(self, walk: Walk[Result]) -> Result:
         async with self._run_control.paused() as pause:
             view = self._still(pause)
-            answer = walk(self._guest.over(_captured(view, view.memory)))
-        return _with_pause(answer, pause)
+            answer = walk(self._guest.over(captured(view, view.memory)))
+        return with_pause(answer, pause.lasted_s)
+
+    async def _in_a_pause_elsewhere(self, walk: Walk[Result]) -> Result:
+        async with self._run_control.paused() as pause:
+            view = self._still(pause)
+            guest = self._guest.over(captured(view, view.memory))
+            try:
+                answer = await in_worker(lambda: walk(guest), timeout_s=_LONGEST_REMOTE_S)
+            except QueryTimeout as error:
+                raise PauseError(
+                    f"the walk takes more than the {_LONGEST_REMOTE_S:g} s for which the guest may"
+                    f" stand still, its memory read by {view.memory.description}; use paused()"
+                ) from error
+        return with_pause(answer, pause.lasted_s)
 
     async def _of_a_copy(self, walk: Walk[Result]) -> Callable[[], Result] | None:
         """This gives or raises what comes of a walk over a copy; None where no copy held it all."""
         live = self._guest.view
         recorded = RecordedMemory(live.memory)
         recording = self._guest.over(replace(live, memory=recorded))
-        await asyncio.to_thread(_rehearse, walk, recording)
+        await in_worker(partial(_rehearse, walk, recording))
         pages = recorded.pages
         for _ in range(_ROUNDS):
             async with self._run_control.paused() as pause:
                 view = self._still(pause)
                 copy = PageCopy(live.memory, pages)
-            of_copy = replace(_captured(view, copy), require_current=live.require_current)
-            answer = await asyncio.to_thread(_attempt, walk, self._guest.over(of_copy), pause)
+            of_copy = replace(captured(view, copy), require_current=live.require_current)
+            answer = await in_worker(partial(_attempt, walk, self._guest.over(of_copy), pause))
             if not copy.missing:
                 return answer
             pages |= copy.missing
@@ -110,18 +128,12 @@ class Capture:
 
 @contextmanager
 def _walking() -> Iterator[None]:
-    """This marks what is called within the block, also in the threads of `asyncio.to_thread`."""
+    """This marks what is called within the block, also in the threads of a worker."""
     before = IN_A_WALK.set(True)
     try:
         yield
     finally:
         IN_A_WALK.reset(before)
-
-
-def _captured(view: View, memory: PhysicalMemory) -> View:
-    """This is a view that says so, over a memory."""
-    label = msgspec.structs.replace(view.provenance, taken=Taken.CAPTURED)
-    return replace(view, memory=memory, provenance=label)
 
 
 def _rehearse(walk: Walk[object], guest: LinuxGuest) -> float:
@@ -141,16 +153,8 @@ def _attempt(walk: Walk[Result], guest: LinuxGuest, pause: Pause) -> Callable[[]
         answer = walk(guest)
     except QvmiError as error:
         return partial(_raise, error)
-    return partial(_with_pause, answer, pause)
+    return partial(with_pause, answer, pause.lasted_s)
 
 
 def _raise(error: QvmiError) -> Never:
     raise error
-
-
-def _with_pause(answer: Result, pause: Pause) -> Result:
-    """This writes onto a listing how long its pause was in all, which was not known within it."""
-    if not isinstance(answer, Listing):
-        return answer
-    label = msgspec.structs.replace(answer.provenance, pause_s=pause.lasted_s)
-    return replace(answer, provenance=label)

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 from qvmi.machine.memory_ladder import MemoryAttempt
+from qvmi.qmp import commands
+from qvmi.qmp.concurrency import concurrently
+from qvmi.qmp.monitor import Monitor, QemuVersion
 
-__all__ = ["MachineFacts"]
+__all__ = ["MachineFacts", "ask_facts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class MachineFacts:
         ram_size: bytes of the guest's RAM.
         epoch: counts resets since the attach.
         memory: the ways to the memory that were tried.
+        stood_still_s: for how long qvmi has let the guest stand still since the attach, in seconds.
     """
 
     address: str
@@ -30,3 +34,17 @@ class MachineFacts:
     ram_size: int
     epoch: int
     memory: tuple[MemoryAttempt, ...]
+    stood_still_s: float = 0.0
+
+
+async def ask_facts(monitor: Monitor) -> tuple[commands.RunState, QemuVersion, str]:
+    """This asks QEMU for the machine's run state, QEMU's release, and the machine's name.
+
+    Raises:
+        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+    """
+    async with concurrently() as group:
+        status = group.create_task(commands.run_state(monitor))
+        version = group.create_task(commands.version(monitor))
+        name = group.create_task(commands.name(monitor))
+    return status.result(), version.result(), name.result()

@@ -1,32 +1,30 @@
 """A live guest that was attached to: looking at it, never stopping it unless asked."""
 
-import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from functools import cached_property, partial
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvmi.addr import Pa, Va
 from qvmi.arch.x86_64 import Registers
-from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
+from qvmi.errors import MachineGone, StaleView
 from qvmi.machine.capture import Capture
+from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump, DumpFile
-from qvmi.machine.facts import MachineFacts
+from qvmi.machine.facts import MachineFacts, ask_facts
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
-from qvmi.machine.pause import Pause, RunControl
+from qvmi.machine.pause import Pause
+from qvmi.machine.query import QUERY_TIMEOUT_S, Query
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
-from qvmi.policy import OBSERVE, Grant, Policy
+from qvmi.policy import Grant, Policy
 from qvmi.qmp import commands
-from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.selection import Choices, remember, select, select_known
 from qvmi.symbols.layout import Symbols, address
 from qvmi.view import Provenance, Taken, View
 
@@ -34,16 +32,11 @@ __all__ = ["Machine"]
 
 if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
-    from qvmi.machine.breakpoint_control import BreakpointControl
     from qvmi.machine.breakpoints import Condition, HitStream
-    from qvmi.machine.writing import MemoryWrite, RegisterWrite, Writing
+    from qvmi.machine.writing import MemoryWrite, RegisterWrite
 
 Result = TypeVar("Result")
 
-_logger = logging.getLogger(__name__)
-
-_LOOKS: Final = 4
-"""Looks at a guest that is not recognised, each by other page tables."""
 _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
@@ -55,39 +48,39 @@ class Machine:
         monitor: the conversation with QEMU, which this owns from now on.
         memory_map: where the guest's RAM lies.
         opened: the guest's memory, which this owns from now on.
+        control: the hold on the machine, which this owns from now on.
         vcpus: the registers of every vCPU.
-        choices: what is used to understand the guest.
-        gdb: the address of the gdbstub; None to find or start one when it is needed.
-        policy: what may be done to the guest.
     """
 
-    def __init__(  # noqa: PLR0913 - what it is made of; `attach` makes it
+    def __init__(
         self,
         monitor: Monitor,
         memory_map: MemoryMap,
         opened: OpenedMemory,
+        control: Control,
         *,
         vcpus: tuple[Registers, ...],
-        choices: Choices,
-        gdb: str | None = None,
-        policy: Policy = OBSERVE,
     ) -> None:
         self._monitor = monitor
         self._opened = opened
-        self._choices = choices
         self._vcpus = vcpus
-        self._guest: LinuxGuest | None = None
-        self._unknown: QvmiError | None = None
-        self._run_control = RunControl(monitor)
+        self._control = control
+        self._recognition = control.recognition
+        self._run_control = control.run_control
+        self._run_control.reader = opened.remote
         self._exact: LinuxGuest | None = None
-        self._gdb = gdb
-        self.policy = policy
+        self._still_view: View | None = None
         self.memory_map = memory_map
 
     @property
     def address(self) -> str:
         """This is how the machine was attached to."""
         return self._monitor.target
+
+    @property
+    def policy(self) -> Policy:
+        """This is what may be done to the guest."""
+        return self._control.policy
 
     @property
     def epoch(self) -> int:
@@ -97,8 +90,18 @@ class Machine:
 
     @property
     def memory(self) -> PhysicalMemory:
-        """This is the guest's physical memory."""
+        """This is the guest's physical memory, which the event loop can read only where it is direct."""
         return self._opened.memory
+
+    @property
+    def is_direct(self) -> bool:
+        """This tells whether the memory answers at once, without a conversation with QEMU."""
+        return self._opened.remote is None
+
+    @property
+    def stood_still_s(self) -> float:
+        """This is for how long qvmi has let the guest stand still since the attach, in seconds."""
+        return self._run_control.stood_still_s
 
     @property
     def memory_ladder(self) -> tuple[MemoryAttempt, ...]:
@@ -117,13 +120,19 @@ class Machine:
         """This is the operating system that runs in the machine.
 
         Raises:
+            NotDirect: its memory has to be asked for; :meth:`query` does that.
             UnknownGuest: none was recognised; :meth:`refresh` looks again.
             StaleView: the machine was reset since it was recognised; :meth:`refresh` looks again.
             MachineGone: QEMU has ended.
         """
-        if self._guest is None:
-            raise self._unknown or UnknownGuest("nobody has looked yet which system runs here")
-        guest = self._exact or self._guest
+        if self._opened.remote is not None:
+            raise self._opened.remote.not_direct()
+        return self._recognised
+
+    @property
+    def _recognised(self) -> LinuxGuest:
+        """This is the guest, however its memory is read; raises as :attr:`guest` does."""
+        guest = self._exact or self._recognition.require()
         guest.view.require_current()
         return guest
 
@@ -169,19 +178,17 @@ class Machine:
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        async with concurrently() as group:
-            status = group.create_task(commands.run_state(self._monitor))
-            version = group.create_task(commands.version(self._monitor))
-            name = group.create_task(commands.name(self._monitor))
+        status, version, name = await ask_facts(self._monitor)
         return MachineFacts(
             address=self.address,
-            name=name.result(),
-            qemu_version=str(version.result()),
-            run_state=status.result().status,
+            name=name,
+            qemu_version=str(version),
+            run_state=status.status,
             vcpus=len(self._vcpus),
             ram_size=sum(ram.size for ram in self.memory.ranges),
             epoch=self.epoch,
             memory=self.memory_ladder,
+            stood_still_s=self.stood_still_s,
         )
 
     async def refresh(self) -> None:
@@ -201,14 +208,11 @@ class Machine:
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        for _ in range(_LOOKS):
-            # What was seen before takes a millisecond, what was not takes many, in a thread.
-            if self._recognise(select_known) or await asyncio.to_thread(self._recognise, select):
-                return
-            # The page tables may have been those of a process that has ended in the meantime.
-            before = {vcpu.cr3 for vcpu in self._vcpus}
-            if before == {vcpu.cr3 for vcpu in await self.registers()}:
-                return
+        try:
+            await self._recognition.look(lambda: self.view, self.registers)
+        finally:
+            if self._opened.remote is not None:
+                await self._opened.remote.let_go()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[View]:
@@ -227,13 +231,53 @@ class Machine:
         self.policy.require(Grant.PAUSE, "pause the guest")
         async with self._run_control.paused() as pause:
             vcpus = await commands.registers(self._monitor)
-            view, before = self._still(pause, vcpus), self._exact
-            if self._guest is not None:
-                self._exact = self._guest.over(view)
+            view, before = self._still(pause, vcpus), (self._exact, self._still_view)
+            self._still_view = view
+            if self._recognition.guest is not None:
+                self._exact = self._recognition.guest.over(view)
             try:
                 yield view
             finally:
-                self._exact = before
+                self._exact, self._still_view = before
+
+    async def query(
+        self,
+        look: Callable[[LinuxGuest], Result],
+        *,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        still: bool = True,
+    ) -> Result:
+        """This looks at the guest in a thread, whichever way its memory is read.
+
+        A cancel or the deadline ends the look at its next read. A guest whose memory is read by the
+        gdbstub stands still for the look, and a listing says for how long.
+
+        Args:
+            look: looks at the guest and returns what it found; called in another thread.
+            timeout_s: how long it may take.
+            still: False for what computes for long: the guest then stands still for each read alone.
+
+        Raises:
+            QueryTimeout: it took longer.
+            UnknownGuest, StaleView: as :attr:`guest`.
+            QvmiError: whatever the look raises, or QEMU did not answer.
+        """
+        guest = self._recognised
+        return await self.query_view(
+            lambda view: look(guest.over(view)), timeout_s=timeout_s, still=still
+        )
+
+    async def query_view(
+        self,
+        look: Callable[[View], Result],
+        *,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        still: bool = True,
+    ) -> Result:
+        """This is :meth:`query` for a look that asks for no system that was recognised."""
+        remote = self._opened.remote
+        query = Query(self._run_control, self._still, remote, timeout_s=timeout_s, still=still)
+        return await query.of(look, self.view, self._still_view)
 
     async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
         """This does a walk that sees the guest at one moment, with the shortest pause that can be had.
@@ -250,7 +294,7 @@ class Machine:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         self.policy.require(Grant.PAUSE, "capture the guest")
-        return await Capture(self._run_control, self.guest, self._still).of(walk)
+        return await Capture(self._run_control, self._recognised, self._still).of(walk)
 
     @asynccontextmanager
     async def breakpoints(
@@ -282,18 +326,13 @@ class Machine:
             MachineGone, GdbstubTimeout: QEMU did not answer.
         """
         self.policy.require(Grant.BREAKPOINT, "set a breakpoint")
-        va = Va(place) if isinstance(place, int) else address(self.symbols, place)
         name = place if isinstance(place, str) else f"{place:#x}"
-        async with self._breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
+        if isinstance(place, str):
+            va = await self.query(lambda guest: address(guest.kernel.symbols, name))
+        else:
+            va = place
+        async with self._control.breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
             yield hits
-
-    @cached_property
-    def _breakpoints(self) -> "BreakpointControl":
-        from qvmi.machine.breakpoint_control import (  # noqa: PLC0415 - import time, for a rare need
-            BreakpointControl,
-        )
-
-        return BreakpointControl(self._monitor, self._run_control, self._gdb, lambda: self._guest)
 
     async def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file, which debuggers and Volatility open.
@@ -315,31 +354,26 @@ class Machine:
             self.policy.require(Grant.PAUSE, "dump the guest as of one moment")
         file = DumpFile(path, self.memory)
         try:
-            note = b"" if self._guest is None else self._guest.vmcoreinfo()
+            note = await self.query_view(partial(_vmcoreinfo, self._recognition.guest))
+            stopped = self._opened.remote is not None and self._opened.remote.stops_guest
+            live = live and not stopped
             return await file.take(self._monitor, self._run_control, note, live=live)
         finally:
             file.close()
 
     async def write_physical(self, pa: Pa, data: bytes) -> "MemoryWrite":
         """This writes guest physical memory while the guest stands still; see `Writing.physical`."""
-        return await self._writing.physical(pa, data)
+        return await self._control.writing.physical(pa, data)
 
     async def write_virtual(
         self, va: Va, data: bytes, *, process: Process | None = None, even_shared: bool = False
     ) -> "MemoryWrite":
         """This writes memory of the kernel or of a process; see `Writing.virtual`."""
-        return await self._writing.virtual(va, data, process, even_shared=even_shared)
+        return await self._control.writing.virtual(va, data, process, even_shared=even_shared)
 
     async def write_registers(self, vcpu: int, values: Mapping[str, int]) -> "RegisterWrite":
         """This writes registers of a vCPU while the guest stands still; see `Writing.registers`."""
-        return await self._writing.registers(vcpu, values)
-
-    @cached_property
-    def _writing(self) -> "Writing":
-        from qvmi.machine.writing import Writing  # noqa: PLC0415 - import time, for a rare need
-
-        gdb, guest = self._gdb, lambda: self.guest
-        return Writing(self._monitor, self._run_control, gdb, policy=self.policy, guest=guest)
+        return await self._control.writing.registers(vcpu, values)
 
     def _still(self, pause: Pause, vcpus: tuple[Registers, ...] = ()) -> View:
         """This is a look at the guest while it stands still."""
@@ -354,19 +388,12 @@ class Machine:
 
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
-        if self._guest is not None:
-            try:
-                remember(self._guest, self._choices)
-            except UsageError as error:
-                _logger.warning("the profile of this kernel is not kept: %s", error)
-        if "_writing" in vars(self):
-            await self._writing.close()
-        await self._run_control.refuse()
-        if "_breakpoints" in vars(self):
-            with suppress(QvmiError):  # the guardian sees to what could not be done
-                await self._breakpoints.close()
-        left_to_guardian = await self._run_control.close()
-        self._opened.memory.close()
+        self._recognition.remember()
+        await self._control.stop_writing()
+        self._opened.memory.close()  # first, so that no reader in another thread stops the guest again
+        if self._opened.remote is not None:
+            await self._opened.remote.let_go()
+        left_to_guardian = await self._control.close()
         await self._monitor.close(keep_open=left_to_guardian)
 
     def _require_epoch(self, epoch: int) -> None:
@@ -376,11 +403,7 @@ class Machine:
         if self.epoch != epoch:
             raise StaleView("the machine was reset since it was looked at: refresh()")
 
-    def _recognise(self, look: Callable[[View, Choices], LinuxGuest | None]) -> bool:
-        """This tells whether one way of looking has recognised what runs."""
-        self._guest, self._unknown = None, None
-        try:
-            self._guest = look(self.view, self._choices)
-        except QvmiError as error:
-            self._unknown = error
-        return self._guest is not None
+
+def _vmcoreinfo(guest: LinuxGuest | None, view: View) -> bytes:
+    """This is the note of the kernel for crash dumps, empty where no kernel was recognised."""
+    return b"" if guest is None else guest.over(view).vmcoreinfo()

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView, UsageError
 from qvmi.machine.completion import ended
@@ -25,7 +25,7 @@ from qvmi.qmp.monitor import Monitor
 if TYPE_CHECKING:
     from qvmi.machine.debugger import Debugger  # it is imported with the first breakpoint
 
-__all__ = ["Pause", "RunControl"]
+__all__ = ["Pause", "RunControl", "StillReader"]
 
 _STOPPED: Final = frozenset({"paused", "debug", "prelaunch"})
 """What QEMU calls a machine that was stopped and can go on; the last one if it was reset since."""
@@ -46,6 +46,7 @@ class Pause:
     Attributes:
         at: when it began, seconds since the Unix epoch.
         over: whether it has ended.
+        ending: what is to be done before the guest may run again, last things first.
     """
 
     ours: bool
@@ -53,6 +54,7 @@ class Pause:
     held: AsyncExitStack | None = None
     at: float = field(default_factory=time.time)
     over: bool = False
+    ending: AsyncExitStack = field(default_factory=AsyncExitStack)
     _began: float = field(default_factory=time.monotonic)
     _lasted_s: float = 0.0
     _counted: int = 0
@@ -90,6 +92,18 @@ class Pause:
             raise StaleView(_SOMEBODY_ELSE)
 
 
+class StillReader(Protocol):
+    """This reads the guest in another way while it stands still."""
+
+    def begin_still(self) -> None:
+        """This is told that the guest stands still from now on."""
+        ...
+
+    def end_still(self) -> None:
+        """This is told that the guest goes on as soon as this is done."""
+        ...
+
+
 class RunControl:
     """This stops and resumes one machine.
 
@@ -98,10 +112,14 @@ class RunControl:
 
     Attributes:
         debugger: who holds the gdbstub, if anybody: then the guest is stopped there and not here.
+        reader: who is told of pauses.
+        stood_still_s: for how long all pauses that are over have lasted, in seconds.
     """
 
     def __init__(self, monitor: Monitor) -> None:
         self.debugger: Debugger | None = None
+        self.reader: StillReader | None = None
+        self.stood_still_s = 0.0
         self._monitor = monitor
         self._guardian: Guardian | None = None
         self._lock = asyncio.Lock()
@@ -115,6 +133,16 @@ class RunControl:
     @property
     def pause(self) -> Pause | None:
         """This is the pause that goes on, if any."""
+        return self._pause
+
+    def require_pause(self) -> Pause:
+        """This is the pause that goes on.
+
+        Raises:
+            StaleView: there is none any more.
+        """
+        if self._pause is None:
+            raise StaleView("the pause has ended: look within its block")
         return self._pause
 
     @asynccontextmanager
@@ -178,7 +206,7 @@ class RunControl:
             self._free.set()
             with suppress(QvmiError):  # whoever is in the pause learns that it has ended
                 if pause is not None:
-                    await self._resume(pause)
+                    await self._end(pause)
 
     async def close(self) -> bool:
         """This ends the guardian, or tells that the machine is left to it.
@@ -212,6 +240,9 @@ class RunControl:
             if self._pause is None:
                 self._pause = await self._stop()
                 self._free.clear()
+                if self.reader is not None:
+                    self.reader.begin_still()
+                    self._pause.ending.callback(self.reader.end_still)
             self._holders += 1
             return self._pause
 
@@ -224,7 +255,7 @@ class RunControl:
                 return
             pause, self._pause = self._pause, None
             self._free.set()
-            await self._resume(pause)
+            await self._end(pause)
 
     async def _stop(self) -> Pause:
         self._require_open()
@@ -253,6 +284,15 @@ class RunControl:
             await commands.run_state(self._monitor)
             return Pause(ours=True, count=self._resumes, held=stack.pop_all())
         raise AssertionError("the block returns, or raises")
+
+    async def _end(self, pause: Pause) -> None:
+        try:
+            await pause.ending.aclose()
+        finally:
+            try:
+                await self._resume(pause)
+            finally:
+                self.stood_still_s += pause.lasted_s
 
     async def _resume(self, pause: Pause) -> None:
         """This ends a pause.

@@ -17,13 +17,18 @@ from typing import Final
 import msgspec
 
 from qvmi.errors import GdbstubBusy, QmpCommandFailed, QmpProtocolError, UsageError
+from qvmi.gdbstub.client import GdbClient
 from qvmi.host.address import SocketAddress, TcpAddress, UnixAddress, parse_socket_address
 from qvmi.host.peer import clients_at
 from qvmi.qmp.monitor import Monitor
 
-__all__ = ["StubPlace", "end_stub", "find_stub", "require_free_stub"]
+__all__ = ["StubPlace", "connect_stub", "end_stub", "find_stub", "require_free_stub"]
 
 _LABEL: Final = "gdb"
+_FREED_S: Final = 0.5
+"""How long a stub may seem to be held that we have left: until the guardian, which has a duplicate of
+the connection, and QEMU have closed their ends of it. That takes a millisecond on an idle host."""
+_RETRY_S: Final = 0.005
 # `disconnected:unix:/run/gdb,server=on`, `tcp:127.0.0.1:1234,server=on <-> 127.0.0.1:4711`
 _FILE_NAME: Final = re.compile(
     r"(?:disconnected:)?(?:(unix):([^,]+)|tcp:(.*?):(\d+)),?.*", re.DOTALL
@@ -68,6 +73,23 @@ async def find_stub(
         return StubPlace(parse_socket_address(given))
     owners = await _owners_stub(monitor)
     return StubPlace(owners) if owners is not None else await _start(monitor, announce)
+
+
+async def connect_stub(place: StubPlace, *, was_running: bool) -> GdbClient:
+    """This connects to a stub, also to one that we have left a moment ago.
+
+    Raises:
+        AttachError: it is held by another debugger, or cannot be reached.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _FREED_S
+    while True:
+        try:
+            return await GdbClient.connect(place.address, was_running=was_running)
+        except GdbstubBusy:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(_RETRY_S)
 
 
 async def require_free_stub(monitor: Monitor, given: str | None) -> None:

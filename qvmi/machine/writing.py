@@ -80,7 +80,7 @@ class Writing:
     Args:
         monitor: the conversation with QEMU.
         run_control: stops the guest.
-        gdb: the address of the gdbstub that the user named; None to find or start one.
+        stub: lends the gdbstub within a pause.
         policy: says whether anything may be changed at all.
         guest: the system that runs, which knows its address spaces; raises where it is not known.
     """
@@ -89,14 +89,14 @@ class Writing:
         self,
         monitor: Monitor,
         run_control: RunControl,
-        gdb: str | None,
+        stub: StubLoan,
         *,
         policy: Policy,
         guest: Callable[[], LinuxGuest],
     ) -> None:
         self._monitor = monitor
         self._run_control = run_control
-        self._stub = StubLoan(monitor, run_control, gdb)
+        self._stub = stub
         self._policy = policy
         self._guest = guest
         self._lock = asyncio.Lock()

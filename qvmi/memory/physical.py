@@ -55,6 +55,8 @@ class PhysicalMemory(Protocol):
 
         Raises:
             MemoryFault: part of the range is no RAM, or the source failed; nothing is returned.
+            NotDirect: the source has to ask, and this is the thread that would have to answer.
+            QvmiError: a source that has to ask got no answer, as MachineGone.
         """
         ...
 

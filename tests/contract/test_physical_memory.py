@@ -17,6 +17,7 @@ from qvmi.memory.mapped_ram import MappedRam, RamFile
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.memory.process_memory import HostRun, ProcessMemory
 from qvmi.testing import FakeMemory
+from tests.contract.remote_sources import REMOTE_SOURCES, RemoteHost, remote_sources
 from tests.synthetic.ram import Ram
 
 # Two runs with a hole of one page between them; the second one begins with a page of zeros.
@@ -60,12 +61,34 @@ def fake_mapped_memory(runs: Runs, _: Path) -> FakeMemory:
 
 
 KEPT: list[ctypes.c_char] = []
-SOURCES: list[Make] = [mapped_ram, process_memory, fake_memory, fake_mapped_memory]
+DIRECT: dict[str, Make] = {
+    make.__name__: make for make in (mapped_ram, process_memory, fake_memory, fake_mapped_memory)
+}
+REMOTE = {
+    f"{source} of {'a guest that stands still' if still else 'a guest'}": (source, still)
+    for source in REMOTE_SOURCES
+    for still in (False, True)
+}
 
 
-@pytest.fixture(params=SOURCES, ids=lambda make: make.__name__)
-def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PhysicalMemory]:
-    made: PhysicalMemory = request.param(RUNS, tmp_path)
+@pytest.fixture(scope="module")
+def remote_host() -> Iterator[RemoteHost]:
+    with remote_sources() as host:
+        yield host
+
+
+@pytest.fixture(params=[*DIRECT, *REMOTE])
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param in DIRECT:
+        return DIRECT[request.param]
+    source, still = REMOTE[request.param]
+    host: RemoteHost = request.getfixturevalue("remote_host")
+    return lambda runs, _: host.memory(source, runs, still=still)
+
+
+@pytest.fixture
+def memory(make: Make, tmp_path: Path) -> Iterator[PhysicalMemory]:
+    made = make(RUNS, tmp_path)
     yield made
     made.close()
 
@@ -160,7 +183,6 @@ def test_a_closed_source_faults_however_often_it_is_closed(memory: PhysicalMemor
     assert list(memory.windows) == []
 
 
-@pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
 def test_runs_that_touch_are_one_range_and_read_as_one(make: Make, tmp_path: Path) -> None:
     touching = make({0: b"a" * PAGE_SIZE, PAGE_SIZE: b"b" * PAGE_SIZE}, tmp_path)
     assert list(touching.ranges) == [PaRange(Pa(0), Pa(2 * PAGE_SIZE))]

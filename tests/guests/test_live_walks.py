@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import qvmi
 from qvmi import Listing, Process, Thread
 from tests.guests.agreement import shown_name, start_ticks
-from tests.guests.lab import Guest, Storm, Task, Truth
+from tests.guests.lab import Guest, GuestConfig, Lab, Storm, Task, Truth
+from tests.guests.pool import GuestPool
 from tests.proofs import proof_size
 
 LEAST_TASKS_SEEN: Final = 100
@@ -27,6 +29,7 @@ EVERY: Final = {"processes": 1, "process_ids": 5, "threads": 5, "captured": 1, "
 
 WORKER: Final = re.compile(r"kworker/u?\d+:\d+[A-Z]?")
 """Kernel workers come and go by themselves; the storm's log does not know them."""
+ASKED_WALKS: Final = 20
 UNLOCKED: Final = ("7.x",)
 """Kernels that write a name over the old one while anybody may read it, and show the mix in their own
 /proc too: "may show overlapping contents if racing concurrent reads" (fs/exec.c, __set_task_comm)."""
@@ -199,6 +202,38 @@ def _unlike_storm(row: Process | Thread, task: Explanation) -> str:
         return ""
     ids = (row.uid, row.gid, row.kernel_thread)
     return "" if ids == (0, 0, False) and row.ppid in task.parents else f"not like {task}"
+
+
+@pytest.fixture(scope="module", params=["pmemsave", "gdbstub"])
+def asked(lab: Lab, profiles: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    """This is a storm that is seen by memory which has to be asked for, some 200 times slower."""
+    with ExitStack() as stack:
+        guest = GuestPool(lab, stack).restore(GuestConfig("6.1"))
+        before, walks = guest.settled_truth(), Walks()
+        with qvmi.attach_sync(guest.qmp, cache=profiles, sources=[request.param]) as machine:
+            settled = len(machine.query(lambda linux: linux.processes()))
+            deadline = time.monotonic() + LONGEST_S
+            guest.start_storm()
+            try:
+                while walks.count < ASKED_WALKS or len(walks.rows) < settled + LEAST_TASKS_SEEN:
+                    walks.add(machine.query(lambda linux: linux.processes()))
+                    assert time.monotonic() < deadline, str(walks)
+            finally:
+                storm = guest.stop_storm()
+        found = {"processes": walks}
+        yield Watched(before, storm, guest.settled_truth(), found, names_overlap=False)
+
+
+def test_every_row_is_a_task_that_existed_though_memory_has_to_be_asked_for(
+    asked: Watched,
+    proof_count: Callable[[int], None],
+    record_property: Callable[[str, str], None],
+) -> None:
+    walks = asked.walks["processes"]
+    record_property("storm", f"{asked.storm.count} forks; {walks}")
+    assert not list(_unexplained(asked, walks.rows))
+    assert not walks.twice
+    proof_count(walks.count)
 
 
 def test_every_row_is_a_task_that_existed(

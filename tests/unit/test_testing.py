@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import qvmi.testing
 from qvmi.addr import Pa, PaRange, Va
-from qvmi.errors import MachineGone, MemoryFault, UsageError, WalkFailed
+from qvmi.errors import MachineGone, MemoryFault, NotDirect, UsageError, WalkFailed
 from qvmi.manager.watch import WatchedMachine
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Gap, GuestOS, Module, Thread
@@ -213,6 +213,15 @@ async def test_a_machine_logs_what_is_used_and_fails_as_armed() -> None:
         await machine.run_state()
     assert await machine.run_state() == "running"
     assert machine.calls == ["guest", "refresh", "run_state", "run_state"]
+
+
+@asynchronous
+async def test_a_machine_that_is_not_direct_answers_queries_alone() -> None:
+    machine = FakeMachine(FakeGuest(processes=[INIT]), direct=False)
+    with pytest.raises(NotDirect, match="query"):
+        _ = machine.guest
+    assert (await machine.query(lambda guest: guest.processes())).items == (INIT,)
+    assert machine.calls == ["guest", "query"]
 
 
 def test_a_reset_puts_in_another_guest_and_counts() -> None:

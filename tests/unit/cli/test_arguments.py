@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.cli.arguments import ENVIRONMENT, Request, TextWanted, make_parser, parse
+from qvmi.cli.arguments import ENVIRONMENT, GDB_ENVIRONMENT, Request, TextWanted, make_parser, parse
 from qvmi.cli.commands import COMMANDS, Needs
 from qvmi.errors import UsageError
 from qvmi.machine.attach import ATTACH_TIMEOUT_S
@@ -20,7 +20,10 @@ LEAST = {
     "isf": ["-o", "file.json"],
     "completion": ["bash"],
 }
-EVERYWHERE = ["--qmp", "a.sock", "--json", "--isf", "a.json", "--timeout", "7", "--no-cache"]
+EVERYWHERE = [
+    *("--qmp", "a.sock", "--gdb", "b.sock", "--json"),
+    *("--isf", "a.json", "--timeout", "7", "--no-cache"),
+]
 NAMES = [command.name for command in COMMANDS]
 EXAMPLES = [line for command in COMMANDS for line, _ in command.examples]
 
@@ -28,6 +31,7 @@ EXAMPLES = [line for command in COMMANDS for line, _ in command.examples]
 @pytest.fixture(autouse=True)
 def _no_machine_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.delenv(GDB_ENVIRONMENT, raising=False)
 
 
 def typed(name: str) -> list[str]:
@@ -45,12 +49,12 @@ def test_options_mean_the_same_before_and_after_the_command(name: str) -> None:
     before = parse([*EVERYWHERE, *typed(name)])
     after = parse([*typed(name), *EVERYWHERE])
     assert before == after
-    assert before.options == ("a.sock", True, "a.json", 7.0, False)
+    assert before.options == ("a.sock", "b.sock", True, "a.json", 7.0, False)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_options_nothing_is_chosen(name: str) -> None:
-    assert parse(typed(name)).options == (None, False, None, None, True)
+    assert parse(typed(name)).options == (None, None, False, None, None, True)
 
 
 def test_an_option_behind_the_command_wins() -> None:
@@ -63,12 +67,20 @@ def test_the_environment_names_the_machine(monkeypatch: pytest.MonkeyPatch) -> N
     assert parse(["--qmp", "other", "ps"]).options.qmp == "other"
 
 
+def test_the_environment_names_the_gdbstub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GDB_ENVIRONMENT, "localhost:1234")
+    assert parse(["ps"]).options.gdb == "localhost:1234"
+    assert parse(["--gdb", "other", "ps"]).options.gdb == "other"
+
+
 def test_an_empty_environment_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "")
+    monkeypatch.setenv(GDB_ENVIRONMENT, "")
     assert parse(["ps"]).options.qmp is None
+    assert parse(["ps"]).options.gdb is None
 
 
-@pytest.mark.parametrize("option", ["--qmp", "--isf"])
+@pytest.mark.parametrize("option", ["--qmp", "--gdb", "--isf"])
 @pytest.mark.parametrize("name", ["ps", "regs"])
 def test_an_option_without_anything_in_it_is_refused_whatever_the_environment_says(
     monkeypatch: pytest.MonkeyPatch, name: str, option: str

@@ -16,6 +16,7 @@ from qvmi.errors import (
     MachineGone,
     NotDirect,
     QmpTimeout,
+    QueryTimeout,
     StaleView,
     UnknownGuest,
     WalkFailed,
@@ -280,7 +281,11 @@ async def test_findings_of_a_look_that_a_reset_fell_into_are_not_believed() -> N
 
 @pytest.mark.parametrize(
     ("error", "refreshed"),
-    [(UnknownGuest("firmware"), True), (StaleView("reset"), True), (NotDirect("slow"), False)],
+    [
+        (UnknownGuest("firmware"), True),
+        (StaleView("reset"), True),
+        (QmpTimeout("stop", 5.0), False),
+    ],
 )
 @asynchronous
 async def test_a_machine_without_a_guest_is_blindness_and_looked_at_again(
@@ -291,6 +296,35 @@ async def test_a_machine_without_a_guest_is_blindness_and_looked_at_again(
     async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, _):
         await bus.until(lambda: bool(alerts(bus)))
         assert sights(bus) == [Sight.BLIND, Sight.FULL]
+        assert ("refresh" in machine.calls) == refreshed
+
+
+@asynchronous
+async def test_a_machine_that_is_not_direct_is_looked_at_by_query() -> None:
+    machine = FakeMachine(direct=False)
+    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+        assert sights(bus) == [Sight.FULL]
+    assert machine.calls.count("query") >= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "sight", "refreshed"),
+    [
+        (QueryTimeout(5.0), Sight.LATE, False),
+        (StaleView("reset"), Sight.BLIND, True),
+        (NotDirect("still"), Sight.BLIND, False),
+    ],
+)
+@asynchronous
+async def test_a_query_that_fails_is_told_and_tried_again(
+    error: Exception, sight: Sight, *, refreshed: bool
+) -> None:
+    machine = FakeMachine(direct=False)
+    machine.fail_next("query", error)
+    async with running(runner_of(ScriptedPack(Findings("k")), machine)) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+        assert sights(bus) == [sight, Sight.FULL]
         assert ("refresh" in machine.calls) == refreshed
 
 

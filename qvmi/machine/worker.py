@@ -1,0 +1,198 @@
+"""A synchronous call in a thread of its own, which ends at its next read once nobody wants it any more."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError as AnswerCancelled
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import Final, Never, TypeVar
+
+from qvmi.addr import Pa, PaRange
+from qvmi.errors import MachineGone, QueryTimeout
+from qvmi.memory.physical import PhysicalMemory, Window
+
+__all__ = ["WatchedMemory", "answer_of", "checkpoint", "in_worker"]
+
+Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
+
+_ENDS_S: Final = 5.0
+"""How long a call may go on after its end was asked for. Its next read ends it, within milliseconds;
+one that computes for longer without reading cannot be ended, and is left to itself."""
+_ANSWERS_S: Final = 60.0
+"""How long an answer may take at most. The conversations have shorter limits of their own: this one
+is for an event loop that was stopped, on which nothing ever ends."""
+
+
+class QueryEnded(BaseException):
+    """Nobody wants the result of this call any more.
+
+    It is between a read and the end of its thread. Like a cancellation it is no error, and what
+    handles errors of the guest must not take it for one.
+    """
+
+
+class _Worker:
+    """This is one call, as its thread and those who wait for it know it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._withdrawn = False
+        self._answer: Future[bytes] | None = None
+
+    def withdraw(self) -> None:
+        """This ends the call at its next read, or in the one that it waits for."""
+        with self._lock:
+            self._withdrawn = True
+            answer = self._answer
+        if answer is not None:
+            answer.cancel()
+
+    def checkpoint(self) -> None:
+        """This raises QueryEnded once nobody wants the result any more."""
+        if self._withdrawn:
+            raise QueryEnded
+
+    def wait_for(self, answer: "Future[bytes]") -> None:
+        """This notes what the call waits for; None for nothing."""
+        with self._lock:
+            self._answer = answer
+            withdrawn = self._withdrawn
+        if withdrawn:
+            answer.cancel()
+
+
+_CURRENT: Final[ContextVar[_Worker | None]] = ContextVar("qvmi worker", default=None)
+"""The call that this thread makes for somebody, if any."""
+
+
+def checkpoint() -> None:
+    """This ends the call that this thread makes, if nobody wants its result any more."""
+    worker = _CURRENT.get()
+    if worker is not None:
+        worker.checkpoint()
+
+
+def answer_of(answer: "Future[bytes]", *, doing: str) -> bytes:
+    """This waits, in a thread, for an answer that comes on the event loop.
+
+    Raises:
+        MachineGone: it will never come.
+        QvmiError: whatever it is.
+    """
+    worker = _CURRENT.get()
+    if worker is not None:
+        worker.wait_for(answer)
+    try:
+        return answer.result(_ANSWERS_S)
+    except AnswerCancelled as error:
+        checkpoint()
+        raise MachineGone(doing) from error  # the event loop ends, and the session with it
+    except NoAnswer as error:
+        answer.cancel()
+        raise MachineGone(doing) from error
+
+
+async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = None) -> Result:
+    """This makes a call in a thread; when this returns or raises, the thread has ended.
+
+    Args:
+        call: reads guest memory that has a :func:`checkpoint` in each read.
+        timeout_s: how long it may take; None for as long as it does.
+
+    Raises:
+        QueryTimeout: it took longer.
+        BaseException: whatever the call raises.
+    """
+    worker, loop = _Worker(), asyncio.get_running_loop()
+    done: asyncio.Future[Callable[[], Result]] = loop.create_future()
+
+    def deliver(outcome: Callable[[], Result]) -> None:
+        if not done.done():
+            done.set_result(outcome)
+
+    def work() -> None:
+        _CURRENT.set(worker)
+        outcome = _outcome(call)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, outcome)
+
+    # What is marked for this task is marked there too.
+    thread = threading.Thread(
+        target=copy_context().run, args=(work,), name="qvmi query", daemon=True
+    )
+    thread.start()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.wait([done])
+    except TimeoutError as error:
+        raise QueryTimeout(timeout_s or 0.0) from error
+    finally:
+        if not done.done():
+            worker.withdraw()
+            await _end_of(done)
+        if done.done():
+            thread.join()  # it has nothing left to do
+    return done.result()()
+
+
+async def _end_of(done: "asyncio.Future[Callable[[], Result]]") -> None:
+    """This waits until a call has ended that was told to, however often this is cancelled."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _ENDS_S
+    while not done.done() and (left := deadline - loop.time()) > 0:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([done], timeout=left)
+    if not done.done():
+        _logger.warning("a query neither reads nor ends: its thread is left to itself")
+
+
+def _outcome(call: Callable[[], Result]) -> Callable[[], Result]:
+    """This makes a call, and keeps for another thread what comes of it."""
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001 - it is raised where the call was wanted
+        return partial(_raise, error)
+    return lambda: result
+
+
+def _raise(error: BaseException) -> Never:
+    raise error
+
+
+class WatchedMemory:
+    """This is a direct memory whose reads end with the call that they are made for.
+
+    It has no windows: what is read in place cannot be ended.
+
+    Args:
+        memory: what is read.
+    """
+
+    def __init__(self, memory: PhysicalMemory) -> None:
+        self._memory = memory
+        self.description = memory.description
+        self.ranges: Sequence[PaRange] = memory.ranges
+        self.windows: Sequence[Window] = ()
+
+    def read(self, pa: Pa, size: int) -> bytes:
+        """This reads exactly ``size`` bytes.
+
+        Raises:
+            MemoryFault: as the memory behind it.
+        """
+        checkpoint()
+        return self._memory.read(pa, size)
+
+    def data_ranges(self) -> Iterator[PaRange]:
+        """This iterates what may hold other bytes than zero."""
+        return self._memory.data_ranges()
+
+    def close(self) -> None:
+        """This leaves the memory to its owner."""
