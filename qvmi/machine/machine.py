@@ -345,7 +345,8 @@ class Machine:
 
         Args:
             path: of the file.
-            live: lets the guest run; the dump is then a mixture of many moments.
+            live: lets the guest run; the dump is then a mixture of many moments. A guest whose memory
+                is read by the gdbstub stands still all the same.
 
         Raises:
             UsageError: the file cannot be written, or the disk has not room for it.

@@ -131,23 +131,31 @@ async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = Non
     except TimeoutError as error:
         raise QueryTimeout(timeout_s or 0.0) from error
     finally:
+        cancelled = None
         if not done.done():
             worker.withdraw()
-            await _end_of(done)
+            cancelled = await _end_of(done)
         if done.done():
             thread.join()  # it has nothing left to do
+        if cancelled is not None:
+            raise cancelled
     return done.result()()
 
 
-async def _end_of(done: "asyncio.Future[Callable[[], Result]]") -> None:
-    """This waits until a call has ended that was told to, however often this is cancelled."""
+async def _end_of(
+    done: "asyncio.Future[Callable[[], Result]]",
+) -> asyncio.CancelledError | None:
+    """This waits until a call has ended that was told to; a cancel meanwhile is told, not raised."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _ENDS_S
+    deadline, cancelled = loop.time() + _ENDS_S, None
     while not done.done() and (left := deadline - loop.time()) > 0:
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([done], timeout=left)
+        except asyncio.CancelledError as error:
+            cancelled = error
     if not done.done():
         _logger.warning("a query neither reads nor ends: its thread is left to itself")
+    return cancelled
 
 
 def _outcome(call: Callable[[], Result]) -> Callable[[], Result]:
