@@ -110,21 +110,8 @@ async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = Non
         QueryTimeout: it took longer.
         BaseException: whatever the call raises.
     """
-    worker, loop = _Worker(), asyncio.get_running_loop()
-    done: asyncio.Future[Callable[[], Result]] = loop.create_future()
-
-    def deliver(outcome: Callable[[], Result]) -> None:
-        if not done.done():
-            done.set_result(outcome)
-
-    def work() -> None:
-        _CURRENT.set(worker)
-        outcome = _outcome(call)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, outcome)
-
-    thread = threading.Thread(target=work, name="qvmi query", daemon=True)
-    thread.start()
+    worker = _Worker()
+    done, thread = _started(worker, call)
     try:
         async with asyncio.timeout(timeout_s):
             await asyncio.wait([done])
@@ -140,6 +127,28 @@ async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = Non
         if cancelled is not None:
             raise cancelled
     return done.result()()
+
+
+def _started(
+    worker: _Worker, call: Callable[[], Result]
+) -> "tuple[asyncio.Future[Callable[[], Result]], threading.Thread]":
+    """This starts a call in a thread, and gives what will tell of its outcome."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Callable[[], Result]] = loop.create_future()
+
+    def deliver(outcome: Callable[[], Result]) -> None:
+        if not done.done():
+            done.set_result(outcome)
+
+    def work() -> None:
+        _CURRENT.set(worker)
+        outcome = _outcome(call)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, outcome)
+
+    thread = threading.Thread(target=work, name="qvmi query", daemon=True)
+    thread.start()
+    return done, thread
 
 
 async def _end_of(
