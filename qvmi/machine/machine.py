@@ -342,7 +342,8 @@ class Machine:
 
         Args:
             path: of the file.
-            live: lets the guest run; the dump is then a mixture of many moments.
+            live: lets the guest run; the dump is then a mixture of many moments. A guest whose memory
+                is read by the gdbstub stands still all the same.
 
         Raises:
             PolicyDenied: the session has not the grant ``pause``, and the dump is not live.

@@ -110,7 +110,30 @@ async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = Non
         QueryTimeout: it took longer.
         BaseException: whatever the call raises.
     """
-    worker, loop = _Worker(), asyncio.get_running_loop()
+    worker = _Worker()
+    done, thread = _started(worker, call)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.wait([done])
+    except TimeoutError as error:
+        raise QueryTimeout(timeout_s or 0.0) from error
+    finally:
+        cancelled = None
+        if not done.done():
+            worker.withdraw()
+            cancelled = await _end_of(done)
+        if done.done():
+            thread.join()  # it has nothing left to do
+        if cancelled is not None:
+            raise cancelled
+    return done.result()()
+
+
+def _started(
+    worker: _Worker, call: Callable[[], Result]
+) -> "tuple[asyncio.Future[Callable[[], Result]], threading.Thread]":
+    """This starts a call in a thread, and gives what will tell of its outcome."""
+    loop = asyncio.get_running_loop()
     done: asyncio.Future[Callable[[], Result]] = loop.create_future()
 
     def deliver(outcome: Callable[[], Result]) -> None:
@@ -128,29 +151,23 @@ async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = Non
         target=copy_context().run, args=(work,), name="qvmi query", daemon=True
     )
     thread.start()
-    try:
-        async with asyncio.timeout(timeout_s):
-            await asyncio.wait([done])
-    except TimeoutError as error:
-        raise QueryTimeout(timeout_s or 0.0) from error
-    finally:
-        if not done.done():
-            worker.withdraw()
-            await _end_of(done)
-        if done.done():
-            thread.join()  # it has nothing left to do
-    return done.result()()
+    return done, thread
 
 
-async def _end_of(done: "asyncio.Future[Callable[[], Result]]") -> None:
-    """This waits until a call has ended that was told to, however often this is cancelled."""
+async def _end_of(
+    done: "asyncio.Future[Callable[[], Result]]",
+) -> asyncio.CancelledError | None:
+    """This waits until a call has ended that was told to; a cancel meanwhile is told, not raised."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _ENDS_S
+    deadline, cancelled = loop.time() + _ENDS_S, None
     while not done.done() and (left := deadline - loop.time()) > 0:
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([done], timeout=left)
+        except asyncio.CancelledError as error:
+            cancelled = error
     if not done.done():
         _logger.warning("a query neither reads nor ends: its thread is left to itself")
+    return cancelled
 
 
 def _outcome(call: Callable[[], Result]) -> Callable[[], Result]:
