@@ -118,12 +118,12 @@ def _build(lab: Lab, given: argparse.Namespace) -> None:
 
 
 def _build_qemu(lab: Lab, name: str) -> None:
-    """Fetch a newer QEMU; where nobody serves one, only the tests that want it are skipped."""
+    """Fetch a newer QEMU; where none is to be had, only the tests that want it say so again."""
     start = time.monotonic()
     try:
         version = qemu_named(name, lab.cache, lab.say).version()
-    except MissingPartError as missing:
-        _say(str(missing))
+    except LabError as error:
+        _say(str(error))
         return
     _say(f"QEMU {name}: {version} ({time.monotonic() - start:.1f} s)")
 
