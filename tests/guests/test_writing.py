@@ -193,18 +193,15 @@ def gdb_sees(machine: BareQemu, expression: str) -> int:
 @asynchronous
 async def test_registers_are_called_as_in_a_view_and_only_the_named_vcpu_is_written() -> None:
     with counting_machine("-smp", "2") as machine:
-        async with (
-            qvmi.attach(machine.qmp, discover=False, policy=CHANGE) as attached,
-            attached.paused() as view,
-        ):
-            before = stub_registers(machine.monitor, machine.folder, 2)
-            flags = view.vcpus[1].rflags ^ 1
+        machine.monitor.execute("stop")
+        before = stub_registers(machine.monitor, machine.folder, 2)
+        async with qvmi.attach(machine.qmp, discover=False, policy=CHANGE) as attached:
+            flags = attached.view.vcpus[1].rflags ^ 1
             await attached.write_registers(1, {"rflags": flags, "rdx": 0x1234})
-            after = stub_registers(machine.monitor, machine.folder, 2)
             assert (await attached.registers())[1].rflags == flags
+        after = stub_registers(machine.monitor, machine.folder, 2)
         assert after[0] == before[0]
         assert after[1] == {**before[1], "rflags": flags, "rdx": 0x1234}
-        assert machine.monitor.running()
 
 
 # ------------------------------------------------------------------------------------- what is refused
