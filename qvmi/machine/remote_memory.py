@@ -82,6 +82,7 @@ class RemoteMemory:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._kept: dict[int, bytes] | None = None
+        self._under_way: set[asyncio.Task[bytes]] = set()
         self._closed = False
 
     @property
@@ -154,8 +155,17 @@ class RemoteMemory:
         """This notes that the guest runs from now on, or may."""
         self._kept = None
 
+    async def settle(self) -> None:
+        """This waits for the ends of the reads under way; one that was ended takes a moment to end.
+
+        It may have been about to take hold of the gdbstub, which is done whole, and undone.
+        """
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
     async def let_go(self) -> None:
         """This lets a guest go on that stands still because it was read, and for nothing else."""
+        await self.settle()
         await self._conversation.let_go()
 
     def _require_ram(self, pa: Pa, size: int) -> PaRange:
@@ -214,7 +224,10 @@ class RemoteMemory:
     async def _fetch(self, pa: Pa, size: int) -> bytes:
         if self._closed:
             raise MemoryFault(pa, size, why=_CLOSED)
-        data = await self._conversation.fetch(pa, size)
+        fetching = asyncio.create_task(self._conversation.fetch(pa, size), name="qvmi read")
+        self._under_way.add(fetching)
+        fetching.add_done_callback(self._under_way.discard)
+        data = await fetching
         if len(data) != size:
             raise MemoryFault(Pa(pa + len(data)), size, why=f"only {len(data)} bytes came")
         return data

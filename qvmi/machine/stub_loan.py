@@ -72,7 +72,7 @@ class StubLoan:
         async with self._lock:
             client = self._client
             if client is None or client.ended:
-                client = self._client = await to_the_end(self._take_hold())
+                client = await to_the_end(self._take_hold())
         return await work(client)
 
     async def _take_hold(self) -> GdbClient:
@@ -85,6 +85,7 @@ class StubLoan:
         except BaseException:
             await self._end(guardian, place, resumes)
             raise
+        self._client = client
         pause.ending.push_async_callback(self._leave, client, place, resumes)
         self._name = f"at {place.address}"
         detach = detach_request(client.process).decode()
