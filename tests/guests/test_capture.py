@@ -15,7 +15,7 @@ from tests.guests.lab import Guest
 from tests.proofs import proof_size
 
 PAGE: Final = 4096
-WALKS: Final = 12
+WALKS: Final = 40
 SLOW_S: Final = 0.3
 """Longer than a guest may stand still for a walk."""
 
