@@ -12,11 +12,12 @@ import asyncio
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange
 from qvmi.errors import MemoryFault, NotDirect
-from qvmi.machine.worker import answer_of, checkpoint
+from qvmi.machine.worker import ask, checkpoint
 from qvmi.memory.physical import Window
 from qvmi.memory.ranges import joined
 
@@ -208,13 +209,10 @@ class RemoteMemory:
     def _asked(self, pa: int, size: int) -> bytes:
         checkpoint()
         doing = f"read {size} bytes at physical address {pa:#x}"
-        asking = self._fetch(Pa(pa), size)
         try:
-            answer = asyncio.run_coroutine_threadsafe(asking, self._loop)
+            return ask(partial(self._fetch, Pa(pa), size), self._loop, doing=doing)
         except RuntimeError as error:  # the event loop was closed
-            asking.close()
             raise MemoryFault(pa, size, why=_CLOSED) from error
-        return answer_of(answer, doing=doing)
 
     async def _fetch(self, pa: Pa, size: int) -> bytes:
         if self._closed:
