@@ -15,7 +15,7 @@ from qvmi.addr import PAGE_SIZE, Pa
 from qvmi.errors import QvmiError
 from qvmi.gdbstub.client import GdbClient
 from qvmi.gdbstub.packets import detach_request
-from qvmi.machine.completion import to_the_end
+from qvmi.machine.completion import ended, to_the_end
 from qvmi.machine.pause import RunControl
 from qvmi.machine.stub_place import StubPlace, connect_stub, end_stub, find_stub
 from qvmi.qmp.monitor import Monitor
@@ -68,7 +68,7 @@ class StubMemory:
             MachineGone, QmpTimeout, GdbstubTimeout: QEMU did not answer.
             GuestRunning: somebody else has let the guest run meanwhile.
         """
-        if self._run_control.pause is None and self._lingering is None:
+        if self._run_control.pause is None and (self._lingering is None or self._lingering.done()):
             self._lingering = asyncio.create_task(self._linger(), name="qvmi stub")
         self._readers += 1
         try:
@@ -83,7 +83,9 @@ class StubMemory:
         lingering = self._lingering
         if lingering is not None:
             lingering.cancel()
-            await asyncio.wait([lingering])
+            cancelled = await ended(lingering)
+            if cancelled is not None:
+                raise cancelled
 
     async def end_still(self) -> None:
         """This leaves the stub; the guest goes on to stand still."""
@@ -132,12 +134,9 @@ class StubMemory:
     async def _linger(self) -> None:
         """This keeps the guest from running until no read follows any more."""
         loop = asyncio.get_running_loop()
-        try:
-            # What is wrong with the pause is told to whoever reads, or asks for the run state.
-            with suppress(QvmiError):
-                async with self._run_control.paused():
-                    # Each read moves the end, and thousands of them follow each other.
-                    while self._readers or loop.time() < self._last_read + _LINGERS_S:  # noqa: ASYNC110
-                        await asyncio.sleep(_LINGERS_S)
-        finally:
-            self._lingering = None
+        # What is wrong with the pause is told to whoever reads, or asks for the run state.
+        with suppress(QvmiError):
+            async with self._run_control.paused():
+                # Each read moves the end, and thousands of them follow each other.
+                while self._readers or loop.time() < self._last_read + _LINGERS_S:  # noqa: ASYNC110
+                    await asyncio.sleep(_LINGERS_S)
