@@ -6,7 +6,6 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from qvmi.machine.completion import to_the_end
 from qvmi.machine.pause import Pause, RunControl
 from qvmi.machine.remote_memory import RemoteMemory
 from qvmi.machine.worker import WatchedMemory, in_worker
@@ -70,13 +69,8 @@ class Query:
 
     async def _through(self, view: View, look: Callable[[View], Result]) -> Result:
         """This looks through a view, whose reads end with the look that they are made for."""
-        if self._remote is None:
-            seen = replace(view, memory=WatchedMemory(view.memory))
-            return await in_worker(lambda: look(seen), timeout_s=self._timeout_s)
-        try:
-            return await in_worker(lambda: look(view), timeout_s=self._timeout_s)
-        finally:
-            await to_the_end(self._remote.settle())
+        seen = replace(view, memory=WatchedMemory(view.memory)) if self._remote is None else view
+        return await in_worker(lambda: look(seen), timeout_s=self._timeout_s)
 
 
 def captured(view: View, memory: PhysicalMemory) -> View:

@@ -12,11 +12,12 @@ import asyncio
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange
 from qvmi.errors import MemoryFault, NotDirect
-from qvmi.machine.worker import answer_of, checkpoint
+from qvmi.machine.worker import ask, checkpoint
 from qvmi.memory.physical import Window
 from qvmi.memory.ranges import joined
 
@@ -82,7 +83,6 @@ class RemoteMemory:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._kept: dict[int, bytes] | None = None
-        self._under_way: set[asyncio.Task[bytes]] = set()
         self._closed = False
 
     @property
@@ -155,17 +155,8 @@ class RemoteMemory:
         """This notes that the guest runs from now on, or may."""
         self._kept = None
 
-    async def settle(self) -> None:
-        """This waits for the ends of the reads under way; one that was ended takes a moment to end.
-
-        It may have been about to take hold of the gdbstub, which is done whole, and undone.
-        """
-        if self._under_way:
-            await asyncio.wait(self._under_way)
-
     async def let_go(self) -> None:
         """This lets a guest go on that stands still because it was read, and for nothing else."""
-        await self.settle()
         await self._conversation.let_go()
 
     def _require_ram(self, pa: Pa, size: int) -> PaRange:
@@ -213,21 +204,15 @@ class RemoteMemory:
     def _asked(self, pa: int, size: int) -> bytes:
         checkpoint()
         doing = f"read {size} bytes at physical address {pa:#x}"
-        asking = self._fetch(Pa(pa), size)
         try:
-            answer = asyncio.run_coroutine_threadsafe(asking, self._loop)
+            return ask(partial(self._fetch, Pa(pa), size), self._loop, doing=doing)
         except RuntimeError as error:  # the event loop was closed
-            asking.close()
             raise MemoryFault(pa, size, why=_CLOSED) from error
-        return answer_of(answer, doing=doing)
 
     async def _fetch(self, pa: Pa, size: int) -> bytes:
         if self._closed:
             raise MemoryFault(pa, size, why=_CLOSED)
-        fetching = asyncio.create_task(self._conversation.fetch(pa, size), name="qvmi read")
-        self._under_way.add(fetching)
-        fetching.add_done_callback(self._under_way.discard)
-        data = await fetching
+        data = await self._conversation.fetch(pa, size)
         if len(data) != size:
             raise MemoryFault(Pa(pa + len(data)), size, why=f"only {len(data)} bytes came")
         return data

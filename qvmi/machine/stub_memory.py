@@ -12,6 +12,7 @@ from typing import Final
 from qvmi.addr import PAGE_SIZE, Pa
 from qvmi.errors import QvmiError
 from qvmi.gdbstub.client import GdbClient
+from qvmi.machine.completion import ended
 from qvmi.machine.pause import RunControl
 from qvmi.machine.stub_loan import StubLoan
 
@@ -55,7 +56,7 @@ class StubMemory:
             MachineGone, QmpTimeout, GdbstubTimeout: QEMU did not answer.
             GuestRunning: somebody else has let the guest run meanwhile.
         """
-        if self._run_control.pause is None and self._lingering is None:
+        if self._run_control.pause is None and (self._lingering is None or self._lingering.done()):
             self._lingering = asyncio.create_task(self._linger(), name="qvmi stub")
         self._readers += 1
         try:
@@ -70,7 +71,9 @@ class StubMemory:
         lingering = self._lingering
         if lingering is not None:
             lingering.cancel()
-            await asyncio.wait([lingering])
+            cancelled = await ended(lingering)
+            if cancelled is not None:
+                raise cancelled
 
     def close(self) -> None:
         """This has nothing to remove: the stub was left with the last pause."""
@@ -78,12 +81,9 @@ class StubMemory:
     async def _linger(self) -> None:
         """This keeps the guest from running until no read follows any more."""
         loop = asyncio.get_running_loop()
-        try:
-            # What is wrong with the pause is told to whoever reads, or asks for the run state.
-            with suppress(QvmiError):
-                async with self._run_control.paused():
-                    # Each read moves the end, and thousands of them follow each other.
-                    while self._readers or loop.time() < self._last_read + _LINGERS_S:  # noqa: ASYNC110
-                        await asyncio.sleep(_LINGERS_S)
-        finally:
-            self._lingering = None
+        # What is wrong with the pause is told to whoever reads, or asks for the run state.
+        with suppress(QvmiError):
+            async with self._run_control.paused():
+                # Each read moves the end, and thousands of them follow each other.
+                while self._readers or loop.time() < self._last_read + _LINGERS_S:  # noqa: ASYNC110
+                    await asyncio.sleep(_LINGERS_S)

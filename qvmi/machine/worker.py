@@ -3,28 +3,28 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError as AnswerCancelled
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Final, Never, TypeVar
+from typing import Any, Final, Never, TypeVar
 
 from qvmi.addr import Pa, PaRange
 from qvmi.errors import MachineGone, QueryTimeout
 from qvmi.memory.physical import PhysicalMemory, Window
 
-__all__ = ["WatchedMemory", "answer_of", "checkpoint", "in_worker"]
+__all__ = ["WatchedMemory", "ask", "checkpoint", "in_worker"]
 
 Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
-_ENDS_S: Final = 5.0
-"""How long a call may go on after its end was asked for. Its next read ends it, within milliseconds;
-one that computes for longer without reading cannot be ended, and is left to itself."""
+_ENDS_S: Final = 10.0
+"""How long a call may go on after its end was asked for. Its next read ends it, within milliseconds
+unless QEMU hangs; one that computes without reading cannot be ended, and is left to itself."""
 _ANSWERS_S: Final = 60.0
 """How long an answer may take at most. The conversations have shorter limits of their own: this one
 is for an event loop that was stopped, on which nothing ever ends."""
@@ -42,30 +42,23 @@ class _Worker:
     """This is one call, as its thread and those who wait for it know it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._withdrawn = False
-        self._answer: Future[bytes] | None = None
+        self.withdrawn = False
+        self._asking: asyncio.Task[bytes] | None = None
 
     def withdraw(self) -> None:
-        """This ends the call at its next read, or in the one that it waits for."""
-        with self._lock:
-            self._withdrawn = True
-            answer = self._answer
-        if answer is not None:
-            answer.cancel()
+        """This ends the call at its next read, or in the one that it waits for; on the event loop."""
+        self.withdrawn = True
+        if self._asking is not None:
+            self._asking.cancel()
 
     def checkpoint(self) -> None:
         """This raises QueryEnded once nobody wants the result any more."""
-        if self._withdrawn:
+        if self.withdrawn:
             raise QueryEnded
 
-    def wait_for(self, answer: "Future[bytes]") -> None:
-        """This notes what the call waits for; None for nothing."""
-        with self._lock:
-            self._answer = answer
-            withdrawn = self._withdrawn
-        if withdrawn:
-            answer.cancel()
+    def asks(self, asking: "asyncio.Task[bytes]") -> None:
+        """This notes what the call waits for; on the event loop."""
+        self._asking = asking
 
 
 _CURRENT: Final[ContextVar[_Worker | None]] = ContextVar("qvmi worker", default=None)
@@ -79,24 +72,46 @@ def checkpoint() -> None:
         worker.checkpoint()
 
 
-def answer_of(answer: "Future[bytes]", *, doing: str) -> bytes:
-    """This waits, in a thread, for an answer that comes on the event loop.
+def ask(
+    fetch: Callable[[], Coroutine[Any, Any, bytes]], loop: asyncio.AbstractEventLoop, *, doing: str
+) -> bytes:
+    """This has an event loop fetch something for the thread that calls this, and waits for it.
+
+    Where the call ends meanwhile, so does what was begun for it: to its end, such as the one of a pause.
 
     Raises:
-        MachineGone: it will never come.
-        QvmiError: whatever it is.
+        RuntimeError: the event loop was closed.
+        MachineGone: there will be no answer.
+        QvmiError: whatever fetching raises.
     """
     worker = _CURRENT.get()
-    if worker is not None:
-        worker.wait_for(answer)
+    answer: Future[bytes] = Future()
+
+    def begin() -> None:
+        if worker is not None and worker.withdrawn:
+            answer.cancel()
+            return
+        asking = loop.create_task(fetch())
+        asking.add_done_callback(partial(_tell, answer))
+        if worker is not None:
+            worker.asks(asking)
+
+    loop.call_soon_threadsafe(begin)
     try:
         return answer.result(_ANSWERS_S)
-    except AnswerCancelled as error:
+    except (AnswerCancelled, NoAnswer) as error:
         checkpoint()
         raise MachineGone(doing) from error  # the event loop ends, and the session with it
-    except NoAnswer as error:
+
+
+def _tell(answer: "Future[bytes]", asking: "asyncio.Task[bytes]") -> None:
+    """This hands on what has come of it."""
+    if asking.cancelled():
         answer.cancel()
-        raise MachineGone(doing) from error
+    elif (error := asking.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(asking.result())
 
 
 async def in_worker(call: Callable[[], Result], *, timeout_s: float | None = None) -> Result:
