@@ -46,6 +46,7 @@ class Charge:
         command: what lets the machine run on where there is no connection to the monitor.
         detach: the packet that lets go of the gdbstub.
         folder: of a gdbstub that was started for the program; empty where there is none.
+        scratch: a folder of the program's that is to go with it; empty where there is none.
         stopped: whether the machine may stand still because of the program.
         ended: whether the program has said good-bye.
     """
@@ -56,6 +57,7 @@ class Charge:
         self.command: list[str] = []
         self.detach = "D"
         self.folder = ""
+        self.scratch = ""
         self.stopped = False
         self.ended = False
 
@@ -66,6 +68,7 @@ class Charge:
         self.command = told.get("command", self.command)
         self.detach = told.get("detach", self.detach)
         self.folder = told.get("folder", self.folder)
+        self.scratch = told.get("scratch", self.scratch)
         self.ended = told.get("ended", self.ended)
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
@@ -107,6 +110,8 @@ def peer(channel: socket.socket) -> int:
 
 def make_good(charge: Charge) -> None:
     """This lets the machine run on if it stands still because of the program that is no more."""
+    if charge.scratch:
+        shutil.rmtree(charge.scratch, ignore_errors=True)
     if charge.stub is not None:
         with suppress(OSError):
             leave(charge.stub, charge.detach if charge.stopped else "")

@@ -7,9 +7,14 @@ run. A guest that its owner had stopped before is not ours to let run.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView
 from qvmi.machine.completion import ended
@@ -18,13 +23,18 @@ from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
 
-if TYPE_CHECKING:
-    from qvmi.machine.debugger import Debugger  # it is imported with the first breakpoint
-
-__all__ = ["Pause", "RunControl"]
+__all__ = ["Pause", "RunControl", "StubHolder"]
 
 _STOPPED: Final = frozenset({"paused", "debug"})
 """What QEMU calls a machine that was stopped and can go on."""
+
+
+class StubHolder(Protocol):
+    """This is who holds the gdbstub, and so decides when the guest stands still."""
+
+    def still(self) -> AbstractAsyncContextManager[None]:
+        """This keeps the guest from running for as long as the block lasts, or raises PauseError."""
+        ...
 
 
 @dataclass(slots=True)
@@ -77,7 +87,7 @@ class RunControl:
     """
 
     def __init__(self, monitor: Monitor) -> None:
-        self.debugger: Debugger | None = None
+        self.debugger: StubHolder | None = None
         self._monitor = monitor
         self._guardian: Guardian | None = None
         self._lock = asyncio.Lock()
