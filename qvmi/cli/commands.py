@@ -193,7 +193,7 @@ COMMANDS: Final = (
         "each one printed is told. Ends with 4 when gdb ends with an error.",
         (
             ("qvmi --qmp /run/vm/qmp.sock gdb", "on this terminal"),
-            ('qvmi gdb --batch -ex bt -ex "x/4i $pc"', "a look, with QVMI_QMP set"),
+            ("qvmi gdb --batch -ex bt -ex 'info symbol vfs_read'", "with QVMI_QMP set"),
             ("qvmi gdb -ex 'break vfs_read' -ex continue -- -nx", "with an argument of gdb's own"),
         ),
         Needs.GUEST,

@@ -37,22 +37,23 @@ _DIGITS: Final = 2  # hexadecimal, of the checksum
 _PLAIN: Final = frozenset(b"+-\x03")
 """Acknowledgements, and the interrupt that stops a running guest."""
 
-_LOOKS: Final = re.compile(
+_LOOKS_OR_RUNS: Final = re.compile(
     rb"\?|g|p[0-9a-f]+|m[0-9a-f]+,[0-9a-f]+|x[0-9a-f]+,[0-9a-f]+|H[cg].*|T.*"
     rb"|qSupported.*|qXfer:\w+:read:.*|qC|q[fs]ThreadInfo|qThreadExtraInfo,.*|qAttached.*|qSymbol.*"
-    rb"|vMustReplyEmpty|vCont\?|[qQ]qemu\..*",
+    rb"|vMustReplyEmpty|vCont[?;].*|[qQ]qemu\..*|[cs].*|[CS][0-9a-f]{2}.*|[zZ][0-4],.*",
     re.DOTALL,
 )
-_RUNS_AND_STOPS: Final = re.compile(rb"vCont;.*|[cs].*|[CS][0-9a-f]{2}.*|[zZ][0-4],.*", re.DOTALL)
-_WRITES: Final = re.compile(rb"[GMPX].*", re.DOTALL)
-_MONITOR: Final = re.compile(rb"qRcmd,.*", re.DOTALL)
 _LEAVES: Final = re.compile(rb"D(?:;[0-9a-f]+)?|vKill;.*", re.DOTALL)
 _KILL: Final = b"k"
 
 _OK: Final = frame(b"OK")
 _UNKNOWN: Final = frame(b"")
-_REFUSED: Final = frame(b"E01")
-_NO_MONITOR: Final = frame(b"O" + b"not granted: this session may not write\n".hex().encode()) + _OK
+_NOT_GRANTED: Final = frame(b"O" + b"not granted: this session may not write\n".hex().encode())
+_NEED_A_GRANT: Final = (
+    (re.compile(rb"[GMPX].*", re.DOTALL), frame(b"E01")),
+    (re.compile(rb"qRcmd,.*", re.DOTALL), _NOT_GRANTED + _OK),
+)
+"""What changes something, or is QEMU's monitor, and how it is refused."""
 
 
 class Gate:
@@ -108,22 +109,15 @@ class Gate:
         return piece
 
     def _judge(self, piece: bytes) -> Passage:
-        if piece[0] != _START:
-            return Passage(to_stub=piece)
         body = piece[1 : -1 - _DIGITS]
+        if piece[0] != _START or _LOOKS_OR_RUNS.fullmatch(body):
+            return Passage(to_stub=piece)
         if body == _KILL:
             return Passage(left=True)  # nobody waits for an answer
         if _LEAVES.fullmatch(body):
             return Passage(to_debugger=b"+" + _OK, left=True)
-        if _LOOKS.fullmatch(body) or _RUNS_AND_STOPS.fullmatch(body):
+        refusals = (refusal for needed, refusal in _NEED_A_GRANT if needed.fullmatch(body))
+        refusal = next(refusals, None)
+        if refusal is not None and self._may_write:
             return Passage(to_stub=piece)
-        if _WRITES.fullmatch(body):
-            return self._if_granted(piece, _REFUSED)
-        if _MONITOR.fullmatch(body):
-            return self._if_granted(piece, _NO_MONITOR)
-        return Passage(to_debugger=b"+" + _UNKNOWN)
-
-    def _if_granted(self, piece: bytes, refusal: bytes) -> Passage:
-        if self._may_write:
-            return Passage(to_stub=piece)
-        return Passage(to_debugger=b"+" + refusal)
+        return Passage(to_debugger=b"+" + (refusal or _UNKNOWN))

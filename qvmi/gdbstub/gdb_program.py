@@ -1,7 +1,7 @@
 """The command line that starts gdb on a guest.
 
-References: GDB manual, "Choosing Modes", "Auto-loading"; GDB ``solib-svr4.c``, ``jit.c``, ``linux-thread-db.c``:
-what gdb looks for in a program of its host's system, which a guest's kernel is not.
+References: GDB manual, "Choosing Modes", "Auto-loading"; GDB ``solib-svr4.c``, ``linux-thread-db.c``: what
+gdb looks for in a program of its host's system, which a guest's kernel is not.
 """
 
 import os

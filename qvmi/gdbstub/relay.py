@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Final
 
 from qvmi.gdbstub.gate import Gate
@@ -10,6 +11,8 @@ __all__ = ["relay"]
 
 _CHUNK: Final = 1 << 16
 """Bytes; a packet of QEMU's has 4 KiB."""
+_FAREWELL_S: Final = 1.0
+"""How long a debugger that lets go may take to hang up; gdb does so at once."""
 
 
 async def relay(debugger: socket.socket, stub: socket.socket, gate: Gate) -> None:
@@ -46,7 +49,17 @@ async def _carry_out(debugger: socket.socket, stub: socket.socket, gate: Gate) -
         if passage.to_debugger:
             await loop.sock_sendall(debugger, passage.to_debugger)
         if passage.left:
+            await _farewell(debugger)
             return
+
+
+async def _farewell(debugger: socket.socket) -> None:
+    """This waits until the debugger has hung up, which takes it for an error when it is not the first."""
+    loop = asyncio.get_running_loop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            while await loop.sock_recv(debugger, _CHUNK):
+                pass
 
 
 async def _carry_back(stub: socket.socket, debugger: socket.socket) -> None:

@@ -79,7 +79,7 @@ _MEANT_FOR_GDB: Final = re.compile(
     r"__jit_debug_|_r_debug|_dl_|_ovly|nptl_version|_?(?:sig)?longjmp"
 )
 """Names that make gdb read object files and names of files out of the memory of what it debugs."""
-_OF_GUEST: Final = "guest."
+_OF_GUEST: Final = "guest_"
 
 
 def harmless_name(name: str) -> str:
