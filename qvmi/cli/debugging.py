@@ -54,6 +54,8 @@ async def _document(host: GdbHost, output: Output, commands: Sequence[str]) -> E
                 results.append({"command": command, "output": "", "error": error.reason})
             else:
                 results.append({"command": command, "output": reply.output, "error": None})
+        for line in session.missing:
+            output.message(line)
     output.document({"results": results})
     failed = any(result["error"] is not None for result in results)
     return ExitCode.NOT_SEEN if failed else ExitCode.FINE

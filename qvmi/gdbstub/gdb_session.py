@@ -120,9 +120,13 @@ class GdbSession:
     """This runs one gdb; only :meth:`start` makes one.
 
     One command is done at a time, whoever asks. With the ``async with`` block gdb ends.
+
+    Attributes:
+        missing: which of the guest's names gdb has not got, and why; in words.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, missing: tuple[str, ...]) -> None:
+        self.missing = missing
         self._process = process
         self._lock = asyncio.Lock()
         self._pending: _Pending | None = None
@@ -132,11 +136,12 @@ class GdbSession:
         self._reading = asyncio.create_task(self._read(), name="qvmi gdb")
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> Self:
+    async def start(cls, command: Sequence[str], *, missing: tuple[str, ...] = ()) -> Self:
         """This starts gdb and waits until it takes commands.
 
         Args:
             command: its path and arguments, without those that choose how it is talked to.
+            missing: what is known to be missing in the file of names that it is given.
 
         Raises:
             GdbError: it does not start.
@@ -153,7 +158,7 @@ class GdbSession:
             )
         except OSError as error:
             raise GdbError(f"gdb cannot be started: {error}") from error
-        session = cls(process)
+        session = cls(process, missing)
         try:
             async with asyncio.timeout(_START_S):
                 await session._ready.wait()

@@ -138,7 +138,7 @@ class GdbHost:
         """
         async with (
             self.opened() as place,
-            await GdbSession.start(place.command(init=False)) as session,
+            await GdbSession.start(place.command(init=False), missing=place.missing) as session,
         ):
             if place.failure is not None:
                 raise place.failure
@@ -175,7 +175,7 @@ class GdbHost:
         except QvmiError as error:
             return None, (f"no symbols: {error}",)
         symbols = await asyncio.to_thread(debug_symbols, guest)
-        return symbols, tuple(f"no symbols of {gap.reason}" for gap in symbols.gaps)
+        return symbols, tuple(f"{gap.structure}: {gap.reason}" for gap in symbols.gaps)
 
     @asynccontextmanager
     async def _taken(self) -> AsyncIterator[StubPlace]:

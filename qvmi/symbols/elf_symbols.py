@@ -9,7 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -68,10 +68,13 @@ _SECTION: Final = Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = Struct("<IBBHQQ")
 _IDENT: Final = b"\x7fELF\x02\x01\x01"  # 64-bit, little-endian, version 1
 _ET_EXEC: Final = 2
-_SHT_SYMTAB, _SHT_STRTAB, _SHT_NOBITS = 2, 3, 8
+_SHT_PROGBITS, _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOBITS = 1, 2, 3, 8
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
 _STT_OBJECT, _STT_FUNC = 1, 2
 _STB_GLOBAL: Final = 1 << 4
+_PART_NAMES: Final = (".symtab", ".strtab", ".eh_frame", ".shstrtab")
+_STRINGS: Final = (_SHT_STRTAB, 0, 0)  # kind, link and info, as of all parts
+_CODE_FACTS: Final = (_SHT_PROGBITS, 0, 0)
 
 _STRANGE: Final = re.compile(r"[^A-Za-z0-9_.$@]")
 """No kernel has these in a name; in a terminal, or a command made of a name, they might do something."""
@@ -89,7 +92,11 @@ def harmless_name(name: str) -> str:
 
 
 def symbols_elf(
-    ranges: Iterable[ElfRange], symbols: Iterable[ElfSymbol], *, machine: ElfMachine
+    ranges: Iterable[ElfRange],
+    symbols: Iterable[ElfSymbol],
+    *,
+    machine: ElfMachine,
+    callers: bytes = b"",
 ) -> bytes:
     """This makes the file; a symbol ends where the next begins, and those outside of all ranges go.
 
@@ -97,13 +104,15 @@ def symbols_elf(
         ranges: where there is something; of two that overlap the first one stays.
         symbols: in any order; several may be at one address or have one name.
         machine: the processor.
+        callers: an ``.eh_frame`` section; empty for none.
 
     Raises:
         CorruptTable: there are more ranges, or longer names, than any kernel has.
     """
     sections = _apart(ranges)
     table, names, local_count = _symbol_table(sections, symbols)
-    return _file(sections, table, names, local_count=local_count, machine=machine)
+    parts = _Parts(table, names, local_count, callers)
+    return _file(sections, parts, machine=machine)
 
 
 def _apart(ranges: Iterable[ElfRange]) -> list[ElfRange]:
@@ -154,37 +163,37 @@ def _placed(
             yield symbol, number, min(end, following.get(symbol.address, end))
 
 
-def _file(
-    sections: Sequence[ElfRange],
-    table: bytes,
-    names: bytes,
-    *,
-    local_count: int,
-    machine: ElfMachine,
-) -> bytes:
-    """This puts the parts together: the header, symbols, names, names of sections, section headers."""
+class _Parts(NamedTuple):
+    """These are the parts of the file that have bytes in it; symbols below ``local_count`` are local."""
+
+    symbols: bytes
+    names: bytes
+    local_count: int
+    callers: bytes
+
+
+def _file(sections: Sequence[ElfRange], parts: _Parts, *, machine: ElfMachine) -> bytes:
+    """This puts the parts together: header, symbols, names, callers, names of sections, their headers."""
     section_names, name_offsets = _strings(
-        [*(harmless_name(one.name) for one in sections), ".symtab", ".strtab", ".shstrtab"]
+        [*(harmless_name(one.name) for one in sections), *_PART_NAMES]
     )
-    *range_names, symtab_name, strtab_name, shstrtab_name = name_offsets
-    at = _HEADER.size
-    names_at, section_names_at = at + len(table), at + len(table) + len(names)
-    headers_at = -(-(section_names_at + len(section_names)) // 8) * 8
+    bodies = (parts.symbols, parts.names, parts.callers, section_names)
+    places = [*accumulate(map(len, bodies), initial=_HEADER.size)]
+    headers_at = -(-places[-1] // 8) * 8
     first = len(sections) + 1
-    headers = [_SECTION.pack(*[0] * 10)]
-    headers += map(_range_header, sections, range_names)
-    headers += [
-        _section(symtab_name, _SHT_SYMTAB, at, len(table), link=first + 1, info=local_count),
-        _section(strtab_name, _SHT_STRTAB, names_at, len(names)),
-        _section(shstrtab_name, _SHT_STRTAB, section_names_at, len(section_names)),
-    ]
+    extras = ((_SHT_SYMTAB, first + 1, parts.local_count), _STRINGS, _CODE_FACTS, _STRINGS)
+    headers = [_SECTION.pack(*[0] * 10), *map(_range_header, sections, name_offsets)]
+    for name, at, body, (kind, link, info) in zip(
+        name_offsets[len(sections) :], places[:-1], bodies, extras, strict=True
+    ):
+        entry = _SYMBOL.size if kind == _SHT_SYMTAB else 0
+        headers.append(_SECTION.pack(name, kind, 0, 0, at, len(body), link, info, 8, entry))
     # No entry point: gdb would take the function that has it for the last one of each backtrace.
     header = _HEADER.pack(
         *(_IDENT, _ET_EXEC, machine, 1, 0, 0, headers_at, 0),
         *(_HEADER.size, 0, 0, _SECTION.size, len(headers), len(headers) - 1),
     )
-    body = header + table + names + section_names
-    return body.ljust(headers_at, b"\0") + b"".join(headers)
+    return b"".join([header, *bodies]).ljust(headers_at, b"\0") + b"".join(headers)
 
 
 def _strings(texts: Sequence[str]) -> tuple[bytes, list[int]]:
@@ -201,8 +210,3 @@ def _range_header(one: ElfRange, name: int) -> bytes:
     flags = _SHF_ALLOC | (_SHF_EXECINSTR if one.is_code else _SHF_WRITE)
     size = one.end - one.start
     return _SECTION.pack(name, _SHT_NOBITS, flags, one.start, _HEADER.size, size, 0, 0, 1, 0)
-
-
-def _section(name: int, kind: int, at: int, size: int, *, link: int = 0, info: int = 0) -> bytes:
-    entry = _SYMBOL.size if kind == _SHT_SYMTAB else 0
-    return _SECTION.pack(name, kind, 0, 0, at, size, link, info, 8, entry)

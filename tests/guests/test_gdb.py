@@ -29,7 +29,7 @@ from tests.asynchronous import asynchronous
 from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_on_terminal
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.bare_qemu import BareQemu, bare_qemu
-from tests.guests.lab import Guest, GuestConfig, Lab
+from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.tampering import guest_ram
 from tests.proofs import proof_size
@@ -93,6 +93,7 @@ async def test_a_breakpoint_by_name_is_hit_where_the_guest_says_the_name_is(stor
     async with qvmi.attach(stormy.qmp) as machine:
         text = machine.kernel_space.read(qvmi.Va(at), 4096)
         async with machine.gdb() as gdb:
+            assert gdb.missing == ()
             assert FORK in (await gdb.execute(f"info symbol {at:#x}")).output
             await gdb.execute(f"break {FORK}")
             reply = await gdb.execute("continue")
@@ -111,6 +112,34 @@ async def test_a_breakpoint_by_name_is_hit_where_the_guest_says_the_name_is(stor
     assert not stubs(stormy)
     before = forks(stormy)
     assert forks(stormy) > before
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@asynchronous
+async def test_a_backtrace_is_the_one_that_the_guest_itself_makes(
+    guests: GuestPool, kernel: str, proof_count: Callable[[int], None]
+) -> None:
+    guest = guests.restore(GuestConfig(kernel=kernel))
+    async with qvmi.attach(guest.qmp) as machine, machine.gdb() as gdb:
+        # The guest's own unwinder answers; where it begins to, gdb looks at the same stack.
+        await gdb.execute("break stack_trace_save_tsk")
+        asking = asyncio.create_task(asyncio.to_thread(guest.run, "cat /proc/self/stack"))
+        reply = await gdb.execute("continue")
+        assert reply.stop is not None
+        assert reply.stop.function == "stack_trace_save_tsk"
+        frames = await gdb.backtrace()
+        await gdb.execute("delete")
+        going = asyncio.create_task(gdb.execute("continue"))
+        text = await asking
+        going.cancel()
+    theirs = re.findall(r"\] ([^+\s]+)\+0x", text.decode())
+    ours = [frame.function for frame in frames]
+    assert theirs[0] == "proc_pid_stack"
+    assert theirs[-1].startswith("entry_SYSCALL_64")  # registers lie there: gdb gives it no name
+    assert ours[1 : len(theirs)] == theirs[:-1]
+    assert ours[len(theirs)] == "<signal handler called>"
+    assert frames[len(theirs) + 1].address >> 63 == 0
+    proof_count(len(theirs))
 
 
 @asynchronous
