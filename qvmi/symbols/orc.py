@@ -1,17 +1,20 @@
 """How a kernel of x86-64 finds the caller of each of its instructions: its ORC tables.
 
 References: Linux arch/x86/include/asm/orc_types.h, arch/x86/kernel/unwind_orc.c (``unwind_next_frame``);
-``type`` has three bits and other values since 6.4, by fb799447ae29.
+``type`` has three bits and other values since 6.4, by fb799447ae29. The registers of 7.x have other numbers,
+which were inferred from the rows of a 7.2 kernel: each occurs with the offsets that its register has elsewhere.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple, Self
 
 from qvmi.addr import Va
+from qvmi.errors import CorruptTable
 from qvmi.symbols.kallsyms import ReadVirtual
 from qvmi.symbols.layout import Symbols
 
@@ -53,7 +56,7 @@ class OrcKind(IntEnum):
 
 
 class OrcBase(IntEnum):
-    """This is what a row counts from; the values are the kernel's own."""
+    """This is what a row counts from."""
 
     UNDEFINED = 0
     PREVIOUS_SP = 1
@@ -67,6 +70,25 @@ class OrcBase(IntEnum):
     SP_INDIRECT = 9
 
 
+Numbering = Mapping[int, OrcBase]
+"""What a kernel means by each number of a register."""
+
+_OLD_NUMBERING: Final[Numbering] = {base.value: base for base in OrcBase}
+_NEW_NUMBERING: Final[Numbering] = {
+    0: OrcBase.UNDEFINED,
+    2: OrcBase.DI,
+    3: OrcBase.SP,
+    4: OrcBase.BP,
+    6: OrcBase.R10,
+    7: OrcBase.R13,
+    8: OrcBase.PREVIOUS_SP,
+    9: OrcBase.SP_INDIRECT,
+    10: OrcBase.BP_INDIRECT,
+}
+_NUMBERINGS: Final = (_OLD_NUMBERING, _NEW_NUMBERING)
+
+
+_UNKNOWN: Final = OrcBase.DX  # RBP is never saved beside it
 _BASES: Final = frozenset(OrcBase) - {OrcBase.UNDEFINED, OrcBase.PREVIOUS_SP}
 _BP_BASES: Final = frozenset({OrcBase.UNDEFINED, OrcBase.PREVIOUS_SP, OrcBase.BP})
 
@@ -93,6 +115,9 @@ class OrcRow(NamedTuple):
     bp_base: OrcBase
     bp_offset: int
 
+
+Entry = tuple[int, int, int]
+"""Two offsets, and the bits of the rest."""
 
 _NOTHING: Final = OrcRow(OrcKind.NOTHING, OrcBase.UNDEFINED, 0, OrcBase.UNDEFINED, 0)
 
@@ -141,13 +166,26 @@ class OrcLayout:
         base, bp_base, kind = places
         return cls(base, bp_base, kind, kinds)
 
-    def row(self, sp_offset: int, bp_offset: int, flags: int) -> OrcRow:
+    def numbering(self, entries: Sequence[Entry]) -> Numbering | None:
+        """This is what the numbers of registers mean; None where no known meaning fits.
+
+        Most rows of every kernel count from the stack pointer.
+        """
+        numbers = Counter(flags >> self.base & 0xF for _, _, flags in entries)
+        del numbers[0]
+        most = max(numbers, key=numbers.__getitem__, default=0)
+        fitting = (one for one in _NUMBERINGS if one.get(most) is OrcBase.SP)
+        return next(fitting, None)
+
+    def row(self, entry: Entry, numbering: Numbering) -> OrcRow:
         """This is what one entry says; what makes no sense says nothing."""
-        base, bp_base = flags >> self.base & 0xF, flags >> self.bp_base & 0xF
+        sp_offset, bp_offset, flags = entry
+        base = numbering.get(flags >> self.base & 0xF, OrcBase.UNDEFINED)
+        bp_base = numbering.get(flags >> self.bp_base & 0xF, _UNKNOWN)
         kind = self.kinds[flags >> self.kind & len(self.kinds) - 1]
         if kind is OrcKind.NOTHING or base not in _BASES or bp_base not in _BP_BASES:
             return _NOTHING
-        return OrcRow(kind, OrcBase(base), sp_offset, OrcBase(bp_base), bp_offset)
+        return OrcRow(kind, base, sp_offset, bp_base, bp_offset)
 
 
 def read_orc(
@@ -155,15 +193,25 @@ def read_orc(
 ) -> Iterator[tuple[Va, OrcRow]]:
     """This iterates all rows, by rising address within each table.
 
+    Args:
+        read: reads the kernel's virtual memory.
+        layout: of a row.
+        tables: the kernel's own comes first: it tells how registers are numbered.
+
     Raises:
+        CorruptTable: registers are numbered in no known way.
         MemoryFault: a table cannot be read.
     """
-    known: dict[tuple[int, int, int], OrcRow] = {}
+    known: dict[Entry, OrcRow] = {}
+    numbering: Numbering | None = None
     for table in tables:
         if not 0 < table.count <= MAX_ORCS:
             continue
         distances = array("i", read(table.addresses, ORC_ADDRESS_SIZE * table.count))
         entries = list(_ENTRY.iter_unpack(read(table.rows, _ENTRY.size * table.count)))
+        numbering = numbering or layout.numbering(entries)
+        if numbering is None:
+            raise CorruptTable("orc_unwind", "its registers are numbered in no known way")
         found = [
             (table.addresses + ORC_ADDRESS_SIZE * at + distance, entry)
             for at, (distance, entry) in enumerate(zip(distances, entries, strict=True))
@@ -171,5 +219,5 @@ def read_orc(
         found.sort(key=lambda one: one[0])
         for address, entry in found:
             if entry not in known:
-                known[entry] = layout.row(*entry)
+                known[entry] = layout.row(entry, numbering)
             yield Va(address), known[entry]

@@ -73,7 +73,30 @@ def test_an_entry_says_what_the_kernels_sources_say(
 ) -> None:
     layout = OrcLayout.of(OrcTypes(kind_bits=kind_bits))
     assert layout is not None
-    assert layout.row(*entry) == row
+    numbering = layout.numbering([(8, 0, 0x0005), entry])
+    assert numbering is not None
+    assert layout.row(entry, numbering) == row
+
+
+@pytest.mark.parametrize(
+    ("entry", "row"),
+    [
+        # As they stand in Linux 7.2: a push behind a function's beginning, and a frame in RBP.
+        ((8, 0, 0x0203), CALL),
+        ((16, -16, 0x0283), PUSHED),
+        ((16, -16, 0x0284), FRAMED),
+        ((0, 0, 0x0303), REGISTERS),
+        ((8, 0, 0x0209), OTHER_STACK),
+    ],
+)
+def test_registers_are_numbered_as_most_rows_say(entry: tuple[int, int, int], row: OrcRow) -> None:
+    layout = OrcLayout.of(OrcTypes(kind_bits=3))
+    assert layout is not None
+    numbering = layout.numbering([(8, 0, 0x0203), (16, 0, 0x0203), entry, (0, 0, 0)])
+    assert numbering is not None
+    assert layout.row(entry, numbering) == row
+    assert layout.numbering([(8, 0, 0x020B), (8, 0, 0x020B), entry]) is None
+    assert layout.numbering([]) is None
 
 
 def test_a_kernel_with_another_form_of_entries_is_left_alone() -> None:
