@@ -2,7 +2,7 @@
 
 References: Linux arch/x86/include/asm/orc_types.h, arch/x86/kernel/unwind_orc.c (``unwind_next_frame``);
 ``type`` has three bits and other values since 6.4, by fb799447ae29. The registers of 7.x have other numbers,
-which were inferred from the rows of a 7.2 kernel: each occurs with the offsets that its register has elsewhere.
+which were inferred from the rows of a 7.2 kernel: each occurs with the offsets that its register has too.
 """
 
 from array import array
@@ -30,14 +30,15 @@ __all__ = [
     "read_orc",
 ]
 
-MAX_ORCS: Final = 4_000_000
-"""Of kernel and modules together; a distribution's kernel has 300,000."""
+MAX_ORCS: Final = 1_000_000
+"""Of kernel and modules together; a distribution's kernel has 400,000."""
 
 _ENTRY: Final = Struct("<hhH")
 ORC_ADDRESS_SIZE: Final = 4
 """Bytes; a signed distance."""
 ORC_ROW_SIZE: Final = _ENTRY.size
 """Bytes."""
+_ADDRESS_MASK: Final = (1 << 64) - 1
 _FLAGS_AT: Final = 32  # bits: behind the two offsets
 _OLD_TYPE_BITS: Final = 2
 
@@ -213,7 +214,7 @@ def read_orc(
         if numbering is None:
             raise CorruptTable("orc_unwind", "its registers are numbered in no known way")
         found = [
-            (table.addresses + ORC_ADDRESS_SIZE * at + distance, entry)
+            (table.addresses + ORC_ADDRESS_SIZE * at + distance & _ADDRESS_MASK, entry)
             for at, (distance, entry) in enumerate(zip(distances, entries, strict=True))
         ]
         found.sort(key=lambda one: one[0])

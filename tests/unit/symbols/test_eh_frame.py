@@ -112,6 +112,10 @@ def test_rows_are_read_in_the_order_of_their_addresses() -> None:
     memory = {ips: distances, rows: entries}
     found = list(read_orc(lambda at, size: memory[at][:size], layout, [OrcTable(ips, rows, 2)]))
     assert found == [(Va(0x1080), PUSHED), (Va(0x1100), CALL)]
+    edge = Va((1 << 64) - 8)
+    memory[edge] = distances
+    wrapped = read_orc(lambda at, size: memory[at][:size], layout, [OrcTable(edge, rows, 2)])
+    assert [address for address, _ in wrapped] == [0x78, 0xF8]
     too_many = OrcTable(ips, rows, 1 << 40)
     assert not list(read_orc(lambda at, size: memory[at][:size], layout, [too_many]))
 
