@@ -40,7 +40,7 @@ CALLERS: Final = re.compile(r"__(do|se|x64)_sys_(clone3?|v?fork)|kernel_thread|u
 LINE: Final = re.compile(r"([0-9a-f]{16}) ([A-Za-z]) (\S+)(?:\s+\[(\w+)\])?")
 ENDS_S: Final = 30.0
 POLL_S: Final = 0.005
-SHARE: Final = 400
+SHARE: Final = 800
 """Every so-many line of /proc/kallsyms is compared."""
 
 
@@ -411,7 +411,7 @@ def test_a_kill_at_any_moment_leaves_the_guest_running_without_a_breakpoint(
     guest = guests.restore(GuestConfig())
     guest.start_storm()
     rng = random.Random(5)
-    kills = proof_size(ci=4, full=50)
+    kills = proof_size(ci=3, full=50)
     for _ in range(kills):
         with gdb_at_work(guest) as program:
             (gdb,) = (pid for pid, name in children(program.pid).items() if name == "gdb")
