@@ -81,8 +81,10 @@ async def require_free_stub(monitor: Monitor, given: str | None) -> None:
 async def end_stub(monitor: Monitor, place: StubPlace) -> None:
     """This ends a stub that was started for us, and leaves the owner's own."""
     if place.folder is not None:
-        await monitor.hmp("gdbserver none")
-        shutil.rmtree(place.folder, ignore_errors=True)
+        try:
+            await monitor.hmp("gdbserver none")
+        finally:  # a QEMU that has ended needs its folder no more
+            shutil.rmtree(place.folder, ignore_errors=True)
 
 
 async def _owners_stub(monitor: Monitor) -> SocketAddress | None:
