@@ -18,6 +18,9 @@
     ├── GdbstubRequestFailed          the gdbstub refused a request
     ├── GdbstubTimeout                the gdbstub did not answer in time
     ├── GdbstubProtocolError          the gdbstub's answer has not the documented form
+    ├── GdbError                      gdb, the program, ended or cannot be talked to
+    │   ├── GdbCommandFailed          gdb refused a command
+    │   └── GdbTimeout                a command of gdb's took too long, and was broken off
     ├── GuestRunning                  only a stopped guest can be asked that; someone lets it run
     ├── MemoryFault                   guest memory that cannot be read
     │   └── TranslationFault          a virtual address that no page table maps
@@ -54,6 +57,9 @@ __all__ = [
     "BusRefused",
     "CodepackError",
     "CorruptTable",
+    "GdbCommandFailed",
+    "GdbError",
+    "GdbTimeout",
     "GdbstubBusy",
     "GdbstubProtocolError",
     "GdbstubRequestFailed",
@@ -214,6 +220,33 @@ class GdbstubProtocolError(QvmiError):
         super().__init__(f"gdbstub, {request}: {problem}")
         self.request = request
         self.problem = problem
+
+
+class GdbError(QvmiError):
+    """The program gdb cannot be started, has ended, or says what nobody understands."""
+
+
+class GdbCommandFailed(GdbError):
+    """gdb refused this command.
+
+    Attributes:
+        command: as it was given.
+        reason: gdb's own words.
+    """
+
+    def __init__(self, command: str, reason: str) -> None:
+        super().__init__(f"gdb, {command!r}: {reason}")
+        self.command = command
+        self.reason = reason
+
+
+class GdbTimeout(GdbError):
+    """This command of gdb's did not end in time, and was broken off."""
+
+    def __init__(self, command: str, timeout_s: float) -> None:
+        super().__init__(f"gdb, {command!r}: not done within {timeout_s:g} s")
+        self.command = command
+        self.timeout_s = timeout_s
 
 
 class GuestRunning(QvmiError):

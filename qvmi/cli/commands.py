@@ -184,6 +184,23 @@ COMMANDS: Final = (
         declarations.dump,
     ),
     Command(
+        "gdb",
+        "gdb on the live guest, with the names of its kernel and modules",
+        "Starts gdb, which stops the guest, and gives it all symbols from the guest's own memory: no\n"
+        "vmlinux is needed, and without one there are no types and no lines. Ctrl-C stops a guest\n"
+        "that runs. When gdb ends, no breakpoint is left and the guest goes on if it ran before; so\n"
+        "it does when gdb or qvmi is killed. With --json the commands given by -ex are done, and what\n"
+        "each one printed is told. Ends with 4 when gdb ends with an error.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock gdb", "on this terminal"),
+            ("qvmi gdb --batch -ex bt -ex 'info symbol vfs_read'", "with QVMI_QMP set"),
+            ("qvmi gdb -ex 'break vfs_read' -ex continue -- -nx", "with an argument of gdb's own"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.debugging:gdb",
+        declarations.gdb,
+    ),
+    Command(
         "find",
         "the QEMUs that run on this host, and their sockets",
         "Looks through the host's processes; those of other users tell less. Nothing is opened.",

@@ -8,6 +8,7 @@ from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
 __all__ = [
     "completion",
     "dump",
+    "gdb",
     "isf",
     "listing",
     "nothing",
@@ -37,6 +38,31 @@ def dump(parser: ArgumentParser) -> None:
     parser.add_argument("path", metavar="FILE", type=values.new_file, help="where to write it")
     parser.add_argument(
         "--live", action="store_true", help="let the guest run: a mixture of many moments"
+    )
+
+
+def gdb(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``gdb``."""
+    parser.add_argument(
+        "--batch", action="store_true", help="end behind the last of the commands given"
+    )
+    parser.add_argument(
+        "-ex",
+        "--eval-command",
+        dest="commands",
+        metavar="CMD",
+        action="append",
+        default=[],
+        help="a command of gdb's, done once it has the guest; may be given again",
+    )
+    parser.add_argument(
+        "--write",
+        dest="may_write",
+        action="store_true",
+        help="let gdb write registers and memory, and use QEMU's monitor",
+    )
+    parser.add_argument(
+        "arguments", metavar="GDBARG", nargs="*", help="behind --: more arguments of gdb's own"
     )
 
 

@@ -73,6 +73,7 @@ async def _until_ctrl_c(ask: Callable[[], Coroutine[object, object, ExitCode]]) 
 
 async def _ask_machine(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
     from qvmi.machine.attach import ATTACH_TIMEOUT_S, attach
+    from qvmi.policy import OBSERVE, Grant
 
     options = request.options
     if options.qmp is None:
@@ -83,6 +84,7 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
         options.qmp,
         isf=None if options.isf is None else Path(options.isf),
         gdb=options.gdb,
+        policy=OBSERVE.plus(Grant.WRITE) if request.arguments.get("may_write") else OBSERVE,
         use_cache=options.use_cache,
         discover=request.command.needs is Needs.GUEST,
         timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,

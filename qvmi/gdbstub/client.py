@@ -5,6 +5,7 @@ References: GDB manual, "Remote Protocol"; QEMU ``docs/system/gdb.rst``.
 
 import asyncio
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -314,6 +315,17 @@ class GdbClient:
             GdbstubTimeout: the stub does not answer; the session is ended all the same.
         """
         await self._leave("leave", [])
+
+    async def hand_over(self) -> socket.socket:
+        """This ends the session without a word, and gives its connection to whoever goes on with it.
+
+        Raises:
+            MachineGone: QEMU ended first.
+        """
+        connection = socket.socket(fileno=os.dup(self.descriptor))
+        connection.settimeout(0)
+        await self._channel.close()
+        return connection
 
     async def _leave(self, doing: str, last: Sequence[bytes]) -> None:
         try:

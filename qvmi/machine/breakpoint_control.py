@@ -110,6 +110,8 @@ class BreakpointControl:
             if self._debugger is None:
                 if self._run_control.pause is not None:
                     raise PauseError("a breakpoint within paused() would wait for ever")
+                if self._run_control.debugger is not None:
+                    raise PauseError("gdb has the guest: set the breakpoint there, or end it")
                 async with self._run_control.exclusively():
                     await self._take_hold()
             streams = self._waiting.setdefault(breakpoint_, [])

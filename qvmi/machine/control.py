@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from qvmi.errors import QvmiError
 from qvmi.machine.pause import RunControl
 from qvmi.machine.recognition import Recognition
-from qvmi.policy import Policy
+from qvmi.policy import Grant, Policy
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.linux.guest import LinuxGuest
 
 if TYPE_CHECKING:
     from qvmi.machine.breakpoint_control import BreakpointControl
+    from qvmi.machine.gdb_host import GdbHost
     from qvmi.machine.stub_loan import StubLoan
     from qvmi.machine.writing import Writing
 
@@ -66,6 +67,21 @@ class Control:
 
         return Writing(
             self._monitor, self.run_control, self.stub, policy=self.policy, guest=self._current
+        )
+
+    def gdb_host(self, *, may_write: bool) -> "GdbHost":
+        """This gives the machine to gdb, if the policy lets it.
+
+        Raises:
+            PolicyDenied: it does not.
+        """
+        from qvmi.machine.gdb_host import GdbHost  # noqa: PLC0415 - import time, for a rare need
+
+        self.policy.require(Grant.BREAKPOINT, "give the guest to gdb")
+        if may_write:
+            self.policy.require(Grant.WRITE, "let gdb write")
+        return GdbHost(
+            self._monitor, self.run_control, self._gdb, self._current, may_write=may_write
         )
 
     async def stop_writing(self) -> None:

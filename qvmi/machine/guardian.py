@@ -112,6 +112,21 @@ class Guardian:
         with suppress(OSError):
             self._tell({"stub_left": True, "folder": ""})
 
+    def keep_folders(self, stub: Path | None, others: Path | None) -> None:
+        """This tells of folders that must not outlive this process.
+
+        Args:
+            stub: of a gdbstub that was started for us, which ends with it.
+            others: of whatever else.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        try:
+            self._tell({"folder": str(stub or ""), "scratch": str(others or "")})
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
     @property
     def alive(self) -> bool:
         """This tells whether the process still runs."""

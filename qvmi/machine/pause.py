@@ -12,9 +12,14 @@ says nothing to anybody, a ``cont`` is an event for every client.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView, UsageError
 from qvmi.machine.completion import ended
@@ -23,15 +28,29 @@ from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 
 if TYPE_CHECKING:
-    from qvmi.machine.debugger import Debugger  # it is imported with the first breakpoint
+    from qvmi.machine.debugger import Work  # it is imported with the first breakpoint
 
-__all__ = ["Pause", "RunControl", "StillReader"]
+__all__ = ["Pause", "RunControl", "StillReader", "StubHolder"]
+
+Result = TypeVar("Result")
 
 _STOPPED: Final = frozenset({"paused", "debug", "prelaunch"})
 """What QEMU calls a machine that was stopped and can go on; the last one if it was reset since."""
 _ELSEWHERE: Final = frozenset({"finish-migrate", "inmigrate", "postmigrate"})
 """What QEMU calls a machine whose guest runs, or ran, in another QEMU: here it must not run too."""
 _SOMEBODY_ELSE: Final = "somebody else has let the guest run while it was to stand still"
+
+
+class StubHolder(Protocol):
+    """This is who holds the gdbstub, and so decides when the guest stands still."""
+
+    def still(self) -> AbstractAsyncContextManager[None]:
+        """This keeps the guest from running for as long as the block lasts, or raises PauseError."""
+        ...
+
+    async def standing(self, work: "Work[Result]") -> Result:
+        """This does something while the guest stands still, or raises PauseError."""
+        ...
 
 
 @dataclass(slots=True)
@@ -117,7 +136,7 @@ class RunControl:
     """
 
     def __init__(self, monitor: Monitor) -> None:
-        self.debugger: Debugger | None = None
+        self.debugger: StubHolder | None = None
         self.reader: StillReader | None = None
         self.stood_still_s = 0.0
         self._monitor = monitor
@@ -276,7 +295,7 @@ class RunControl:
         pause.stands()
         return pause
 
-    async def _held(self, debugger: "Debugger") -> Pause:
+    async def _held(self, debugger: StubHolder) -> Pause:
         """This stops the guest by way of whoever holds the gdbstub."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(debugger.still())

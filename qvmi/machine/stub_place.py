@@ -110,7 +110,7 @@ async def end_stub(monitor: Monitor, place: StubPlace) -> None:
     if place.folder is not None:
         try:
             await monitor.hmp("gdbserver none")
-        finally:
+        finally:  # a QEMU that has ended needs its folder no more
             shutil.rmtree(place.folder, ignore_errors=True)
 
 

@@ -218,14 +218,19 @@ class IsfSymbols:
         found = addresses[position - 1]
         return NearestSymbol(names[found], found, _UNKNOWN_TYPE, "")
 
+    def addresses(self) -> Iterator[tuple[str, Va]]:
+        """This iterates the names of the kernel's own addresses, in the order of the file."""
+        for name in self.file.content.symbols:
+            address = self.file.address(name)
+            if address is not None and address >= _KERNEL_HALF:
+                yield name, self._moved(address)
+
     @cached_property
     def _by_address(self) -> tuple[Sequence[Va], Mapping[Va, str]]:
         """All addresses of the kernel in rising order, and the first symbol at each."""
         names: dict[Va, str] = {}
-        for name in self.file.content.symbols:
-            address = self.file.address(name)
-            if address is not None and address >= _KERNEL_HALF:
-                names.setdefault(self._moved(address), name)
+        for name, address in self.addresses():
+            names.setdefault(address, name)
         return sorted(names), names
 
     def _moved(self, address: Va) -> Va:

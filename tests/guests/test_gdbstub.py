@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -517,6 +519,89 @@ def registers_by_gdb(path: str) -> list[dict[str, int]]:
         for number, text in zip(parts[::2], parts[1::2], strict=True)
     }
     return [vcpus[number] for number in sorted(vcpus)]
+
+
+def lines_of_gdb(path: str, *commands: str, complaints: int = 0) -> list[str]:
+    """This is what gdb prints for some commands; the guest runs afterwards.
+
+    Its exit code is 1 when the last one was refused.
+    """
+    if shutil.which("gdb") is None:
+        pytest.skip("needs gdb")
+    options = [word for line in (f"target remote {path}", *commands) for word in ("-ex", line)]
+    ended = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", "set pagination off", *options],
+        capture_output=True,
+        text=True,
+        timeout=GDB_S,
+        check=False,
+    )
+    assert ended.returncode == complaints
+    return (ended.stdout + ended.stderr).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("by_gdb", "by_us"),
+    [
+        (f"break *{LOOP:#x}", Breakpoint(LOOP)),
+        (f"hbreak *{JUMP:#x}", Breakpoint(JUMP, BreakpointKind.HARDWARE)),
+        (f"watch *(int*){COUNTS_AT:#x}", Breakpoint(Va(COUNTS_AT), BreakpointKind.WRITE, 4)),
+        (f"awatch *(int*){COUNTS_AT:#x}", Breakpoint(Va(COUNTS_AT), BreakpointKind.ACCESS, 4)),
+    ],
+    ids=["software", "hardware", "write", "access"],
+)
+@asynchronous
+async def test_breakpoints_stop_where_and_as_often_as_those_of_gdb(
+    by_gdb: str, by_us: Breakpoint
+) -> None:
+    look = ("continue", rf'printf "at %lx after %u\n", $pc, *(unsigned*){COUNTS_AT}')
+    with counting_machine() as machine:
+        path = stub_of(machine)
+        said = lines_of_gdb(path, "set can-use-hw-watchpoints 1", by_gdb, *look * 4)
+        found = re.findall(r"^at ([0-9a-f]+) after (\d+)$", "\n".join(said), re.MULTILINE)
+        theirs = [(int(pc, 16), int(count)) for pc, count in found]
+        ours = []
+        async with await GdbClient.connect(path) as client:
+            await client.insert(by_us)
+            await client.resume()
+            for _ in range(4):
+                await client.next_stop()
+                ours.append(((await client.registers.read(FIRST))["rip"], counter(machine)))
+                await client.resume_over(FIRST, [by_us])
+            await client.interrupt()
+    assert len(theirs) == len(ours) == 4
+    assert {pc for pc, _ in theirs} == {pc for pc, _ in ours}
+    # One turn of the loop from stop to stop, or the same turn told twice.
+    steps = [second[1] - first[1] for first, second in pairwise(theirs)]
+    assert [second[1] - first[1] for first, second in pairwise(ours)] == steps
+
+
+@asynchronous
+async def test_batched_reads_and_faults_of_a_kernel_are_those_of_gdb(
+    guests: GuestPool, tmp_path: Path, proof_count: Callable[[int], None]
+) -> None:
+    guest = guests.restore(GuestConfig(gdbstub=True))
+    guest.monitor.execute("stop")
+    start, end = mapped_run(guest)
+    rng = random.Random(9)
+    spots = [rng.randrange(start, end - 600) for _ in range(60)] + [end - 8]
+    reads = [MemoryRead(at, rng.randrange(16, 600)) for at in spots]
+    async with await GdbClient.connect(guest.gdb_socket) as client:
+        *ours, fault = await client.read_many_virtual(reads)
+    files = [tmp_path / str(number) for number in range(len(ours))]
+    said = lines_of_gdb(
+        str(guest.gdb_socket),
+        *(
+            f"dump binary memory {file} {one.address:#x} {one.address + one.size:#x}"
+            for file, one in zip(files, reads[:-1], strict=True)
+        ),
+        f"x/16xb {reads[-1].address:#x}",
+        complaints=1,
+    )
+    assert ours == [file.read_bytes() for file in files]
+    assert isinstance(fault, MemoryFault)
+    assert f"Cannot access memory at address {fault.address:#x}" in said
+    proof_count(len(ours))
 
 
 def asdict_names() -> list[str]:
