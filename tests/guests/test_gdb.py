@@ -19,8 +19,8 @@ import qvmi
 from qvmi.errors import (
     GdbCommandFailed,
     GdbError,
-    GdbTimeout,
     GdbstubBusy,
+    GdbTimeout,
     PauseError,
     PolicyDenied,
     UsageError,
@@ -260,14 +260,16 @@ async def test_nothing_is_written_unless_that_was_granted(guest: Guest) -> None:
         assert guest.monitor.running()
         with pytest.raises(PolicyDenied, match="write"):
             machine.gdb(may_write=True)
-    async with qvmi.attach(guest.qmp, policy=OBSERVE.plus(Grant.WRITE)) as machine:
-        async with machine.gdb(may_write=True) as gdb:
-            rax = (await gdb.execute("p/x $rax")).output.split()[-1]
-            await gdb.execute("set $rax = 0x1234567")
-            printed = guest.monitor.human("info registers")
-            assert "RAX=0000000001234567" in printed
-            await gdb.execute(f"set $rax = {rax}")
-            assert "VM status" in (await gdb.execute("monitor info status")).output
+    async with (
+        qvmi.attach(guest.qmp, policy=OBSERVE.plus(Grant.WRITE)) as machine,
+        machine.gdb(may_write=True) as gdb,
+    ):
+        rax = (await gdb.execute("p/x $rax")).output.split()[-1]
+        await gdb.execute("set $rax = 0x1234567")
+        printed = guest.monitor.human("info registers")
+        assert "RAX=0000000001234567" in printed
+        await gdb.execute(f"set $rax = {rax}")
+        assert "VM status" in (await gdb.execute("monitor info status")).output
     assert guest.monitor.running()
 
 
