@@ -29,20 +29,25 @@ from tests.guests.lab.kernel_series import KERNELS
 from tests.guests.lab.kernels import debug_vmlinux
 from tests.guests.lab.machine_config import GuestConfig
 from tests.guests.lab.monitor import Monitor, MonitorError
+from tests.guests.lab.proc_files import Descriptor, KmsgRecord, MapsLine, MountInfo
 from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
 
 __all__ = [
     "KERNELS",
+    "Descriptor",
     "Guest",
     "GuestConfig",
     "GuestRefused",
     "Kallsyms",
+    "KmsgRecord",
     "Lab",
     "LabError",
+    "MapsLine",
     "MissingPartError",
     "Module",
     "Monitor",
     "MonitorError",
+    "MountInfo",
     "Storm",
     "Task",
     "Truth",
