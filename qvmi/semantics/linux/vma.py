@@ -1,0 +1,387 @@
+"""Memory mappings of processes: ``vm_area_struct``, and the tree or list they are on.
+
+References: Linux include/linux/mm_types.h, include/linux/mm.h (``VM_READ`` to ``VM_MAYSHARE``),
+fs/proc/task_mmu.c (``show_map_vma``: what is shown, and how what has no file is called). The list
+and the rb-tree gave way to a maple tree in 6.1 (763ecb035029).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final, NamedTuple
+
+from qvmi.addr import PAGE_SIZE, Va
+from qvmi.errors import MemoryFault, WalkFailed
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.guest_os import Gap, MemoryMapping, Process
+from qvmi.semantics.linux.d_path import Paths, Place, text_of
+from qvmi.semantics.linux.effort import Effort, Spent
+from qvmi.semantics.linux.inode import Inodes
+from qvmi.semantics.linux.list import Implausible, ListWalk
+from qvmi.semantics.linux.maple_tree import LAST_INDEX, MapleTree, Range
+from qvmi.semantics.linux.rbtree import RbTree
+from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.task import Tasks
+from qvmi.symbols.layout import Symbols, field_offset
+
+__all__ = ["Mappings"]
+
+_STRUCTURE: Final = "mm_struct"
+_RETRIES: Final = 4
+_MAX_GAPS: Final = 1000
+"""A map with so many wrong entries is none."""
+_MAX_OPERATIONS: Final = 256
+"""Tables of operations that are remembered: a kernel has some hundred."""
+_MAX_SPECIAL_NAME: Final = 80
+"""``ANON_VMA_NAME_MAX_LEN``; the names of special mappings are shorter."""
+_READ, _WRITE, _EXECUTE, _MAY_SHARE = 1, 2, 4, 0x80
+_POINTER: Final = Struct("<Q")
+
+
+def _permissions(flags: int) -> str:
+    """This writes ``vm_flags`` as ``/proc/PID/maps`` does."""
+    letters = ((_READ, "r"), (_WRITE, "w"), (_EXECUTE, "x"))
+    shown = "".join(letter if flags & bit else "-" for bit, letter in letters)
+    return shown + ("s" if flags & _MAY_SHARE else "p")
+
+
+_PERMISSIONS: Final = {
+    flags: _permissions(flags) for flags in (*range(8), *range(_MAY_SHARE, _MAY_SHARE + 8))
+}
+_SHOWN_FLAGS: Final = _READ | _WRITE | _EXECUTE | _MAY_SHARE
+
+
+class _Vma(NamedTuple):
+    """These are the members of a ``vm_area_struct`` that rows are made of."""
+
+    start: int
+    end: int
+    mm: int
+    flags: int
+    page_offset: int
+    file: int
+    operations: int
+    private: int
+
+
+class _File(NamedTuple):
+    """This is what rows say of a mapped file."""
+
+    device: str = ""
+    inode: int = 0
+    name: str = ""
+    deleted: bool = False
+
+
+@dataclass(slots=True)
+class _Map:
+    """This is one process's memory as it is being walked.
+
+    Attributes:
+        mm: address of the ``mm_struct``.
+        brk, start_brk: between them is the heap.
+        stack: where the first thread's stack began.
+        rows: what was found, in the order of addresses.
+    """
+
+    pid: int
+    mm: int
+    start_brk: int
+    brk: int
+    stack: int
+    effort: Effort
+    rows: list[MemoryMapping] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    files: dict[int, _File] = field(default_factory=dict)
+
+    def add(self, row: MemoryMapping) -> None:
+        """This adds a row in place of those that it overlaps: they were joined meanwhile."""
+        while self.rows and self.rows[-1].end > row.start:
+            self.rows.pop()
+        self.rows.append(row)
+
+    def gap(self, address: int, why: str) -> None:
+        """This notes what could not be looked at."""
+        self.gaps.append(Gap(_STRUCTURE, Va(address), f"of process {self.pid}: {why}"))
+
+
+class Mappings:
+    """This lists the mappings of the processes of one kernel.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+        tasks: tells which processes are still there.
+        paths: names the files.
+
+    Raises:
+        SymbolsError: the profile lacks what the maps need, or describes no possible layout.
+    """
+
+    def __init__(
+        self, space: AddressSpace, symbols: Symbols, *, tasks: Tasks, paths: Paths
+    ) -> None:
+        self._space = space
+        self._tasks = tasks
+        self._mm = field_offset(symbols, "task_struct", "mm")
+        self._count = field_offset(symbols, "mm_struct", "map_count")
+        self._read_pointer = space.unpacker(_POINTER)
+        self._read_count = space.unpacker(Struct("<i"))
+        self._read_mm = compile_reader(
+            space,
+            (field_offset(symbols, "mm_struct", "start_brk"), "Q"),
+            (field_offset(symbols, "mm_struct", "brk"), "Q"),
+            (field_offset(symbols, "mm_struct", "start_stack"), "Q"),
+        )
+        self._read_vma = compile_reader(space, *_vma_members(symbols))
+        self._names = _Names(space, symbols, paths)
+        self._walk = _walker(self, space, symbols)
+
+    def of(self, process: Process) -> ListWalk[MemoryMapping]:
+        """This lists the mappings of one process, by address; kernel threads and zombies have none.
+
+        Raises:
+            WalkFailed: the process is gone, or its memory cannot be read at all.
+        """
+        effort = Effort()
+        self._tasks.require_there(process)
+        if process.kernel_thread:
+            return ListWalk()
+        try:
+            found = self._steady(process, effort)
+        except MemoryFault as fault:
+            raise WalkFailed(_STRUCTURE, f"of process {process.pid}: {fault}") from fault
+        if found is None:
+            return ListWalk(retries=effort.retries)
+        return ListWalk(dict(enumerate(found.rows)), found.gaps, effort.retries)
+
+    def _steady(self, process: Process, effort: Effort) -> _Map | None:
+        """This walks again where the memory was replaced or the number of mappings is another one."""
+        at = process.address + self._mm
+        for last in (*(False,) * (_RETRIES - 1), True):
+            mm = self._read_pointer(at)[0]
+            if not mm:
+                return None
+            start_brk, brk, stack = self._read_mm(mm)
+            found = _Map(process.pid, mm, start_brk, brk, stack, effort)
+            try:
+                self._walk(found)
+            except Spent as spent:
+                found.gap(mm, str(spent))
+                return found
+            count = self._read_count(mm + self._count)[0]
+            if self._read_pointer(at)[0] == mm:
+                if count == len(found.rows) and not found.gaps:
+                    return found
+                if last:
+                    if count != len(found.rows):
+                        found.gap(mm, f"{len(found.rows)} of {count} mappings were found")
+                    return found
+            effort.retries += 1
+        raise WalkFailed(_STRUCTURE, f"process {process.pid} gets another one all the time")
+
+    def mapping(self, map_: _Map, vma: int, bounds: Range | None = None) -> MemoryMapping:
+        """This makes the row of one mapping.
+
+        Args:
+            map_: whose it is.
+            vma: address of the ``vm_area_struct``.
+            bounds: what the tree says of it.
+
+        Raises:
+            Implausible: it is none of this map, or has just been changed.
+            MemoryFault: it cannot be read.
+            Spent: enough was looked at.
+        """
+        values = self._read_vma(vma)
+        its = _Vma._make(values)
+        if its.mm != map_.mm or not its.start < its.end or (its.start | its.end) % PAGE_SIZE:
+            raise Implausible(f"no mapping of it: {its.start:#x} to {its.end:#x} of {its.mm:#x}")
+        if bounds is not None and (its.start, its.end - 1) != (bounds.first, bounds.last):
+            raise Implausible(
+                f"{its.start:#x} to {its.end:#x} where the tree has {bounds.first:#x} to"
+                f" {bounds.last + 1:#x}"
+            )
+        map_.effort.spend(1)
+        file = self._names.of(map_, vma, its)
+        if self._read_vma(vma) != values:
+            raise Implausible("it has just been changed")
+        return MemoryMapping(
+            map_.pid,
+            Va(its.start),
+            Va(its.end),
+            _PERMISSIONS[its.flags & _SHOWN_FLAGS],
+            its.page_offset * PAGE_SIZE if its.file else 0,
+            file.device,
+            file.inode,
+            file.name,
+            file.deleted,
+            Va(vma),
+        )
+
+
+def _vma_members(symbols: Symbols) -> Iterator[tuple[int, str]]:
+    """These are the members of :class:`_Vma`."""
+    names = "vm_start vm_end vm_mm vm_flags vm_pgoff vm_file vm_ops vm_private_data"
+    for name in names.split():
+        yield field_offset(symbols, "vm_area_struct", name), "Q"
+
+
+def _walker(mappings: Mappings, space: AddressSpace, symbols: Symbols) -> Callable[[_Map], None]:
+    """This is the walk that this kernel needs: it has a maple tree, or a list and an rb-tree."""
+    if symbols.find_field("mm_struct", ("mm_mt",)) is not None:
+        return _OfTree(mappings, space, symbols).walk
+    return _OfList(mappings, space, symbols).walk
+
+
+class _OfTree:
+    """This walks ``mm_struct.mm_mt``."""
+
+    def __init__(self, mappings: Mappings, space: AddressSpace, symbols: Symbols) -> None:
+        self._mapping = mappings.mapping
+        self._tree = MapleTree(space, symbols)
+        self._offset = field_offset(symbols, "mm_struct", "mm_mt")
+
+    def walk(self, map_: _Map) -> None:
+        """This walks from the first address to the last, leaf by leaf."""
+        index = 0
+        while index <= LAST_INDEX and len(map_.gaps) < _MAX_GAPS:
+            leaf, problem = self._tree.leaf(map_.mm + self._offset, index, map_.effort)
+            if problem:
+                map_.gap(map_.mm, f"{problem}, from {index:#x} to {leaf.last:#x}")
+            for one in leaf.ranges:
+                if one.last >= index:
+                    self._add(map_, one)
+            index = leaf.last + 1
+
+    def _add(self, map_: _Map, one: Range) -> None:
+        """This adds what the tree has at a place, looking there again while it is being changed."""
+        why = ""
+        for _ in range(_RETRIES):
+            try:
+                map_.add(self._mapping(map_, one.entry, one))
+            except (MemoryFault, Implausible) as error:
+                why = str(error)
+            else:
+                return
+            map_.effort.retries += 1
+            leaf, _ = self._tree.leaf(map_.mm + self._offset, one.first, map_.effort)
+            now = [there for there in leaf.ranges if there.first <= one.first <= there.last]
+            if not now:
+                return
+            (one,) = now
+        map_.gap(one.entry, why)
+
+
+class _OfList:
+    """This walks ``mm_struct.mmap``, and ``mm_struct.mm_rb`` for what the list does not lead to."""
+
+    def __init__(self, mappings: Mappings, space: AddressSpace, symbols: Symbols) -> None:
+        self._mapping = mappings.mapping
+        self._read_pointer = space.unpacker(_POINTER)
+        self._first = field_offset(symbols, "mm_struct", "mmap")
+        self._next = field_offset(symbols, "vm_area_struct", "vm_next")
+        self._root = field_offset(symbols, "mm_struct", "mm_rb")
+        self._root += field_offset(symbols, "rb_root", "rb_node")
+        self._node = field_offset(symbols, "vm_area_struct", "vm_rb")
+        self._tree = RbTree(space, symbols)
+
+    def walk(self, map_: _Map) -> None:
+        """This walks the list, which rises, and where it breaks off the tree."""
+        vma, reached = self._read_pointer(map_.mm + self._first)[0], 0
+        try:
+            while vma:
+                row = self._behind(map_, vma, reached)
+                map_.rows.append(row)
+                reached = row.end
+                vma = self._read_pointer(vma + self._next)[0]
+        except (MemoryFault, Implausible) as error:
+            map_.gap(vma, str(error))
+            self._rest(map_, reached)
+
+    def _behind(self, map_: _Map, vma: int, reached: int) -> MemoryMapping:
+        row = self._mapping(map_, vma)
+        if row.start < reached:
+            raise Implausible(f"the list returns to {row.start:#x}")
+        return row
+
+    def _rest(self, map_: _Map, reached: int) -> None:
+        """This adds what the tree has behind an address."""
+        root = self._read_pointer(map_.mm + self._root)[0]
+        nodes, gaps = self._tree.nodes(root, "mm_struct.mm_rb", map_.effort)
+        map_.gaps += gaps
+        for node in nodes:
+            try:
+                row = self._mapping(map_, node - self._node)
+            except (MemoryFault, Implausible) as error:
+                if len(map_.gaps) < _MAX_GAPS:
+                    map_.gap(node - self._node, str(error))
+                continue
+            if row.start >= reached:
+                map_.rows.append(row)
+                reached = row.end
+
+
+class _Names:
+    """This says what a mapping is called."""
+
+    def __init__(self, space: AddressSpace, symbols: Symbols, paths: Paths) -> None:
+        self._space = space
+        self._paths = paths
+        self._inodes = Inodes(space, symbols)
+        path = field_offset(symbols, "file", "f_path")
+        self._read_file = compile_reader(
+            space,
+            (path + field_offset(symbols, "path", "mnt"), "Q"),
+            (path + field_offset(symbols, "path", "dentry"), "Q"),
+            (field_offset(symbols, "file", "f_inode"), "Q"),
+        )
+        self._read_pointer = space.unpacker(_POINTER)
+        self._special = symbols.find("special_mapping_name")
+        self._special_name = field_offset(symbols, "vm_special_mapping", "name")
+        self._operation = field_offset(symbols, "vm_operations_struct", "name")
+        self._name_of: dict[int, int] = {}
+        anonymous = symbols.find_field("vm_area_struct", ("anon_name",))
+        self._anonymous = None if anonymous is None else anonymous.offset
+        self._anonymous_text = 0
+        if anonymous is not None:
+            self._anonymous_text = field_offset(symbols, "anon_vma_name", "name")
+
+    def of(self, map_: _Map, vma: int, its: _Vma) -> _File:
+        """This is what is shown of a mapping behind its offset. Corresponds to ``show_map_vma``."""
+        if its.file:
+            known = map_.files.get(its.file)
+            if known is None:
+                known = map_.files[its.file] = self._file(its.file, map_.effort)
+            return known
+        if its.operations and self._named_by(its.operations) == self._special:
+            at = self._read_pointer(its.private + self._special_name)[0]
+            return _File(name=text_of(self._space.read_string(Va(at), _MAX_SPECIAL_NAME)))
+        if its.start < map_.brk and its.end > map_.start_brk:
+            return _File(name="[heap]")
+        if its.start <= map_.stack <= its.end:
+            return _File(name="[stack]")
+        return _File(name=self._anonymous_name(vma))
+
+    def _file(self, file: int, effort: Effort) -> _File:
+        mount, dentry, inode = self._read_file(file)
+        path = self._paths.of(Place(mount, dentry), effort)
+        its = self._inodes.at(inode)
+        return _File(its.device, its.number, path.text, path.deleted)
+
+    def _named_by(self, operations: int) -> int:
+        """This is the function ``name`` of a table of operations, 0 for none; it never changes."""
+        known = self._name_of.get(operations)
+        if known is None:
+            known = int(self._read_pointer(operations + self._operation)[0])
+            if len(self._name_of) < _MAX_OPERATIONS:
+                self._name_of[operations] = known
+        return known
+
+    def _anonymous_name(self, vma: int) -> str:
+        """This is the name that the program gave to a mapping by ``PR_SET_VMA_ANON_NAME``."""
+        at = 0 if self._anonymous is None else self._read_pointer(vma + self._anonymous)[0]
+        if not at:
+            return ""
+        text = self._space.read_string(Va(at + self._anonymous_text), _MAX_SPECIAL_NAME)
+        return f"[anon:{text_of(text)}]"
