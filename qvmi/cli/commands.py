@@ -104,6 +104,73 @@ COMMANDS: Final = (
         declarations.listing,
     ),
     Command(
+        "mounts",
+        "the guest's mounted file systems",
+        "Lists the mounts of every mount namespace, with paths from the namespace's root; of one\n"
+        "process those that it sees, as /proc/PID/mountinfo does.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock mounts", "of all namespaces"),
+            ("qvmi --qmp /run/vm/qmp.sock mounts 1", "as process 1 sees them"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:mounts",
+        declarations.listing_of_processes,
+    ),
+    Command(
+        "files",
+        "the open files of the guest's processes",
+        "Lists every descriptor, and what it refers to as /proc/PID/fd names it: a path through the\n"
+        "mounts, or such as socket:[4711].",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock files", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock files 1", "of process 1"),
+            ("qvmi files --json | jq '.items[] | select(.deleted).path'", "deleted, but open"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:files",
+        declarations.listing_of_processes,
+    ),
+    Command(
+        "maps",
+        "the memory mappings of a process",
+        "Lists what /proc/PID/maps would, but for [vsyscall], which is in no process's map.",
+        (("qvmi --qmp /run/vm/qmp.sock maps 1", "of process 1"),),
+        Needs.GUEST,
+        "qvmi.cli.views:maps",
+        declarations.listing_of_process,
+    ),
+    Command(
+        "cmdline",
+        "how the guest's processes were called",
+        "Reads the words from each process's own memory, which may have written others there. What\n"
+        "is not in memory is a gap.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock cmdline", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock cmdline 1", "of process 1"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:cmdline",
+        declarations.listing_of_processes,
+    ),
+    Command(
+        "env",
+        "the environment of a process",
+        "Lists the variables that a process was given when its program began.",
+        (("qvmi --qmp /run/vm/qmp.sock env 1", "of process 1"),),
+        Needs.GUEST,
+        "qvmi.cli.views:env",
+        declarations.listing_of_process,
+    ),
+    Command(
+        "log",
+        "the kernel's log",
+        "Lists the records that the kernel still holds, as dmesg in the guest would.",
+        (("qvmi --qmp /run/vm/qmp.sock log", "a table"),),
+        Needs.GUEST,
+        "qvmi.cli.views:log",
+        declarations.listing,
+    ),
+    Command(
         "regs",
         "the vCPUs' registers",
         "Reads the registers without stopping the guest. A register that QEMU does not print in\n"

@@ -10,6 +10,8 @@ __all__ = [
     "dump",
     "isf",
     "listing",
+    "listing_of_process",
+    "listing_of_processes",
     "nothing",
     "read",
     "regs",
@@ -30,6 +32,20 @@ def listing(parser: ArgumentParser) -> None:
         action="store_true",
         help="stop the guest for the moment of looking, and see that moment alone",
     )
+
+
+def listing_of_process(parser: ArgumentParser) -> None:
+    """This adds what a listing of one process takes."""
+    parser.add_argument("pid", metavar="PID", type=values.count, help="the process")
+    listing(parser)
+
+
+def listing_of_processes(parser: ArgumentParser) -> None:
+    """This adds what a listing of one process or of all takes."""
+    parser.add_argument(
+        "pid", metavar="PID", type=values.count, nargs="?", help="only this process; all"
+    )
+    listing(parser)
 
 
 def dump(parser: ArgumentParser) -> None:

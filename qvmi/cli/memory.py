@@ -11,10 +11,11 @@ from qvmi.addr import Pa, Va
 from qvmi.arch.paging import Geometry, Permissions, Step, Translation, steps
 from qvmi.cli.exit_code import ExitCode, exit_code_of
 from qvmi.cli.hexdump import hexdump
+from qvmi.cli.named_process import named_process
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.cli.values import Place, Space
-from qvmi.errors import GuestError, TranslationFault, UsageError
+from qvmi.errors import TranslationFault, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.memory.address_space import AddressSpace
 from qvmi.symbols.layout import address
@@ -103,11 +104,7 @@ def _reader(machine: Machine, space: Space) -> Callable[[int, int], bytes]:
 def _virtual(machine: Machine, space: Space) -> AddressSpace:
     if space.pid is None:
         return machine.kernel_space
-    processes = machine.guest.processes()
-    process = next((one for one in processes if one.pid == space.pid), None)
-    if process is None:
-        raise GuestError(f"no process of this guest has the pid {space.pid}")
-    return machine.user_space(process)
+    return machine.user_space(named_process(machine.guest, space.pid))
 
 
 def _document(machine: Machine, region: _Region, space: Space) -> dict[str, object]:
