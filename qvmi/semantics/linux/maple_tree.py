@@ -1,4 +1,4 @@
-"""Maple trees: ranges of numbers, each with an entry, in nodes that are never changed in place.
+"""Maple trees: ranges of numbers, each with an entry, read while the kernel changes them.
 
 References: Linux include/linux/maple_tree.h (``maple_range_64``, ``maple_enode``), lib/maple_tree.c
 (``mte_to_node``, ``mas_safe_pivot``, ``ma_dead_node``); memory maps are kept in one since 6.1.
@@ -32,7 +32,8 @@ _LARGEST_SPECIAL: Final = 4096
 _MAX_DEPTH: Final = 16
 """``MAPLE_HEIGHT_MAX`` is 31; half of it is enough for more ranges than there are addresses."""
 _WORDS: Final = 32
-_RETRIES: Final = 4
+_RETRIES: Final = 64
+"""Each takes some microseconds; a change by a vCPU that is emulated, or waits for its turn, takes more."""
 _POINTER: Final = Struct("<Q")
 
 
@@ -120,10 +121,21 @@ class MapleTree:
                 effort.retries += 1
             except _Unread as unread:
                 return Leaf([], unread.last), str(unread)
-        return Leaf([], LAST_INDEX), "it changes faster than it can be read"
+        try:
+            leaf = self._leaf(tree + self._root, index, effort, torn=True)
+        except _Unread as unread:
+            return Leaf([], unread.last), str(unread)
+        return leaf, "it changes faster than it can be read"
 
-    def _leaf(self, root: int, index: int, effort: Effort) -> Leaf:
-        """This descends to a leaf, and looks whether the way there is still the way."""
+    def _leaf(self, root: int, index: int, effort: Effort, *, torn: bool = False) -> Leaf:
+        """This descends to a leaf, and looks whether the way there is still the way.
+
+        Args:
+            root: where the pointer to the first node lies.
+            index: what the leaf is to stand for.
+            effort: what it may cost.
+            torn: take whatever is found: a guest may stand still in the midst of a change.
+        """
         entry = self._read_pointer(root)[0]
         if not _is_node(entry):
             return Leaf([Range(0, 0, entry)] if entry else [], LAST_INDEX)
@@ -132,27 +144,27 @@ class MapleTree:
         for _ in range(_MAX_DEPTH):
             effort.spend(1)
             try:
-                shape, words = self._node(entry)
+                shape, words = self._node(entry, torn=torn)
                 if shape.leaf:
                     ranges = list(_ranges(shape, words, first, last))
-                    self._require_way(way)
+                    self._require_way(way if not torn else [])
                     return Leaf(ranges, last)
                 first, last, place = _child(shape, words, (first, last), index)
             except (MemoryFault, Implausible) as error:
-                self._require_way(way)
+                self._require_way(way if not torn else [])
                 raise _Unread(f"the node at {entry & ~_NODE_MASK:#x}: {error}", last) from error
             node, entry = entry & ~_NODE_MASK, words[place]
             way.append((node + _POINTER.size * place, entry))
         raise _Unread(f"more than {_MAX_DEPTH} levels", last)
 
-    def _node(self, entry: int) -> tuple[_Shape, tuple[int, ...]]:
+    def _node(self, entry: int, *, torn: bool) -> tuple[_Shape, tuple[int, ...]]:
         """This reads a node by what a slot says of it."""
         shape = self._shapes.get(entry >> _KIND_SHIFT & _KIND_MASK)
         node = entry & ~_NODE_MASK
         if shape is None or not node:
             raise Implausible(f"no node: {entry:#x}")
         words = self._read_node(node)
-        if words[0] & ~_NODE_MASK == node:
+        if words[0] & ~_NODE_MASK == node and not torn:
             raise _Torn  # it is its own parent: a dead one
         return shape, words
 

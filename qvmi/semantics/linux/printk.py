@@ -32,6 +32,7 @@ _STATE_SHIFT: Final = 62
 """``DESC_FLAGS_SHIFT``: the two bits above a descriptor's id are its state."""
 _ID_MASK: Final = (1 << _STATE_SHIFT) - 1
 _FINALIZED: Final = 2
+_BYTE: Final = 8
 _WORD: Final = 8
 """Each block of text begins with the id of its descriptor."""
 _DATALESS: Final = 1
@@ -105,7 +106,7 @@ class KernelLog:
         self._info_size = _size(symbols, "printk_info")
         level = field(symbols, "printk_info", "level")
         self._level_shift = level.bit_offset
-        self._level_mask = (1 << level.bit_size) - 1
+        self._level_mask = (1 << (level.bit_size or _BYTE)) - 1
 
     def records(self) -> ListWalk[LogRecord]:
         """This lists the records that are still held, the oldest first.

@@ -6,6 +6,7 @@ and the rb-tree gave way to a maple tree in 6.1 (763ecb035029).
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple
@@ -27,13 +28,18 @@ from qvmi.symbols.layout import Symbols, field_offset
 __all__ = ["Mappings"]
 
 _STRUCTURE: Final = "mm_struct"
-_RETRIES: Final = 4
+_WALKS: Final = 4
+"""A map whose count of mappings disagrees so often is looked at no more."""
+_RETRIES: Final = 16
+"""Looks at one mapping that is being changed; each takes some microseconds."""
 _MAX_GAPS: Final = 1000
 """A map with so many wrong entries is none."""
 _MAX_OPERATIONS: Final = 256
 """Tables of operations that are remembered: a kernel has some hundred."""
 _MAX_SPECIAL_NAME: Final = 80
 """``ANON_VMA_NAME_MAX_LEN``; the names of special mappings are shorter."""
+_WRITER_LOCKED: Final = 1
+"""``RWSEM_WRITER_LOCKED`` (kernel/locking/rwsem.c)."""
 _READ, _WRITE, _EXECUTE, _MAY_SHARE = 1, 2, 4, 0x80
 _POINTER: Final = Struct("<Q")
 
@@ -52,7 +58,7 @@ _SHOWN_FLAGS: Final = _READ | _WRITE | _EXECUTE | _MAY_SHARE
 
 
 class _Vma(NamedTuple):
-    """These are the members of a ``vm_area_struct`` that rows are made of."""
+    """These are the members of a ``vm_area_struct`` that rows are made of, and its links in a list."""
 
     start: int
     end: int
@@ -62,6 +68,8 @@ class _Vma(NamedTuple):
     file: int
     operations: int
     private: int
+    following: int = 0
+    before: int = 0
 
 
 class _File(NamedTuple):
@@ -100,6 +108,11 @@ class _Map:
             self.rows.pop()
         self.rows.append(row)
 
+    def add_beside(self, row: MemoryMapping) -> None:
+        """This adds a row whose bounds are in doubt, unless others lie there."""
+        if not self.rows or self.rows[-1].end <= row.start:
+            self.rows.append(row)
+
     def gap(self, address: int, why: str) -> None:
         """This notes what could not be looked at."""
         self.gaps.append(Gap(_STRUCTURE, Va(address), f"of process {self.pid}: {why}"))
@@ -125,6 +138,7 @@ class Mappings:
         self._tasks = tasks
         self._mm = field_offset(symbols, "task_struct", "mm")
         self._count = field_offset(symbols, "mm_struct", "map_count")
+        self._lock = _lock_offset(symbols)
         self._read_pointer = space.unpacker(_POINTER)
         self._read_count = space.unpacker(Struct("<i"))
         self._read_mm = compile_reader(
@@ -156,32 +170,57 @@ class Mappings:
         return ListWalk(dict(enumerate(found.rows)), found.gaps, effort.retries)
 
     def _steady(self, process: Process, effort: Effort) -> _Map | None:
-        """This walks again where the memory was replaced or the number of mappings is another one."""
+        """This walks again where the memory was replaced, or has another number of mappings.
+
+        Where that number changes during each of the walks, the rows are of different moments, as
+        those of ``/proc/PID/maps`` are too; where it stays, and nobody is about to change it, what
+        was not found is a gap.
+        """
         at = process.address + self._mm
-        for last in (*(False,) * (_RETRIES - 1), True):
+        counts: set[tuple[int, int, int]] = set()
+        found = None
+        for _ in range(_WALKS):
             mm = self._read_pointer(at)[0]
             if not mm:
                 return None
             start_brk, brk, stack = self._read_mm(mm)
             found = _Map(process.pid, mm, start_brk, brk, stack, effort)
+            before = self._read_count(mm + self._count)[0]
             try:
                 self._walk(found)
             except Spent as spent:
                 found.gap(mm, str(spent))
                 return found
-            count = self._read_count(mm + self._count)[0]
-            if self._read_pointer(at)[0] == mm:
-                if count == len(found.rows) and not found.gaps:
-                    return found
-                if last:
-                    if count != len(found.rows):
-                        found.gap(mm, f"{len(found.rows)} of {count} mappings were found")
-                    return found
+            after = self._read_count(mm + self._count)[0]
+            same = self._read_pointer(at)[0] == mm
+            if same and before == len(found.rows) == after and not found.gaps:
+                return found
+            counts.add((before, len(found.rows), after))
             effort.retries += 1
-        raise WalkFailed(_STRUCTURE, f"process {process.pid} gets another one all the time")
+        return self._unsettled(process, found, counts)
 
-    def mapping(self, map_: _Map, vma: int, bounds: Range | None = None) -> MemoryMapping:
-        """This makes the row of one mapping.
+    def _unsettled(
+        self, process: Process, found: _Map | None, counts: set[tuple[int, int, int]]
+    ) -> _Map:
+        """This says of the last of several walks what is wrong with it, if anything is."""
+        if found is None or self._read_pointer(process.address + self._mm)[0] != found.mm:
+            raise WalkFailed(_STRUCTURE, f"process {process.pid} gets another one all the time")
+        if len(counts) == 1 and not self._is_being_changed(found.mm):
+            ((before, rows, after),) = counts
+            if before == after != rows:
+                found.gap(found.mm, f"{rows} of {after} mappings were found")
+        return found
+
+    def _is_being_changed(self, mm: int) -> bool:
+        """This tells whether somebody holds ``mmap_lock`` to write: the count is then behind."""
+        if self._lock is None:
+            return False
+        return bool(self._read_pointer(mm + self._lock)[0] & _WRITER_LOCKED)
+
+    def mapping(
+        self, map_: _Map, vma: int, bounds: Range | None = None
+    ) -> tuple[MemoryMapping, _Vma]:
+        """This makes the row of one mapping, and gives what it was made of.
 
         Args:
             map_: whose it is.
@@ -194,7 +233,7 @@ class Mappings:
             Spent: enough was looked at.
         """
         values = self._read_vma(vma)
-        its = _Vma._make(values)
+        its = _Vma(*values)
         if its.mm != map_.mm or not its.start < its.end or (its.start | its.end) % PAGE_SIZE:
             raise Implausible(f"no mapping of it: {its.start:#x} to {its.end:#x} of {its.mm:#x}")
         if bounds is not None and (its.start, its.end - 1) != (bounds.first, bounds.last):
@@ -206,7 +245,7 @@ class Mappings:
         file = self._names.of(map_, vma, its)
         if self._read_vma(vma) != values:
             raise Implausible("it has just been changed")
-        return MemoryMapping(
+        row = MemoryMapping(
             map_.pid,
             Va(its.start),
             Va(its.end),
@@ -218,18 +257,32 @@ class Mappings:
             file.deleted,
             Va(vma),
         )
+        return row, its
+
+
+def _lock_offset(symbols: Symbols) -> int | None:
+    """This is where ``mmap_lock.count`` lies; None where it is another kind of lock (PREEMPT_RT)."""
+    lock = symbols.find_field("mm_struct", ("mmap_lock",))
+    count = symbols.find_field("rw_semaphore", ("count",))
+    return None if lock is None or count is None else lock.offset + count.offset
 
 
 def _vma_members(symbols: Symbols) -> Iterator[tuple[int, str]]:
     """These are the members of :class:`_Vma`."""
     names = "vm_start vm_end vm_mm vm_flags vm_pgoff vm_file vm_ops vm_private_data"
-    for name in names.split():
+    links = "" if _has_tree(symbols) else " vm_next vm_prev"
+    for name in (names + links).split():
         yield field_offset(symbols, "vm_area_struct", name), "Q"
+
+
+def _has_tree(symbols: Symbols) -> bool:
+    """This tells whether mappings are kept in a maple tree."""
+    return symbols.find_field("mm_struct", ("mm_mt",)) is not None
 
 
 def _walker(mappings: Mappings, space: AddressSpace, symbols: Symbols) -> Callable[[_Map], None]:
     """This is the walk that this kernel needs: it has a maple tree, or a list and an rb-tree."""
-    if symbols.find_field("mm_struct", ("mm_mt",)) is not None:
+    if _has_tree(symbols):
         return _OfTree(mappings, space, symbols).walk
     return _OfList(mappings, space, symbols).walk
 
@@ -259,7 +312,7 @@ class _OfTree:
         why = ""
         for _ in range(_RETRIES):
             try:
-                map_.add(self._mapping(map_, one.entry, one))
+                map_.add(self._mapping(map_, one.entry, one)[0])
             except (MemoryFault, Implausible) as error:
                 why = str(error)
             else:
@@ -271,6 +324,8 @@ class _OfTree:
                 return
             (one,) = now
         map_.gap(one.entry, why)
+        with suppress(MemoryFault, Implausible):
+            map_.add_beside(self._mapping(map_, one.entry)[0])
 
 
 class _OfList:
@@ -280,7 +335,6 @@ class _OfList:
         self._mapping = mappings.mapping
         self._read_pointer = space.unpacker(_POINTER)
         self._first = field_offset(symbols, "mm_struct", "mmap")
-        self._next = field_offset(symbols, "vm_area_struct", "vm_next")
         self._root = field_offset(symbols, "mm_struct", "mm_rb")
         self._root += field_offset(symbols, "rb_root", "rb_node")
         self._node = field_offset(symbols, "vm_area_struct", "vm_rb")
@@ -288,22 +342,16 @@ class _OfList:
 
     def walk(self, map_: _Map) -> None:
         """This walks the list, which rises, and where it breaks off the tree."""
-        vma, reached = self._read_pointer(map_.mm + self._first)[0], 0
+        vma, before, reached = self._read_pointer(map_.mm + self._first)[0], 0, 0
         try:
             while vma:
-                row = self._behind(map_, vma, reached)
+                row, its = self._mapping(map_, vma)
+                _require_behind(its, before, reached)
                 map_.rows.append(row)
-                reached = row.end
-                vma = self._read_pointer(vma + self._next)[0]
+                vma, before, reached = its.following, vma, its.end
         except (MemoryFault, Implausible) as error:
             map_.gap(vma, str(error))
             self._rest(map_, reached)
-
-    def _behind(self, map_: _Map, vma: int, reached: int) -> MemoryMapping:
-        row = self._mapping(map_, vma)
-        if row.start < reached:
-            raise Implausible(f"the list returns to {row.start:#x}")
-        return row
 
     def _rest(self, map_: _Map, reached: int) -> None:
         """This adds what the tree has behind an address."""
@@ -312,7 +360,7 @@ class _OfList:
         map_.gaps += gaps
         for node in nodes:
             try:
-                row = self._mapping(map_, node - self._node)
+                row, _ = self._mapping(map_, node - self._node)
             except (MemoryFault, Implausible) as error:
                 if len(map_.gaps) < _MAX_GAPS:
                     map_.gap(node - self._node, str(error))
@@ -320,6 +368,14 @@ class _OfList:
             if row.start >= reached:
                 map_.rows.append(row)
                 reached = row.end
+
+
+def _require_behind(its: _Vma, before: int, reached: int) -> None:
+    """This raises Implausible where a mapping does not follow the one that led to it."""
+    if its.before != before:
+        raise Implausible(f"it points back to {its.before:#x}, and was reached from {before:#x}")
+    if its.start < reached:
+        raise Implausible(f"the list returns to {its.start:#x}")
 
 
 class _Names:
