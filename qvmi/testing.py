@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
 from qvmi.errors import MemoryFault, UsageError
@@ -33,6 +34,7 @@ from qvmi.semantics.guest_os import (
     Mount,
     OpenFile,
     Process,
+    Socket,
     Thread,
     Variable,
 )
@@ -40,8 +42,7 @@ from qvmi.view import Provenance, Taken
 
 __all__ = ["FakeGuest", "FakeMachine", "FakeMemory", "MemoryRead", "fake_process"]
 
-_TASKS: Final = 0xFFFF_8880_0000_0000
-_TASK_SPACING: Final = 0x4000
+_TASKS, _TASK_SPACING = 0xFFFF_8880_0000_0000, 0x4000
 
 _PROVENANCE: Final = Provenance(Taken.LIVE, at=0.0)
 
@@ -62,11 +63,11 @@ _FACTS: Final = GuestFacts(
 
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
-    *("mappings", "command_lines", "environment", "log"),
+    *("sockets", "mappings", "command_lines", "environment", "log"),
 )
 
 Row = TypeVar("Row")
-OwnedRow = TypeVar("OwnedRow", OpenFile, MemoryMapping, CommandLine, Variable)
+OwnedRow = TypeVar("OwnedRow", OpenFile, Socket, MemoryMapping, CommandLine, Variable)
 Found = TypeVar("Found")
 
 
@@ -113,10 +114,9 @@ class FakeGuest:
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
         modules: all modules.
-        mounts: what every process sees.
-        open_files, mappings, command_lines, environment: those of all processes; who asks for one
-            gets the rows with its pid.
-        log: the kernel's log.
+        mounts: what every process sees; ``log``: the kernel's.
+        open_files, sockets, mappings, command_lines, environment: those of all processes; who asks
+            for one gets the rows with its pid.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -133,6 +133,7 @@ class FakeGuest:
         modules: Iterable[Module] = (),
         mounts: Iterable[Mount] = (),
         open_files: Iterable[OpenFile] = (),
+        sockets: Iterable[Socket] = (),
         mappings: Iterable[MemoryMapping] = (),
         command_lines: Iterable[CommandLine] = (),
         environment: Iterable[Variable] = (),
@@ -141,13 +142,13 @@ class FakeGuest:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
         self.guest_facts = _FACTS
-        listed = tuple(processes)
-        self._processes = _Answers(listed)
+        self._processes = _Answers(listed := tuple(processes))
         self._process_ids = _Answers(listed if process_ids is None else process_ids)
         self._threads = _Answers(threads)
         self._modules = _Answers(modules)
         self._mounts = _Answers(mounts)
         self._open_files = _Answers(open_files)
+        self._sockets = _Answers(sockets)
         self._mappings = _Answers(mappings)
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
@@ -183,14 +184,9 @@ class FakeGuest:
         self._modules.change(rows, gaps, once=once)
 
     def show(
-        self,
-        question: str,
-        rows: Iterable[msgspec.Struct],
-        *,
-        gaps: Iterable[Gap] = (),
-        once: bool = False,
+        self, question: str, rows: Iterable[Struct], *, gaps: Iterable[Gap] = (), once: bool = False
     ) -> None:
-        """This changes the answer to a question such as ``log``, for good or for one call."""
+        """This changes the answer to a question such as ``log``, for good or once."""
         answers = vars(self).get(f"_{question}")
         if not isinstance(answers, _Answers):
             raise UsageError(f"no listing {question!r}; there are {', '.join(_QUESTIONS[1:])}")
@@ -224,6 +220,10 @@ class FakeGuest:
     def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
         """This lists the open files of a process, or of all."""
         return _owned(self._answer("open_files", self._open_files), process)
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets of a process, or of all."""
+        return _owned(self._answer("sockets", self._sockets), process)
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:
         """This lists the mappings of a process."""

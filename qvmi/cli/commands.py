@@ -131,6 +131,19 @@ COMMANDS: Final = (
         declarations.listing_of_processes,
     ),
     Command(
+        "sockets",
+        "the sockets of the guest's processes",
+        "Lists every socket that a process has open, of every network namespace: TCP, UDP and raw\n"
+        "ones of IPv4 and IPv6, Unix, netlink and packet sockets.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock sockets", "of all processes"),
+            ("qvmi sockets --json | jq '.items[] | select(.state == \"LISTEN\")'", "who listens"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:sockets",
+        declarations.listing_of_processes,
+    ),
+    Command(
         "maps",
         "the memory mappings of a process",
         "Lists what /proc/PID/maps would, but for [vsyscall], which is in no process's map.",

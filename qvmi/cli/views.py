@@ -17,10 +17,11 @@ from qvmi.semantics.guest_os import (
     Mount,
     OpenFile,
     Process,
+    Socket,
     Variable,
 )
 
-__all__ = ["cmdline", "env", "files", "log", "maps", "mounts"]
+__all__ = ["cmdline", "env", "files", "log", "maps", "mounts", "sockets"]
 
 Row = TypeVar("Row")
 
@@ -51,6 +52,16 @@ _FILE: Final[Sequence[Column[OpenFile]]] = (
     Column("DEVICE", lambda file: file.device, right=True),
     Column("INODE", lambda file: str(file.inode), right=True),
     Column("PATH", lambda file: file.path + _DELETED * file.deleted),
+)
+_SOCKET: Final[Sequence[Column[Socket]]] = (
+    Column("PID", lambda socket: str(socket.pid), right=True),
+    Column("FD", lambda socket: str(socket.fd), right=True),
+    Column("PROTOCOL", lambda socket: socket.protocol),
+    Column("STATE", lambda socket: socket.state),
+    Column("NAMESPACE", lambda socket: str(socket.namespace), right=True),
+    Column("INODE", lambda socket: str(socket.inode), right=True),
+    Column("LOCAL", lambda socket: socket.local or "-"),
+    Column("REMOTE", lambda socket: socket.remote or "-"),
 )
 _MAPPING: Final[Sequence[Column[MemoryMapping]]] = (
     Column("START", lambda mapping: f"{mapping.start:#x}", right=True),
@@ -88,6 +99,12 @@ async def files(machine: Inhabited, output: Output, *, pid: int | None, exact: b
     """This lists the open files of a process, or of all."""
     walk = _perhaps_of(pid, lambda guest, process: guest.open_files(process))
     return show(output, await looked(machine, output, walk, exact=exact), _FILE)
+
+
+async def sockets(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
+    """This lists the sockets that a process has open, or that all have."""
+    walk = _perhaps_of(pid, lambda guest, process: guest.sockets(process))
+    return show(output, await looked(machine, output, walk, exact=exact), _SOCKET)
 
 
 async def maps(machine: Inhabited, output: Output, *, pid: int, exact: bool) -> ExitCode:

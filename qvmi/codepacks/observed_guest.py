@@ -16,6 +16,7 @@ from qvmi.semantics.guest_os import (
     Mount,
     OpenFile,
     Process,
+    Socket,
     Thread,
     Variable,
 )
@@ -79,6 +80,10 @@ class ObservedGuest:
     def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
         """This lists the open files of a process, or of all."""
         return self._noted(lambda: self._guest.open_files(process))
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets that a process has open, or that all have."""
+        return self._noted(lambda: self._guest.sockets(process))
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process."""

@@ -165,3 +165,27 @@ def test_a_record_of_the_log_that_lies_is_a_gap_and_hides_no_other(den: Den) -> 
     assert len(listing.gaps) == 1
     assert set(before) - set(listing) <= set(before.items[-4:])
     assert len(before) - len(listing) == 1
+
+
+SOCKET_LIES: Final[dict[str, Callable[[Den, int], int]]] = {
+    "sock": lambda den, socket: socket + den.offset("socket", "sk"),
+    "file": lambda den, socket: socket + den.offset("socket", "file"),
+    "namespace": lambda den, socket: (
+        den.word(socket + den.offset("socket", "sk")) + den.offset("sock_common", "skc_net")
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", SOCKET_LIES.values(), ids=SOCKET_LIES)
+def test_a_socket_that_lies_is_a_gap_and_hides_no_other(
+    den: Den, lie: Callable[[Den, int], int]
+) -> None:
+    before = _look(den.linux.sockets)
+    victim = next(row for row in before if row.local == "0.0.0.0:5001")
+    rows = den.linux.open_files(den.process("sockets"))
+    file = next(row for row in rows if row.fd == victim.fd)
+    socket = den.word(file.address + den.offset("file", "private_data"))
+    with den.ram.altered(den.pa(lie(den, socket)), struct.pack("<Q", NOWHERE)):
+        listing = _look(den.linux.sockets)
+    assert [gap.address for gap in listing.gaps] == [file.address]
+    assert set(before) - set(listing) == {victim}

@@ -52,7 +52,37 @@ _COMMON: Layouts = {
     "path": (0x10, {"mnt": 0, "dentry": 8}),
     "files_struct": (0x40, {"fdt": 0x20}),
     "fdtable": (0x20, {"max_fds": 0, "fd": 8}),
-    "file": (0x80, {"f_path": 0x10, "f_inode": 0x20, "f_mode": 0x44, "f_pos": 0x68}),
+    "file": (
+        0x80,
+        {
+            "f_path": 0x10,
+            "f_inode": 0x20,
+            "f_op": 0x30,
+            "f_mode": 0x44,
+            "private_data": 0x50,
+            "f_pos": 0x68,
+        },
+    ),
+    "net": (0x40, {"ns": 0x10}),
+    "socket": (0x40, {"file": 0x10, "sk": 0x18}),
+    "sock": (0x80, {"__sk_common": 0, "sk_type": 0x60, "sk_protocol": 0x64}),
+    "sock_common": (
+        0x60,
+        {
+            "skc_daddr": 0,
+            "skc_rcv_saddr": 4,
+            "skc_dport": 0xC,
+            "skc_num": 0xE,
+            "skc_family": 0x10,
+            "skc_state": 0x12,
+            "skc_net": 0x20,
+            "skc_v6_daddr": 0x28,
+            "skc_v6_rcv_saddr": 0x38,
+        },
+    ),
+    "unix_sock": (0xA0, {"addr": 0x80, "peer": 0x88}),
+    "unix_address": (0x80, {"len": 4, "name": 8}),
+    "netlink_sock": (0xA0, {"portid": 0x90}),
     "rw_semaphore": (0x20, {"count": 0}),
     "vm_operations_struct": (0x60, {"name": 0x20}),
     "vm_special_mapping": (0x10, {"name": 0}),
@@ -129,7 +159,7 @@ LIST_LAYOUTS: Layouts = {
 
 NAMERS = (
     *("pipefs_dname", "sockfs_dname", "simple_dname", "anon_inodefs_dname", "ns_dname"),
-    *("special_mapping_name", "rename_lock", "mount_lock"),
+    *("special_mapping_name", "rename_lock", "mount_lock", "socket_file_ops"),
 )
 
 MapleNode = tuple[int, list[tuple[int, int]]]
@@ -240,6 +270,35 @@ class KernelFiles(KernelMemory):
         for number, file in files.items():
             self.u64(slots + 8 * number, file)
         return slots
+
+    def socket(self, sock: int, *, number: int = 4711) -> int:
+        """This makes the file of a socket."""
+        inode = self.inode(0o140777, number)
+        file = self.file(self.dentry(b"", namer="sockfs_dname", inode=inode), inode=inode)
+        socket = self.allocate("socket")
+        self.u64(self.at(file, "file", "f_op"), self.symbols.addresses["socket_file_ops"])
+        self.u64(self.at(file, "file", "private_data"), socket)
+        self.u64(self.at(socket, "socket", "file"), file)
+        self.u64(self.at(socket, "socket", "sk"), sock)
+        return file
+
+    def sock(self, family: int, *, kind: int = 1, protocol: int = 6, state: int = 10) -> int:
+        """This makes a ``struct sock`` in network namespace 99, with room for what families add."""
+        sock, net = self.allocate("unix_sock"), self.allocate("net")
+        self.u32(net + 0x18, 99)
+        self.u32(self.at(sock, "sock_common", "skc_family"), family | state << 16)
+        self.u64(self.at(sock, "sock_common", "skc_net"), net)
+        self.u32(self.at(sock, "sock", "sk_type"), kind)
+        self.u32(self.at(sock, "sock", "sk_protocol"), protocol)
+        return sock
+
+    def bind(self, sock: int, path: bytes) -> int:
+        """This gives a Unix socket an address."""
+        held = self.allocate("unix_address")
+        self.u32(held + 4, len(path) + 2)
+        self.write(held + 8, b"\1\0" + path)
+        self.u64(self.at(sock, "unix_sock", "addr"), held)
+        return held
 
     # ----------------------------------------------------------------------------------- mounts
 

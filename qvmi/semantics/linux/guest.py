@@ -21,6 +21,7 @@ from qvmi.semantics.guest_os import (
     Mount,
     OpenFile,
     Process,
+    Socket,
     Thread,
     Variable,
 )
@@ -37,6 +38,7 @@ from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
@@ -151,6 +153,15 @@ class LinuxGuest:
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
         return self._listing(lambda: self._of(process, self._open_files.of))
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets that a process has open, or that all have.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._of(process, self._sockets.of))
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process, by address.
@@ -280,6 +291,10 @@ class LinuxGuest:
     def _open_files(self) -> OpenFiles:
         kernel = self.kernel
         return OpenFiles(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _sockets(self) -> Sockets:
+        return Sockets(self.kernel.space, self.kernel.symbols, files=self._open_files)
 
     @cached_property
     def _mappings(self) -> Mappings:

@@ -29,7 +29,7 @@ from tests.guests.lab.kernel_series import KERNELS
 from tests.guests.lab.kernels import debug_vmlinux
 from tests.guests.lab.machine_config import GuestConfig
 from tests.guests.lab.monitor import Monitor, MonitorError
-from tests.guests.lab.proc_files import Descriptor, KmsgRecord, MapsLine, MountInfo
+from tests.guests.lab.proc_files import Descriptor, KmsgRecord, MapsLine, MountInfo, NetSocket
 from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Monitor",
     "MonitorError",
     "MountInfo",
+    "NetSocket",
     "Storm",
     "Task",
     "Truth",

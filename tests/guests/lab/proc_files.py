@@ -6,11 +6,12 @@ Text is the guest's bytes, one character a byte (latin-1).
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Self
 
 from tests.guests.lab.control import Row
 
-__all__ = ["Descriptor", "KmsgRecord", "MapsLine", "MountInfo"]
+__all__ = ["Descriptor", "KmsgRecord", "MapsLine", "MountInfo", "NetSocket"]
 
 DELETED = " (deleted)"
 O_PATH = 0o10000000
@@ -146,3 +147,53 @@ class KmsgRecord:
             subsystem=named.get("SUBSYSTEM", ""),
             device=named.get("DEVICE", ""),
         )
+
+
+SOCKET_STATES = {1: "ESTABLISHED", 7: "CLOSE", 10: "LISTEN"}
+UNIX_LINE = re.compile(r"\S+ \w+ \w+ (\w+) \w+ (\w+) +(\d+)(?: (.*))?", re.DOTALL)
+"""Address, users, protocol, flags, type, state, inode and perhaps a path."""
+UNIX_LISTENS = 0x10000
+UNIX_CONNECTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NetSocket:
+    """This is one line of a file of /proc/net."""
+
+    protocol: str
+    local: str
+    remote: str
+    state: str
+    inode: int
+
+    @classmethod
+    def of_lines(cls, protocol: str, lines: tuple[str, ...]) -> "tuple[NetSocket, ...]":
+        """This takes the lines of a file apart, but those of sockets without an owner."""
+        take = cls._of_unix if protocol == "unix" else cls._of_inet
+        found = (take(protocol, line) for line in lines[1:])
+        return tuple(socket for socket in found if socket.inode)
+
+    @classmethod
+    def _of_inet(cls, protocol: str, line: str) -> Self:
+        fields = line.split()
+        state = SOCKET_STATES[int(fields[3], 16)]
+        return cls(protocol, _end(fields[1]), _end(fields[2]), state, int(fields[9]))
+
+    @classmethod
+    def _of_unix(cls, protocol: str, line: str) -> Self:
+        """The path comes last, and may hold spaces; whose peer it is is not told."""
+        match = UNIX_LINE.match(line)
+        assert match, line
+        flags, status = int(match[1], 16), int(match[2], 16)
+        state = "ESTABLISHED" if status == UNIX_CONNECTED else "CLOSE"
+        shown = "LISTEN" if flags & UNIX_LISTENS else state
+        return cls(protocol, match[4] or "", "", shown, int(match[3]))
+
+
+def _end(text: str) -> str:
+    """This reads an address, whose words are in the guest's order of bytes, and a port."""
+    words, _, port = text.partition(":")
+    data = b"".join(bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
+    address = ip_address(data)
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    return f"{shown}:{int(port, 16)}"

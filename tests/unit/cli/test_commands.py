@@ -15,6 +15,7 @@ from tests.unit.cli.test_arguments import typed
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "find", "watch", "completion", "mounts", "files", "maps", "cmdline", "env", "log"),
+    "sockets",
 }
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
-from qvmi.cli.views import cmdline, env, files, log, maps, mounts
+from qvmi.cli.views import cmdline, env, files, log, maps, mounts, sockets
 from qvmi.errors import GuestError
 from qvmi.semantics.guest_os import (
     CommandLine,
@@ -18,6 +18,7 @@ from qvmi.semantics.guest_os import (
     MemoryMapping,
     Mount,
     OpenFile,
+    Socket,
     Variable,
 )
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
@@ -65,6 +66,17 @@ MAPPING: Final = MemoryMapping(
     deleted=False,
     address=Va(0x3000),
 )
+SOCKET: Final = Socket(
+    pid=70,
+    fd=4,
+    protocol="tcp",
+    local="0.0.0.0:80",
+    remote="",
+    state="LISTEN",
+    namespace=4026531840,
+    inode=11,
+    address=Va(0x5000),
+)
 LINE: Final = CommandLine(70, ("sh", "-c", "a b"), "sh", Va(0x4000))
 VARIABLE: Final = Variable(70, "HOME", "/root")
 RECORD: Final = LogRecord(5, 1.25, 4, 0, "out of paper", "usb", "+usb:lp0")
@@ -72,6 +84,7 @@ RECORD: Final = LogRecord(5, 1.25, 4, 0, "out of paper", "usb", "+usb:lp0")
 LISTINGS: Final[dict[str, tuple[Command, Struct, str]]] = {
     "mounts": (mounts, MOUNT, "mounts"),
     "files": (files, FILE, "open_files"),
+    "sockets": (sockets, SOCKET, "sockets"),
     "maps": (maps, MAPPING, "mappings"),
     "cmdline": (cmdline, LINE, "command_lines"),
     "env": (env, VARIABLE, "environment"),
@@ -86,6 +99,10 @@ TABLES: Final = {
     "files": [
         "PID  FD  MODE  KIND  POSITION  DEVICE  INODE  PATH",
         " 70   3  rw    file        12    0:25      7  /run/log (deleted)",
+    ],
+    "sockets": [
+        "PID  FD  PROTOCOL  STATE    NAMESPACE  INODE  LOCAL       REMOTE",
+        " 70   4  tcp       LISTEN  4026531840     11  0.0.0.0:80  -",
     ],
     "maps": [
         "   START       END  PERM  OFFSET  DEVICE  INODE  NAME",
@@ -106,6 +123,7 @@ def machine() -> FakeMachine:
             processes=[fake_process(1), fake_process(70, name="sh")],
             mounts=[MOUNT],
             open_files=[FILE, OpenFile(1, 0, "/x", "file", "", 0, "0:1", 1, False, Va(1))],  # noqa: FBT003 - the row's own order
+            sockets=[SOCKET],
             mappings=[MAPPING],
             command_lines=[LINE],
             environment=[VARIABLE],
@@ -184,7 +202,13 @@ async def test_whatever_things_are_called_a_pipe_gets_printable_lines(
 ) -> None:
     holder, output = machine(), Captured(json=as_json)
     command, row, question = LISTINGS[name]
-    field = {"maps": "name", "cmdline": "name", "env": "value", "log": "text"}.get(name, "path")
+    field = {
+        "maps": "name",
+        "sockets": "local",
+        "cmdline": "name",
+        "env": "value",
+        "log": "text",
+    }.get(name, "path")
     rows = [type(row)(**(_fields(row) | {field: text})) for text in ALIGNED]
     holder.guest.show(question, rows)
     assert await command(holder, output, **arguments(name)) is ExitCode.FINE

@@ -10,7 +10,7 @@ from qvmi.view import Provenance, Taken
 
 METHODS = (
     *("processes", "process_ids", "threads", "modules"),
-    *("mounts", "open_files", "command_lines", "log"),
+    *("mounts", "open_files", "sockets", "command_lines", "log"),
 )
 OF_ONE = ("mappings", "environment")
 
