@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from qvmi.addr import PAGE_SIZE, Va
 from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, MemoryMapping, Process
-from qvmi.semantics.linux.d_path import Paths, Place, text_of
+from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.effort import Effort, Spent
-from qvmi.semantics.linux.inode import Inodes
 from qvmi.semantics.linux.list import Implausible, ListWalk
 from qvmi.semantics.linux.maple_tree import LAST_INDEX, MapleTree, Range
+from qvmi.semantics.linux.mapping_name import Around, MappingNames, Vma
 from qvmi.semantics.linux.rbtree import RbTree
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.task import Tasks
@@ -34,10 +34,6 @@ _RETRIES: Final = 16
 """Looks at one mapping that is being changed; each takes some microseconds."""
 _MAX_GAPS: Final = 1000
 """A map with so many wrong entries is none."""
-_MAX_OPERATIONS: Final = 256
-"""Tables of operations that are remembered: a kernel has some hundred."""
-_MAX_SPECIAL_NAME: Final = 80
-"""``ANON_VMA_NAME_MAX_LEN``; the names of special mappings are shorter."""
 _WRITER_LOCKED: Final = 1
 """``RWSEM_WRITER_LOCKED`` (kernel/locking/rwsem.c)."""
 _READ, _WRITE, _EXECUTE, _MAY_SHARE = 1, 2, 4, 0x80
@@ -57,50 +53,21 @@ _PERMISSIONS: Final = {
 _SHOWN_FLAGS: Final = _READ | _WRITE | _EXECUTE | _MAY_SHARE
 
 
-class _Vma(NamedTuple):
-    """These are the members of a ``vm_area_struct`` that rows are made of, and its links in a list."""
-
-    start: int
-    end: int
-    mm: int
-    flags: int
-    page_offset: int
-    file: int
-    operations: int
-    private: int
-    following: int = 0
-    before: int = 0
-
-
-class _File(NamedTuple):
-    """This is what rows say of a mapped file."""
-
-    device: str = ""
-    inode: int = 0
-    name: str = ""
-    deleted: bool = False
-
-
 @dataclass(slots=True)
 class _Map:
     """This is one process's memory as it is being walked.
 
     Attributes:
         mm: address of the ``mm_struct``.
-        brk, start_brk: between them is the heap.
-        stack: where the first thread's stack began.
+        around: what names depend on.
         rows: what was found, in the order of addresses.
     """
 
     pid: int
     mm: int
-    start_brk: int
-    brk: int
-    stack: int
-    effort: Effort
+    around: Around
     rows: list[MemoryMapping] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
-    files: dict[int, _File] = field(default_factory=dict)
 
     def add(self, row: MemoryMapping) -> None:
         """This adds a row in place of those that it overlaps: they were joined meanwhile."""
@@ -148,7 +115,7 @@ class Mappings:
             (field_offset(symbols, "mm_struct", "start_stack"), "Q"),
         )
         self._read_vma = compile_reader(space, *_vma_members(symbols))
-        self._names = _Names(space, symbols, paths)
+        self._names = MappingNames(space, symbols, paths)
         self._walk = _walker(self, space, symbols)
 
     def of(self, process: Process) -> ListWalk[MemoryMapping]:
@@ -184,7 +151,7 @@ class Mappings:
             if not mm:
                 return None
             start_brk, brk, stack = self._read_mm(mm)
-            found = _Map(process.pid, mm, start_brk, brk, stack, effort)
+            found = _Map(process.pid, mm, Around(start_brk, brk, stack, effort))
             before = self._read_count(mm + self._count)[0]
             try:
                 self._walk(found)
@@ -219,7 +186,7 @@ class Mappings:
 
     def mapping(
         self, map_: _Map, vma: int, bounds: Range | None = None
-    ) -> tuple[MemoryMapping, _Vma]:
+    ) -> tuple[MemoryMapping, Vma]:
         """This makes the row of one mapping, and gives what it was made of.
 
         Args:
@@ -233,7 +200,7 @@ class Mappings:
             Spent: enough was looked at.
         """
         values = self._read_vma(vma)
-        its = _Vma(*values)
+        its = Vma(*values)
         if its.mm != map_.mm or not its.start < its.end or (its.start | its.end) % PAGE_SIZE:
             raise Implausible(f"no mapping of it: {its.start:#x} to {its.end:#x} of {its.mm:#x}")
         if bounds is not None and (its.start, its.end - 1) != (bounds.first, bounds.last):
@@ -241,8 +208,8 @@ class Mappings:
                 f"{its.start:#x} to {its.end:#x} where the tree has {bounds.first:#x} to"
                 f" {bounds.last + 1:#x}"
             )
-        map_.effort.spend(1)
-        file = self._names.of(map_, vma, its)
+        map_.around.effort.spend(1)
+        file = self._names.of(map_.around, vma, its)
         if self._read_vma(vma) != values:
             raise Implausible("it has just been changed")
         row = MemoryMapping(
@@ -268,7 +235,7 @@ def _lock_offset(symbols: Symbols) -> int | None:
 
 
 def _vma_members(symbols: Symbols) -> Iterator[tuple[int, str]]:
-    """These are the members of :class:`_Vma`."""
+    """These are the members of :class:`Vma`."""
     names = "vm_start vm_end vm_mm vm_flags vm_pgoff vm_file vm_ops vm_private_data"
     links = "" if _has_tree(symbols) else " vm_next vm_prev"
     for name in (names + links).split():
@@ -299,7 +266,7 @@ class _OfTree:
         """This walks from the first address to the last, leaf by leaf."""
         index = 0
         while index <= LAST_INDEX and len(map_.gaps) < _MAX_GAPS:
-            leaf, problem = self._tree.leaf(map_.mm + self._offset, index, map_.effort)
+            leaf, problem = self._tree.leaf(map_.mm + self._offset, index, map_.around.effort)
             if problem:
                 map_.gap(map_.mm, f"{problem}, from {index:#x} to {leaf.last:#x}")
             for one in leaf.ranges:
@@ -317,8 +284,8 @@ class _OfTree:
                 why = str(error)
             else:
                 return
-            map_.effort.retries += 1
-            leaf, _ = self._tree.leaf(map_.mm + self._offset, one.first, map_.effort)
+            map_.around.effort.retries += 1
+            leaf, _ = self._tree.leaf(map_.mm + self._offset, one.first, map_.around.effort)
             now = [there for there in leaf.ranges if there.first <= one.first <= there.last]
             if not now:
                 return
@@ -356,7 +323,7 @@ class _OfList:
     def _rest(self, map_: _Map, reached: int) -> None:
         """This adds what the tree has behind an address."""
         root = self._read_pointer(map_.mm + self._root)[0]
-        nodes, gaps = self._tree.nodes(root, "mm_struct.mm_rb", map_.effort)
+        nodes, gaps = self._tree.nodes(root, "mm_struct.mm_rb", map_.around.effort)
         map_.gaps += gaps
         for node in nodes:
             try:
@@ -370,74 +337,9 @@ class _OfList:
                 reached = row.end
 
 
-def _require_behind(its: _Vma, before: int, reached: int) -> None:
+def _require_behind(its: Vma, before: int, reached: int) -> None:
     """This raises Implausible where a mapping does not follow the one that led to it."""
     if its.before != before:
         raise Implausible(f"it points back to {its.before:#x}, and was reached from {before:#x}")
     if its.start < reached:
         raise Implausible(f"the list returns to {its.start:#x}")
-
-
-class _Names:
-    """This says what a mapping is called."""
-
-    def __init__(self, space: AddressSpace, symbols: Symbols, paths: Paths) -> None:
-        self._space = space
-        self._paths = paths
-        self._inodes = Inodes(space, symbols)
-        path = field_offset(symbols, "file", "f_path")
-        self._read_file = compile_reader(
-            space,
-            (path + field_offset(symbols, "path", "mnt"), "Q"),
-            (path + field_offset(symbols, "path", "dentry"), "Q"),
-            (field_offset(symbols, "file", "f_inode"), "Q"),
-        )
-        self._read_pointer = space.unpacker(_POINTER)
-        self._special = symbols.find("special_mapping_name")
-        self._special_name = field_offset(symbols, "vm_special_mapping", "name")
-        self._operation = field_offset(symbols, "vm_operations_struct", "name")
-        self._name_of: dict[int, int] = {}
-        anonymous = symbols.find_field("vm_area_struct", ("anon_name",))
-        self._anonymous = None if anonymous is None else anonymous.offset
-        self._anonymous_text = 0
-        if anonymous is not None:
-            self._anonymous_text = field_offset(symbols, "anon_vma_name", "name")
-
-    def of(self, map_: _Map, vma: int, its: _Vma) -> _File:
-        """This is what is shown of a mapping behind its offset. Corresponds to ``show_map_vma``."""
-        if its.file:
-            known = map_.files.get(its.file)
-            if known is None:
-                known = map_.files[its.file] = self._file(its.file, map_.effort)
-            return known
-        if its.operations and self._named_by(its.operations) == self._special:
-            at = self._read_pointer(its.private + self._special_name)[0]
-            return _File(name=text_of(self._space.read_string(Va(at), _MAX_SPECIAL_NAME)))
-        if its.start < map_.brk and its.end > map_.start_brk:
-            return _File(name="[heap]")
-        if its.start <= map_.stack <= its.end:
-            return _File(name="[stack]")
-        return _File(name=self._anonymous_name(vma))
-
-    def _file(self, file: int, effort: Effort) -> _File:
-        mount, dentry, inode = self._read_file(file)
-        path = self._paths.of(Place(mount, dentry), effort)
-        its = self._inodes.at(inode)
-        return _File(its.device, its.number, path.text, path.deleted)
-
-    def _named_by(self, operations: int) -> int:
-        """This is the function ``name`` of a table of operations, 0 for none; it never changes."""
-        known = self._name_of.get(operations)
-        if known is None:
-            known = int(self._read_pointer(operations + self._operation)[0])
-            if len(self._name_of) < _MAX_OPERATIONS:
-                self._name_of[operations] = known
-        return known
-
-    def _anonymous_name(self, vma: int) -> str:
-        """This is the name that the program gave to a mapping by ``PR_SET_VMA_ANON_NAME``."""
-        at = 0 if self._anonymous is None else self._read_pointer(vma + self._anonymous)[0]
-        if not at:
-            return ""
-        text = self._space.read_string(Va(at + self._anonymous_text), _MAX_SPECIAL_NAME)
-        return f"[anon:{text_of(text)}]"
