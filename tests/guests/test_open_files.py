@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 import qvmi
 from qvmi import Listing
 from qvmi.semantics.guest_os import OpenFile
@@ -93,3 +95,16 @@ async def test_the_device_is_that_of_the_mount(guest: Guest, profiles: Path) -> 
         devices = {mount.path: mount.device for mount in machine.guest.mounts()}
         found = {file.device for file in machine.guest.open_files() if file.path == "/run/fifo"}
     assert found == {devices["/run"]}
+
+
+@pytest.mark.parametrize("question", ["mounts", "open_files", "sockets", "command_lines", "log"])
+@asynchronous
+async def test_of_one_moment_is_what_is_seen_of_a_guest_at_rest(
+    guest: Guest, profiles: Path, question: str
+) -> None:
+    async with qvmi.attach(guest.qmp, cache=profiles) as machine:
+        live: Listing[object] = getattr(machine.guest, question)()
+        exact: Listing[object] = await machine.capture(lambda linux: getattr(linux, question)())
+    assert exact.provenance.taken == "captured"
+    assert exact.provenance.pause_s > 0
+    assert (exact.items, exact.gaps) == (live.items, ())

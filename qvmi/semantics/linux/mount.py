@@ -175,6 +175,10 @@ class Mounts:
             except Spent as spent:
                 result.gaps.append(Gap(_STRUCTURE, Va(namespace), str(spent)))
                 return
+            if len(result.gaps) > _MAX_GAPS:
+                why = "given up: so many namespaces are wrong"
+                result.gaps.append(Gap(_STRUCTURE, Va(namespace), why))
+                return
 
     def _add(self, where: _Where, result: ListWalk[Mount], effort: Effort) -> None:
         walk = self._walk(where, effort)
