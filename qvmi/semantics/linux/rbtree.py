@@ -69,6 +69,20 @@ class RbTree:
                 node = left
         return found, gaps
 
+    def last(self, root: int) -> int:
+        """This is the last node in the tree's order, 0 of an empty tree. Corresponds to ``rb_last``.
+
+        Raises:
+            Implausible: the way there is longer than in any tree.
+            MemoryFault: a node cannot be read.
+        """
+        node, following = 0, root
+        for _ in range(_MAX_DEPTH):
+            if not following:
+                return node
+            node, following = following, self._read(following)[1]
+        raise Implausible("the tree returns to nodes already seen")
+
     def _children(self, node: int, seen: set[int], depth: int) -> tuple[int, int]:
         if node in seen or depth > _MAX_DEPTH:
             raise Implausible("the tree returns to nodes already seen")

@@ -316,9 +316,21 @@ class _OfList:
                 _require_behind(its, before, reached)
                 map_.rows.append(row)
                 vma, before, reached = its.following, vma, its.end
+            self._require_last(map_, before)
         except (MemoryFault, Implausible) as error:
             map_.gap(vma, str(error))
             self._rest(map_, reached)
+
+    def _require_last(self, map_: _Map, vma: int) -> None:
+        """This raises Implausible where the list ends elsewhere than the tree.
+
+        What is unmapped leaves the list as one piece with an end of its own: who stands on it does
+        not come to what is behind.
+        """
+        root = self._read_pointer(map_.mm + self._root)[0]
+        last = self._tree.last(root)
+        if last != (vma + self._node if vma else 0):
+            raise Implausible(f"the list ends at {vma:#x}, the tree at {last - self._node:#x}")
 
     def _rest(self, map_: _Map, reached: int) -> None:
         """This adds what the tree has behind an address."""

@@ -136,6 +136,32 @@ def test_a_list_that_breaks_off_is_a_gap_and_the_tree_leads_on() -> None:
     assert found.gaps
 
 
+def test_a_list_that_ends_before_the_tree_is_a_gap_and_the_tree_leads_on() -> None:
+    memory, mm, pages = mapped(LIST_LAYOUTS, 6)
+    memory.u64(memory.at(pages[2], "vm_area_struct", "vm_next"), 0)
+    memory.u32(memory.at(mm, "mm_struct", "map_count"), 3)
+    found = walk(memory)
+    assert [row.address for row in found.rows.values()] == pages
+    assert "the list ends" in found.gaps[0].reason
+
+
+def test_a_piece_that_is_unmapped_while_the_walk_stands_on_it_hides_nothing_behind() -> None:
+    memory, mm, pages = mapped(LIST_LAYOUTS, 6, mapped=False)
+    kept = [*pages[:2], *pages[4:]]
+    cut = pages[3]
+
+    def unmap(pa: int) -> None:
+        if pa == cut + memory.to_pa:
+            memory.ram.before_read = None
+            memory.link(mm, kept)
+            memory.u64(memory.at(cut, "vm_area_struct", "vm_next"), 0)
+
+    memory.ram.before_read = unmap
+    found = walk(memory)
+    assert [row.address for row in found.rows.values()] == kept
+    assert (found.gaps, found.retries) == ([], 1)
+
+
 def test_a_list_that_is_a_loop_ends() -> None:
     memory, _, pages = mapped(LIST_LAYOUTS, 6)
     memory.u64(memory.at(pages[5], "vm_area_struct", "vm_next"), pages[0])
