@@ -6,7 +6,6 @@ and the rb-tree gave way to a maple tree in 6.1 (763ecb035029).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
@@ -172,14 +171,17 @@ class Mappings:
         """This says of the last of several walks what is wrong with it, if anything is."""
         if found is None or self._read_pointer(process.address + self._mm)[0] != found.mm:
             raise WalkFailed(_STRUCTURE, f"process {process.pid} gets another one all the time")
-        if len(counts) == 1 and not self._is_being_changed(found.mm):
+        if len(counts) == 1 and not self.is_being_changed(found.mm):
             ((before, rows, after),) = counts
             if before == after != rows:
                 found.gap(found.mm, f"{rows} of {after} mappings were found")
         return found
 
-    def _is_being_changed(self, mm: int) -> bool:
-        """This tells whether somebody holds ``mmap_lock`` to write: the count is then behind."""
+    def is_being_changed(self, mm: int) -> bool:
+        """This tells whether somebody holds ``mmap_lock`` to write.
+
+        Tree, mappings and count are then not of one moment.
+        """
         if self._lock is None:
             return False
         return bool(self._read_pointer(mm + self._lock)[0] & _WRITER_LOCKED)
@@ -259,6 +261,7 @@ class _OfTree:
 
     def __init__(self, mappings: Mappings, space: AddressSpace, symbols: Symbols) -> None:
         self._mapping = mappings.mapping
+        self._is_being_changed = mappings.is_being_changed
         self._tree = MapleTree(space, symbols)
         self._offset = field_offset(symbols, "mm_struct", "mm_mt")
 
@@ -290,9 +293,17 @@ class _OfTree:
             if not now:
                 return
             (one,) = now
-        map_.gap(one.entry, why)
-        with suppress(MemoryFault, Implausible):
-            map_.add_beside(self._mapping(map_, one.entry)[0])
+        self._add_in_doubt(map_, one.entry, why)
+
+    def _add_in_doubt(self, map_: _Map, vma: int, why: str) -> None:
+        """This adds a mapping with its own bounds, which the tree has not; a gap, but for a change."""
+        try:
+            map_.add_beside(self._mapping(map_, vma)[0])
+        except (MemoryFault, Implausible):
+            map_.gap(vma, why)
+        else:
+            if not self._is_being_changed(map_.mm):
+                map_.gap(vma, why)
 
 
 class _OfList:

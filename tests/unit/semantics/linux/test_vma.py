@@ -190,6 +190,18 @@ def test_while_somebody_changes_the_map_its_count_may_be_behind(layouts: Layouts
     assert found.retries > 0
 
 
+def test_while_somebody_changes_the_map_bounds_may_be_those_of_the_mapping_itself() -> None:
+    memory, mm, pages = mapped(TREE_LAYOUTS, 3)
+    memory.u64(pages[1] + 8, BASE + 4 * PAGE)
+    memory.u64(memory.at(mm, "mm_struct", "mmap_lock"), 1)
+    found = walk(memory)
+    assert [row.end for row in found.rows.values()] == [
+        *(BASE + PAGE, BASE + 4 * PAGE, BASE + 5 * PAGE)
+    ]
+    assert found.gaps == []
+    assert found.retries > 0
+
+
 @pytest.mark.parametrize("root", [NOWHERE & ~3 | 2, 0x1002 | 15 << 3, LAST & ~1])
 def test_a_root_that_is_no_node_is_a_gap(root: int) -> None:
     memory, mm, _ = mapped(TREE_LAYOUTS, 3)
