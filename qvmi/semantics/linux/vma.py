@@ -27,8 +27,9 @@ from qvmi.symbols.layout import Symbols, field_offset
 __all__ = ["Mappings"]
 
 _STRUCTURE: Final = "mm_struct"
-_WALKS: Final = 4
-"""A map whose count of mappings disagrees so often is looked at no more."""
+_WALKS: Final = 16
+"""A map that was not whole in so many walks is looked at no more; each takes some 0.1 ms. An emulated vCPU
+may wait in the midst of a change for that long."""
 _RETRIES: Final = 16
 """Looks at one mapping that is being changed; each takes some microseconds."""
 _MAX_GAPS: Final = 1000
