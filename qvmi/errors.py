@@ -10,6 +10,7 @@
     │   ├── QmpBusy                   another client holds the one QMP session
     │   ├── NotGdbstub                something listens, but it speaks no remote serial protocol
     │   ├── GdbstubBusy               another debugger holds the stub
+    │   ├── NotADump                  the file is no dump that can be read; says what it looks like
     │   └── MemoryUnreachable         no way to the guest's RAM; says what was tried and the fix
     ├── MachineGone                   QEMU ended or closed the session
     ├── QmpCommandFailed              QEMU refused a command
@@ -61,6 +62,7 @@ __all__ = [
     "MachineGone",
     "MemoryFault",
     "MemoryUnreachable",
+    "NotADump",
     "NotDirect",
     "NotGdbstub",
     "NotQmp",
@@ -121,6 +123,10 @@ class NotGdbstub(AttachError):
 
 class GdbstubBusy(AttachError):
     """Another debugger holds this gdbstub, which serves one client at a time."""
+
+
+class NotADump(AttachError):
+    """This file holds no memory in a form that is understood, or contradicts itself."""
 
 
 class MemoryUnreachable(AttachError):

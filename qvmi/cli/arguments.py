@@ -50,6 +50,16 @@ _OPTIONS: Final = (
         f"QMP socket: PATH, HOST:PORT, libvirt:DOMAIN; or {ENVIRONMENT}",
         {"metavar": "ADDR", "type": values.given},
     ),
+    _Option(
+        "--dump",
+        "a dump instead of a machine: ELF core, LiME, AVML, raw RAM",
+        {"metavar": "FILE", "type": values.given},
+    ),
+    _Option(
+        "--raw-ram",
+        "the dump is raw RAM; SIZE of it lies below 4 GiB (auto: find out)",
+        {"metavar": "SIZE|auto", "type": values.raw_ram},
+    ),
     _Option("--json", "one JSON document on stdout, nothing else", {"action": "store_true"}),
     _Option(
         "--isf",
@@ -79,6 +89,8 @@ class Options(NamedTuple):
         timeout_s: how long connecting may take, QEMU's greeting included; None for as long as
             `qvmi.attach` allows. It does not bound what QEMU answers later.
         use_cache: whether profiles of kernels seen before are used and kept.
+        dump: a dump's file to look at instead of a machine.
+        raw_ram: how the dump's file is raw RAM; None where it says itself what it is.
     """
 
     qmp: str | None
@@ -86,6 +98,8 @@ class Options(NamedTuple):
     isf: str | None
     timeout_s: float | None
     use_cache: bool
+    dump: str | None = None
+    raw_ram: values.RawRam | None = None
 
 
 class Request(NamedTuple):
@@ -142,12 +156,21 @@ def parse(arguments: Sequence[str]) -> Request:
     found = vars(make_parser().parse_args(arguments, Namespace()))
     name = found.pop("command")
     command = next(command for command in COMMANDS if command.name == name)
+    dump, raw_ram = found.pop("dump", None), found.pop("raw_ram", None)
+    if dump is not None and "qmp" in found:
+        raise UsageError(
+            "--qmp names a machine and --dump a file: which of them is to be looked at?"
+        )
+    if dump is None and raw_ram is not None:
+        raise UsageError("--raw-ram tells how to read a dump: name one with --dump")
     options = Options(
         qmp=found.pop("qmp", None) or os.environ.get(ENVIRONMENT) or None,
         json=found.pop("json", False),
         isf=found.pop("isf", None),
         timeout_s=found.pop("timeout", None),
         use_cache=found.pop("cache", True),
+        dump=dump,
+        raw_ram=raw_ram,
     )
     return Request(command, options, found)
 
@@ -188,7 +211,7 @@ def _add_options(parser: ArgumentParser, needs: Needs) -> None:
     None has a default here, so that one before the command is not overwritten behind it.
     """
     group = parser.add_argument_group("options of every command")
-    about_machine = needs in {Needs.GUEST, Needs.MACHINE}
+    about_machine = needs in {Needs.GUEST, Needs.MACHINE, Needs.CODE}
     for option in _OPTIONS:
         shown = about_machine or (needs is Needs.HOST and option.flag == "--json")
         group.add_argument(

@@ -18,6 +18,8 @@ class Needs(StrEnum):
     """A machine, and the system that runs in it."""
     MACHINE = "machine"
     """A machine, whatever runs in it."""
+    CODE = "code"
+    """A guest, asked by a user's own code, which runs here while the session goes on beside it."""
     HOST = "host"
     """This host alone."""
     NOTHING = "nothing"
@@ -35,6 +37,7 @@ class Command(NamedTuple):
         needs: what it works on.
         handler: the function that runs it, as ``module:function``: imported only then.
         declare: adds its own arguments; their names are those of the handler's parameters.
+        why_no_dump: why a dump cannot be asked for that; empty where it can.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Command(NamedTuple):
     needs: Needs
     handler: str
     declare: Callable[[ArgumentParser], None]
+    why_no_dump: str = "it needs a machine that runs"
 
 
 COMMANDS: Final = (
@@ -60,6 +64,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.facts:info",
         declarations.nothing,
+        why_no_dump="",
     ),
     Command(
         "ps",
@@ -69,11 +74,13 @@ COMMANDS: Final = (
         (
             ("qvmi --qmp /run/vm/qmp.sock ps", "a table"),
             ("qvmi ps --exact", "of one moment, for which the guest stands still"),
+            ("qvmi --dump guest.core ps", "of a guest whose memory is in this file"),
             ("qvmi ps --json | jq '.items[] | select(.uid == 0).name'", "with QVMI_QMP set"),
         ),
         Needs.GUEST,
         "qvmi.cli.listings:ps",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "tree",
@@ -84,6 +91,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.listings:tree",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "modules",
@@ -93,6 +101,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.listings:modules",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "threads",
@@ -102,6 +111,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.listings:threads",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "mounts",
@@ -195,6 +205,7 @@ COMMANDS: Final = (
         Needs.MACHINE,
         "qvmi.cli.registers:regs",
         declarations.regs,
+        why_no_dump="a dump is memory alone, without registers",
     ),
     Command(
         "read",
@@ -211,6 +222,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.memory:read",
         declarations.read,
+        why_no_dump="",
     ),
     Command(
         "translate",
@@ -224,6 +236,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.memory:translate",
         declarations.translate,
+        why_no_dump="",
     ),
     Command(
         "symbol",
@@ -236,6 +249,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.symbols:symbol",
         declarations.symbol,
+        why_no_dump="",
     ),
     Command(
         "isf",
@@ -248,6 +262,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.symbols:isf",
         declarations.isf,
+        why_no_dump="",
     ),
     Command(
         "dump",
@@ -262,6 +277,25 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.dumping:dump",
         declarations.dump,
+        why_no_dump="it is a dump already",
+    ),
+    Command(
+        "drgn",
+        "a drgn session with the guest's own symbols and types",
+        "Runs drgn on the guest as it is: what is typed, or CODE, or a script with its arguments, or\n"
+        "standard input where that is no terminal. `prog` is the program, and drgn's helpers are\n"
+        "there; types come from the kernel's BTF and symbols from its kallsyms, so that no debug\n"
+        "information is needed. The guest runs meanwhile. Code that fails ends with 4. drgn's helpers\n"
+        "trust the guest: one that is hostile may keep them busy for ever. Needs qvmi[drgn].",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock drgn", "line by line"),
+            ("qvmi drgn -c 'print(prog[\"init_task\"].comm)'", "with QVMI_QMP set"),
+            ("qvmi --dump guest.core drgn script.py 1", "a script, over a dump"),
+        ),
+        Needs.CODE,
+        "qvmi.cli.drgn_session:drgn",
+        declarations.drgn,
+        why_no_dump="",
     ),
     Command(
         "find",
@@ -289,6 +323,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.watching:watch",
         declarations.watch,
+        why_no_dump="nothing happens in a dump any more",
     ),
     Command(
         "completion",

@@ -1,12 +1,13 @@
 """The arguments of each command, named as the parameters of what runs it."""
 
-from argparse import ArgumentParser
+from argparse import REMAINDER, ArgumentParser
 
 from qvmi.cli import values
 from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
 
 __all__ = [
     "completion",
+    "drgn",
     "dump",
     "isf",
     "listing",
@@ -130,6 +131,17 @@ def isf(parser: ArgumentParser) -> None:
         type=values.new_file,
         required=True,
         help="the file to write; compressed when it ends in .xz",
+    )
+
+
+def drgn(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``drgn``."""
+    parser.add_argument("-c", "--code", metavar="CODE", help="Python code to run")
+    parser.add_argument(
+        "script",
+        metavar="SCRIPT",
+        nargs=REMAINDER,
+        help="a script to run, with its arguments; qvmi's own options stand before it",
     )
 
 

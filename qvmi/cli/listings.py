@@ -11,7 +11,7 @@ from qvmi.cli.output import Output
 from qvmi.cli.process_tree import ASCII_GUIDES, LINE_GUIDES, Branch, branches
 from qvmi.cli.table import Column, table_of
 from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Module, Process, Thread
-from qvmi.view import Provenance
+from qvmi.view import Provenance, Taken
 
 __all__ = [
     "Inhabited",
@@ -120,7 +120,7 @@ async def looked(
 
 def report_pause(output: Output, provenance: Provenance) -> None:
     """This tells for how long the guest stood still; a document has it in its provenance."""
-    if not output.json:
+    if not output.json and provenance.taken is not Taken.DUMP:
         output.message(f"the guest stood still for {provenance.pause_s * 1000:.1f} ms")
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import platformdirs
 
@@ -28,6 +28,9 @@ from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
+
+if TYPE_CHECKING:
+    from qvmi.semantics.drgn_bridge.program import Program
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -74,7 +77,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     """
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
-        machine = await _machine(monitor, _choices(isf, cache, use_cache=use_cache), gdb)
+        machine = await _machine(monitor, choices_of(isf, cache, use_cache=use_cache), gdb)
     except BaseException:
         await monitor.close()
         raise
@@ -109,7 +112,8 @@ def _host_maps(monitor: Monitor) -> HostMaps | None:
     return maps
 
 
-def _choices(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:
+def choices_of(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:
+    """This is what a user wants to be used, from the options of an attach."""
     folder = cache or default_profile_folder()
     return Choices(
         cache=ProfileCache(folder) if use_cache else None,
@@ -143,6 +147,10 @@ class SyncMachine:
     def guest(self) -> LinuxGuest:
         """This is the operating system that runs in the machine; see :attr:`Machine.guest`."""
         return self.machine.guest
+
+    def drgn(self) -> "Program":
+        """This is a drgn program on the guest; see `Machine.drgn`."""
+        return self.machine.drgn()
 
     def registers(self) -> tuple[Registers, ...]:
         """This reads the registers of all vCPUs without stopping the guest."""

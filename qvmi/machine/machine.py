@@ -23,6 +23,7 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor
+from qvmi.semantics.drgn_bridge import program_of
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.selection import Choices, remember, select, select_known
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.breakpoint_control import BreakpointControl
     from qvmi.machine.breakpoints import Condition, HitStream
+    from qvmi.semantics.drgn_bridge.program import Program
 
 Result = TypeVar("Result")
 
@@ -140,6 +142,16 @@ class Machine:
             UnknownGuest, StaleView: as :attr:`guest`.
         """
         return self.guest.user_space(process)
+
+    def drgn(self) -> "Program":
+        """This is a drgn program on the guest, with its own types and symbols, read as it is then.
+
+        Raises:
+            UsageError: drgn is not installed.
+            SymbolsError, GuestError: the kernel lacks what drgn needs.
+            UnknownGuest, StaleView: as :attr:`guest`.
+        """
+        return program_of(self.guest)
 
     async def registers(self) -> tuple[Registers, ...]:
         """This reads the registers of all vCPUs without stopping the guest.

@@ -44,7 +44,7 @@ from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
-from qvmi.view import View
+from qvmi.view import Taken, View
 
 __all__ = ["LinuxGuest"]
 
@@ -328,13 +328,18 @@ class LinuxGuest:
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
         self._require_current()
-        at = time.time()
+        # A dump's moment is its own, whenever one looks at it.
+        at = self.view.provenance.at if self._in_dump else time.time()
         found = walk()
         self._require_current()  # a reset in mid-walk would leave a mixture
         label = self.view.provenance
         pause_s = label.pause_s + self.view.paused_s()
         provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
+
+    @property
+    def _in_dump(self) -> bool:
+        return self.view.provenance.taken is Taken.DUMP
 
     def _require_current(self) -> None:
         """This raises StaleView where another kernel runs now, as after a reset or kexec.
