@@ -60,7 +60,7 @@ class LinuxGuest:
         Raises:
             StaleView: another kernel runs now.
         """
-        self._require_current()
+        self.require_current()
         kernel = self.kernel
         image = kernel.image
         return GuestFacts(
@@ -147,7 +147,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of modules cannot be walked at all.
         """
-        self._require_current()
+        self.require_current()
         image = self.kernel.image
         if image.start <= va < image.end:
             return self.kernel.symbols.nearest(va)
@@ -194,16 +194,16 @@ class LinuxGuest:
         return ModuleSymbols(self.kernel.space, self.kernel.symbols, self._modules)
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
-        self._require_current()
+        self.require_current()
         at = time.time()
         found = walk()
-        self._require_current()  # a reset in mid-walk would leave a mixture
+        self.require_current()  # a reset in mid-walk would leave a mixture
         label = self.view.provenance
         pause_s = label.pause_s + self.view.paused_s()
         provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
-    def _require_current(self) -> None:
+    def require_current(self) -> None:
         """This raises StaleView where another kernel runs now, as after a reset or kexec.
 
         Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.
