@@ -139,9 +139,13 @@ def parse(arguments: Sequence[str]) -> Request:
         UsageError: they make no sense.
         TextWanted: help or the version was asked for.
     """
-    found = vars(make_parser().parse_args(arguments, Namespace()))
+    parser = make_parser()
+    known, rest = parser.parse_known_args(arguments, Namespace())
+    found = vars(known)
     name = found.pop("command")
     command = next(command for command in COMMANDS if command.name == name)
+    if rest and not command.prepare:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options = Options(
         qmp=found.pop("qmp", None) or os.environ.get(ENVIRONMENT) or None,
         json=found.pop("json", False),
@@ -149,7 +153,18 @@ def parse(arguments: Sequence[str]) -> Request:
         timeout_s=found.pop("timeout", None),
         use_cache=found.pop("cache", True),
     )
+    if command.prepare:
+        found = _prepared(command, found, rest)
     return Request(command, options, found)
+
+
+def _prepared(command: Command, found: dict[str, Any], rest: Sequence[str]) -> dict[str, Any]:
+    """This lets a command read what it alone understands, before anything is attached to."""
+    from importlib import import_module
+
+    module, _, function = command.prepare.partition(":")
+    prepared: dict[str, Any] = getattr(import_module(module), function)(found, rest)
+    return prepared
 
 
 def make_parser() -> ArgumentParser:
@@ -176,7 +191,10 @@ def make_parser() -> ArgumentParser:
             epilog=_examples(command),
             formatter_class=_formatter,
             allow_abbrev=False,
+            add_help=not command.prepare,
         )
+        if command.prepare:
+            own.set_defaults(usage_text=own.format_help)
         command.declare(own)
         _add_options(own, command.needs)
     return parser

@@ -35,6 +35,8 @@ class Command(NamedTuple):
         needs: what it works on.
         handler: the function that runs it, as ``module:function``: imported only then.
         declare: adds its own arguments; their names are those of the handler's parameters.
+        prepare: the function, named as the handler is, that makes the handler's parameters of the
+            arguments and of what the parser does not know; empty where they are the same.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Command(NamedTuple):
     needs: Needs
     handler: str
     declare: Callable[[ArgumentParser], None]
+    prepare: str = ""
 
 
 COMMANDS: Final = (
@@ -182,6 +185,24 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.dumping:dump",
         declarations.dump,
+    ),
+    Command(
+        "vol",
+        "any Volatility 3 plugin on the guest",
+        "Runs a plugin on the memory of the guest as it is, without a dump, a symbol file or a search.\n"
+        "Plugins, their options, renderers and folders of your own are those of the command vol; a\n"
+        "part of a plugin's name will do that no other has. Needs: pip install 'qvmi[volatility]'.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock vol linux.pslist", "the processes"),
+            ("qvmi vol linux.pslist --pid 1 --help", "this plugin's options"),
+            ("qvmi vol -r csv linux.lsof --pid 1 2", "written by another renderer"),
+            ("qvmi vol -p ~/plugins my.Plugin", "a plugin of your own"),
+            ("qvmi vol -o out linux.elfs --pid 1 --dump", "files it makes go to this folder"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.volatility:vol",
+        declarations.vol,
+        "qvmi.cli.plugin_arguments:prepare",
     ),
     Command(
         "find",

@@ -1,6 +1,6 @@
 """Volatility 3's plugins on a guest of ours: the only room that imports Volatility.
 
-Only the modules `context`, `layers`, `plugins`, `rendering`, `running` and `symbol_table` import it, and only
-`bridge` imports those, when a plugin is asked for: Volatility is an optional part (``qvmi[volatility]``) and
-takes a third of a second to import.
+Volatility is an optional part (``qvmi[volatility]``) and takes a third of a second to import. `bridge` and the
+modules that say what questions and answers look like do without it; the others are imported by `bridge` when
+a plugin is asked for.
 """

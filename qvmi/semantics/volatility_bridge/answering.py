@@ -10,7 +10,7 @@ from qvmi.semantics.volatility_bridge.context import KERNEL_LAYER
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 from qvmi.semantics.volatility_bridge.rendering import rendered
 from qvmi.semantics.volatility_bridge.running import PluginRun, run_plugin
-from qvmi.semantics.volatility_bridge.symbol_table import IsfContent
+from qvmi.semantics.volatility_bridge.symbol_table import KernelContent
 from qvmi.semantics.volatility_bridge.table import RenderedTable, Rendering, VolatilityTable
 from qvmi.semantics.volatility_bridge.values import column_names, plain_rows
 
@@ -19,7 +19,7 @@ __all__ = ["answer", "rendered_answer"]
 
 def answer(
     guest: LinuxGuest,
-    content: IsfContent,
+    content: KernelContent,
     plugin: str,
     options: Mapping[str, object],
     interruption: Interruption,
@@ -32,7 +32,7 @@ def answer(
 
 def rendered_answer(
     guest: LinuxGuest,
-    content: IsfContent,
+    content: KernelContent,
     plugin: str,
     options: Mapping[str, object],
     interruption: Interruption,
@@ -46,7 +46,15 @@ def rendered_answer(
     run = run_plugin(guest, content, plugin, options, interruption)
     text = rendered(run, rendering)
     table = _table(guest, run, at)
-    return RenderedTable(*(getattr(table, name) for name in table.__dataclass_fields__), text)
+    return RenderedTable(
+        table.items,
+        table.gaps,
+        table.provenance,
+        plugin=table.plugin,
+        columns=table.columns,
+        files=table.files,
+        text=text,
+    )
 
 
 def _table(guest: LinuxGuest, run: PluginRun, at: float) -> VolatilityTable:

@@ -4,13 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from qvmi.errors import StaleView, UsageError
+from qvmi.errors import UsageError
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.volatility_bridge.description import PluginDescription
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 from qvmi.semantics.volatility_bridge.table import RenderedTable, Rendering, VolatilityTable
-from qvmi.symbols.layout import Symbols
+
+if TYPE_CHECKING:
+    from qvmi.symbols.layout import Symbols
 
 __all__ = ["VolatilityBridge"]
 
@@ -51,11 +54,9 @@ class VolatilityBridge:
             StaleView: another kernel runs now.
             SymbolsError, MemoryFault: the kernel's own tables cannot be read.
         """
-        answering = _part("answering")
+        ask: Callable[..., VolatilityTable] = _part("answering").answer
         return self._ask(
-            guest,
-            lambda content, until: answering.answer(guest, content, plugin, options, until),
-            interruption,
+            guest, lambda content, until: ask(guest, content, plugin, options, until), interruption
         )
 
     def rendered(
@@ -67,14 +68,47 @@ class VolatilityBridge:
         interruption: Interruption | None = None,
     ) -> RenderedTable:
         """This asks a plugin, and lets a renderer of Volatility's write the answer; see `answer`."""
-        answering = _part("answering")
+        ask: Callable[..., RenderedTable] = _part("answering").rendered_answer
         return self._ask(
             guest,
-            lambda content, until: answering.rendered_answer(
-                guest, content, plugin, options, until, rendering
-            ),
+            lambda content, until: ask(guest, content, plugin, options, until, rendering),
             interruption,
         )
+
+    @staticmethod
+    def import_folders(folders: Sequence[Path]) -> tuple[str, ...]:
+        """This imports all plugins, those in some folders of the user's first.
+
+        Returns:
+            The modules that cannot be imported, mostly for want of an optional package.
+
+        Raises:
+            UsageError: Volatility is not installed, or a folder has what cannot be loaded.
+        """
+        failed: tuple[str, ...] = _part("plugins").import_all(folders)
+        return failed
+
+    @staticmethod
+    def plugins() -> Mapping[str, str]:
+        """These are the imported plugins that fit Linux, with what each is for."""
+        summaries: Mapping[str, str] = _part("plugins").plugin_summaries()
+        return summaries
+
+    @staticmethod
+    def describe(plugin: str) -> PluginDescription:
+        """This tells what a plugin says of itself, and which options it takes.
+
+        Raises:
+            UsageError: there is no such plugin, or there are several.
+        """
+        description: PluginDescription = _part("plugins").describe(plugin)
+        return description
+
+    @staticmethod
+    def renderers() -> tuple[str, ...]:
+        """These are the names of the renderers, those in the user's folders among them."""
+        names: tuple[str, ...] = _part("rendering").renderer_names()
+        return names
 
     def _ask(
         self,
@@ -87,11 +121,11 @@ class VolatilityBridge:
         guest.require_current()  # a reset in mid-walk would leave a mixture
         return answer
 
-    def _content_of(self, guest: LinuxGuest) -> Any:  # noqa: ANN401 - Volatility is untyped
+    def _content_of(self, guest: LinuxGuest) -> Any:
         """This is what Volatility needs to know of the kernel; it takes half a second to gather."""
         symbols = guest.kernel.symbols
         if self._content is None or self._content[0] is not symbols:
-            self._content = symbols, _part("symbol_table").isf_content(guest.kernel)
+            self._content = symbols, _part("symbol_table").kernel_content(guest.kernel)
         return self._content[1]
 
 

@@ -8,7 +8,7 @@ from qvmi.errors import UsageError
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 from qvmi.semantics.volatility_bridge.layers import LAYERS, GuestMemoryLayer
-from qvmi.semantics.volatility_bridge.symbol_table import IsfContent, add_symbol_table
+from qvmi.semantics.volatility_bridge.symbol_table import KernelContent, add_symbol_table
 
 __all__ = ["KERNEL", "KERNEL_LAYER", "PHYSICAL_LAYER", "SYMBOLS", "fresh_context"]
 
@@ -23,7 +23,7 @@ _METADATA: Final = {"os": "Linux"}
 
 
 def fresh_context(
-    guest: LinuxGuest, content: IsfContent, interruption: Interruption
+    guest: LinuxGuest, content: KernelContent, interruption: Interruption
 ) -> interfaces.context.ContextInterface:
     """This makes a context that has read nothing yet.
 

@@ -37,7 +37,7 @@ class ScanFailed(BaseException):
         self.cause = cause
 
 
-class GuestMemoryLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc] # Volatility is untyped
+class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
     """This is the guest's physical memory.
 
     Args:
@@ -77,7 +77,7 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):  # type: ignore[mi
             ram.start <= offset and offset + length <= ram.end for ram in self._memory.ranges
         )
 
-    def read(self, offset: int, length: int, pad: bool = False) -> bytes:  # noqa: FBT001, FBT002 - Volatility's signature
+    def read(self, offset: int, length: int, pad: bool = False) -> bytes:
         """This reads RAM; where ``pad`` is set, what is no RAM is read as zeros."""
         self.check_interruption()
         if not 0 <= length <= MAX_READ:
@@ -108,14 +108,17 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):  # type: ignore[mi
         yield bytes(end - here)
 
 
-class _Guarded(intel.LinuxIntel32e):  # type: ignore[misc] # Volatility is untyped
+class _Guarded(intel.LinuxIntel32e):
     """This is four-level paging, whose reads are bounded and can be interrupted."""
 
-    def _check_interruption(self) -> None:
-        # Volatility makes the layers of processes itself, with nothing of ours but this layer below.
-        self._context.layers[self._base_layer].check_interruption()
+    def __init__(
+        self, context: interfaces.context.ContextInterface, *arguments: Any, **named: Any
+    ) -> None:
+        super().__init__(context, *arguments, **named)
+        # Volatility makes the layers of processes itself, with nothing of ours but the layer below.
+        self._check_interruption = context.layers[self._base_layer].check_interruption
 
-    def read(self, offset: int, length: int, pad: bool = False) -> bytes:  # noqa: FBT001, FBT002 - Volatility's signature
+    def read(self, offset: int, length: int, pad: bool = False) -> bytes:
         self._check_interruption()
         if not 0 <= length <= MAX_READ:
             raise exceptions.InvalidAddressException(self.name, offset, f"{length} bytes at once")
@@ -127,14 +130,14 @@ class _Guarded(intel.LinuxIntel32e):  # type: ignore[misc] # Volatility is untyp
         found: tuple[int, int, str] = super()._translate(offset)
         return found
 
-    def _scan_chunk(self, *arguments: Any) -> list[Any]:  # noqa: ANN401 - handed on as they are
+    def _scan_chunk(self, *arguments: Any) -> list[Any]:
         try:
             found: list[Any] = super()._scan_chunk(*arguments)
         except Exception as error:
             raise ScanFailed(error) from error
         return found
 
-    def _scan_iterator(self, *arguments: Any, **named: Any) -> Iterable[Any]:  # noqa: ANN401 - as above
+    def _scan_iterator(self, *arguments: Any, **named: Any) -> Iterable[Any]:
         try:
             yield from super()._scan_iterator(*arguments, **named)
         except Exception as error:

@@ -20,8 +20,13 @@ from qvmi.semantics.volatility_bridge.context import (
     PHYSICAL_LAYER,
     SYMBOLS,
 )
+from qvmi.semantics.volatility_bridge.description import (
+    OptionKind,
+    PluginDescription,
+    PluginOption,
+)
 
-__all__ = ["configure", "find_plugin", "import_all", "plugin_summaries", "summary", "user_options"]
+__all__ = ["configure", "describe", "find_plugin", "import_all", "plugin_summaries"]
 
 _OTHER_SYSTEMS: Final = ("windows.", "mac.")
 _SCANS_RAM: Final = frozenset({"linux.vmcoreinfo.VMCoreInfo"})
@@ -50,9 +55,7 @@ def import_all(folders: Sequence[Path] = ()) -> tuple[str, ...]:
     try:
         return tuple(sorted(framework.import_files(volatility3.plugins, ignore_errors=True)))
     except Exception as error:  # a plugin of the user's raises what it likes
-        raise UsageError(
-            f"a plugin cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"a plugin cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def find_plugin(name: str) -> tuple[str, Plugin]:
@@ -72,7 +75,7 @@ def find_plugin(name: str) -> tuple[str, Plugin]:
         found = {full: one for full, one in found.items() if full == name} or found
     linux = {full: one for full, one in found.items() if not full.startswith(_OTHER_SYSTEMS)}
     if not found:
-        raise UsageError(f"Volatility has no plugin {name!r}; `qvmi vol --plugins` lists them")
+        raise UsageError(f"Volatility has no plugin {name!r}; `qvmi vol --help` lists them")
     if not linux:
         raise UsageError(f"the plugin {min(found)} is not for Linux, which runs in this guest")
     if len(linux) > 1:
@@ -94,18 +97,31 @@ def _import_home(name: str) -> None:
 def plugin_summaries() -> Mapping[str, str]:
     """These are the plugins for Linux or for any system, with the first line each says of itself."""
     return {
-        name: summary(plugin)
+        name: _paragraphs(plugin)[0]
         for name, plugin in sorted(framework.list_plugins().items())
         if not name.startswith(_OTHER_SYSTEMS)
     }
 
 
-def summary(plugin: Plugin) -> str:
-    """This is the first paragraph of what a plugin says of itself, on one line."""
-    return " ".join((plugin.__doc__ or "").strip().partition("\n\n")[0].split())
+def describe(name: str) -> PluginDescription:
+    """This tells what a plugin says of itself.
+
+    Raises:
+        UsageError: there is no such plugin, or there are several.
+    """
+    full, plugin = find_plugin(name)
+    summary, details = _paragraphs(plugin)
+    options = tuple(_option(one) for one in _user_options(plugin))
+    return PluginDescription(full, summary, details, options)
 
 
-def user_options(plugin: Plugin) -> Iterable[interfaces.configuration.RequirementInterface]:
+def _paragraphs(plugin: Plugin) -> tuple[str, str]:
+    """This is the first paragraph of what a plugin says of itself on one line, and the others."""
+    first, _, others = (plugin.__doc__ or "").strip().partition("\n\n")
+    return " ".join(first.split()), others.strip()
+
+
+def _user_options(plugin: Plugin) -> Iterable[Any]:
     """This iterates the options that a user may set, as ``vol PLUGIN --help`` shows them."""
     simple = (
         interfaces.configuration.SimpleTypeRequirement,
@@ -113,6 +129,19 @@ def user_options(plugin: Plugin) -> Iterable[interfaces.configuration.Requiremen
         requirements.ChoiceRequirement,
     )
     return (one for one in plugin.get_requirements() if isinstance(one, simple))
+
+
+def _option(one: Any) -> PluginOption:
+    kind = OptionKind.VALUE
+    of: type = str
+    if isinstance(one, requirements.BooleanRequirement):
+        kind, of = OptionKind.FLAG, bool
+    elif isinstance(one, requirements.ListRequirement):
+        kind, of = OptionKind.LIST, one.element_type
+    elif isinstance(one, interfaces.configuration.SimpleTypeRequirement):
+        of = one.instance_type
+    choices = tuple(getattr(one, "choices", ()))
+    return PluginOption(one.name, one.description or "", kind, of, not one.optional, choices)
 
 
 def configure(
@@ -153,7 +182,7 @@ def _place_of(name: str, requirement: interfaces.configuration.RequirementInterf
 
 def _checked(name: str, plugin: Plugin, options: Mapping[str, object]) -> dict[str, object]:
     """These are the user's options under the plugin's own names for them."""
-    known = {one.name: one for one in user_options(plugin)}
+    known = {one.name: one for one in _user_options(plugin)}
     named = {option.replace("-", "_"): option for option in known}
     checked: dict[str, object] = {}
     for option, value in options.items():
@@ -166,7 +195,7 @@ def _checked(name: str, plugin: Plugin, options: Mapping[str, object]) -> dict[s
     return checked
 
 
-def _value(name: str, option: Any, value: object) -> object:  # noqa: ANN401 - Volatility is untyped
+def _value(name: str, option: Any, value: object) -> object:
     """This is a value as Volatility keeps it.
 
     Raises:
@@ -184,4 +213,15 @@ def _value(name: str, option: Any, value: object) -> object:  # noqa: ANN401 - V
         return value
     if not isinstance(value, option.instance_type):
         raise UsageError(f"{name}: {option.name} is of type {option.instance_type.__name__}")
+    if isinstance(option, requirements.URIRequirement):
+        return _location(name, str(value))
     return value
+
+
+def _location(name: str, text: str) -> str:
+    """This is the address of a file of the user's, who may give its path instead."""
+    try:
+        location: str = requirements.URIRequirement.location_from_file(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
+    return location

@@ -2,8 +2,8 @@
 
 References: Volatility 3 cli/text_renderer.py and cli/__init__.py (``run``: how a renderer is used).
 
-A renderer mixes the guest's text with its own tabs and line ends, so the text is escaped before, and
-what still comes out is escaped again, line by line. JSON needs neither: it is written in ASCII.
+A renderer mixes the guest's text with its own tabs and line ends, so the text is escaped before. JSON
+does without: it has an escape for each character.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from volatility3 import framework
 from volatility3.cli import text_filter, text_renderer
-from volatility3.framework import exceptions, interfaces, renderers
+from volatility3.framework import constants, exceptions, interfaces, renderers
 from volatility3.framework.renderers import format_hints
 
 from qvmi.errors import PluginFailed, UsageError
@@ -24,7 +24,9 @@ from qvmi.semantics.volatility_bridge.values import canonical
 
 __all__ = ["rendered", "renderer_names"]
 
-_ASCII_ALREADY: Final = frozenset({"json", "jsonl"})
+_JSON: Final = frozenset({"json", "jsonl"})
+_DELETE: Final = "\x7f"
+"""The one control character that JSON in ASCII does not escape."""
 
 
 def renderer_names() -> tuple[str, ...]:
@@ -40,9 +42,11 @@ def rendered(run: PluginRun, rendering: Rendering) -> str:
         PluginFailed: the renderer failed.
     """
     renderer = _renderers()[rendering.renderer]()
-    is_text = rendering.renderer not in _ASCII_ALREADY
-    grid = _harmless_grid(run, rendering if is_text else None)
+    is_json = rendering.renderer in _JSON
+    grid = _harmless_grid(run, None if is_json else rendering)
     stdout = io.StringIO()
+    if not renderer.structured_output:  # scripts skip this line
+        stdout.write(f"Volatility 3 Framework {constants.PACKAGE_VERSION}\n")
     try:
         renderer.filter = text_filter.CLIFilter(grid, list(rendering.filters))
         # An empty list would be taken for the wish to hide, and told so.
@@ -52,10 +56,10 @@ def rendered(run: PluginRun, rendering: Rendering) -> str:
             renderer.render(grid)
     except exceptions.RenderException as error:
         raise UsageError(str(error)) from error
-    except Exception as error:  # noqa: BLE001 - the door to plugins: a renderer may be the user's
+    except Exception as error:  # the door to plugins: a renderer may be the user's
         raise PluginFailed(run.plugin, f"its rows cannot be shown: {error}") from error
-    lines = stdout.getvalue().split("\n")
-    return "\n".join(map(_escaped_line(rendering), lines) if is_text else lines)
+    text = stdout.getvalue()
+    return text.replace(_DELETE, "\\u007f") if is_json else text
 
 
 def _renderers() -> Mapping[str, Any]:
@@ -63,16 +67,12 @@ def _renderers() -> Mapping[str, Any]:
     return {renderer.name.lower(): renderer for renderer in found}
 
 
-def _escaped_line(rendering: Rendering) -> Any:  # noqa: ANN401 - a function of text
-    return lambda line: "\t".join(map(rendering.escape, line.split("\t")))
-
-
-def _harmless_grid(run: PluginRun, rendering: Rendering | None) -> Any:  # noqa: ANN401 - Volatility is untyped
+def _harmless_grid(run: PluginRun, rendering: Rendering | None) -> Any:
     """This is the same grid, with whole addresses, and with escaped text if that is wanted."""
     bits = run.context.layers[KERNEL_LAYER].maximum_address.bit_length()
     rows: list[tuple[int, tuple[Any, ...]]] = []
 
-    def take(node: Any, _accumulator: object) -> None:  # noqa: ANN401 - as above
+    def take(node: Any, _accumulator: object) -> None:
         rows.append((node.path_depth - 1, tuple(_cells(node.values, bits, rendering))))
 
     run.grid.visit(None, take, None)
@@ -81,7 +81,7 @@ def _harmless_grid(run: PluginRun, rendering: Rendering | None) -> Any:  # noqa:
     return grid
 
 
-def _cells(values: Any, bits: int, rendering: Rendering | None) -> Iterator[Any]:  # noqa: ANN401 - as above
+def _cells(values: Any, bits: int, rendering: Rendering | None) -> Iterator[Any]:
     for value in values:
         if isinstance(value, interfaces.renderers.BaseAbsentValue):
             yield value
@@ -95,9 +95,9 @@ def _cells(values: Any, bits: int, rendering: Rendering | None) -> Iterator[Any]
             yield value
 
 
-def _shown_as_text(value: Any, rendering: Rendering) -> Any:  # noqa: ANN401 - as above
+def _shown_as_text(value: Any, rendering: Rendering) -> Any:
     """This shows bytes in hexadecimal where they would not be harmless text."""
     text = str(bytes(value), encoding=value.encoding, errors="replace").rstrip("\0")
     if rendering.escape(text) == text:
         return value
-    return format_hints.MultiTypeData(bytes(value), value.encoding, value.split_nulls, True)  # noqa: FBT003 - Volatility's signature
+    return format_hints.MultiTypeData(bytes(value), value.encoding, value.split_nulls, True)

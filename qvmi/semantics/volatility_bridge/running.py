@@ -16,7 +16,7 @@ from qvmi.semantics.volatility_bridge.context import fresh_context
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 from qvmi.semantics.volatility_bridge.layers import ScanFailed
 from qvmi.semantics.volatility_bridge.plugins import configure, find_plugin
-from qvmi.semantics.volatility_bridge.symbol_table import IsfContent
+from qvmi.semantics.volatility_bridge.symbol_table import KernelContent
 from qvmi.semantics.volatility_bridge.table import MAX_FILES_SIZE, MAX_ROWS, VolatilityFile
 
 __all__ = ["PluginRun", "run_plugin"]
@@ -46,7 +46,7 @@ class PluginRun:
 
 def run_plugin(
     guest: LinuxGuest,
-    content: IsfContent,
+    content: KernelContent,
     name: str,
     options: Mapping[str, object],
     interruption: Interruption,
@@ -67,18 +67,18 @@ def run_plugin(
     return PluginRun(full, context, grid, tuple(gaps), files.made())
 
 
-def _construct(context: Any, name: str, plugin: Any, files: "_Files") -> Any:  # noqa: ANN401 - Volatility is untyped
+def _construct(context: Any, name: str, plugin: Any, files: "_Files") -> Any:
     """This makes the plugin, without any search by which Volatility would find out about the guest."""
     try:
         return plugins.construct_plugin(context, [], plugin, "plugins", None, files.handler())
     except exceptions.UnsatisfiedException as error:
         wanted = ", ".join(one.rpartition(".")[2] for one in error.unsatisfied)
         raise UsageError(f"{name} needs the option {wanted}") from error
-    except Exception as error:  # noqa: BLE001 - the door to plugins: foreign code, over a hostile guest
+    except Exception as error:  # the door to plugins: foreign code, over a hostile guest
         raise PluginFailed(name, _in_words(error)) from error
 
 
-def _rows(constructed: Any, name: str, gaps: list[Gap], interruption: Interruption) -> Any:  # noqa: ANN401 - as above
+def _rows(constructed: Any, name: str, gaps: list[Gap], interruption: Interruption) -> Any:
     """This collects the rows; an error behind the first one is a gap."""
     count = 0
 
@@ -95,7 +95,7 @@ def _rows(constructed: Any, name: str, gaps: list[Gap], interruption: Interrupti
         problem = grid.populate(take, None, fail_on_errors=False)
     except ScanFailed as failed:
         raise PluginFailed(name, _in_words(failed.cause)) from failed.cause
-    except Exception as error:  # noqa: BLE001 - the door to plugins: foreign code, over a hostile guest
+    except Exception as error:  # the door to plugins: foreign code, over a hostile guest
         raise PluginFailed(name, _in_words(error)) from error
     if problem is not None and not count:
         raise PluginFailed(name, _in_words(problem)) from problem
@@ -154,7 +154,7 @@ class _Files:
         return tuple(VolatilityFile(one.preferred_filename, one.content) for one in self.open)
 
 
-class _HeldFile(BytesIO, interfaces.plugins.FileHandlerInterface):  # type: ignore[misc] # Volatility is untyped
+class _HeldFile(BytesIO, interfaces.plugins.FileHandlerInterface):
     """This is one file; it keeps its content when it is closed."""
 
     _files: list["_HeldFile"]
@@ -165,7 +165,7 @@ class _HeldFile(BytesIO, interfaces.plugins.FileHandlerInterface):  # type: igno
         self.content = b""
         self._files.append(self)
 
-    def write(self, data: Any) -> int:  # noqa: ANN401 - whatever has bytes
+    def write(self, data: Any) -> int:
         if sum(one.size for one in self._files) + len(data) > MAX_FILES_SIZE:
             raise OSError(f"the files of this plugin have more than {MAX_FILES_SIZE >> 20} MiB")
         return super().write(data)

@@ -4,7 +4,8 @@ References: Volatility 3 framework/symbols/intermed.py (the formats), framework/
 """
 
 import json
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -22,12 +23,14 @@ from qvmi.symbols.isf_schema import Document
 from qvmi.symbols.live import LiveSymbols
 from qvmi.symbols.whole_file import open_regular
 
-__all__ = ["IsfContent", "add_symbol_table", "isf_content"]
+__all__ = ["KernelContent", "add_symbol_table", "kernel_content"]
 
 _MAX_FILE: Final = 128 << 20
 """Bytes of JSON, as in `qvmi.symbols.isf_file`."""
 
-_VERSION: Final = (6, 2, 0)
+_VERSION: Final = "6.2.0"
+_MOST_CONNECTED: Final = "task_struct"
+"""The type that leads to most others."""
 
 
 class _Section(Mapping[str, dict[str, Any]]):
@@ -56,11 +59,36 @@ class _Section(Mapping[str, dict[str, Any]]):
         return len(self._entries)
 
 
-IsfContent = Mapping[str, Mapping[str, Any]]
+Sections = Mapping[str, Mapping[str, Any]]
 """The sections of an ISF file by name, as Volatility reads them."""
 
 
-def isf_content(kernel: Kernel) -> IsfContent:
+class KernelContent:
+    """This is what Volatility is to know of one kernel, for all questions about it.
+
+    It keeps what Volatility would work out anew for each question from these symbols and types alone.
+
+    Args:
+        sections: of an ISF file.
+    """
+
+    def __init__(self, sections: Sections) -> None:
+        self.sections = sections
+        self.resolved: dict[str, Any] = {}
+        """Templates of types by name, as the space of all symbols finds them."""
+        self._by_address: dict[int, list[tuple[int, str]]] = {}
+
+    def by_address(self, mask: int) -> list[tuple[int, str]]:
+        """These are (address, name) of all symbols in rising order, cut to the bits of a mask."""
+        if mask not in self._by_address:
+            symbols = self.sections["symbols"]
+            self._by_address[mask] = sorted(
+                (symbols[name]["address"] & mask, name) for name in symbols
+            )
+        return self._by_address[mask]
+
+
+def kernel_content(kernel: Kernel) -> KernelContent:
     """This gathers the symbols and types of a kernel, once for all questions about it.
 
     Raises:
@@ -69,13 +97,14 @@ def isf_content(kernel: Kernel) -> IsfContent:
     """
     symbols = kernel.symbols
     if isinstance(symbols, LiveSymbols):
-        return _of_document(isf_document(symbols, slide=kernel.slide, banner=kernel.banner))
+        document = isf_document(symbols, slide=kernel.slide, banner=kernel.banner)
+        return KernelContent(_of_document(document))
     if isinstance(symbols, IsfSymbols):
-        return _of_file(symbols)
+        return KernelContent(_of_file(symbols))
     raise CorruptTable("symbols", f"Volatility cannot be given {type(symbols).__name__}")
 
 
-def _of_document(document: Document) -> IsfContent:
+def _of_document(document: Document) -> Sections:
     return {
         "metadata": msgspec.to_builtins(document.metadata),
         "base_types": msgspec.to_builtins(document.base_types),
@@ -85,12 +114,12 @@ def _of_document(document: Document) -> IsfContent:
     }
 
 
-def _of_file(symbols: IsfSymbols) -> IsfContent:
+def _of_file(symbols: IsfSymbols) -> Sections:
     """This reads the user's file again, all of it this time."""
     path = symbols.file.path
     try:
         with open_regular(path) as file:
-            content: IsfContent = json.loads(decompress(file, str(path), limit=_MAX_FILE))
+            content: Sections = json.loads(decompress(file, str(path), limit=_MAX_FILE))
     except OSError as error:
         raise UsageError(f"cannot read the ISF file {path}: {error.strerror}") from error
     except ValueError as error:
@@ -98,22 +127,19 @@ def _of_file(symbols: IsfSymbols) -> IsfContent:
     return content
 
 
-class _Format(intermed.Version8Format):  # type: ignore[misc] # Volatility is untyped
-    """This is the format of our own content, which is not copied to tell the names of its types."""
+class _Format(intermed.Version8Format):
+    """This is the format of our own content, which is not copied each time that a type's name is asked."""
 
     hidden = True  # from the search for formats of files
 
-    @property
+    @cached_property
     def types(self) -> KeysView[str]:
         """These are the names of all types."""
-        return (dict.fromkeys(self._json_object["user_types"]) | self._natives).keys()
-
-    @property
-    def _natives(self) -> dict[str, None]:
-        return dict.fromkeys(self.natives.types)
+        names = dict.fromkeys(self._json_object["user_types"])
+        return (names | dict.fromkeys(self.natives.types)).keys()
 
 
-class _FromMemory(intermed.IntermediateSymbolTable):  # type: ignore[misc] # Volatility is untyped
+class _FromMemory(intermed.IntermediateSymbolTable):
     """This takes the content where its parent class would read a file."""
 
     def __init__(
@@ -121,29 +147,60 @@ class _FromMemory(intermed.IntermediateSymbolTable):  # type: ignore[misc] # Vol
         context: interfaces.context.ContextInterface,
         config_path: str,
         name: str,
-        content: IsfContent,
+        content: KernelContent,
     ) -> None:
+        self._content = content
         # What the parent's constructor does, but for the file.
-        self._delegate = _format(content)(context, config_path, name, content)
+        self._delegate = _format(content.sections)(context, config_path, name, content.sections)
         interfaces.symbols.SymbolTableInterface.__init__(
             self, context, config_path, name, self._delegate.natives
         )
 
 
-class _KernelTable(LinuxKernelIntermedSymbols, _FromMemory):  # type: ignore[misc] # Volatility is untyped
+class _KernelTable(LinuxKernelIntermedSymbols, _FromMemory):
     """This is the symbol table of a Linux kernel: its methods, our content."""
 
+    _sort_symbols: list[tuple[int, str]]
+    _space: interfaces.symbols.SymbolSpaceInterface | None = None
 
-def _format(content: IsfContent) -> Any:  # noqa: ANN401 - a class of Volatility's, which is untyped
-    version = str(content["metadata"].get("format", "0.0.0"))
-    if version == ".".join(map(str, _VERSION)):
+    def join(self, space: interfaces.symbols.SymbolSpaceInterface) -> None:
+        """This enters the table into a space, with the types that earlier questions resolved.
+
+        Volatility resolves a type together with all that it leads to, which is half a kernel and
+        takes longer than to list its processes. The result has nothing of any guest's memory.
+        """
+        space.append(self)
+        resolved = self._content.resolved
+        if not resolved:
+            space.get_type(f"{self.name}!{_MOST_CONNECTED}")
+            resolved |= space._resolved  # noqa: SLF001 - there is no other way to them
+        space._resolved.update(resolved)  # noqa: SLF001 - as above
+        self._space = space
+
+    def get_symbols_by_location(self, offset: int, size: int = 0) -> Iterable[str]:
+        """This iterates the names of the symbols at an address."""
+        if not self._sort_symbols:
+            self._sort_symbols = self._content.by_address(self._delegate.config["symbol_mask"])
+        names: Iterable[str] = super().get_symbols_by_location(offset, size)
+        return names
+
+    def set_type_class(self, name: str, clazz: type) -> None:
+        """This gives a type methods; what was resolved without them is resolved again."""
+        self._delegate.set_type_class(name, clazz)
+        if self._space is not None:
+            self._space._resolved.clear()  # noqa: SLF001 - as above
+
+
+def _format(sections: Sections) -> Any:
+    version = str(sections["metadata"].get("format", "0.0.0"))
+    if version == _VERSION:
         return _Format
     known = {one.version: one for one in intermed.class_subclasses(intermed.ISFormatTable)}
     return intermed.IntermediateSymbolTable._closest_version(version, known)  # noqa: SLF001 - the one place that knows
 
 
 def add_symbol_table(
-    context: interfaces.context.ContextInterface, name: str, content: IsfContent, *, mask: int
+    context: interfaces.context.ContextInterface, name: str, content: KernelContent, *, mask: int
 ) -> None:
     """This adds a kernel's symbols to a context.
 
@@ -159,4 +216,4 @@ def add_symbol_table(
     context.config[f"{path}.symbol_mask"] = mask
     table = _KernelTable(context, path, name, content)
     NetSymbols.apply(table)  # the plugins that need it count on another one to have done it
-    context.symbol_space.append(table)
+    table.join(context.symbol_space)

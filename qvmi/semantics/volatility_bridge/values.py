@@ -14,7 +14,7 @@ __all__ = ["canonical", "column_names", "plain_rows"]
 _ADDRESS_BITS: Final = 64
 
 
-def column_names(grid: Any) -> tuple[str, ...]:  # noqa: ANN401 - Volatility is untyped
+def column_names(grid: Any) -> tuple[str, ...]:
     """These are the columns' names; one that comes again gets a number."""
     names: dict[str, None] = {}
     for column in grid.columns:
@@ -26,7 +26,7 @@ def column_names(grid: Any) -> tuple[str, ...]:  # noqa: ANN401 - Volatility is 
     return tuple(names)
 
 
-def plain_rows(grid: Any, kernel_bits: int) -> tuple[VolatilityRow, ...]:  # noqa: ANN401 - as above
+def plain_rows(grid: Any, kernel_bits: int) -> tuple[VolatilityRow, ...]:
     """These are the rows of a grid that was filled.
 
     Args:
@@ -36,7 +36,7 @@ def plain_rows(grid: Any, kernel_bits: int) -> tuple[VolatilityRow, ...]:  # noq
     names = column_names(grid)
     rows: list[VolatilityRow] = []
 
-    def take(node: Any, _accumulator: object) -> None:  # noqa: ANN401 - as above
+    def take(node: Any, _accumulator: object) -> None:
         cells = (_plain(value, kernel_bits) for value in node.values)
         rows.append(VolatilityRow(node.path_depth - 1, dict(zip(names, cells, strict=True))))
 
@@ -58,8 +58,8 @@ def _plain(value: object, kernel_bits: int) -> Value:
     return str(value)
 
 
-def _layer_data(data: Any) -> bytes:  # noqa: ANN401 - as above
-    found: bytes = data.context.layers[data.layer_name].read(data.offset, data.length, True)  # noqa: FBT003 - Volatility's signature
+def _layer_data(data: Any) -> bytes:
+    found: bytes = data.context.layers[data.layer_name].read(data.offset, data.length, True)
     return found
 
 
