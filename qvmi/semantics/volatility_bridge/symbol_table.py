@@ -16,6 +16,7 @@ from volatility3.framework.symbols.linux.network import NetSymbols
 
 from qvmi.errors import CorruptTable, UsageError
 from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.volatility_bridge.corrections import corrected
 from qvmi.symbols.isf import isf_document
 from qvmi.symbols.isf_compression import decompress
 from qvmi.symbols.isf_file import IsfSymbols
@@ -108,7 +109,7 @@ def _of_document(document: Document) -> Sections:
     return {
         "metadata": msgspec.to_builtins(document.metadata),
         "base_types": msgspec.to_builtins(document.base_types),
-        "user_types": _Section(document.user_types),
+        "user_types": _Section(corrected(document.user_types)),
         "enums": _Section(document.enums),
         "symbols": _Section(document.symbols),
     }
@@ -186,6 +187,8 @@ class _KernelTable(LinuxKernelIntermedSymbols, _FromMemory):
 
     def set_type_class(self, name: str, clazz: type) -> None:
         """This gives a type methods; what was resolved without them is resolved again."""
+        if self._delegate.get_type_class(name) is clazz and name in self.types:
+            return  # some plugins say again what is so already, for each process
         self._delegate.set_type_class(name, clazz)
         if self._space is not None:
             self._space._resolved.clear()  # noqa: SLF001 - as above
