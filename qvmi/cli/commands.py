@@ -191,12 +191,12 @@ COMMANDS: Final = (
         "any Volatility 3 plugin on the guest",
         "Runs a plugin on the memory of the guest as it is, without a dump, a symbol file or a search.\n"
         "Plugins, their options, renderers and folders of your own are those of the command vol; a\n"
-        "part of a plugin's name will do that no other has. Needs: pip install 'qvmi[volatility]'.",
+        "part of a name will do that no other has, and PLUGIN --help tells its options.\n"
+        "Needs: pip install 'qvmi[volatility]'.",
         (
             ("qvmi --qmp /run/vm/qmp.sock vol linux.pslist", "the processes"),
-            ("qvmi vol linux.pslist --pid 1 --help", "this plugin's options"),
             ("qvmi vol -r csv linux.lsof --pid 1 2", "written by another renderer"),
-            ("qvmi vol -p ~/plugins my.Plugin", "a plugin of your own"),
+            ("qvmi vol -p plugins linux.pslist", "plugins of your own are found here, too"),
             ("qvmi vol -o out linux.elfs --pid 1 --dump", "files it makes go to this folder"),
         ),
         Needs.GUEST,

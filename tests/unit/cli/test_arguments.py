@@ -19,6 +19,7 @@ LEAST = {
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
     "completion": ["bash"],
+    "vol": ["linux.pslist"],
 }
 EVERYWHERE = ["--qmp", "a.sock", "--json", "--isf", "a.json", "--timeout", "7", "--no-cache"]
 NAMES = [command.name for command in COMMANDS]
@@ -145,7 +146,8 @@ def parsed_example(line: str) -> Request:
 def test_every_example_can_be_typed(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "symbols" / "linux").mkdir(parents=True)
+    for name in ("symbols/linux", "plugins", "out"):
+        (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert parsed_example(line)
 

@@ -14,7 +14,7 @@ from tests.unit.cli.test_arguments import typed
 # The public commands, as documented; taking one away breaks somebody's script.
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
-    *("dump", "find", "watch", "completion"),
+    *("dump", "vol", "find", "watch", "completion"),
 }
 
 
