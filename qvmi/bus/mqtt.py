@@ -166,7 +166,8 @@ class MqttBus:
         self._client = client
         self._closed = False
         self._subscribing = asyncio.Lock()
-        self._publishing = asyncio.Semaphore(MAX_PENDING_PUBLISHES)
+        self._slots = asyncio.Semaphore(MAX_PENDING_PUBLISHES)
+        self._publishing: set[asyncio.Task[ReasonCode]] = set()
         self._readers: dict[TopicFilter, _Readers] = {}
         self._identifiers = itertools.count(1)
 
@@ -193,9 +194,13 @@ class MqttBus:
         """This publishes, and waits until the broker has taken or refused the message."""
         data = message.to_json()
         topic = message.topic.text
-        async with self._publishing:
-            code = await self._answer(self._client.publish_answered(topic, data))
-        _require_granted(topic, code)
+        await self._slots.acquire()
+        # It goes on where the caller is cancelled: paho holds the message until the broker answers,
+        # and has room for so many only.
+        publishing = asyncio.create_task(self._publish(topic, data), name="qvmi-mqtt-publish")
+        self._publishing.add(publishing)
+        publishing.add_done_callback(self._published)
+        _require_granted(topic, await asyncio.shield(publishing))
 
     async def subscribe(self, topics: TopicFilter) -> Subscription:
         """This subscribes, and waits until the broker has granted or refused it."""
@@ -221,6 +226,15 @@ class MqttBus:
             self._closed = True
             self._end_subscriptions()
             await self._client.shut()
+
+    async def _publish(self, topic: str, data: bytes) -> ReasonCode:
+        return await self._answer(self._client.publish_answered(topic, data))
+
+    def _published(self, publishing: asyncio.Task[ReasonCode]) -> None:
+        self._publishing.discard(publishing)
+        self._slots.release()
+        if not publishing.cancelled():
+            publishing.exception()  # seen: a caller that was cancelled does not look
 
     async def _request_subscription(self, topics: TopicFilter, identifier: int) -> None:
         properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call] # paho's

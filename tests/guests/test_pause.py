@@ -273,13 +273,14 @@ async def test_within_the_block_the_guest_answers_for_the_pause(guest: Guest) ->
         assert machine.guest.processes().provenance.taken is Taken.LIVE
 
 
-@asynchronous
-async def test_a_capture_equals_proc(guest: Guest) -> None:
-    async with qvmi.attach(guest.qmp, use_cache=False) as machine:
-        found = await machine.capture(lambda linux: linux.processes())
-        assert found.provenance.taken is Taken.CAPTURED
-        assert found.provenance.pause_s > 0
-        assert guest.monitor.running()
-        captured = {process.pid for process in found}
-        assert_processes_agree(guest, machine.guest.processes)
-        assert captured == {process.pid for process in machine.guest.processes()}
+def test_a_capture_equals_proc(guest: Guest) -> None:
+    with qvmi.attach_sync(guest.qmp, use_cache=False) as machine:
+
+        def capture() -> qvmi.Listing[qvmi.Process]:
+            found: qvmi.Listing[qvmi.Process] = machine.capture(lambda linux: linux.processes())
+            assert found.provenance.taken is Taken.CAPTURED
+            assert found.provenance.pause_s > 0
+            assert guest.monitor.running()
+            return found
+
+        assert_processes_agree(guest, capture)

@@ -131,10 +131,13 @@ async def test_a_server_that_hangs_up_is_no_qmp(first: bytes) -> None:
 
 @asynchronous
 async def test_a_qemu_that_ends_right_behind_its_greeting_is_gone() -> None:
-    async with watched_loop(), served(says(GREETING, then_closes=True)) as path:
-        async with await QmpSession.connect(path) as session:
-            with pytest.raises(MachineGone):
-                await session.execute("query-status")
+    async with (
+        watched_loop(),
+        served(says(GREETING, then_closes=True)) as path,
+        await QmpSession.connect(path) as session,
+    ):
+        with pytest.raises(MachineGone):
+            await session.execute("query-status")
 
 
 @asynchronous
