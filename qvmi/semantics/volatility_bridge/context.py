@@ -4,7 +4,7 @@ from typing import Final
 
 from volatility3.framework import contexts, interfaces
 
-from qvmi.errors import UsageError
+from qvmi.errors import GuestError
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 from qvmi.semantics.volatility_bridge.layers import LAYERS, GuestMemoryLayer
@@ -33,12 +33,12 @@ def fresh_context(
         interruption: asked at each read.
 
     Raises:
-        UsageError: Volatility has no layer for the guest's page tables.
+        GuestError: Volatility has no layer for the guest's page tables.
     """
     image, memory = guest.kernel.image, guest.kernel.space.memory
     layer_class = LAYERS.get(image.geometry.name)
     if layer_class is None:
-        raise UsageError(f"Volatility cannot read page tables of {image.geometry.name} paging")
+        raise GuestError(f"Volatility cannot read page tables of {image.geometry.name} paging")
     context = contexts.Context()
     context.add_layer(
         GuestMemoryLayer(

@@ -131,6 +131,7 @@ class _Collector(logging.Handler):
     def __init__(self, name: str) -> None:
         super().__init__(logging.WARNING)
         self._name = name
+        # Of this thread, as records know it: nothing in this room may import threading.
         self._thread = logging.LogRecord("", 0, "", 0, "", None, None).thread
         self.gaps: list[Gap] = []
 
