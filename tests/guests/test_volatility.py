@@ -29,6 +29,7 @@ from tests.guests.volatility_survey import (
     columns_of_document,
     linux_plugins,
     old_name_of,
+    remark_of,
     survey,
 )
 from tests.repository.tree import ROOT
@@ -126,8 +127,30 @@ def test_every_linux_plugin_does_what_the_document_says(
     proof_count(len(outcomes))
 
 
+@asynchronous
+async def test_all_kernel_symbols_are_listed_where_volatility_knows_their_form(
+    guests: GuestPool, profiles: Path, proof_count: Callable[[int], None]
+) -> None:
+    guest = guests.restore(GuestConfig(kernel="6.1"))
+    async with qvmi.attach(guest.qmp, cache=profiles) as machine:
+        table = await machine.volatility("linux.kallsyms", core=True)
+    truth = guest.kallsyms()
+    assert len(table) == truth.count
+    seen = {row["SymbolName"]: row["Addr"] for row in table}
+    assert {name: seen[name] for name in truth.addresses} == truth.addresses
+    newer = guests.restore(GuestConfig(kernel="7.x"))
+    async with qvmi.attach(newer.qmp, cache=profiles) as machine:
+        with pytest.raises(PluginFailed, match="unsupported operand"):
+            await machine.volatility("linux.kallsyms", core=True)
+    proof_count(len(table))
+
+
 def test_the_document_has_every_plugin_and_no_other() -> None:
-    assert tuple(columns_of_document()) == linux_plugins()
+    written = columns_of_document()
+    assert tuple(written) == linux_plugins()
+    assert {name: cells[-1] for name, cells in written.items()} == {
+        name: remark_of(name) for name in written
+    }
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
