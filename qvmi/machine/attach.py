@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import platformdirs
 
@@ -28,6 +28,9 @@ from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
+
+if TYPE_CHECKING:
+    from qvmi.semantics.volatility_bridge.table import VolatilityTable
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -170,6 +173,11 @@ class SyncMachine:
         """This does a walk that sees the guest at one moment; see `Machine.capture`."""
         found: Found = self._run(self.machine.capture(walk))
         return found
+
+    def volatility(self, plugin: str, /, **options: object) -> "VolatilityTable":
+        """This asks a plugin of Volatility 3's; see `Machine.volatility`."""
+        table: VolatilityTable = self._run(self.machine.volatility(plugin, **options))
+        return table
 
     def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file; see `Machine.dump`."""

@@ -64,6 +64,8 @@ class VolatilityQueries:
         except asyncio.CancelledError:
             interruption.ask()
             await asyncio.wait([answer], timeout=_END_S)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # what came of it in the meantime nobody wants to know
             raise
 
 

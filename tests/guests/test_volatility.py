@@ -217,6 +217,12 @@ async def test_rows_can_be_joined_with_our_own(one: Guest, profiles: Path) -> No
     assert not table.gaps
 
 
+def test_a_script_without_an_event_loop_asks_the_same(one: Guest, profiles: Path) -> None:
+    with qvmi.attach_sync(one.qmp, cache=profiles) as machine:
+        table = machine.volatility(PSLIST, pid=[1, 2])
+    assert [row["COMM"] for row in table] == ["init", "kthreadd"]
+
+
 # ---------------------------------------------------------------------------------------- it ends
 
 
