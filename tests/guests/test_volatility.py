@@ -111,6 +111,13 @@ def one(lab: Lab) -> Iterator[Guest]:
         yield GuestPool(lab, stack).restore(GuestConfig(kernel="6.12"))
 
 
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 # --------------------------------------------------------------------------------------- every plugin
 
 
