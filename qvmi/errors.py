@@ -28,7 +28,8 @@
     │   └── CorruptTable              kallsyms, BTF, ISF or profile bytes that contradict themselves
     ├── GuestError                    what runs in the guest
     │   ├── UnknownGuest              no operating system was recognised; lists the evidence
-    │   └── WalkFailed                a guest structure that could not be walked at all
+    │   ├── WalkFailed                a guest structure that could not be walked at all
+    │   └── PluginFailed              a Volatility plugin that failed, by itself or over this guest
     ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotDirect                     memory is not direct: use ``query``
     ├── StaleView                     the guest was reset or replaced since the view was taken
@@ -67,6 +68,7 @@ __all__ = [
     "NotGdbstub",
     "NotQmp",
     "PauseError",
+    "PluginFailed",
     "PolicyDenied",
     "QmpBusy",
     "QmpCommandFailed",
@@ -337,6 +339,20 @@ class WalkFailed(GuestError):
     def __init__(self, structure: str, problem: str) -> None:
         super().__init__(f"cannot walk {structure}: {problem}")
         self.structure = structure
+        self.problem = problem
+
+
+class PluginFailed(GuestError):
+    """This Volatility plugin failed, by itself or over what this guest holds.
+
+    Attributes:
+        plugin: its name.
+        problem: what it failed with, in its own words.
+    """
+
+    def __init__(self, plugin: str, problem: str) -> None:
+        super().__init__(f"{plugin} failed: {problem}")
+        self.plugin = plugin
         self.problem = problem
 
 

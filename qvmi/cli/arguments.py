@@ -2,7 +2,7 @@
 
 import os
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from qvmi import __version__
@@ -153,9 +153,13 @@ def parse(arguments: Sequence[str]) -> Request:
         UsageError: they make no sense.
         TextWanted: help or the version was asked for.
     """
-    found = vars(make_parser().parse_args(arguments, Namespace()))
+    parser = make_parser()
+    known, rest = parser.parse_known_args(arguments, Namespace())
+    found = vars(known)
     name = found.pop("command")
     command = next(command for command in COMMANDS if command.name == name)
+    if rest and not command.prepare:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     dump, raw_ram = found.pop("dump", None), found.pop("raw_ram", None)
     if dump is not None and "qmp" in found:
         raise UsageError(
@@ -172,7 +176,18 @@ def parse(arguments: Sequence[str]) -> Request:
         dump=dump,
         raw_ram=raw_ram,
     )
+    if command.prepare:
+        found = _prepared(command, found, rest)
     return Request(command, options, found)
+
+
+def _prepared(command: Command, found: dict[str, Any], rest: Sequence[str]) -> dict[str, Any]:
+    """This lets a command read what it alone understands, before anything is attached to."""
+    from importlib import import_module
+
+    module, _, function = command.prepare.partition(":")
+    prepared: dict[str, Any] = getattr(import_module(module), function)(found, rest)
+    return prepared
 
 
 def make_parser() -> ArgumentParser:
@@ -199,13 +214,16 @@ def make_parser() -> ArgumentParser:
             epilog=_examples(command),
             formatter_class=_formatter,
             allow_abbrev=False,
+            add_help=not command.prepare,
         )
+        if command.prepare:
+            own.set_defaults(usage_text=own.format_help)
         command.declare(own)
-        _add_options(own, command.needs)
+        _add_options(own, command.needs, but=command.not_behind)
     return parser
 
 
-def _add_options(parser: ArgumentParser, needs: Needs) -> None:
+def _add_options(parser: ArgumentParser, needs: Needs, *, but: Container[str] = ()) -> None:
     """This adds the options that every command takes, and shows those that matter to it.
 
     None has a default here, so that one before the command is not overwritten behind it.
@@ -213,6 +231,8 @@ def _add_options(parser: ArgumentParser, needs: Needs) -> None:
     group = parser.add_argument_group("options of every command")
     about_machine = needs in {Needs.GUEST, Needs.MACHINE, Needs.CODE}
     for option in _OPTIONS:
+        if option.flag in but:
+            continue
         shown = about_machine or (needs is Needs.HOST and option.flag == "--json")
         group.add_argument(
             option.flag,

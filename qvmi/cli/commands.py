@@ -37,7 +37,11 @@ class Command(NamedTuple):
         needs: what it works on.
         handler: the function that runs it, as ``module:function``: imported only then.
         declare: adds its own arguments; their names are those of the handler's parameters.
+        prepare: the function, named as the handler is, that makes the handler's parameters of the
+            arguments and of what the parser does not know; empty where they are the same.
         why_no_dump: why a dump cannot be asked for that; empty where it can.
+        not_behind: options of every command that stand only before this one, which has others of
+            that name.
     """
 
     name: str
@@ -47,7 +51,9 @@ class Command(NamedTuple):
     needs: Needs
     handler: str
     declare: Callable[[ArgumentParser], None]
+    prepare: str = ""
     why_no_dump: str = "it needs a machine that runs"
+    not_behind: tuple[str, ...] = ()
 
 
 COMMANDS: Final = (
@@ -125,6 +131,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:mounts",
         declarations.listing_of_processes,
+        why_no_dump="",
     ),
     Command(
         "files",
@@ -139,6 +146,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:files",
         declarations.listing_of_processes,
+        why_no_dump="",
     ),
     Command(
         "sockets",
@@ -152,6 +160,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:sockets",
         declarations.listing_of_processes,
+        why_no_dump="",
     ),
     Command(
         "maps",
@@ -161,6 +170,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:maps",
         declarations.listing_of_process,
+        why_no_dump="",
     ),
     Command(
         "cmdline",
@@ -174,6 +184,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:cmdline",
         declarations.listing_of_processes,
+        why_no_dump="",
     ),
     Command(
         "env",
@@ -183,6 +194,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:env",
         declarations.listing_of_process,
+        why_no_dump="",
     ),
     Command(
         "log",
@@ -192,6 +204,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.views:log",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "regs",
@@ -286,7 +299,8 @@ COMMANDS: Final = (
         "standard input where that is no terminal. `prog` is the program, and drgn's helpers are\n"
         "there; types come from the kernel's BTF and symbols from its kallsyms, so that no debug\n"
         "information is needed. The guest runs meanwhile. Code that fails ends with 4. drgn's helpers\n"
-        "trust the guest: one that is hostile may keep them busy for ever. Needs qvmi[drgn].",
+        "trust the guest: one that is hostile may keep them busy for ever.\n"
+        "Needs: pip install 'qvmi[drgn]'.",
         (
             ("qvmi --qmp /run/vm/qmp.sock drgn", "line by line"),
             ("qvmi drgn -c 'print(prog[\"init_task\"].comm)'", "with QVMI_QMP set"),
@@ -296,6 +310,28 @@ COMMANDS: Final = (
         "qvmi.cli.drgn_session:drgn",
         declarations.drgn,
         why_no_dump="",
+    ),
+    Command(
+        "vol",
+        "any Volatility 3 plugin on the guest",
+        "Runs a plugin on the memory of the guest as it is, without a dump, a symbol file or a search.\n"
+        "Plugins, their options, renderers and folders of your own are those of the command vol; a\n"
+        "part of a name will do that no other has, and PLUGIN --help tells its options. A dump to look\n"
+        "at is named before vol: several plugins have a --dump of their own.\n"
+        "Needs: pip install 'qvmi[volatility]'.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock vol linux.pslist", "the processes"),
+            ("qvmi vol -r csv linux.lsof --pid 1 2", "written by another renderer"),
+            ("qvmi vol -p plugins linux.pslist", "plugins of your own are found here, too"),
+            ("qvmi vol -o out linux.elfs --pid 1 --dump", "files it makes go to this folder"),
+            ("qvmi --dump guest.core vol linux.pslist", "of a guest whose memory is in this file"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.volatility:vol",
+        declarations.vol,
+        prepare="qvmi.cli.plugin_arguments:prepare",
+        why_no_dump="",
+        not_behind=("--dump",),
     ),
     Command(
         "find",

@@ -18,6 +18,7 @@ __all__ = [
     "regs",
     "symbol",
     "translate",
+    "vol",
     "watch",
 ]
 
@@ -142,6 +143,40 @@ def drgn(parser: ArgumentParser) -> None:
         metavar="SCRIPT",
         nargs=REMAINDER,
         help="a script to run, with its arguments; qvmi's own options stand before it",
+    )
+
+
+def vol(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``vol``, named as those of the command of that name.
+
+    What else is typed is read by `qvmi.cli.plugin_arguments`: only the plugin knows it.
+    """
+    parser.add_argument("plugin", metavar="PLUGIN", nargs="?", help="its name, or a part of it")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="this, and all plugins; behind one: its options"
+    )
+    parser.add_argument(
+        "-r", "--renderer", metavar="NAME", default="quick", help="how the rows are written; quick"
+    )
+    parser.add_argument(
+        "-p", "--plugin-dirs", metavar="FOLDERS", default="", help="of plugins, with ; between them"
+    )
+    parser.add_argument(
+        "-o",
+        "--output-dir",
+        metavar="FOLDER",
+        default=".",
+        help="for the files that a plugin makes",
+    )
+    parser.add_argument(
+        "--filters", metavar="FILTER", action="append", default=[], help="[+-]COLUMN,PATTERN[!]"
+    )
+    parser.add_argument(
+        "--hide-columns", metavar="COLUMN", nargs="*", action="extend", help="leave these out"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="taken; no progress is shown")
+    parser.add_argument(
+        "--exact", action="store_true", help="see one moment, for which the guest stands still"
     )
 
 

@@ -1,7 +1,8 @@
 """A dump where a command expects a machine: what a machine is waited for, a dump answers at once."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 from qvmi.machine.memory_dump import DumpFacts, MemoryDump
 from qvmi.memory.address_space import AddressSpace
@@ -10,6 +11,9 @@ from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.symbols.layout import Symbols
 from qvmi.view import View
+
+if TYPE_CHECKING:
+    from qvmi.machine.volatility import VolatilityQueries
 
 __all__ = ["AskedDump"]
 
@@ -50,6 +54,13 @@ class AskedDump:
     def view(self) -> View:
         """This is its memory with the label that it is a dump's."""
         return self._dump.view
+
+    @cached_property
+    def volatility_queries(self) -> "VolatilityQueries":
+        """These are the questions to Volatility's plugins about it."""
+        from qvmi.machine.volatility import VolatilityQueries
+
+        return VolatilityQueries(lambda: self.guest)
 
     def user_space(self, process: Process) -> AddressSpace:
         """This is the address space of one of its processes."""

@@ -31,6 +31,7 @@ from qvmi.view import View
 
 if TYPE_CHECKING:
     from qvmi.semantics.drgn_bridge.program import Program
+    from qvmi.semantics.volatility_bridge.table import VolatilityTable
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -178,6 +179,11 @@ class SyncMachine:
         """This does a walk that sees the guest at one moment; see `Machine.capture`."""
         found: Found = self._run(self.machine.capture(walk))
         return found
+
+    def volatility(self, plugin: str, /, **options: object) -> "VolatilityTable":
+        """This asks a plugin of Volatility 3's; see `Machine.volatility`."""
+        table: VolatilityTable = self._run(self.machine.volatility(plugin, **options))
+        return table
 
     def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file; see `Machine.dump`."""

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.breakpoint_control import BreakpointControl
     from qvmi.machine.breakpoints import Condition, HitStream
+    from qvmi.machine.volatility import VolatilityQueries
     from qvmi.semantics.drgn_bridge.program import Program
+    from qvmi.semantics.volatility_bridge.table import VolatilityTable
 
 Result = TypeVar("Result")
 
@@ -254,6 +256,38 @@ class Machine:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         return await Capture(self._run_control, self.guest, self._still).of(walk)
+
+    async def volatility(self, plugin: str, /, **options: object) -> "VolatilityTable":
+        """This asks a plugin of Volatility 3's, or of the user's own, in a thread.
+
+        The guest is seen as :attr:`guest` shows it: live, or within :meth:`paused` at that moment.
+        For one moment of a guest that runs give :meth:`volatility_walk` to :meth:`capture`.
+
+        Args:
+            plugin: its name, such as ``linux.pslist.PsList``, or a part of it that no other has.
+            options: by the names that the plugin itself gives them.
+
+        Raises:
+            UsageError: Volatility is not installed, or there is no such plugin or option.
+            PluginFailed: it failed before its first row; what fails behind that is a gap.
+            UnknownGuest, StaleView, SymbolsError: as :attr:`guest`, and its tables.
+        """
+        return await self.volatility_queries.ask(plugin, options)
+
+    def volatility_walk(
+        self, plugin: str, /, **options: object
+    ) -> "Callable[[LinuxGuest], VolatilityTable]":
+        """This is a walk for :meth:`capture`, which asks a plugin as :meth:`volatility` does."""
+        return self.volatility_queries.walk(plugin, options)
+
+    @cached_property
+    def volatility_queries(self) -> "VolatilityQueries":
+        """These are the questions to Volatility, for whoever wants more of an answer than its rows."""
+        from qvmi.machine.volatility import (  # noqa: PLC0415 - import time, for an optional part
+            VolatilityQueries,
+        )
+
+        return VolatilityQueries(lambda: self.guest)
 
     @asynccontextmanager
     async def breakpoints(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -24,6 +25,8 @@ from qvmi.view import Provenance, Taken, View
 
 if TYPE_CHECKING:
     from qvmi.semantics.drgn_bridge.program import Program
+    from qvmi.semantics.volatility_bridge.bridge import VolatilityBridge
+    from qvmi.semantics.volatility_bridge.table import VolatilityTable
 
 __all__ = ["DumpFacts", "MemoryDump", "open_dump"]
 
@@ -135,6 +138,24 @@ class MemoryDump:
             UnknownGuest: as :attr:`guest`.
         """
         return program_of(self.guest)
+
+    def volatility(self, plugin: str, /, **options: object) -> "VolatilityTable":
+        """This asks a plugin of Volatility 3's, or of the user's own, as `Machine.volatility` does.
+
+        Raises:
+            UsageError: Volatility is not installed, or there is no such plugin or option.
+            PluginFailed: it failed before its first row; what fails behind that is a gap.
+            UnknownGuest, SymbolsError: as :attr:`guest`, and its tables.
+        """
+        return self._volatility.answer(self.guest, plugin, options)
+
+    @cached_property
+    def _volatility(self) -> "VolatilityBridge":
+        from qvmi.semantics.volatility_bridge.bridge import (  # noqa: PLC0415 - as Machine does
+            VolatilityBridge,
+        )
+
+        return VolatilityBridge()
 
     @property
     def facts(self) -> DumpFacts:

@@ -48,8 +48,8 @@ class SnappyRam:
             import cramjam  # noqa: PLC0415 - an optional extra
         except ImportError as error:
             raise UsageError(
-                "an AVML file is compressed with Snappy: install qvmi[avml], or convert it to LiME"
-                " (avml-convert)"
+                "an AVML file is compressed with Snappy: pip install 'qvmi[avml]', or convert it to"
+                " LiME (avml-convert)"
             ) from error
         self._decompress, self._failed = cramjam.snappy.decompress, cramjam.DecompressionError
         self._index = index

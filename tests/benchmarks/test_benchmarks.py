@@ -16,6 +16,7 @@ BENCHMARKS = [
     "pause",
     "process_list",
     "start_time",
+    "volatility",
     "warm_attach",
 ]
 # The first one fetches 300 MB of debug information, and boots the guests that are thawed later.

@@ -161,6 +161,13 @@ LED_BY: Final[dict[Callable[[Stopped], Path], str]] = {
     without_any_note: "found by its form",
 }
 """What must lead to the page tables, where only one thing can or comes first."""
+VIEWS: Final = (
+    *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
+    *((name, "1") for name in ("mounts", "files", "maps", "cmdline", "env")),
+    ("vol", "linux.pslist.PsList"),
+    ("vol", "linux.lsof.Lsof", "--exact"),
+)
+"""What is asked of one dump in every way, and compared with the guest it was taken of."""
 
 
 # ------------------------------------------------------------------------------------------ the claims
@@ -321,6 +328,33 @@ def test_every_listing_is_printed_of_a_dump(core: tuple[Path, Truth]) -> None:
     assert {task.pid for task in truth.tasks if not task.kernel_thread} <= {
         item["pid"] for item in threads["items"]
     }
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=" ".join)
+def test_each_view_of_a_dump_is_that_of_the_guest_that_still_stands_there(
+    kept: Stopped,
+    core: tuple[Path, Truth],
+    view: tuple[str, ...],
+    proof_count: Callable[[int], None],
+) -> None:
+    path = core[0]
+    live = qvmi_document("--qmp", kept.guest.qmp, *view)
+    seen = qvmi_document("--dump", str(path), *view)
+    assert seen["items"] == live["items"]
+    assert (seen["gaps"], live["gaps"]) == ([], [])
+    assert (live["provenance"]["taken"], seen["provenance"]["taken"]) == ("live", "dump")
+    assert seen["provenance"]["at"] == path.stat().st_mtime
+    assert seen["items"]
+    proof_count(len(seen["items"]))
+
+
+def test_a_script_asks_volatility_about_a_dump(core: tuple[Path, Truth]) -> None:
+    path, truth = core
+    with qvmi.open_dump(path, use_cache=False) as dump:
+        table = dump.volatility("linux.pslist.PsList", pid=[1, 2])
+    names = {task.pid: task.name.decode() for task in truth.processes if task.pid in {1, 2}}
+    assert {row["PID"]: row["COMM"] for row in table} == names
+    assert (table.provenance.taken, table.provenance.at) == (Taken.DUMP, path.stat().st_mtime)
 
 
 def test_a_listing_on_one_moment_says_nothing_of_a_pause(core: tuple[Path, Truth]) -> None:

@@ -20,7 +20,7 @@ def program_of(guest: "LinuxGuest") -> "Program":
     try:
         import drgn  # noqa: F401, PLC0415 - an optional extra
     except ImportError as error:
-        raise UsageError("this needs drgn: install qvmi[drgn]") from error
+        raise UsageError("drgn is not installed: pip install 'qvmi[drgn]'") from error
     from qvmi.semantics.drgn_bridge import program  # noqa: PLC0415 - needs the extra
 
     return program.program_of(guest)

@@ -1,6 +1,5 @@
 """Linux as the selected interface: each question answered by the file named like its subsystem."""
 
-import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TypeVar
@@ -44,7 +43,7 @@ from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
-from qvmi.view import Taken, View
+from qvmi.view import View
 
 __all__ = ["LinuxGuest"]
 
@@ -80,7 +79,7 @@ class LinuxGuest:
         Raises:
             StaleView: another kernel runs now.
         """
-        self._require_current()
+        self.require_current()
         kernel = self.kernel
         image = kernel.image
         return GuestFacts(
@@ -232,7 +231,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of modules cannot be walked at all.
         """
-        self._require_current()
+        self.require_current()
         image = self.kernel.image
         if image.start <= va < image.end:
             return self.kernel.symbols.nearest(va)
@@ -327,21 +326,16 @@ class LinuxGuest:
         )
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
-        self._require_current()
-        # A dump's moment is its own, whenever one looks at it.
-        at = self.view.provenance.at if self._in_dump else time.time()
+        self.require_current()
+        at = self.view.moment()
         found = walk()
-        self._require_current()  # a reset in mid-walk would leave a mixture
+        self.require_current()  # a reset in mid-walk would leave a mixture
         label = self.view.provenance
         pause_s = label.pause_s + self.view.paused_s()
         provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
-    @property
-    def _in_dump(self) -> bool:
-        return self.view.provenance.taken is Taken.DUMP
-
-    def _require_current(self) -> None:
+    def require_current(self) -> None:
         """This raises StaleView where another kernel runs now, as after a reset or kexec.
 
         Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.

@@ -14,8 +14,8 @@ from tests.unit.cli.test_arguments import typed
 # The public commands, as documented; taking one away breaks somebody's script.
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
-    *("dump", "drgn", "find", "watch", "completion", "mounts", "files", "maps", "cmdline", "env"),
-    *("log", "sockets"),
+    *("dump", "drgn", "vol", "find", "watch", "completion", "mounts", "files", "maps", "cmdline"),
+    *("env", "log", "sockets"),
 }
 
 
