@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qvmi.machine.dump import Dump
     from qvmi.machine.facts import MachineFacts
     from qvmi.machine.machine import Machine
+    from qvmi.machine.memory_dump import open_dump
     from qvmi.policy import Grant, Policy
     from qvmi.semantics.guest_os import (
         Evidence,
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "attach": "qvmi.machine.attach",
     "attach_sync": "qvmi.machine.attach",
+    "open_dump": "qvmi.machine.memory_dump",
     "Machine": "qvmi.machine.machine",
     "SyncMachine": "qvmi.machine.attach",
     "MachineFacts": "qvmi.machine.facts",
@@ -88,6 +90,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - the most important first, errors last
     "attach",
     "attach_sync",
+    "open_dump",
     "Machine",
     "SyncMachine",
     "MachineFacts",

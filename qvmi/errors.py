@@ -10,6 +10,7 @@
     │   ├── QmpBusy                   another client holds the one QMP session
     │   ├── NotGdbstub                something listens, but it speaks no remote serial protocol
     │   ├── GdbstubBusy               another debugger holds the stub
+    │   ├── NotADump                  the file is no dump that can be read; says what it looks like
     │   └── MemoryUnreachable         no way to the guest's RAM; says what was tried and the fix
     ├── MachineGone                   QEMU ended or closed the session
     ├── QmpCommandFailed              QEMU refused a command
@@ -30,7 +31,8 @@
     │   └── CorruptTable              kallsyms, BTF, ISF or profile bytes that contradict themselves
     ├── GuestError                    what runs in the guest
     │   ├── UnknownGuest              no operating system was recognised; lists the evidence
-    │   └── WalkFailed                a guest structure that could not be walked at all
+    │   ├── WalkFailed                a guest structure that could not be walked at all
+    │   └── PluginFailed              a Volatility plugin that failed, by itself or over this guest
     ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotWritable                   guest memory that must not be written; nothing was changed
     ├── WriteFailed                   a change of the guest that did not come about as asked
@@ -70,11 +72,13 @@ __all__ = [
     "MachineGone",
     "MemoryFault",
     "MemoryUnreachable",
+    "NotADump",
     "NotDirect",
     "NotGdbstub",
     "NotQmp",
     "NotWritable",
     "PauseError",
+    "PluginFailed",
     "PolicyDenied",
     "QmpBusy",
     "QmpCommandFailed",
@@ -133,6 +137,10 @@ class NotGdbstub(AttachError):
 
 class GdbstubBusy(AttachError):
     """Another debugger holds this gdbstub, which serves one client at a time."""
+
+
+class NotADump(AttachError):
+    """This file holds no memory in a form that is understood, or contradicts itself."""
 
 
 class MemoryUnreachable(AttachError):
@@ -370,6 +378,20 @@ class WalkFailed(GuestError):
     def __init__(self, structure: str, problem: str) -> None:
         super().__init__(f"cannot walk {structure}: {problem}")
         self.structure = structure
+        self.problem = problem
+
+
+class PluginFailed(GuestError):
+    """This Volatility plugin failed, by itself or over what this guest holds.
+
+    Attributes:
+        plugin: its name.
+        problem: what it failed with, in its own words.
+    """
+
+    def __init__(self, plugin: str, problem: str) -> None:
+        super().__init__(f"{plugin} failed: {problem}")
+        self.plugin = plugin
         self.problem = problem
 
 

@@ -14,21 +14,35 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
 from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
-from qvmi.semantics.guest_os import Gap, GuestFacts, Listing, Module, Process, Thread
+from qvmi.semantics.guest_os import (
+    CommandLine,
+    Gap,
+    GuestFacts,
+    Listing,
+    LogRecord,
+    MemoryMapping,
+    Module,
+    Mount,
+    OpenFile,
+    Process,
+    Socket,
+    Thread,
+    Variable,
+)
 from qvmi.view import Provenance, Taken
 
 __all__ = ["FakeGuest", "FakeMachine", "FakeMemory", "MemoryRead", "fake_process"]
 
-_TASKS: Final = 0xFFFF_8880_0000_0000
-_TASK_SPACING: Final = 0x4000
+_TASKS, _TASK_SPACING = 0xFFFF_8880_0000_0000, 0x4000
 
 _PROVENANCE: Final = Provenance(Taken.LIVE, at=0.0)
 
@@ -47,7 +61,13 @@ _FACTS: Final = GuestFacts(
     evidence=(),
 )
 
-Row = TypeVar("Row", Process, Thread, Module)
+_QUESTIONS: Final = (
+    *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
+    *("sockets", "mappings", "command_lines", "environment", "log"),
+)
+
+Row = TypeVar("Row")
+OwnedRow = TypeVar("OwnedRow", OpenFile, Socket, MemoryMapping, CommandLine, Variable)
 Found = TypeVar("Found")
 
 
@@ -94,6 +114,9 @@ class FakeGuest:
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
         modules: all modules.
+        mounts: what every process sees; ``log``: the kernel's.
+        open_files, sockets, mappings, command_lines, environment: those of all processes; who asks
+            for one gets the rows with its pid.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -101,23 +124,36 @@ class FakeGuest:
         guest_facts: what :meth:`facts` answers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each question
         self,
         *,
         processes: Iterable[Process] = (),
         process_ids: Iterable[Process] | None = None,
         threads: Iterable[Thread] = (),
         modules: Iterable[Module] = (),
+        mounts: Iterable[Mount] = (),
+        open_files: Iterable[OpenFile] = (),
+        sockets: Iterable[Socket] = (),
+        mappings: Iterable[MemoryMapping] = (),
+        command_lines: Iterable[CommandLine] = (),
+        environment: Iterable[Variable] = (),
+        log: Iterable[LogRecord] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
         self.guest_facts = _FACTS
-        listed = tuple(processes)
-        self._processes = _Answers(listed)
+        self._processes = _Answers(listed := tuple(processes))
         self._process_ids = _Answers(listed if process_ids is None else process_ids)
         self._threads = _Answers(threads)
         self._modules = _Answers(modules)
-        self._faults = _Faults(("facts", "processes", "process_ids", "threads", "modules"))
+        self._mounts = _Answers(mounts)
+        self._open_files = _Answers(open_files)
+        self._sockets = _Answers(sockets)
+        self._mappings = _Answers(mappings)
+        self._command_lines = _Answers(command_lines)
+        self._environment = _Answers(environment)
+        self._log = _Answers(log)
+        self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
         """This makes the next call of a method raise the error; several wait for their turn."""
@@ -147,6 +183,15 @@ class FakeGuest:
         """This changes the modules, for good or for one call."""
         self._modules.change(rows, gaps, once=once)
 
+    def show(
+        self, question: str, rows: Iterable[Struct], *, gaps: Iterable[Gap] = (), once: bool = False
+    ) -> None:
+        """This changes the answer to a question such as ``log``, for good or once."""
+        answers = vars(self).get(f"_{question}")
+        if not isinstance(answers, _Answers):
+            raise UsageError(f"no listing {question!r}; there are {', '.join(_QUESTIONS[1:])}")
+        answers.change(rows, gaps, once=once)
+
     def facts(self) -> GuestFacts:
         """This tells which system it is."""
         self._called("facts")
@@ -154,27 +199,62 @@ class FakeGuest:
 
     def processes(self) -> Listing[Process]:
         """This lists what the task list shows."""
-        self._called("processes")
-        return self._processes.listing(self.provenance)
+        return self._answer("processes", self._processes)
 
     def process_ids(self) -> Listing[Process]:
         """This lists what the pid namespace shows."""
-        self._called("process_ids")
-        return self._process_ids.listing(self.provenance)
+        return self._answer("process_ids", self._process_ids)
 
     def threads(self) -> Listing[Thread]:
         """This lists the threads."""
-        self._called("threads")
-        return self._threads.listing(self.provenance)
+        return self._answer("threads", self._threads)
 
     def modules(self) -> Listing[Module]:
         """This lists the modules."""
-        self._called("modules")
-        return self._modules.listing(self.provenance)
+        return self._answer("modules", self._modules)
+
+    def mounts(self, process: Process | None = None) -> Listing[Mount]:  # noqa: ARG002 - all see the same
+        """This lists the mounts, the same whoever sees them."""
+        return self._answer("mounts", self._mounts)
+
+    def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
+        """This lists the open files of a process, or of all."""
+        return _owned(self._answer("open_files", self._open_files), process)
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets of a process, or of all."""
+        return _owned(self._answer("sockets", self._sockets), process)
+
+    def mappings(self, process: Process) -> Listing[MemoryMapping]:
+        """This lists the mappings of a process."""
+        return _owned(self._answer("mappings", self._mappings), process)
+
+    def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
+        """This lists the command line of a process, or those of all."""
+        return _owned(self._answer("command_lines", self._command_lines), process)
+
+    def environment(self, process: Process) -> Listing[Variable]:
+        """This lists the environment of a process."""
+        return _owned(self._answer("environment", self._environment), process)
+
+    def log(self) -> Listing[LogRecord]:
+        """This lists the kernel's log."""
+        return self._answer("log", self._log)
+
+    def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
+        self._called(method)
+        return answers.listing(self.provenance)
 
     def _called(self, method: str) -> None:
         self.calls.append(method)
         self._faults.go_off(method)
+
+
+def _owned(listing: Listing[OwnedRow], process: Process | None) -> Listing[OwnedRow]:
+    """This leaves only the rows of one process, if one is meant."""
+    if process is None:
+        return listing
+    return replace(listing, items=tuple(row for row in listing if row.pid == process.pid))
 
 
 class _Answers(Generic[Row]):

@@ -1,5 +1,6 @@
 """A labelled look at a guest: registers, memory, and how and when they were taken."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -71,3 +72,12 @@ class View:
     provenance: Provenance
     require_current: Callable[[], None] = _never_stale
     paused_s: Callable[[], float] = _no_pause
+
+    def moment(self) -> float:
+        """This is the moment that a look from now on shows: a dump's is its own, whenever one looks.
+
+        Returns:
+            Seconds since the Unix epoch.
+        """
+        in_dump = self.provenance.taken is Taken.DUMP
+        return self.provenance.at if in_dump else time.time()

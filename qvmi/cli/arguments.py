@@ -2,7 +2,7 @@
 
 import os
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from qvmi import __version__
@@ -65,6 +65,16 @@ _OPTIONS: Final = (
         f"its gdbstub, which stops the guest for each look; or {GDB_ENVIRONMENT}",
         {"metavar": "ADDR", "type": values.given},
     ),
+    _Option(
+        "--dump",
+        "a dump instead of a machine: ELF core, LiME, AVML, raw RAM",
+        {"metavar": "FILE", "type": values.given},
+    ),
+    _Option(
+        "--raw-ram",
+        "the dump is raw RAM; SIZE of it lies below 4 GiB (auto: find out)",
+        {"metavar": "SIZE|auto", "type": values.raw_ram},
+    ),
     _Option("--json", "one JSON document on stdout, nothing else", {"action": "store_true"}),
     _Option(
         "--isf",
@@ -95,6 +105,8 @@ class Options(NamedTuple):
         timeout_s: how long connecting may take, QEMU's greeting included; None for as long as
             `qvmi.attach` allows. It does not bound what QEMU answers later.
         use_cache: whether profiles of kernels seen before are used and kept.
+        dump: a dump's file to look at instead of a machine.
+        raw_ram: how the dump's file is raw RAM; None where it says itself what it is.
     """
 
     qmp: str | None
@@ -103,6 +115,8 @@ class Options(NamedTuple):
     isf: str | None
     timeout_s: float | None
     use_cache: bool
+    dump: str | None = None
+    raw_ram: values.RawRam | None = None
 
 
 class Request(NamedTuple):
@@ -156,9 +170,20 @@ def parse(arguments: Sequence[str]) -> Request:
         UsageError: they make no sense.
         TextWanted: help or the version was asked for.
     """
-    found = vars(make_parser().parse_args(arguments, Namespace()))
+    parser = make_parser()
+    known, rest = parser.parse_known_args(arguments, Namespace())
+    found = vars(known)
     name = found.pop("command")
     command = next(command for command in COMMANDS if command.name == name)
+    if rest and not command.prepare:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    dump, raw_ram = found.pop("dump", None), found.pop("raw_ram", None)
+    if dump is not None and "qmp" in found:
+        raise UsageError(
+            "--qmp names a machine and --dump a file: which of them is to be looked at?"
+        )
+    if dump is None and raw_ram is not None:
+        raise UsageError("--raw-ram tells how to read a dump: name one with --dump")
     options = Options(
         qmp=found.pop("qmp", None) or os.environ.get(ENVIRONMENT) or None,
         gdb=found.pop("gdb", None) or os.environ.get(GDB_ENVIRONMENT) or None,
@@ -166,8 +191,21 @@ def parse(arguments: Sequence[str]) -> Request:
         isf=found.pop("isf", None),
         timeout_s=found.pop("timeout", None),
         use_cache=found.pop("cache", True),
+        dump=dump,
+        raw_ram=raw_ram,
     )
+    if command.prepare:
+        found = _prepared(command, found, rest)
     return Request(command, options, found)
+
+
+def _prepared(command: Command, found: dict[str, Any], rest: Sequence[str]) -> dict[str, Any]:
+    """This lets a command read what it alone understands, before anything is attached to."""
+    from importlib import import_module
+
+    module, _, function = command.prepare.partition(":")
+    prepared: dict[str, Any] = getattr(import_module(module), function)(found, rest)
+    return prepared
 
 
 def make_parser() -> ArgumentParser:
@@ -194,20 +232,25 @@ def make_parser() -> ArgumentParser:
             epilog=_examples(command),
             formatter_class=_formatter,
             allow_abbrev=False,
+            add_help=not command.prepare,
         )
+        if command.prepare:
+            own.set_defaults(usage_text=own.format_help)
         command.declare(own)
-        _add_options(own, command.needs)
+        _add_options(own, command.needs, but=command.not_behind)
     return parser
 
 
-def _add_options(parser: ArgumentParser, needs: Needs) -> None:
+def _add_options(parser: ArgumentParser, needs: Needs, *, but: Container[str] = ()) -> None:
     """This adds the options that every command takes, and shows those that matter to it.
 
     None has a default here, so that one before the command is not overwritten behind it.
     """
     group = parser.add_argument_group("options of every command")
-    about_machine = needs in {Needs.GUEST, Needs.MACHINE}
+    about_machine = needs in {Needs.GUEST, Needs.MACHINE, Needs.CODE}
     for option in _OPTIONS:
+        if option.flag in but:
+            continue
         shown = about_machine or (needs is Needs.HOST and option.flag == "--json")
         group.add_argument(
             option.flag,

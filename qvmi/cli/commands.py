@@ -18,6 +18,8 @@ class Needs(StrEnum):
     """A machine, and the system that runs in it."""
     MACHINE = "machine"
     """A machine, whatever runs in it."""
+    CODE = "code"
+    """A guest, asked by a user's own code, which runs here while the session goes on beside it."""
     HOST = "host"
     """This host alone."""
     NOTHING = "nothing"
@@ -35,6 +37,11 @@ class Command(NamedTuple):
         needs: what it works on.
         handler: the function that runs it, as ``module:function``: imported only then.
         declare: adds its own arguments; their names are those of the handler's parameters.
+        prepare: the function, named as the handler is, that makes the handler's parameters of the
+            arguments and of what the parser does not know; empty where they are the same.
+        why_no_dump: why a dump cannot be asked for that; empty where it can.
+        not_behind: options of every command that stand only before this one, which has others of
+            that name.
     """
 
     name: str
@@ -44,6 +51,9 @@ class Command(NamedTuple):
     needs: Needs
     handler: str
     declare: Callable[[ArgumentParser], None]
+    prepare: str = ""
+    why_no_dump: str = "it needs a machine that runs"
+    not_behind: tuple[str, ...] = ()
 
 
 COMMANDS: Final = (
@@ -60,6 +70,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.facts:info",
         declarations.nothing,
+        why_no_dump="",
     ),
     Command(
         "ps",
@@ -69,11 +80,13 @@ COMMANDS: Final = (
         (
             ("qvmi --qmp /run/vm/qmp.sock ps", "a table"),
             ("qvmi ps --exact", "of one moment, for which the guest stands still"),
+            ("qvmi --dump guest.core ps", "of a guest whose memory is in this file"),
             ("qvmi ps --json | jq '.items[] | select(.uid == 0).name'", "with QVMI_QMP set"),
         ),
         Needs.GUEST,
         "qvmi.cli.listings:ps",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "tree",
@@ -84,6 +97,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.listings:tree",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "modules",
@@ -93,6 +107,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.listings:modules",
         declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "threads",
@@ -102,6 +117,94 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.listings:threads",
         declarations.listing,
+        why_no_dump="",
+    ),
+    Command(
+        "mounts",
+        "the guest's mounted file systems",
+        "Lists the mounts of every mount namespace, with paths from the namespace's root; of one\n"
+        "process those that it sees, as /proc/PID/mountinfo does.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock mounts", "of all namespaces"),
+            ("qvmi --qmp /run/vm/qmp.sock mounts 1", "as process 1 sees them"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:mounts",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "files",
+        "the open files of the guest's processes",
+        "Lists every descriptor, and what it refers to as /proc/PID/fd names it: a path through the\n"
+        "mounts, or such as socket:[4711].",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock files", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock files 1", "of process 1"),
+            ("qvmi files --json | jq '.items[] | select(.deleted).path'", "deleted, but open"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:files",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "sockets",
+        "the sockets of the guest's processes",
+        "Lists every socket that a process has open, of every network namespace: TCP, UDP and raw\n"
+        "ones of IPv4 and IPv6, Unix, netlink and packet sockets.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock sockets", "of all processes"),
+            ("qvmi sockets --json | jq '.items[] | select(.state == \"LISTEN\")'", "who listens"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:sockets",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "maps",
+        "the memory mappings of a process",
+        "Lists what /proc/PID/maps would, but for [vsyscall], which is in no process's map.",
+        (("qvmi --qmp /run/vm/qmp.sock maps 1", "of process 1"),),
+        Needs.GUEST,
+        "qvmi.cli.views:maps",
+        declarations.listing_of_process,
+        why_no_dump="",
+    ),
+    Command(
+        "cmdline",
+        "how the guest's processes were called",
+        "Reads the words from each process's own memory, which may have written others there. What\n"
+        "is not in memory is a gap.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock cmdline", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock cmdline 1", "of process 1"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:cmdline",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "env",
+        "the environment of a process",
+        "Lists the variables that a process was given when its program began.",
+        (("qvmi --qmp /run/vm/qmp.sock env 1", "of process 1"),),
+        Needs.GUEST,
+        "qvmi.cli.views:env",
+        declarations.listing_of_process,
+        why_no_dump="",
+    ),
+    Command(
+        "log",
+        "the kernel's log",
+        "Lists the records that the kernel still holds, as dmesg in the guest would.",
+        (("qvmi --qmp /run/vm/qmp.sock log", "a table"),),
+        Needs.GUEST,
+        "qvmi.cli.views:log",
+        declarations.listing,
+        why_no_dump="",
     ),
     Command(
         "regs",
@@ -115,6 +218,7 @@ COMMANDS: Final = (
         Needs.MACHINE,
         "qvmi.cli.registers:regs",
         declarations.regs,
+        why_no_dump="a dump is memory alone, without registers",
     ),
     Command(
         "read",
@@ -131,6 +235,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.memory:read",
         declarations.read,
+        why_no_dump="",
     ),
     Command(
         "translate",
@@ -144,6 +249,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.memory:translate",
         declarations.translate,
+        why_no_dump="",
     ),
     Command(
         "symbol",
@@ -156,6 +262,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.symbols:symbol",
         declarations.symbol,
+        why_no_dump="",
     ),
     Command(
         "isf",
@@ -168,6 +275,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.symbols:isf",
         declarations.isf,
+        why_no_dump="",
     ),
     Command(
         "dump",
@@ -182,6 +290,48 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.dumping:dump",
         declarations.dump,
+        why_no_dump="it is a dump already",
+    ),
+    Command(
+        "drgn",
+        "a drgn session with the guest's own symbols and types",
+        "Runs drgn on the guest as it is: what is typed, or CODE, or a script with its arguments, or\n"
+        "standard input where that is no terminal. `prog` is the program, and drgn's helpers are\n"
+        "there; types come from the kernel's BTF and symbols from its kallsyms, so that no debug\n"
+        "information is needed. The guest runs meanwhile. Code that fails ends with 4. drgn's helpers\n"
+        "trust the guest: one that is hostile may keep them busy for ever.\n"
+        "Needs: pip install 'qvmi[drgn]'.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock drgn", "line by line"),
+            ("qvmi drgn -c 'print(prog[\"init_task\"].comm)'", "with QVMI_QMP set"),
+            ("qvmi --dump guest.core drgn script.py 1", "a script, over a dump"),
+        ),
+        Needs.CODE,
+        "qvmi.cli.drgn_session:drgn",
+        declarations.drgn,
+        why_no_dump="",
+    ),
+    Command(
+        "vol",
+        "any Volatility 3 plugin on the guest",
+        "Runs a plugin on the memory of the guest as it is, without a dump, a symbol file or a search.\n"
+        "Plugins, their options, renderers and folders of your own are those of the command vol; a\n"
+        "part of a name will do that no other has, and PLUGIN --help tells its options. A dump to look\n"
+        "at is named before vol: several plugins have a --dump of their own.\n"
+        "Needs: pip install 'qvmi[volatility]'.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock vol linux.pslist", "the processes"),
+            ("qvmi vol -r csv linux.lsof --pid 1 2", "written by another renderer"),
+            ("qvmi vol -p plugins linux.pslist", "plugins of your own are found here, too"),
+            ("qvmi vol -o out linux.elfs --pid 1 --dump", "files it makes go to this folder"),
+            ("qvmi --dump guest.core vol linux.pslist", "of a guest whose memory is in this file"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.volatility:vol",
+        declarations.vol,
+        prepare="qvmi.cli.plugin_arguments:prepare",
+        why_no_dump="",
+        not_behind=("--dump",),
     ),
     Command(
         "gdb",
@@ -226,6 +376,7 @@ COMMANDS: Final = (
         Needs.GUEST,
         "qvmi.cli.watching:watch",
         declarations.watch,
+        why_no_dump="nothing happens in a dump any more",
     ),
     Command(
         "completion",

@@ -9,7 +9,7 @@ from qvmi.cli.arguments import make_parser
 
 __all__ = ["Option", "Words", "all_words"]
 
-_FILES: Final = frozenset({"FILE", "ADDR"})
+_FILES: Final = frozenset({"FILE", "FOLDER", "ADDR"})
 """What values are called that may be files; a socket is one, too."""
 
 

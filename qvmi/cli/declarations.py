@@ -1,21 +1,25 @@
 """The arguments of each command, named as the parameters of what runs it."""
 
-from argparse import ArgumentParser
+from argparse import REMAINDER, ArgumentParser
 
 from qvmi.cli import values
 from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
 
 __all__ = [
     "completion",
+    "drgn",
     "dump",
     "gdb",
     "isf",
     "listing",
+    "listing_of_process",
+    "listing_of_processes",
     "nothing",
     "read",
     "regs",
     "symbol",
     "translate",
+    "vol",
     "watch",
 ]
 
@@ -31,6 +35,20 @@ def listing(parser: ArgumentParser) -> None:
         action="store_true",
         help="stop the guest for the moment of looking, and see that moment alone",
     )
+
+
+def listing_of_process(parser: ArgumentParser) -> None:
+    """This adds what a listing of one process takes."""
+    parser.add_argument("pid", metavar="PID", type=values.count, help="the process")
+    listing(parser)
+
+
+def listing_of_processes(parser: ArgumentParser) -> None:
+    """This adds what a listing of one process or of all takes."""
+    parser.add_argument(
+        "pid", metavar="PID", type=values.count, nargs="?", help="only this process; all"
+    )
+    listing(parser)
 
 
 def dump(parser: ArgumentParser) -> None:
@@ -140,6 +158,51 @@ def isf(parser: ArgumentParser) -> None:
         type=values.new_file,
         required=True,
         help="the file to write; compressed when it ends in .xz",
+    )
+
+
+def drgn(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``drgn``."""
+    parser.add_argument("-c", "--code", metavar="CODE", help="Python code to run")
+    parser.add_argument(
+        "script",
+        metavar="SCRIPT",
+        nargs=REMAINDER,
+        help="a script to run, with its arguments; qvmi's own options stand before it",
+    )
+
+
+def vol(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``vol``, named as those of the command of that name.
+
+    What else is typed is read by `qvmi.cli.plugin_arguments`: only the plugin knows it.
+    """
+    parser.add_argument("plugin", metavar="PLUGIN", nargs="?", help="its name, or a part of it")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="this, and all plugins; behind one: its options"
+    )
+    parser.add_argument(
+        "-r", "--renderer", metavar="NAME", default="quick", help="how the rows are written; quick"
+    )
+    parser.add_argument(
+        "-p", "--plugin-dirs", metavar="FOLDERS", default="", help="of plugins, with ; between them"
+    )
+    parser.add_argument(
+        "-o",
+        "--output-dir",
+        metavar="FOLDER",
+        default=".",
+        help="for the files that a plugin makes",
+    )
+    parser.add_argument(
+        "--filters", metavar="FILTER", action="append", default=[], help="[+-]COLUMN,PATTERN[!]"
+    )
+    parser.add_argument(
+        "--hide-columns", metavar="COLUMN", nargs="*", action="extend", help="leave these out"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="taken; no progress is shown")
+    parser.add_argument(
+        "--exact", action="store_true", help="see one moment, for which the guest stands still"
     )
 
 

@@ -1,14 +1,17 @@
 """The command that tells what was found, how, and the evidence: ``info``."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
+from qvmi.cli.dumped import AskedDump
 from qvmi.cli.exit_code import ExitCode, exit_code_of
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.errors import QvmiError, UnknownGuest
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.machine import Machine
+from qvmi.machine.memory_dump import DumpFacts
 from qvmi.machine.memory_ladder import MemoryAttempt
 from qvmi.semantics.guest_os import Evidence, GuestFacts
 
@@ -32,8 +35,8 @@ _EVIDENCE: Final[Sequence[Column[Evidence]]] = (
 )
 
 
-async def info(machine: Machine, output: Output) -> ExitCode:
-    """This tells of the machine, and of the guest if one is recognised."""
+async def info(machine: Machine | AskedDump, output: Output) -> ExitCode:
+    """This tells of the machine or dump, and of the guest if one is recognised."""
     guest: GuestFacts | None = None
     problem: QvmiError | None = None
     try:
@@ -53,19 +56,23 @@ async def info(machine: Machine, output: Output) -> ExitCode:
 
 
 def _document(
-    machine: MachineFacts, guest: GuestFacts | None, problem: QvmiError | None
+    facts: MachineFacts | DumpFacts, guest: GuestFacts | None, problem: QvmiError | None
 ) -> dict[str, object]:
-    document: dict[str, object] = {"machine": machine, "guest": guest}
+    kind = "dump" if isinstance(facts, DumpFacts) else "machine"
+    document: dict[str, object] = {kind: facts, "guest": guest}
     if isinstance(problem, UnknownGuest):
         return document | {"problem": problem.reason, "evidence": problem.evidence}
     return document | ({} if problem is None else {"problem": str(problem)})
 
 
-def _print(output: Output, machine: MachineFacts, guest: GuestFacts | None) -> None:
+def _print(output: Output, facts: MachineFacts | DumpFacts, guest: GuestFacts | None) -> None:
     known = _guest_facts(guest) if guest else [("guest", "not recognised")]
-    output.table(table_of(_FACT, [*known, *_machine_facts(machine)], prose=True))
-    output.line()
-    output.table(table_of(_MEMORY, machine.memory, prose=True))
+    if isinstance(facts, DumpFacts):
+        output.table(table_of(_FACT, [*known, *_dump_facts(facts)], prose=True))
+    else:
+        output.table(table_of(_FACT, [*known, *_machine_facts(facts)], prose=True))
+        output.line()
+        output.table(table_of(_MEMORY, facts.memory, prose=True))
     if guest:
         output.line()
         output.table(table_of(_EVIDENCE, guest.evidence, prose=True))
@@ -96,4 +103,14 @@ def _machine_facts(machine: MachineFacts) -> Iterable[Fact]:
         ("RAM", f"{machine.ram_size / _MIB:g} MiB"),
         ("epoch", str(machine.epoch)),
         ("stood still", f"{machine.stood_still_s * 1000:.1f} ms"),
+    )
+
+
+def _dump_facts(dump: DumpFacts) -> Iterable[Fact]:
+    return (
+        ("dump", dump.path),
+        ("form", dump.form),
+        ("written", datetime.fromtimestamp(dump.at, UTC).isoformat(sep=" ", timespec="seconds")),
+        ("RAM", f"{dump.ram_size / _MIB:g} MiB"),
+        *(("RAM at", f"{ram.start:#x} to {ram.end - 1:#x}") for ram in dump.ranges),
     )

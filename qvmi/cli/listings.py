@@ -11,9 +11,19 @@ from qvmi.cli.output import Output
 from qvmi.cli.process_tree import ASCII_GUIDES, LINE_GUIDES, Branch, branches
 from qvmi.cli.table import Column, table_of
 from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Module, Process, Thread
-from qvmi.view import Provenance
+from qvmi.view import Provenance, Taken
 
-__all__ = ["Inhabited", "modules", "ps", "report_gaps", "report_pause", "threads", "tree"]
+__all__ = [
+    "Inhabited",
+    "looked",
+    "modules",
+    "ps",
+    "report_gaps",
+    "report_pause",
+    "show",
+    "threads",
+    "tree",
+]
 
 Row = TypeVar("Row")
 
@@ -62,25 +72,25 @@ class Inhabited(Protocol):
 
 async def ps(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the processes."""
-    listing = await _looked(machine, output, lambda guest: guest.processes(), exact=exact)
-    return _show(output, listing, _PROCESS)
+    listing = await looked(machine, output, lambda guest: guest.processes(), exact=exact)
+    return show(output, listing, _PROCESS)
 
 
 async def threads(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the threads."""
-    listing = await _looked(machine, output, lambda guest: guest.threads(), exact=exact)
-    return _show(output, listing, _THREAD)
+    listing = await looked(machine, output, lambda guest: guest.threads(), exact=exact)
+    return show(output, listing, _THREAD)
 
 
 async def modules(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the kernel modules."""
-    listing = await _looked(machine, output, lambda guest: guest.modules(), exact=exact)
-    return _show(output, listing, _MODULE)
+    listing = await looked(machine, output, lambda guest: guest.modules(), exact=exact)
+    return show(output, listing, _MODULE)
 
 
 async def tree(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists each process below its parent."""
-    listing = await _looked(machine, output, lambda guest: guest.processes(), exact=exact)
+    listing = await looked(machine, output, lambda guest: guest.processes(), exact=exact)
     found = tuple(branches(listing.items))
     if output.json:
         items = tuple(
@@ -92,7 +102,7 @@ async def tree(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     return report_gaps(output, listing.gaps)
 
 
-async def _looked(
+async def looked(
     machine: Inhabited,
     output: Output,
     walk: Callable[[GuestOS], Listing[Row]],
@@ -109,7 +119,7 @@ async def _looked(
 
 def report_pause(output: Output, provenance: Provenance) -> None:
     """This tells for how long the guest stood still; a document has it in its provenance."""
-    if not output.json:
+    if not output.json and provenance.taken is not Taken.DUMP:
         output.message(f"the guest stood still for {provenance.pause_s * 1000:.1f} ms")
 
 
@@ -124,7 +134,7 @@ def _tree_columns(output: Output) -> Sequence[Column[Branch]]:
     )
 
 
-def _show(output: Output, listing: Listing[Row], columns: Sequence[Column[Row]]) -> ExitCode:
+def show(output: Output, listing: Listing[Row], columns: Sequence[Column[Row]]) -> ExitCode:
     """This prints a listing, and tells what is missing in it."""
     if output.json:
         output.document(listing)

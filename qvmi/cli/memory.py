@@ -11,10 +11,11 @@ from qvmi.addr import Pa, Va
 from qvmi.arch.paging import Geometry, Permissions, Step, Translation, steps
 from qvmi.cli.exit_code import ExitCode, exit_code_of
 from qvmi.cli.hexdump import hexdump
+from qvmi.cli.named_process import named_process
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.cli.values import Place, Space
-from qvmi.errors import GuestError, TranslationFault, UsageError
+from qvmi.errors import TranslationFault, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.guest import LinuxGuest
@@ -115,10 +116,7 @@ def _address(guest: LinuxGuest, place: Place) -> int:
 def _virtual(guest: LinuxGuest, space: Space) -> AddressSpace:
     if space.pid is None:
         return guest.kernel.space
-    process = next((one for one in guest.processes() if one.pid == space.pid), None)
-    if process is None:
-        raise GuestError(f"no process of this guest has the pid {space.pid}")
-    return guest.user_space(process)
+    return guest.user_space(named_process(guest, space.pid))
 
 
 async def _document(machine: Machine, region: _Region, space: Space) -> dict[str, object]:

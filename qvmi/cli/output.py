@@ -63,6 +63,11 @@ class Output:
         """This writes text that a later call of `line` goes on with."""
         self._write(escaped(text))
 
+    def text(self, lines: str) -> None:
+        """This writes lines whose guest's words were escaped one by one; tabs between them stay."""
+        parts = lines.removesuffix("\n").split("\n")
+        self._write("".join(f"{_escaped_cells(line)}\n" for line in parts))
+
     def table(self, table: "Table") -> None:
         """This writes a table: drawn on a terminal, aligned text elsewhere."""
         if self.is_terminal:
@@ -122,6 +127,10 @@ class Output:
             self._result.write(text)
         except OSError as error:
             raise _lost(error) from error
+
+
+def _escaped_cells(line: str) -> str:
+    return "\t".join(map(escaped, line.split("\t")))
 
 
 # Python's own streams are None where they were closed before it began. These stand for them, and are

@@ -8,13 +8,18 @@ from collections.abc import Callable, Coroutine
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qvmi.cli.arguments import ENVIRONMENT, Request
+from qvmi.cli.arguments import ENVIRONMENT, Options, Request
 from qvmi.cli.commands import Needs
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.errors import UsageError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from qvmi.machine.memory_dump import MemoryDump
 
 __all__ = ["handler_of", "run"]
 
@@ -27,7 +32,11 @@ def run(request: Request, output: Output, *, debug: bool) -> ExitCode:
     """
     _log_to(output, debug=debug)
     handler = handler_of(request.command.handler)
+    if request.command.needs is Needs.CODE:
+        return _run_code(request, handler, output)
     if request.command.needs in {Needs.GUEST, Needs.MACHINE}:
+        if request.options.dump is not None:
+            return _ask_dump(request, handler, output, debug=debug)
         return _run_to_end(lambda: _ask_machine(request, handler, output), debug=debug)
     code: ExitCode = handler(output, **request.arguments)
     return code
@@ -76,12 +85,8 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
     from qvmi.policy import OBSERVE, Grant
 
     options = request.options
-    if options.qmp is None:
-        raise UsageError(
-            f"which machine? Give --qmp ADDR or set {ENVIRONMENT}; `qvmi find` lists those that run"
-        )
     async with attach(
-        options.qmp,
+        _address(options),
         isf=None if options.isf is None else Path(options.isf),
         gdb=options.gdb,
         policy=OBSERVE.plus(Grant.WRITE) if request.arguments.get("may_write") else OBSERVE,
@@ -97,6 +102,71 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
                 f" is read by {machine.memory.description}"
             )
     return code
+
+
+def _run_code(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
+    """This lets a user's own code ask, in this thread; a session with QEMU goes on in another."""
+    from qvmi.machine.attach import ATTACH_TIMEOUT_S, attach_sync
+
+    options = request.options
+    if options.dump is not None:
+        with _opened_dump(options) as dump:
+            return _ended(handler(dump, output, **request.arguments))
+    with attach_sync(
+        _address(options),
+        isf=None if options.isf is None else Path(options.isf),
+        use_cache=options.use_cache,
+        timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,
+    ) as machine:
+        return _ended(handler(machine, output, **request.arguments))
+
+
+def _ended(code: ExitCode) -> ExitCode:
+    """This is the exit code of a handler, of which only its name was known."""
+    return code
+
+
+def _address(options: Options) -> str:
+    """This is the address of the machine that is meant.
+
+    Raises:
+        UsageError: none is named.
+    """
+    if options.qmp is None:
+        raise UsageError(
+            f"which machine? Give --qmp ADDR or set {ENVIRONMENT}; `qvmi find` lists those that run"
+        )
+    return options.qmp
+
+
+def _ask_dump(
+    request: Request, handler: Callable[..., Any], output: Output, *, debug: bool
+) -> ExitCode:
+    """This lets a command ask a dump what it would ask a machine."""
+    command = request.command
+    if command.why_no_dump:
+        raise UsageError(f"{command.name} cannot be asked of a dump: {command.why_no_dump}")
+    from qvmi.cli.dumped import AskedDump
+
+    async def ask(asked: AskedDump) -> ExitCode:
+        code: ExitCode = await handler(asked, output, **request.arguments)
+        output.flush()
+        return code
+
+    with _opened_dump(request.options) as dump:
+        return _run_to_end(lambda: ask(AskedDump(dump)), debug=debug)
+
+
+def _opened_dump(options: Options) -> "AbstractContextManager[MemoryDump]":
+    from qvmi.machine.memory_dump import open_dump
+
+    return open_dump(
+        options.dump or "",
+        isf=None if options.isf is None else Path(options.isf),
+        use_cache=options.use_cache,
+        raw=options.raw_ram is not None,
+        below_4g=None if options.raw_ram is None else options.raw_ram.below_4g,
+    )
 
 
 class _Messages(logging.Handler):

@@ -8,11 +8,13 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "Place",
+    "RawRam",
     "Space",
     "count",
     "given",
     "new_file",
     "place",
+    "raw_ram",
     "seconds",
     "size",
     "user_space",
@@ -57,6 +59,21 @@ class Space(NamedTuple):
 
     kind: str
     pid: int | None = None
+
+
+class RawRam(NamedTuple):
+    """This is raw RAM as it was described.
+
+    Args:
+        below_4g: bytes of it that lie below 4 GiB, None to find out.
+    """
+
+    below_4g: int | None
+
+
+def raw_ram(text: str) -> RawRam:
+    """This reads how much of raw RAM lies below 4 GiB, or that nobody knows."""
+    return RawRam(None if text == "auto" else size(text))
 
 
 def user_space(text: str) -> Space:

@@ -4,7 +4,22 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from qvmi.errors import CodepackError, WalkFailed
-from qvmi.semantics.guest_os import Gap, GuestFacts, GuestOS, Listing, Module, Process, Thread
+from qvmi.semantics.guest_os import (
+    CommandLine,
+    Gap,
+    GuestFacts,
+    GuestOS,
+    Listing,
+    LogRecord,
+    MemoryMapping,
+    Module,
+    Mount,
+    OpenFile,
+    Process,
+    Socket,
+    Thread,
+    Variable,
+)
 from qvmi.view import Provenance
 
 __all__ = ["MAX_NOTED_GAPS", "ObservedGuest"]
@@ -57,6 +72,34 @@ class ObservedGuest:
     def modules(self) -> Listing[Module]:
         """This lists the loaded kernel modules."""
         return self._noted(self._guest.modules)
+
+    def mounts(self, process: Process | None = None) -> Listing[Mount]:
+        """This lists the mounts that a process sees, or those of all mount namespaces."""
+        return self._noted(lambda: self._guest.mounts(process))
+
+    def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
+        """This lists the open files of a process, or of all."""
+        return self._noted(lambda: self._guest.open_files(process))
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets that a process has open, or that all have."""
+        return self._noted(lambda: self._guest.sockets(process))
+
+    def mappings(self, process: Process) -> Listing[MemoryMapping]:
+        """This lists the memory mappings of a process."""
+        return self._noted(lambda: self._guest.mappings(process))
+
+    def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
+        """This lists how a process was called, or how all were."""
+        return self._noted(lambda: self._guest.command_lines(process))
+
+    def environment(self, process: Process) -> Listing[Variable]:
+        """This lists the environment that a process was given."""
+        return self._noted(lambda: self._guest.environment(process))
+
+    def log(self) -> Listing[LogRecord]:
+        """This lists the records of the kernel's log."""
+        return self._noted(self._guest.log)
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

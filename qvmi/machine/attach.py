@@ -40,6 +40,8 @@ from qvmi.view import View
 
 if TYPE_CHECKING:
     from qvmi.machine.writing import MemoryWrite, RegisterWrite
+    from qvmi.semantics.drgn_bridge.program import Program
+    from qvmi.semantics.volatility_bridge.table import VolatilityTable
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -95,7 +97,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
     """
     monitor = await open_monitor(address, timeout_s=timeout_s)
     try:
-        choices = _choices(isf, cache, use_cache=use_cache)
+        choices = choices_of(isf, cache, use_cache=use_cache)
         machine = await _machine(monitor, choices, gdb=gdb, policy=policy, sources=sources)
     except BaseException:
         await monitor.close()
@@ -143,7 +145,8 @@ def _host_maps(monitor: Monitor) -> HostMaps | None:
     return maps
 
 
-def _choices(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:
+def choices_of(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:
+    """This is what a user wants to be used, from the options of an attach."""
     folder = cache or default_profile_folder()
     return Choices(
         cache=ProfileCache(folder) if use_cache else None,
@@ -178,6 +181,10 @@ class SyncMachine:
         """This is the operating system that runs in the machine; see :attr:`Machine.guest`."""
         return self.machine.guest
 
+    def drgn(self) -> "Program":
+        """This is a drgn program on the guest; see `Machine.drgn`."""
+        return self.machine.drgn()
+
     def registers(self) -> tuple[Registers, ...]:
         """This reads the registers of all vCPUs without stopping the guest."""
         vcpus: tuple[Registers, ...] = self._run(self.machine.registers())
@@ -211,6 +218,11 @@ class SyncMachine:
         """This does a walk that sees the guest at one moment; see `Machine.capture`."""
         found: Found = self._run(self.machine.capture(walk))
         return found
+
+    def volatility(self, plugin: str, /, **options: object) -> "VolatilityTable":
+        """This asks a plugin of Volatility 3's; see `Machine.volatility`."""
+        table: VolatilityTable = self._run(self.machine.volatility(plugin, **options))
+        return table
 
     def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file; see `Machine.dump`."""

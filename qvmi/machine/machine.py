@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -15,6 +15,7 @@ from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump, DumpFile
 from qvmi.machine.facts import MachineFacts, ask_facts
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
+from qvmi.machine.other_tools import OtherTools
 from qvmi.machine.pause import Pause
 from qvmi.machine.query import QUERY_TIMEOUT_S, Query
 from qvmi.memory.address_space import AddressSpace
@@ -31,10 +32,8 @@ from qvmi.view import Provenance, Taken, View
 __all__ = ["Machine"]
 
 if TYPE_CHECKING:
-    from qvmi.gdbstub.gdb_session import GdbSession
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.breakpoints import Condition, HitStream
-    from qvmi.machine.gdb_host import GdbHost
     from qvmi.machine.writing import MemoryWrite, RegisterWrite
 
 Result = TypeVar("Result")
@@ -43,7 +42,7 @@ _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
 
-class Machine:
+class Machine(OtherTools):
     """This is a running QEMU that was attached to. :func:`qvmi.attach` makes it.
 
     Args:
@@ -66,7 +65,7 @@ class Machine:
         self._monitor = monitor
         self._opened = opened
         self._vcpus = vcpus
-        self._control = control
+        super().__init__(control)
         self._recognition = control.recognition
         self._run_control = control.run_control
         self._run_control.reader = opened.remote
@@ -335,28 +334,6 @@ class Machine:
             va = place
         async with self._control.breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
             yield hits
-
-    def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
-        """This is gdb on the live guest, with the names of its kernel and modules, for a block.
-
-        The guest stands still from the block's beginning; a command such as ``continue`` lets it run.
-
-        Args:
-            may_write: lets gdb write registers and memory, and use QEMU's monitor.
-
-        Raises:
-            PolicyDenied: the session has not the grant ``breakpoint``, or to write ``write``.
-            UsageError: there is no gdb, or QEMU starts no gdbstub.
-            PauseError: the guest is stopped by a pause of this process.
-            AttachError: the gdbstub is held by another debugger, or cannot be reached.
-            GdbError: gdb does not start.
-            MachineGone, GdbstubTimeout: QEMU did not answer.
-        """
-        return self.gdb_host(may_write=may_write).session()
-
-    def gdb_host(self, *, may_write: bool = False) -> "GdbHost":
-        """This gives the machine to any gdb, such as one on a terminal; see :meth:`gdb`."""
-        return self._control.gdb_host(may_write=may_write)
 
     async def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file, which debuggers and Volatility open.

@@ -6,6 +6,7 @@ References: Linux lseek(2), SEEK_DATA and SEEK_HOLE.
 import contextlib
 import errno
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,11 +50,12 @@ class MappedRam:
             holds addresses that another one holds too.
     """
 
-    __slots__ = ("_mapped", "_windows", "description", "ranges")
+    __slots__ = ("_mapped", "_starts", "_windows", "description", "ranges")
 
     def __init__(self, files: Sequence[RamFile]) -> None:
         self._mapped: dict[Path, tuple[int, mmap]] = {}
         self._windows: tuple[Window, ...] = ()
+        self._starts: tuple[Pa, ...] = ()
         by_address = sorted(files, key=lambda file: file.range.start)
         _check_disjoint(by_address)
         try:
@@ -61,6 +63,7 @@ class MappedRam:
         except BaseException:
             self.close()
             raise
+        self._starts = tuple(window.start for window in self._windows)
         self.ranges: Sequence[PaRange] = joined(file.range for file in files)
         self.description = "mapped RAM " + ", ".join(map(str, self._mapped))
 
@@ -75,8 +78,11 @@ class MappedRam:
         Raises:
             MemoryFault: part of the range is no RAM of the guest, or the memory was closed.
         """
-        for window in self._windows:
-            if window.start <= pa <= pa + size <= window.end:
+        # A dump may have thousands of windows, a machine one or two.
+        at = bisect_right(self._starts, pa) - 1
+        if at >= 0:
+            window = self._windows[at]
+            if pa <= pa + size <= window.end:
                 index = pa - window.start + window.offset
                 if size > PAGE_SIZE:
                     return self._pread(window, pa, size)
@@ -122,7 +128,7 @@ class MappedRam:
 
     def close(self) -> None:
         """This unmaps and closes everything."""
-        self._windows = ()
+        self._windows, self._starts = (), ()
         for descriptor, mapping in self._mapped.values():
             with contextlib.suppress(BufferError):  # in use; unmapped when its last user is gone
                 mapping.close()

@@ -10,14 +10,21 @@ from qvmi.addr import Va
 from qvmi.view import Provenance
 
 __all__ = [
+    "CommandLine",
     "Evidence",
     "Gap",
     "GuestFacts",
     "GuestOS",
     "Listing",
+    "LogRecord",
+    "MemoryMapping",
     "Module",
+    "Mount",
+    "OpenFile",
     "Process",
+    "Socket",
     "Thread",
+    "Variable",
 ]
 
 Row_co = TypeVar("Row_co", covariant=True)
@@ -89,6 +96,177 @@ class Module(msgspec.Struct, frozen=True, gc=False):
     size: int
     state: str
     struct_address: Va
+
+
+class Mount(msgspec.Struct, frozen=True, gc=False):
+    """This is one mounted file system, as one mount namespace sees it.
+
+    Args:
+        id: as ``/proc/PID/mountinfo`` shows it.
+        parent_id: of the mount it is mounted on; its own for the first one.
+        namespace: of the mount namespace, the number that ``/proc/PID/ns/mnt`` shows.
+        device: of the file system, as ``MAJOR:MINOR``.
+        root: what of the file system is mounted, as a path within it.
+        path: where it is mounted, from the root that was asked for.
+        options: of this mount, such as ``rw,nosuid,relatime``.
+        propagation: such as ``shared:7 master:3``; empty for a private one.
+        filesystem: its type, such as ``ext4``.
+        source: what is mounted. ``path``, ``root`` and this are the guest's words.
+        superblock_options: those of the file system that all of them have, such as ``rw,sync``.
+        address: of the ``struct mount``.
+    """
+
+    id: int
+    parent_id: int
+    namespace: int
+    device: str
+    root: str
+    path: str
+    options: str
+    propagation: str
+    filesystem: str
+    source: str
+    superblock_options: str
+    address: Va
+
+
+class OpenFile(msgspec.Struct, frozen=True, gc=False):
+    """This is one descriptor of a process, and what it refers to.
+
+    Args:
+        pid: of the process.
+        fd: the descriptor's number.
+        path: as ``/proc/PID/fd`` shows it, without `` (deleted)``: from the root of the mount
+            namespace that the file was opened in, or such as ``socket:[4711]``. It is the guest's
+            word: escape it for whatever it is printed on.
+        kind: ``file``, ``directory``, ``link``, ``pipe``, ``socket``, ``character device``,
+            ``block device`` or ``anonymous``.
+        access: ``r``, ``w`` or ``rw``; empty where it is open for neither.
+        position: where the next byte is read or written.
+        device: of the file system it is in, as ``MAJOR:MINOR``.
+        inode: its number there.
+        deleted: whether no path leads there any more, or never did.
+        address: of the ``struct file``, which several descriptors may share.
+    """
+
+    pid: int
+    fd: int
+    path: str
+    kind: str
+    access: str
+    position: int
+    device: str
+    inode: int
+    deleted: bool
+    address: Va
+
+
+class Socket(msgspec.Struct, frozen=True, gc=False):
+    """This is one socket that a process has open, once for each of its descriptors.
+
+    Args:
+        pid: of the process.
+        fd: the descriptor.
+        protocol: as the files of ``/proc/net`` are called: ``tcp``, ``udp6``, ``raw``, ``unix``,
+            ``netlink``, ``packet`` and so on.
+        local: ``ADDRESS:PORT``, ``[ADDRESS]:PORT``, a path (``@`` for NUL, which begins an abstract
+            one), or netlink's port id. Paths are the guest's word.
+        remote: its peer's, likewise; empty where there is none.
+        state: ``LISTEN``, ``ESTABLISHED``, ``CLOSE`` and so on: the kernel uses TCP's for all.
+        namespace: of the network, the number that ``/proc/PID/ns/net`` shows.
+        inode: as ``/proc/net`` shows it.
+        address: of the ``struct sock``.
+    """
+
+    pid: int
+    fd: int
+    protocol: str
+    local: str
+    remote: str
+    state: str
+    namespace: int
+    inode: int
+    address: Va
+
+
+class MemoryMapping(msgspec.Struct, frozen=True, gc=False):
+    """This is one run of a process's memory that is of one kind.
+
+    Args:
+        pid: of the process.
+        start: its first address.
+        end: the first address behind it.
+        permissions: as ``/proc/PID/maps`` shows them, such as ``r-xp``.
+        offset: in the file, in bytes; 0 without one.
+        device: of the file system of the file, as ``MAJOR:MINOR``; empty without one.
+        inode: of the file; 0 without one.
+        name: of the file, or such as ``[heap]``, or empty. It is the guest's word.
+        deleted: whether no path leads to the file any more, or never did.
+        address: of the ``vm_area_struct``.
+    """
+
+    pid: int
+    start: Va
+    end: Va
+    permissions: str
+    offset: int
+    device: str
+    inode: int
+    name: str
+    deleted: bool
+    address: Va
+
+
+class CommandLine(msgspec.Struct, frozen=True, gc=False):
+    """This is how a process was called, as its own memory says now: it may have written there.
+
+    Args:
+        pid: of the process.
+        arguments: its words; empty for kernel threads and zombies.
+        name: ``task_struct.comm``.
+        address: of its leader's ``task_struct``.
+    """
+
+    pid: int
+    arguments: tuple[str, ...]
+    name: str
+    address: Va
+
+
+class Variable(msgspec.Struct, frozen=True, gc=False):
+    """This is one variable of the environment that a process was given.
+
+    Args:
+        pid: of the process.
+        name: what stands before the first ``=``.
+        value: what stands behind it; None where there is none.
+    """
+
+    pid: int
+    name: str
+    value: str | None
+
+
+class LogRecord(msgspec.Struct, frozen=True, gc=False):
+    """This is one record of the kernel's log.
+
+    Args:
+        sequence: its number since boot.
+        time_s: seconds after the guest's boot.
+        level: 0 for an emergency, up to 7 for debugging.
+        facility: who speaks, by syslog's numbers: 0 the kernel.
+        text: without a line end; may have several lines. It is the guest's word.
+        subsystem: such as ``pci``; empty where the record is of no device.
+        device: such as ``+pci:0000:00:01.0``; empty likewise.
+    """
+
+    sequence: int
+    time_s: float
+    level: int
+    facility: int
+    text: str
+    subsystem: str
+    device: str
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):
@@ -196,4 +374,36 @@ class GuestOS(Protocol):
 
     def modules(self) -> Listing[Module]:
         """This lists the loaded kernel modules."""
+        ...
+
+    def mounts(self, process: Process | None = None) -> Listing[Mount]:
+        """This lists the mounts that a process sees, with paths from its own root.
+
+        Args:
+            process: who sees them; None for those of all mount namespaces that have a process.
+        """
+        ...
+
+    def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
+        """This lists the open files of a process, or of all."""
+        ...
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets that a process has open, or that all have."""
+        ...
+
+    def mappings(self, process: Process) -> Listing[MemoryMapping]:
+        """This lists the memory mappings of a process, by address."""
+        ...
+
+    def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
+        """This lists how a process was called, or how all were."""
+        ...
+
+    def environment(self, process: Process) -> Listing[Variable]:
+        """This lists the environment that a process was given."""
+        ...
+
+    def log(self) -> Listing[LogRecord]:
+        """This lists the records of the kernel's log that are still held, the oldest first."""
         ...

@@ -1,6 +1,6 @@
 """Choosing who answers for a guest: evidence in, a provider of the neutral interface out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qvmi.memory.address_space import AddressSpace
@@ -11,7 +11,7 @@ from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
 
-__all__ = ["Choices", "remember", "select", "select_known"]
+__all__ = ["Choices", "remember", "select", "select_in_dump", "select_known"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,27 @@ def select(view: View, choices: Choices) -> LinuxGuest:
         UnknownGuest: no provider recognises the guest; the evidence says what was seen.
     """
     kernel: Kernel = discover(view, cache=choices.cache, symbols=choices.symbols)
+    return LinuxGuest(view, kernel)
+
+
+def select_in_dump(view: View, choices: Choices, vmcoreinfo: Sequence[bytes]) -> LinuxGuest:
+    """This works out what ran in memory that stands in a file, of which no register tells.
+
+    Args:
+        view: of the memory.
+        choices: what the user wants to be used.
+        vmcoreinfo: texts of a kernel's notes for crash dumps that came with the memory.
+
+    Raises:
+        UnknownGuest: no provider recognises the guest; the evidence says what was seen.
+    """
+    from qvmi.semantics.linux.dump_discovery import (  # noqa: PLC0415 - import time, for a rare need
+        discover_in_dump,
+    )
+
+    kernel = discover_in_dump(
+        view.memory, vmcoreinfo=vmcoreinfo, cache=choices.cache, symbols=choices.symbols
+    )
     return LinuxGuest(view, kernel)
 
 

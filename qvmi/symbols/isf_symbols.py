@@ -39,6 +39,14 @@ _MAX_TAINTS: Final = 64
 _MAX_TAINT_FLAG: Final = 64
 """Bytes; it is two letters and a boolean or a pointer."""
 
+_OTHER_NAMES: Final = {
+    "Elf64_Ehdr": "elf64_hdr",
+    "Elf64_Phdr": "elf64_phdr",
+    "Elf64_Shdr": "elf64_shdr",
+    "Elf64_Sym": "elf64_sym",
+}
+"""What C code calls some structs by ``typedef`` (include/uapi/linux/elf.h), and Volatility does too."""
+
 _TK_CORE: Final = "tk_core"
 _TAINT_FLAG: Final = "taint_flag"
 
@@ -89,6 +97,9 @@ def table_symbols(tables: KallsymsTables, read: ReadVirtual) -> dict[str, Va]:
 def add_missing_types(types: KernelTypes) -> None:
     """This adds what Volatility looks for and the kernel's BTF does not have."""
     user_types = types.user_types
+    for other, tag in _OTHER_NAMES.items():
+        if tag in user_types:
+            user_types.setdefault(other, user_types[tag])
     if "tk_data" not in user_types and "timekeeper" in user_types:
         # Before 6.13 `tk_core` is of a type without a name: a sequence counter, then the timekeeper
         timekeeper = user_types["timekeeper"]

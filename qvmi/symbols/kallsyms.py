@@ -213,6 +213,11 @@ class Kallsyms:
         first_of_address = bisect_left(self._addresses, self._addresses[position - 1])
         return self.at(self._index_by_address[first_of_address])
 
+    def end_of(self, va: Va) -> Va:
+        """This is the next address of a symbol behind an address; behind the last, the address itself."""
+        position = bisect_right(self._addresses, va)
+        return Va(self._addresses[position]) if position < len(self._addresses) else va
+
     def symbols(self) -> Iterator[KernelSymbol]:
         """This iterates all symbols in the order of ``/proc/kallsyms``.
 

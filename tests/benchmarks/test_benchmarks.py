@@ -9,6 +9,7 @@ from tests.repository.tree import ROOT
 
 BENCHMARKS = [
     "cold_attach",
+    "files_and_maps",
     "gdbstub",
     "guest_size",
     "isf",
@@ -16,6 +17,7 @@ BENCHMARKS = [
     "pause",
     "process_list",
     "start_time",
+    "volatility",
     "warm_attach",
 ]
 # The first one fetches 300 MB of debug information, and boots the guests that are thawed later.

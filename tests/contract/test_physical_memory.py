@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange
 from qvmi.errors import MemoryFault
+from qvmi.memory.dump_source import dump_ways
+from qvmi.memory.input_file import InputFile
 from qvmi.memory.mapped_ram import MappedRam, RamFile
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.memory.process_memory import HostRun, ProcessMemory
 from qvmi.testing import FakeMemory
 from tests.contract.remote_sources import REMOTE_SOURCES, RemoteHost, remote_sources
+from tests.synthetic.dumps import avml, elf_core, lime
 from tests.synthetic.ram import Ram
 
 # Two runs with a hole of one page between them; the second one begins with a page of zeros.
@@ -60,10 +63,24 @@ def fake_mapped_memory(runs: Runs, _: Path) -> FakeMemory:
     return FakeMemory({Pa(start): data for start, data in runs.items()}, mapped=True)
 
 
+def dumped(write: Callable[[Path, Runs], Path]) -> Make:
+    def make(runs: Runs, folder: Path) -> PhysicalMemory:
+        file = InputFile(write(folder / "dump", runs))
+        (way,) = dump_ways(file)
+        memory = way.open()
+        file.close()
+        return memory
+
+    make.__name__ = f"dumped_as_{write.__name__}"
+    return make
+
+
 KEPT: list[ctypes.c_char] = []
-DIRECT: dict[str, Make] = {
-    make.__name__: make for make in (mapped_ram, process_memory, fake_memory, fake_mapped_memory)
-}
+MAKERS: list[Make] = [
+    *(mapped_ram, process_memory, fake_memory, fake_mapped_memory),
+    *map(dumped, (elf_core, lime, avml)),
+]
+DIRECT: dict[str, Make] = {make.__name__: make for make in MAKERS}
 REMOTE = {
     f"{source} of {'a guest that stands still' if still else 'a guest'}": (source, still)
     for source in REMOTE_SOURCES

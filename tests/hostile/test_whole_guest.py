@@ -57,7 +57,10 @@ def guest_with(order: Order, levels: int) -> Guest:
 
 def ask_everything(inside: LinuxGuest) -> None:
     """All questions, each of which may fail as documented; none may have gaps without end."""
-    questions = (inside.processes, inside.process_ids, inside.threads, inside.modules)
+    questions = (
+        *(inside.processes, inside.process_ids, inside.threads, inside.modules),
+        *(inside.mounts, inside.open_files, inside.command_lines, inside.log),
+    )
     for question in questions:
         with suppress(QvmiError):
             assert len(question().gaps) < MOST_GAPS
@@ -67,6 +70,10 @@ def ask_everything(inside: LinuxGuest) -> None:
         for process in inside.processes():
             with suppress(QvmiError):
                 inside.user_space(process)
+            with suppress(QvmiError):
+                assert len(inside.mappings(process).gaps) < MOST_GAPS
+            with suppress(QvmiError):
+                assert len(inside.environment(process).gaps) < MOST_GAPS
     with suppress(QvmiError):
         inside.nearest(inside.kernel.image.start)
 

@@ -41,6 +41,21 @@ def test_installed_alone_the_command_works(installed: Path) -> None:
     assert said(installed / "bin" / "qvmi", "--version") == f"qvmi {qvmi.__version__}\n"
 
 
+def test_without_volatility_the_command_names_the_extra(installed: Path) -> None:
+    refused = subprocess.run(
+        [installed / "bin" / "qvmi", "vol", "linux.pslist"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=INSTALL_S,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "qvmi: Volatility 3 is not installed: pip install 'qvmi[volatility]'\n"
+    )
+
+
 def test_the_wheel_carries_the_package_with_its_type_marker_and_nothing_else(
     installed: Path,
 ) -> None:

@@ -127,6 +127,7 @@ class Guest:
         variables = {
             name: kernel.allocate_bytes(0x100) for name in ("page_offset_base", "vmcoreinfo_data")
         }
+        variables["idt_table"] = self.data
         variables["timekeeper_data"] = kernel.allocate_bytes(0x200)
         kernel.u64(variables["page_offset_base"], PAGE_OFFSET)
         kernel.u64(variables["timekeeper_data"] + 0x10 + 0x60, UPTIME_S)

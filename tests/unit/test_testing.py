@@ -12,7 +12,7 @@ from qvmi.addr import Pa, PaRange, Va
 from qvmi.errors import MachineGone, MemoryFault, NotDirect, UsageError, WalkFailed
 from qvmi.manager.watch import WatchedMachine
 from qvmi.memory.physical import PhysicalMemory
-from qvmi.semantics.guest_os import Gap, GuestOS, Module, Thread
+from qvmi.semantics.guest_os import Gap, GuestOS, Module, Thread, Variable
 from qvmi.testing import FakeGuest, FakeMachine, FakeMemory, MemoryRead, fake_process
 from tests.asynchronous import asynchronous
 
@@ -75,7 +75,33 @@ def test_every_listing_can_be_changed() -> None:
     assert guest.modules().items == (MODULE,)
 
 
-@pytest.mark.parametrize("method", ["facts", "processes", "process_ids", "threads", "modules"])
+def test_those_of_one_process_are_the_rows_with_its_pid() -> None:
+    rows = [Variable(1, "HOME", "/"), Variable(7, "SHLVL", "1")]
+    guest = FakeGuest(processes=[INIT, SHELL], environment=rows)
+    assert guest.environment(SHELL).items == (rows[1],)
+
+
+def test_any_listing_can_be_changed_by_its_name() -> None:
+    guest = FakeGuest(processes=[INIT])
+    gap = Gap("mm_struct", None, "torn")
+    guest.show("environment", [Variable(1, "A", None)], gaps=[gap], once=True)
+    listing = guest.environment(INIT)
+    assert ([row.name for row in listing], listing.gaps) == (["A"], (gap,))
+    assert guest.environment(INIT).items == ()
+
+
+def test_a_listing_that_is_none_cannot_be_changed() -> None:
+    with pytest.raises(UsageError, match="environment"):
+        FakeGuest().show("faults", [])
+
+
+METHODS = (
+    *("facts", "processes", "process_ids", "threads", "modules"),
+    *("mounts", "open_files", "sockets", "command_lines", "log"),
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_armed_fault_goes_off_once_in_its_method_and_is_logged(method: str) -> None:
     guest = FakeGuest()
     guest.fail_next(method, WalkFailed("tasks", "a loop"))

@@ -34,6 +34,7 @@ from qvmi.semantics.linux.kernel_image import (
     KernelImage,
     find_kernel_image,
     find_known_image,
+    gate_handler,
 )
 from qvmi.semantics.linux.task import COMM_SIZE
 from qvmi.semantics.linux.vmcoreinfo import VmcoreInfo, parse_vmcoreinfo
@@ -50,6 +51,7 @@ __all__ = [
     "recognise",
     "tables_by_form",
     "tables_by_vmcoreinfo",
+    "understand",
     "vmcoreinfo_text",
 ]
 
@@ -60,6 +62,7 @@ _POINTER: Final = Struct("<Q")
 _MAX_VMCOREINFO: Final = 4096
 _OWN_TABLES: Final = "init_top_pgt"
 """What C code calls ``swapper_pg_dir``: the first process's, whose kernel half all others share."""
+_INTERRUPT_TABLE: Final = "idt_table"
 _PAGE_OFFSET_BASE: Final = "page_offset_base"
 _PROFILE: Final = "profile of this build"
 
@@ -133,7 +136,23 @@ def discover(
         UnknownGuest: there is no kernel that this room understands; says what was seen.
     """
     image = find_kernel_image(view.vcpus, view.memory)
-    space = image.space(view.memory)
+    return understand(image, view.memory, cache=cache, symbols=symbols, finders=finders)
+
+
+def understand(
+    image: KernelImage,
+    memory: PhysicalMemory,
+    *,
+    cache: ProfileCache | None = None,
+    symbols: Callable[[KernelImage, AddressSpace], Symbols] | None = None,
+    finders: Sequence[TableFinder] = FINDERS,
+) -> Kernel:
+    """This is :func:`discover` once the image is found.
+
+    Raises:
+        UnknownGuest: there is no kernel that this room understands; says what was seen.
+    """
+    space = image.space(memory)
     if symbols is not None:
         return _with_symbols(image, space, symbols(image, space))
     profile = cache.match(image.start, space.read) if cache else None
@@ -142,7 +161,7 @@ def discover(
             return _with_profile(image, space, profile, source=_PROFILE)
         except (SymbolsError, MemoryFault):
             cache.remove(profile, image.start)
-    return _cold(image, space, view.memory, finders)
+    return _cold(image, space, memory, finders)
 
 
 def recognise(view: View, cache: ProfileCache) -> Kernel | None:
@@ -197,10 +216,17 @@ def _new_profile(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) ->
         banner=_read_banner(space, at),
         banner_address=at,
         tables=kallsyms.tables,
-        gate=image.gate,
+        gate=image.gate or _gate_by_name(image, space, kallsyms),
         image_size=image.end - image.start,
         changed=True,
     )
+
+
+def _gate_by_name(image: KernelImage, space: AddressSpace, kallsyms: Kallsyms) -> Va | None:
+    """This is the handler of exception 0 where no register has told of it, as in a dump."""
+    table = kallsyms.find(_INTERRUPT_TABLE)
+    gate = None if table is None else gate_handler(space, table)
+    return gate if gate is not None and image.start <= gate < image.end else None
 
 
 def _with_profile(

@@ -1,7 +1,6 @@
 """Linux as the selected interface: each question answered by the file named like its subsystem."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TypeVar
 
@@ -11,17 +10,37 @@ from qvmi.addr import Va
 from qvmi.arch import aarch64, x86_64
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
-from qvmi.semantics.guest_os import GuestFacts, Listing, Module, Process, Thread
+from qvmi.semantics.guest_os import (
+    CommandLine,
+    GuestFacts,
+    Listing,
+    LogRecord,
+    MemoryMapping,
+    Module,
+    Mount,
+    OpenFile,
+    Process,
+    Socket,
+    Thread,
+    Variable,
+)
+from qvmi.semantics.linux.command_line import CommandLines
 from qvmi.semantics.linux.current import current_task
+from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
+from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.pid import PidTable
+from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
+from qvmi.semantics.linux.vma import Mappings
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
@@ -60,7 +79,7 @@ class LinuxGuest:
         Raises:
             StaleView: another kernel runs now.
         """
-        self._require_current()
+        self.require_current()
         kernel = self.kernel
         image = kernel.image
         return GuestFacts(
@@ -114,6 +133,71 @@ class LinuxGuest:
         """
         return self._listing(self._modules.modules)
 
+    def mounts(self, process: Process | None = None) -> Listing[Mount]:
+        """This lists the mounts that a process sees; None for those of all mount namespaces.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or they cannot be walked at all.
+        """
+        if process is None:
+            return self._listing(lambda: self._of_all(self._mounts.of_all))
+        return self._listing(lambda: self._mounts.of(process))
+
+    def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
+        """This lists the open files of a process, or of all.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._of(process, self._open_files.of))
+
+    def sockets(self, process: Process | None = None) -> Listing[Socket]:
+        """This lists the sockets that a process has open, or that all have.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._of(process, self._sockets.of))
+
+    def mappings(self, process: Process) -> Listing[MemoryMapping]:
+        """This lists the memory mappings of a process, by address.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or its memory cannot be walked at all.
+        """
+        return self._listing(lambda: self._mappings.of(process))
+
+    def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
+        """This lists how a process was called, or how all were.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._of(process, self._command_lines.of))
+
+    def environment(self, process: Process) -> Listing[Variable]:
+        """This lists the environment that a process was given.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or its memory cannot be read at all.
+        """
+        return self._listing(lambda: self._command_lines.environment(process))
+
+    def log(self) -> Listing[LogRecord]:
+        """This lists the records of the kernel's log that are still held, the oldest first.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the log cannot be read at all.
+        """
+        return self._listing(self._log.records)
+
     def module_symbols(self) -> Listing[ModuleSymbol]:
         """This lists the symbols of all loaded modules, in the order of ``/proc/kallsyms``.
 
@@ -147,7 +231,7 @@ class LinuxGuest:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of modules cannot be walked at all.
         """
-        self._require_current()
+        self.require_current()
         image = self.kernel.image
         if image.start <= va < image.end:
             return self.kernel.symbols.nearest(va)
@@ -193,17 +277,65 @@ class LinuxGuest:
     def _module_symbols(self) -> ModuleSymbols:
         return ModuleSymbols(self.kernel.space, self.kernel.symbols, self._modules)
 
+    @cached_property
+    def _paths(self) -> Paths:
+        return Paths(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _mounts(self) -> Mounts:
+        kernel = self.kernel
+        return Mounts(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _open_files(self) -> OpenFiles:
+        kernel = self.kernel
+        return OpenFiles(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _sockets(self) -> Sockets:
+        return Sockets(self.kernel.space, self.kernel.symbols, files=self._open_files)
+
+    @cached_property
+    def _mappings(self) -> Mappings:
+        kernel = self.kernel
+        return Mappings(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _command_lines(self) -> CommandLines:
+        return CommandLines(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _log(self) -> KernelLog:
+        return KernelLog(self.kernel.space, self.kernel.symbols)
+
+    def _of(
+        self, process: Process | None, walk: Callable[[Iterable[Process]], ListWalk[Row]]
+    ) -> ListWalk[Row]:
+        """This does a walk over one process, which must still be there, or over all."""
+        if process is None:
+            return self._of_all(walk)
+        self._tasks.require_there(process)
+        return walk((process,))
+
+    def _of_all(self, walk: Callable[[Iterable[Process]], ListWalk[Row]]) -> ListWalk[Row]:
+        """This does a walk over all processes; what could not be seen of them counts as its own."""
+        processes = self._tasks.processes()
+        found = walk(processes.rows.values())
+        return ListWalk(
+            found.rows, [*processes.gaps, *found.gaps], processes.retries + found.retries
+        )
+
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
-        self._require_current()
-        at = time.time()
+        self.require_current()
+        at = self.view.moment()
         found = walk()
-        self._require_current()  # a reset in mid-walk would leave a mixture
+        self.require_current()  # a reset in mid-walk would leave a mixture
         label = self.view.provenance
         pause_s = label.pause_s + self.view.paused_s()
         provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
         return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
 
-    def _require_current(self) -> None:
+    def require_current(self) -> None:
         """This raises StaleView where another kernel runs now, as after a reset or kexec.
 
         Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.

@@ -21,7 +21,14 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Evidence
 from qvmi.symbols.profile import KnownBuild
 
-__all__ = ["IMAGE_MAP_START", "KernelImage", "find_kernel_image", "find_known_image"]
+__all__ = [
+    "IMAGE_MAP_START",
+    "KernelImage",
+    "find_kernel_image",
+    "find_known_image",
+    "gate_handler",
+    "image_by_tables",
+]
 
 IMAGE_MAP_START: Final = Va(0xFFFF_FFFF_8000_0000)
 """``__START_KERNEL_map``: where the image would be mapped if it were loaded at address 0."""
@@ -207,6 +214,33 @@ def _image_of(registers: Registers, memory: PhysicalMemory) -> KernelImage | Non
     )
 
 
+def image_by_tables(
+    root: Pa, geometry: Geometry, memory: PhysicalMemory, *, source: str
+) -> KernelImage | None:
+    """This finds the image that page tables map which no register tells of.
+
+    Args:
+        root: the top-level page table, the kernel's half if there are two.
+        geometry: how it translates.
+        memory: of the guest.
+        source: why these page tables are looked at.
+
+    Returns:
+        None where they map no image.
+    """
+    kernel = _Mapped.by(root, geometry, memory)
+    if not kernel.has_data:
+        return None
+    beside = _Mapped.by(root ^ _USER_HALF, geometry, memory)
+    first, last = kernel.parts[0], kernel.parts[-1]
+    end = Va(last.va + last.size)
+    size = (end - first.va) >> 10
+    claim = f"kernel image at {first.va:#x}, physical {first.pa:#x}, {size} KiB"
+    evidence = Evidence(claim, f"page tables at {root:#x} ({source}, {geometry.name})")
+    isolated = bool(beside.root & _USER_HALF) and beside.is_user_half_of(kernel)
+    return KernelImage(first.va, end, first.pa, root, geometry, isolated, kernel.parts, (evidence,))
+
+
 def _known_image_of(
     registers: Registers, memory: PhysicalMemory, build: KnownBuild
 ) -> KernelImage | None:
@@ -286,8 +320,13 @@ def _gate_handler(
     """This is the handler of exception 0, None where the IDT cannot be read, or is not known."""
     if registers.idt_base is None:
         return None
+    return gate_handler(AddressSpace(memory, root, geometry=geometry), Va(registers.idt_base))
+
+
+def gate_handler(space: AddressSpace, idt: Va) -> Va | None:
+    """This is the handler of exception 0 in an interrupt table, None where that cannot be read."""
     try:
-        gate = AddressSpace(memory, root, geometry=geometry).read(registers.idt_base, _GATE.size)
+        gate = space.read(idt, _GATE.size)
     except MemoryFault:
         return None
     low, _, _, middle, high, _ = _GATE.unpack(gate)

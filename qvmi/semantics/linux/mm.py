@@ -12,7 +12,7 @@ from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.symbols.layout import Symbols, field_offset
 
-__all__ = ["user_space"]
+__all__ = ["space_of", "user_space"]
 
 _POINTER: Final = Struct("<Q")
 
@@ -35,7 +35,15 @@ def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace
         if not mm:
             raise WalkFailed("task_struct.mm", f"the task at {task:#x} has no memory of its own")
         pgd = read(mm + field_offset(symbols, "mm_struct", "pgd"))[0]
-        root = kernel.translate(Va(pgd))
+        return space_of(kernel, Va(pgd))
     except MemoryFault as fault:
         raise WalkFailed("mm_struct.pgd", f"of the task at {task:#x}: {fault}") from fault
-    return AddressSpace(kernel.memory, Pa(root), geometry=kernel.geometry)
+
+
+def space_of(kernel: AddressSpace, pgd: Va) -> AddressSpace:
+    """This is the address space that a ``mm_struct.pgd`` leads to; the kernel's half is in it too.
+
+    Raises:
+        MemoryFault: no page table can be there.
+    """
+    return AddressSpace(kernel.memory, Pa(kernel.translate(pgd)), geometry=kernel.geometry)

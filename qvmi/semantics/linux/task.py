@@ -233,21 +233,26 @@ class Tasks:
             walk = walk_list(self._space, Va(signal + self._offsets.thread_head), shape)
         except (MemoryFault, WalkFailed) as error:
             walk = ListWalk(gaps=[Gap("task_struct.signal", Va(task), str(error))])
-        if walk.gaps and not self._still_there(task, process):
+        if walk.gaps and not self.is_there(process):
             return ListWalk(retries=walk.retries + 1)
         return walk
 
-    def _still_there(self, task: int, process: Process) -> bool:
-        """This tells whether an address still holds the process that it held, for all one can see."""
+    def is_there(self, process: Process) -> bool:
+        """This tells whether a process is still where it was seen, for all one can see."""
         try:
-            if not self._is_linked(task):
+            if not self._is_linked(process.address):
                 return False  # memory that was freed may keep what it held for a while
-            now = self.process_at(Va(task))
+            now = self.process_at(process.address)
         except MemoryFault:
             return True
         except Implausible:
             return False
         return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
+
+    def require_there(self, process: Process) -> None:
+        """This raises WalkFailed where a process is no more."""
+        if not self.is_there(process):
+            raise WalkFailed("task_struct", f"process {process.pid} is gone")
 
     def _is_linked(self, task: int) -> bool:
         """This tells whether the list of tasks leads to one; raises MemoryFault if it is not there."""

@@ -30,6 +30,7 @@ from tests.guests.lab.kernels import debug_vmlinux
 from tests.guests.lab.machine_config import GuestConfig
 from tests.guests.lab.monitor import Monitor, MonitorError
 from tests.guests.lab.newer_qemu import NEWER_QEMUS, chosen_qemu, qemu_named
+from tests.guests.lab.proc_files import Descriptor, KmsgRecord, MapsLine, MountInfo, NetSocket
 from tests.guests.lab.qemu import DISTRIBUTION, QEMU_VARIABLE, Qemu
 from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
 
@@ -38,16 +39,21 @@ __all__ = [
     "KERNELS",
     "NEWER_QEMUS",
     "QEMU_VARIABLE",
+    "Descriptor",
     "Guest",
     "GuestConfig",
     "GuestRefused",
     "Kallsyms",
+    "KmsgRecord",
     "Lab",
     "LabError",
+    "MapsLine",
     "MissingPartError",
     "Module",
     "Monitor",
     "MonitorError",
+    "MountInfo",
+    "NetSocket",
     "Qemu",
     "Storm",
     "Task",

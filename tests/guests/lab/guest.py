@@ -11,6 +11,7 @@ from tests.guests.lab.control import Control, Row
 from tests.guests.lab.errors import LabError
 from tests.guests.lab.machine_config import GuestConfig, ram_blocks
 from tests.guests.lab.monitor import Monitor
+from tests.guests.lab.proc_files import Descriptor, KmsgRecord
 from tests.guests.lab.process import QemuProcess
 from tests.guests.lab.truth import Kallsyms, Storm, Truth
 
@@ -128,6 +129,29 @@ class Guest:
     def kallsyms(self) -> Kallsyms:
         """This sums up the guest's /proc/kallsyms as it is now."""
         return Kallsyms.of_rows(self.ask("kallsyms"))
+
+    def proc(self, name: str) -> dict[int, str]:
+        """This is one file of /proc/PID of every process, such as ``maps``, by pid."""
+        return {row["pid"]: row["text"] for row in self.ask(f"proc {name}")}
+
+    def files(self) -> dict[tuple[int, int], Descriptor]:
+        """These are the descriptors of all processes, by pid and number."""
+        found = (row for row in self.ask("files") if row["info"])  # else closed meanwhile
+        return {(row["pid"], row["fd"]): Descriptor.of_row(row) for row in found}
+
+    def log(self) -> tuple[KmsgRecord, ...]:
+        """These are the records that /dev/kmsg gives."""
+        return tuple(KmsgRecord.of_text(row["text"]) for row in self.ask("log"))
+
+    def start_churn(self) -> int:
+        """This starts a process that changes mappings, files and mounts for ever; it is its pid."""
+        (row,) = self.ask("churn start")
+        pid: int = row["pid"]
+        return pid
+
+    def stop_churn(self) -> None:
+        """This ends it."""
+        self.ask("churn stop")
 
     def start_storm(self, width: int = 16) -> None:
         """This lets a known process fork for ever, `width` children alive at a time."""

@@ -7,6 +7,7 @@ import pytest
 
 from qvmi.cli.arguments import ENVIRONMENT, GDB_ENVIRONMENT, Request, TextWanted, make_parser, parse
 from qvmi.cli.commands import COMMANDS, Needs
+from qvmi.cli.values import RawRam
 from qvmi.errors import UsageError
 from qvmi.machine.attach import ATTACH_TIMEOUT_S
 from qvmi.qmp.monitor import ANSWER_TIMEOUT_S
@@ -16,9 +17,12 @@ LEAST = {
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
     "symbol": ["linux_banner"],
+    "maps": ["1"],
+    "env": ["1"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
     "completion": ["bash"],
+    "vol": ["linux.pslist"],
 }
 EVERYWHERE = [
     *("--qmp", "a.sock", "--gdb", "b.sock", "--json"),
@@ -49,12 +53,45 @@ def test_options_mean_the_same_before_and_after_the_command(name: str) -> None:
     before = parse([*EVERYWHERE, *typed(name)])
     after = parse([*typed(name), *EVERYWHERE])
     assert before == after
-    assert before.options == ("a.sock", "b.sock", True, "a.json", 7.0, False)
+    assert before.options == ("a.sock", "b.sock", True, "a.json", 7.0, False, None, None)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_options_nothing_is_chosen(name: str) -> None:
-    assert parse(typed(name)).options == (None, None, False, None, None, True)
+    assert parse(typed(name)).options == (None, None, False, None, None, True, None, None)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"vol"}))  # which has a --dump of its own
+def test_a_dump_means_the_same_before_and_after_the_command(name: str) -> None:
+    dump = ["--dump", "a.core", "--raw-ram", "2G"]
+    assert parse([*dump, *typed(name)]) == parse([*typed(name), *dump])
+    options = parse([*dump, *typed(name)]).options
+    assert (options.dump, options.raw_ram) == ("a.core", RawRam(2 << 30))
+
+
+def test_raw_ram_may_be_left_to_find_out() -> None:
+    assert parse(["--dump", "a", "--raw-ram", "auto", "ps"]).options.raw_ram == RawRam(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--qmp", "a.sock", "--dump", "a.core", "ps"], "which of them"),
+        (["--raw-ram", "2G", "ps"], "name one with --dump"),
+        (["--dump", "a.core", "--raw-ram", "0", "ps"], "0 bytes"),
+        (["--dump", "", "ps"], "names nothing"),
+    ],
+)
+def test_what_contradicts_itself_about_a_dump_is_told(arguments: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(arguments)
+
+
+def test_a_dump_is_meant_though_the_environment_names_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "a.sock")
+    assert parse(["--dump", "a.core", "ps"]).options.dump == "a.core"
 
 
 def test_an_option_behind_the_command_wins() -> None:
@@ -135,7 +172,7 @@ def test_each_help_has_its_examples(name: str) -> None:
 def test_each_help_shows_the_options_that_matter(name: str) -> None:
     text = helped(name)
     (command,) = (command for command in COMMANDS if command.name == name)
-    about_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
+    about_machine = command.needs in {Needs.GUEST, Needs.MACHINE, Needs.CODE}
     assert ("--qmp" in text.partition("examples:")[0]) == about_machine
     assert ("--json" in text) == (command.needs is not Needs.NOTHING)
 
@@ -157,7 +194,8 @@ def parsed_example(line: str) -> Request:
 def test_every_example_can_be_typed(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "symbols" / "linux").mkdir(parents=True)
+    for name in ("symbols/linux", "plugins", "out"):
+        (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert parsed_example(line)
 

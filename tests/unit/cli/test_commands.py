@@ -14,7 +14,8 @@ from tests.unit.cli.test_arguments import typed
 # The public commands, as documented; taking one away breaks somebody's script.
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
-    *("dump", "gdb", "find", "watch", "completion"),
+    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion"),
+    *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
 }
 
 
@@ -29,7 +30,8 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
     own = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
     given = [one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     on_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
-    assert given == (["machine", "output"] if on_machine else ["output"])
+    on_guest = on_machine or command.needs is Needs.CODE
+    assert given == (["machine", "output"] if on_guest else ["output"])
     assert inspect.iscoroutinefunction(handler) == on_machine
     assert sorted(parse(typed(command.name)).arguments) == sorted(own)
 

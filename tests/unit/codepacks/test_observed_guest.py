@@ -8,7 +8,11 @@ from qvmi.semantics.guest_os import Gap, GuestOS
 from qvmi.testing import FakeGuest, fake_process
 from qvmi.view import Provenance, Taken
 
-METHODS = ("processes", "process_ids", "threads", "modules")
+METHODS = (
+    *("processes", "process_ids", "threads", "modules"),
+    *("mounts", "open_files", "sockets", "command_lines", "log"),
+)
+OF_ONE = ("mappings", "environment")
 
 
 def gap(reason: str = "torn") -> Gap:
@@ -30,9 +34,19 @@ def test_notes_the_gaps_of_every_listing() -> None:
     fake.show_threads([], gaps=[gap("c")])
     fake.show_modules([], gaps=[gap("d")])
     guest = ObservedGuest(fake, "pack")
-    for method in METHODS:
+    for method in METHODS[:4]:
         getattr(guest, method)()
     assert [noted.reason for noted in guest.gaps] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("method", [*METHODS[4:], *OF_ONE])
+def test_notes_the_gaps_of_what_processes_have(method: str) -> None:
+    fake = FakeGuest()
+    fake.show(method, [], gaps=[gap("e")])
+    guest = ObservedGuest(fake, "pack")
+    arguments = [fake_process(1)] if method in OF_ONE else []
+    getattr(guest, method)(*arguments)
+    assert [noted.reason for noted in guest.gaps] == ["e"]
 
 
 @pytest.mark.parametrize("method", METHODS)

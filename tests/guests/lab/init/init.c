@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "churn.h"
 #include "network.h"
 #include "population.h"
 #include "report.h"
@@ -155,6 +156,17 @@ static const char *do_files(struct report *report, const char *rest) {
     return NULL;
 }
 
+static const char *do_proc(struct report *report, const char *rest) {
+    report_of_each_process(report, rest);
+    return NULL;
+}
+
+static const char *do_log(struct report *report, const char *rest) {
+    (void)rest;
+    report_log(report);
+    return NULL;
+}
+
 static const char *do_storm_start(struct report *report, const char *rest) {
     (void)report;
     return storm_start(*rest ? atoi(rest) : 16);
@@ -173,6 +185,21 @@ static const char *do_spin_start(struct report *report, const char *rest) {
 static const char *do_spin_stop(struct report *report, const char *rest) {
     (void)report, (void)rest;
     return spin_stop();
+}
+
+static const char *do_churn_start(struct report *report, const char *rest) {
+    int pid = 0;
+    (void)rest;
+    const char *problem = churn_start(&pid);
+    report_begin(report, "churn");
+    report_number(report, "pid", (unsigned long long)pid);
+    report_end(report);
+    return problem;
+}
+
+static const char *do_churn_stop(struct report *report, const char *rest) {
+    (void)report, (void)rest;
+    return churn_stop();
 }
 
 static const char *do_load(struct report *report, const char *rest) {
@@ -207,10 +234,14 @@ static const struct {
     {"truth", do_truth},
     {"kallsyms", do_kallsyms},
     {"files", do_files},
+    {"proc", do_proc},
+    {"log", do_log},
     {"storm start", do_storm_start},
     {"storm stop", do_storm_stop},
     {"spin start", do_spin_start},
     {"spin stop", do_spin_stop},
+    {"churn start", do_churn_start},
+    {"churn stop", do_churn_stop},
     {"load", do_load},
     {"unload", do_unload},
     {"run", run},

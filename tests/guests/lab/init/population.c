@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -21,6 +22,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -112,6 +114,9 @@ static void exec_resident(const char *path, char *const arguments[], const char 
 void live_as_resident(const char *comm, const char *fd_text) {
     rest_fd = atoi(fd_text);
     prctl(PR_SET_NAME, comm);
+    if (strcmp(comm, "title") == 0) /* as setproctitle(3) does: the title goes on where the environment was */
+        for (char *byte = environ[0] - 1; byte > environ[0] - 4; byte--)
+            *byte = *byte ? *byte : '_';
     rest_for_ever();
 }
 
@@ -328,6 +333,27 @@ static void body_namespaces(void) {
 
 static void body_sockets(void) { open_every_socket(); rest_for_ever(); }
 
+/* What is shown in a way of its own, where the kernel has it. */
+static void open_odd_files(void) {
+    int log = open("/run/appended", O_WRONLY | O_CREAT | O_APPEND, 0600);
+    must(log);
+    must(write(log, "twelve bytes", 12) == 12 ? 0 : -1);
+    must(open("/root", O_RDONLY | O_DIRECTORY));
+    must(open("/root/marker.txt", O_PATH));
+    must(open("/dev/null", O_RDWR));
+    must(open("/proc/self/ns/net", O_RDONLY));
+    must(open("/proc/1/stat", O_RDONLY));
+    must(timerfd_create(CLOCK_MONOTONIC, 0));
+    must(inotify_init1(0));
+    syscall(SYS_pidfd_open, 1, 0);
+    must(mkdir("/run/deleted-folder", 0700));
+    must(open("/run/deleted-folder/file", O_RDWR | O_CREAT, 0600));
+    must(open("/run/deleted-folder", O_RDONLY | O_DIRECTORY));
+    must(unlink("/run/deleted-folder/file"));
+    must(rmdir("/run/deleted-folder"));
+    must(dup2(log, 200)); /* beyond the first table of descriptors */
+}
+
 static void body_files(void) {
     int ends[2];
     must(open("/root/marker.txt", O_RDONLY));
@@ -340,7 +366,101 @@ static void body_files(void) {
     must(memfd_create("a memfd", 0));
     must(mkfifo("/run/fifo", 0600));
     must(open("/run/fifo", O_RDWR));
+    open_odd_files();
     rest_for_ever();
+}
+
+/* --- mounts --------------------------------------------------------------------------------------------------- */
+
+static void new_file(const char *path) {
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    must(fd);
+    close(fd);
+}
+
+/* In a mount namespace of its own: binds, one mount above another, propagation of each kind, a file
+   whose mount is gone. The second process has another root. */
+static void body_mounts(void) {
+    must(unshare(CLONE_NEWNS));
+    must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+    must(mkdir("/run/m", 0755));
+    must(mount("tmpfs", "/run/m", "tmpfs", MS_NOEXEC | MS_NOATIME, "size=1m"));
+    static const char *const FOLDERS[] = {"bind", "over", "slave", "alone", "gone", "read only"};
+    for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS; i++) {
+        char path[32];
+        snprintf(path, sizeof path, "/run/m/%s", FOLDERS[i]);
+        must(mkdir(path, 0755));
+    }
+    new_file("/run/m/file");
+    must(mount("/root", "/run/m/bind", NULL, MS_BIND, NULL));
+    must(mount("/root/marker.txt", "/run/m/file", NULL, MS_BIND, NULL));
+    must(mount("below", "/run/m/over", "tmpfs", 0, "size=64k"));
+    must(mount("above", "/run/m/over", "tmpfs", MS_NODIRATIME, "size=64k"));
+    must(mount(NULL, "/run/m/over", NULL, MS_SHARED, NULL));
+    must(mount("/run/m/over", "/run/m/slave", NULL, MS_BIND, NULL));
+    must(mount(NULL, "/run/m/slave", NULL, MS_SLAVE, NULL));
+    must(mount("alone", "/run/m/alone", "tmpfs", MS_SYNCHRONOUS, "size=64k"));
+    must(mount(NULL, "/run/m/alone", NULL, MS_UNBINDABLE, NULL));
+    must(mount("", "/run/m/read only", "tmpfs", MS_RDONLY, "size=64k"));
+    must(mount("gone", "/run/m/gone", "tmpfs", 0, "size=64k"));
+    must(open("/run/m/gone/still-open", O_RDWR | O_CREAT, 0600));
+    must(umount2("/run/m/gone", MNT_DETACH));
+    must(open("/run/m/bind/marker.txt", O_RDONLY));
+    must(open("/run/m/file", O_RDONLY));
+    int pid = fork();
+    must(pid);
+    if (pid > 0)
+        wait_for_ever();
+    prctl(PR_SET_NAME, "chrooted");
+    must(chroot("/run/m"));
+    must(chdir("/"));
+    must(open("/over/inside", O_RDWR | O_CREAT, 0600));
+    rest_for_ever();
+}
+
+/* --- memory --------------------------------------------------------------------------------------------------- */
+
+#define PAGE 4096
+#define MANY_MAPPINGS 400 /* so many that a tree of them has three levels */
+
+static void *mapped(int fd, size_t size, int protection, int flags, off_t offset) {
+    void *start = mmap(NULL, size, protection, flags, fd, offset);
+    if (start == MAP_FAILED)
+        must(-1);
+    return start;
+}
+
+static int file_of(const char *path, size_t size) {
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    must(fd);
+    must(ftruncate(fd, (off_t)size));
+    return fd;
+}
+
+static void body_mappings(void) {
+    int plain = file_of("/run/mapped \n\\ file", 8 * PAGE), deleted = file_of("/run/mapped-deleted", PAGE);
+    int memory = memfd_create("mapped memfd", MFD_CLOEXEC);
+    must(memory);
+    must(ftruncate(memory, PAGE));
+    must(unlink("/run/mapped-deleted"));
+    mapped(plain, 2 * PAGE, PROT_READ, MAP_PRIVATE, 3 * PAGE);
+    mapped(plain, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
+    mapped(deleted, PAGE, PROT_READ | PROT_EXEC, MAP_PRIVATE, 0);
+    mapped(memory, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
+    mapped(-1, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+    mapped(-1, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+    mapped(-1, PAGE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, 0);
+    void *named = mapped(-1, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+    prctl(0x53564d41, 0, named, PAGE, "a name"); /* PR_SET_VMA_ANON_NAME, where the kernel has it */
+    char *many = mapped(-1, MANY_MAPPINGS * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+    for (int i = 0; i < MANY_MAPPINGS; i += 2)
+        must(mprotect(many + i * PAGE, PAGE, PROT_READ | PROT_WRITE));
+    rest_for_ever();
+}
+
+static void body_title(void) {
+    char *arguments[] = {"title", "x", NULL};
+    exec_resident(SELF, arguments, "title");
 }
 
 static void body_sleep(void) { execl("/bin/sleep", "sleep", "100000000", NULL); }
@@ -376,6 +496,9 @@ static const struct resident RESIDENTS[] = {
     {"tree-1", body_tree},
     {"orphan", body_orphan},
     {"namespaces", body_namespaces},
+    {"mounts", body_mounts},
+    {"mappings", body_mappings},
+    {"title", body_title},
 };
 
 void populate(void) {

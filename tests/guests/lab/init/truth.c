@@ -4,6 +4,7 @@
 
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -275,6 +276,8 @@ static void visit_files(void *context, int tgid) {
         report_number(context, "pid", (unsigned long long)tgid);
         report_number(context, "fd", (unsigned long long)atoi(entry->d_name));
         report_link(context, "target", link);
+        snprintf(link, sizeof link, "/proc/%d/fdinfo/%.10s", tgid, entry->d_name);
+        report_file(context, "info", link);
         report_end(context);
     }
     if (descriptors)
@@ -282,6 +285,63 @@ static void visit_files(void *context, int tgid) {
 }
 
 void report_files(struct report *report) { each_process(visit_files, report); }
+
+/* A file of any length, read until its end; the caller frees it. */
+static char *read_whole(const char *path, size_t *length) {
+    size_t size = 0;
+    ssize_t got;
+    char *text = NULL;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    *length = 0;
+    do {
+        if (size - *length < FILE_SIZE)
+            text = realloc(text, size += 2 * FILE_SIZE);
+        got = fd < 0 || !text ? -1 : read(fd, text + *length, size - *length);
+        *length += got > 0 ? (size_t)got : 0;
+    } while (got > 0);
+    if (fd >= 0)
+        close(fd);
+    return text;
+}
+
+struct each_file {
+    struct report *report;
+    const char *name;
+};
+
+static void visit_file(void *context, int tgid) {
+    const struct each_file *file = context;
+    char path[PATH_SIZE];
+    size_t length;
+    snprintf(path, sizeof path, "/proc/%d/%.32s", tgid, file->name);
+    char *text = read_whole(path, &length);
+    report_begin(file->report, "proc");
+    report_number(file->report, "pid", (unsigned long long)tgid);
+    report_bytes(file->report, "text", text ? text : "", length);
+    report_end(file->report);
+    free(text);
+}
+
+void report_of_each_process(struct report *report, const char *name) {
+    struct each_file file = {report, name};
+    each_process(visit_file, &file);
+}
+
+/* Each read of /dev/kmsg is one record of the kernel's log; it fails with EAGAIN behind the last one. */
+void report_log(struct report *report) {
+    static char record[FILE_SIZE];
+    ssize_t length;
+    int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    while (fd >= 0 && ((length = read(fd, record, sizeof record)) > 0 || errno == EPIPE)) {
+        if (length <= 0)
+            continue; /* the record was overwritten: the next read gives the oldest that is left */
+        report_begin(report, "record");
+        report_bytes(report, "text", record, (size_t)length);
+        report_end(report);
+    }
+    if (fd >= 0)
+        close(fd);
+}
 
 static void visit_state(void *running, int tgid, int tid) {
     static char text[FILE_SIZE];

@@ -1,0 +1,52 @@
+"""A dump where a command expects a machine: what a machine is waited for, a dump answers at once."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from qvmi.machine.memory_dump import DumpFacts, MemoryDump
+from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.view import View
+
+if TYPE_CHECKING:
+    from qvmi.machine.volatility import VolatilityQueries
+
+__all__ = ["AskedDump"]
+
+Found = TypeVar("Found")
+
+
+class AskedDump:
+    """This has what the commands use of a machine that needs no machine.
+
+    Args:
+        dump: what is asked.
+    """
+
+    stood_still_s = 0.0  # nobody was stopped for it
+
+    def __init__(self, dump: MemoryDump) -> None:
+        self._dump = dump
+
+    @cached_property
+    def volatility_queries(self) -> "VolatilityQueries":
+        """These are the questions to Volatility's plugins about it."""
+        from qvmi.machine.volatility import VolatilityQueries
+
+        return VolatilityQueries(lambda: self._dump.guest)
+
+    async def facts(self) -> DumpFacts:
+        """This is what is known of the file."""
+        return self._dump.facts
+
+    async def capture(self, walk: Callable[[LinuxGuest], Found]) -> Found:
+        """This does a walk; the guest stands still as it is."""
+        return self._dump.capture(walk)
+
+    async def query(self, look: Callable[[LinuxGuest], Found], **_: object) -> Found:
+        """This looks at the system that ran in it; how long that may take is a machine's concern."""
+        return look(self._dump.guest)
+
+    async def query_view(self, look: Callable[[View], Found]) -> Found:
+        """This looks at its memory with the label that it is a dump's."""
+        return look(self._dump.view)

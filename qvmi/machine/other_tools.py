@@ -1,0 +1,102 @@
+"""What lets other tools look at a machine: Volatility, drgn and gdb, over its memory, names and stub."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from qvmi.machine.control import Control
+from qvmi.semantics.drgn_bridge import program_of
+from qvmi.semantics.linux.guest import LinuxGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from qvmi.gdbstub.gdb_session import GdbSession
+    from qvmi.machine.gdb_host import GdbHost
+    from qvmi.machine.volatility import VolatilityQueries
+    from qvmi.semantics.drgn_bridge.program import Program
+    from qvmi.semantics.volatility_bridge.table import VolatilityTable
+
+__all__ = ["OtherTools"]
+
+
+class OtherTools(ABC):
+    """This is the part of a :class:`~qvmi.machine.machine.Machine` that other tools use.
+
+    Args:
+        control: the hold on the machine.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    @property
+    @abstractmethod
+    def _recognised(self) -> LinuxGuest:
+        """This is the guest as it is to be seen now, however its memory is read."""
+
+    def drgn(self) -> "Program":
+        """This is a drgn program on the guest, with its own types and symbols, read as it is then.
+
+        Raises:
+            UsageError: drgn is not installed.
+            SymbolsError, GuestError: the kernel lacks what drgn needs.
+            UnknownGuest, StaleView: as :attr:`guest`.
+            NotDirect: its memory has to be asked for, and this is the event loop; as does each read.
+        """
+        return program_of(self._recognised)
+
+    async def volatility(self, plugin: str, /, **options: object) -> "VolatilityTable":
+        """This asks a plugin of Volatility 3's, or of the user's own, in a thread.
+
+        The guest is seen as it runs, or within :meth:`paused` at that moment.
+        For one moment of a guest that runs give :meth:`volatility_walk` to :meth:`capture`.
+
+        Args:
+            plugin: its name, such as ``linux.pslist.PsList``, or a part of it that no other has.
+            options: by the names that the plugin itself gives them.
+
+        Raises:
+            UsageError: Volatility is not installed, or there is no such plugin or option.
+            PluginFailed: it failed before its first row; what fails behind that is a gap.
+            UnknownGuest, StaleView, SymbolsError: as :attr:`guest`, and its tables.
+        """
+        return await self.volatility_queries.ask(plugin, options)
+
+    def volatility_walk(
+        self, plugin: str, /, **options: object
+    ) -> "Callable[[LinuxGuest], VolatilityTable]":
+        """This is a walk for :meth:`capture`, which asks a plugin as :meth:`volatility` does."""
+        return self.volatility_queries.walk(plugin, options)
+
+    @cached_property
+    def volatility_queries(self) -> "VolatilityQueries":
+        """These are the questions to Volatility, for whoever wants more of an answer than its rows."""
+        from qvmi.machine.volatility import (  # noqa: PLC0415 - import time, for an optional part
+            VolatilityQueries,
+        )
+
+        return VolatilityQueries(lambda: self._recognised)
+
+    def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
+        """This is gdb on the live guest, with the names of its kernel and modules, for a block.
+
+        The guest stands still from the block's beginning; a command such as ``continue`` lets it run.
+
+        Args:
+            may_write: lets gdb write registers and memory, and use QEMU's monitor.
+
+        Raises:
+            PolicyDenied: the session has not the grant ``breakpoint``, or to write ``write``.
+            UsageError: there is no gdb, or QEMU starts no gdbstub.
+            PauseError: the guest is stopped by a pause of this process.
+            AttachError: the gdbstub is held by another debugger, or cannot be reached.
+            GdbError: gdb does not start.
+            MachineGone, GdbstubTimeout: QEMU did not answer.
+        """
+        return self.gdb_host(may_write=may_write).session()
+
+    def gdb_host(self, *, may_write: bool = False) -> "GdbHost":
+        """This gives the machine to any gdb, such as one on a terminal; see :meth:`gdb`."""
+        return self._control.gdb_host(may_write=may_write)

@@ -1,0 +1,180 @@
+"""Open files: the table of descriptors of each process, and what each descriptor refers to.
+
+References: Linux include/linux/fdtable.h, include/linux/fs.h (``struct file``, ``FMODE_READ``),
+fs/proc/fd.c; since 6.7 a ``struct file`` may be used again at once (0ede61d8589c), so that who has
+read one looks whether the descriptor still leads to it.
+"""
+
+from collections.abc import Iterable
+from struct import Struct
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.errors import MemoryFault
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.guest_os import Gap, OpenFile, Process
+from qvmi.semantics.linux.d_path import Paths, Place
+from qvmi.semantics.linux.effort import Effort, Spent
+from qvmi.semantics.linux.inode import Inodes
+from qvmi.semantics.linux.list import Implausible, ListWalk
+from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.task import Tasks
+from qvmi.symbols.layout import Symbols, field_offset
+
+__all__ = ["OpenFiles"]
+
+_MAX_DESCRIPTORS: Final = 1 << 20
+"""What ``fs.nr_open`` allows a process unless an administrator raises it."""
+_SLOTS_A_STEP: Final = 4
+"""Empty slots that cost as much as one structure elsewhere."""
+_MAX_TROUBLE: Final = 10_000
+"""Gaps of all processes together; a lying guest could have as many as slots."""
+_RETRIES: Final = 3
+_SLOT: Final = Struct("<Q")
+_READ_WRITE: Final = 3
+_ACCESS: Final = ("", "r", "w", "rw")
+"""By the bits FMODE_READ and FMODE_WRITE."""
+_STRUCTURE: Final = "task_struct.files"
+
+
+class OpenFiles:
+    """This lists what processes have open.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+        tasks: tells which processes are still there.
+        paths: names the files.
+
+    Raises:
+        SymbolsError: the profile lacks what the tables need, or describes no possible layout.
+    """
+
+    def __init__(
+        self, space: AddressSpace, symbols: Symbols, *, tasks: Tasks, paths: Paths
+    ) -> None:
+        self._space = space
+        self._tasks = tasks
+        self._paths = paths
+        self._inodes = Inodes(space, symbols)
+        self._files = field_offset(symbols, "task_struct", "files")
+        self._table = field_offset(symbols, "files_struct", "fdt")
+        self._read_pointer = space.unpacker(_SLOT)
+        self._read_table = compile_reader(
+            space,
+            (field_offset(symbols, "fdtable", "max_fds"), "I"),
+            (field_offset(symbols, "fdtable", "fd"), "Q"),
+        )
+        path = field_offset(symbols, "file", "f_path")
+        self._read_file = compile_reader(
+            space,
+            (path + field_offset(symbols, "path", "mnt"), "Q"),
+            (path + field_offset(symbols, "path", "dentry"), "Q"),
+            (field_offset(symbols, "file", "f_inode"), "Q"),
+            (field_offset(symbols, "file", "f_mode"), "I"),
+            (field_offset(symbols, "file", "f_pos"), "q"),
+        )
+
+    def of(self, processes: Iterable[Process]) -> ListWalk[OpenFile]:
+        """This lists the open files of processes; one that ends meanwhile has none."""
+        result: ListWalk[OpenFile] = ListWalk()
+        effort = Effort()
+        for process in processes:
+            try:
+                rows = self._of(process, result.gaps, effort)
+            except (MemoryFault, Implausible) as error:
+                if self._tasks.is_there(process):
+                    result.gaps.append(Gap(_STRUCTURE, process.address, str(error)))
+                effort.retries += 1
+                continue
+            except Spent as spent:
+                result.gaps.append(Gap(_STRUCTURE, process.address, str(spent)))
+                break
+            result.rows.update(enumerate(rows, len(result.rows)))
+            if len(result.gaps) > _MAX_TROUBLE:
+                why = "given up: so many descriptors lead nowhere"
+                result.gaps.append(Gap(_STRUCTURE, process.address, why))
+                break
+        result.retries = effort.retries
+        return result
+
+    def _of(self, process: Process, gaps: list[Gap], effort: Effort) -> list[OpenFile]:
+        """This lists one process's files, again if it got another table meanwhile."""
+        at = process.address + self._files
+        for _ in range(_RETRIES):
+            files = self._read_pointer(at)[0]
+            if not files:
+                return []
+            found: list[Gap] = []
+            rows = self._table_of(process, files, found, effort)
+            if self._read_pointer(at)[0] == files and not (
+                found and not self._tasks.is_there(process)
+            ):
+                gaps += found
+                return rows
+            effort.retries += 1
+        raise Implausible("its files_struct is replaced all the time")
+
+    def _table_of(
+        self, process: Process, files: int, gaps: list[Gap], effort: Effort
+    ) -> list[OpenFile]:
+        size, slots = self._read_table(self._read_pointer(files + self._table)[0])
+        if size > _MAX_DESCRIPTORS:
+            raise Implausible(f"a table of {size} descriptors")
+        effort.spend(size // _SLOTS_A_STEP)
+        rows: list[OpenFile] = []
+        held = self._space.read(Va(slots), size * _SLOT.size)
+        for number, (file,) in enumerate(_SLOT.iter_unpack(held)):
+            if not file:
+                continue
+            slot = slots + number * _SLOT.size
+            try:
+                row = self._row(process.pid, number, slot, file, effort)
+            except (MemoryFault, Implausible) as error:
+                why = f"descriptor {number} of process {process.pid}: {error}"
+                gaps.append(Gap("fdtable.fd", Va(file), why))
+                if len(gaps) > _MAX_TROUBLE:
+                    break
+            else:
+                rows += row
+        return rows
+
+    def _row(
+        self, pid: int, number: int, slot: int, file: int, effort: Effort
+    ) -> tuple[OpenFile, ...]:
+        """This makes the row of one descriptor, of what it refers to when the row is made.
+
+        Returns:
+            Nothing where it was closed meanwhile.
+        """
+        error: Exception = Implausible("it refers to another file each time")
+        for _ in range(_RETRIES):
+            try:
+                row = self._file(pid, number, file, effort)
+            except (MemoryFault, Implausible) as trouble:
+                row, error = None, trouble
+            now = self._read_pointer(slot)[0]
+            if now == file and row is not None:
+                return (row,)
+            if not now:
+                return ()
+            file = now
+            effort.retries += 1
+        raise error
+
+    def _file(self, pid: int, number: int, file: int, effort: Effort) -> OpenFile:
+        mount, dentry, inode, mode, position = self._read_file(file)
+        path = self._paths.of(Place(mount, dentry), effort)
+        its = self._inodes.at(inode)
+        return OpenFile(
+            pid,
+            number,
+            path.text,
+            its.kind,
+            _ACCESS[mode & _READ_WRITE],
+            position,
+            its.device,
+            its.number,
+            path.deleted,
+            Va(file),
+        )
