@@ -32,11 +32,11 @@ def accelerator() -> str:
 
 
 @functools.cache
-def qemu_version() -> str:
+def qemu_version(program: str = "qemu-system-x86_64") -> str:
     """This is QEMU's own word for its version, distribution revision included; empty when it is not here."""
     try:
         said = subprocess.run(
-            ["qemu-system-x86_64", "--version"],
+            [program, "--version"],
             capture_output=True,
             text=True,
             timeout=60,
