@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import platformdirs
 
-from qvmi.arch.x86_64 import Registers
+from qvmi.arch.registers import Registers
 from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.host_mapping import HostMaps

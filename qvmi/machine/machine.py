@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvmi.addr import Va
-from qvmi.arch.x86_64 import Registers
+from qvmi.arch.registers import Registers
 from qvmi.errors import MachineGone, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.machine.capture import Capture
 from qvmi.machine.dump import Dump, DumpFile
@@ -201,8 +201,8 @@ class Machine:
             if self._recognise(select_known) or await asyncio.to_thread(self._recognise, select):
                 return
             # The page tables may have been those of a process that has ended in the meantime.
-            before = {vcpu.cr3 for vcpu in self._vcpus}
-            if before == {vcpu.cr3 for vcpu in await self.registers()}:
+            before = {vcpu.root_register for vcpu in self._vcpus}
+            if before == {vcpu.root_register for vcpu in await self.registers()}:
                 return
 
     @asynccontextmanager

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_boot_options(boot: argparse.ArgumentParser) -> None:
     boot.add_argument("--kernel", default="6.1", help="a series, or none for firmware alone")
-    boot.add_argument("--machine", choices=["pc", "q35", "virt"], help="default: as the kernel wants")
+    boot.add_argument(
+        "--machine", choices=["pc", "q35", "virt"], help="default: as the kernel wants"
+    )
     boot.add_argument("--cpus", type=int, default=2)
     boot.add_argument("--memory", type=int, default=512, help="MiB")
     boot.add_argument("--cpu-flags", default="", help="added to the CPU model, as la57=off")

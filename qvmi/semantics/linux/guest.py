@@ -67,7 +67,7 @@ class LinuxGuest:
             os="linux",
             release=kernel.release,
             banner=kernel.banner.decode("utf-8", "backslashreplace"),
-            architecture="x86_64",
+            architecture=image.architecture,
             paging=image.geometry.name,
             page_table_root=image.root,
             page_table_isolation=image.page_table_isolation,
