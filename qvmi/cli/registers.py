@@ -7,6 +7,7 @@ from typing import Final
 from qvmi.arch import aarch64
 from qvmi.arch.registers import Registers
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.listings import report_pause
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.errors import UsageError
@@ -64,15 +65,21 @@ _COLUMNS: Final[Sequence[Column[Cells]]] = tuple(
 )
 
 
-async def regs(machine: Machine, output: Output, *, vcpu: int | None) -> ExitCode:
-    """This shows the registers of all vCPUs, or of one."""
-    found = await machine.registers()
+async def regs(machine: Machine, output: Output, *, vcpu: int | None, system: bool) -> ExitCode:
+    """This shows the registers of all vCPUs, or of one.
+
+    Raises:
+        PauseError, AttachError, UsageError: system registers are wanted, and cannot be had.
+    """
+    view = await machine.system_registers() if system else None
+    found = await machine.registers() if view is None else view.vcpus
+    provenance = machine.view.provenance if view is None else view.provenance
     shown = [one for one in found if vcpu in {None, one.index}]
     if not shown:
         numbers = ", ".join(str(one.index) for one in found)
         raise UsageError(f"there is no vCPU {vcpu}; this machine has {numbers}")
     if output.json:
-        output.document(Listing(tuple(shown), (), machine.view.provenance))
+        output.document(Listing(tuple(shown), (), provenance))
         return ExitCode.FINE
     for one in shown:
         if one is not shown[0]:
@@ -80,6 +87,8 @@ async def regs(machine: Machine, output: Output, *, vcpu: int | None) -> ExitCod
         output.line(f"vCPU {one.index}")
         lines = AARCH64_LINES if isinstance(one, aarch64.Registers) else X86_64_LINES
         output.table(table_of(_COLUMNS, [_cells(one, names) for names in lines]))
+    if system:
+        report_pause(output, provenance)
     return ExitCode.FINE
 
 

@@ -13,7 +13,8 @@ from qvmi.machine.breakpoints import Condition, HitStream, hit_of
 from qvmi.machine.completion import ended, to_the_end
 from qvmi.machine.debugger import Debugger, Stop
 from qvmi.machine.pause import RunControl
-from qvmi.machine.stub_place import StubPlace, end_stub, find_stub, require_free_stub
+from qvmi.machine.stub_look import let_run
+from qvmi.machine.stub_place import StubPlace, find_stub, require_free_stub
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Thread
@@ -46,6 +47,7 @@ class BreakpointControl:
         self._lock = asyncio.Lock()
         self._debugger: Debugger | None = None
         self._place: StubPlace | None = None
+        self._take_back: Callable[[], None] = _nothing
         self._waiting: dict[Breakpoint, list[HitStream]] = {}
 
     @asynccontextmanager
@@ -129,14 +131,15 @@ class BreakpointControl:
         if not (await commands.run_state(self._monitor)).running:
             await require_free_stub(self._monitor, self._gdb)
             raise PauseError("the guest was paused by its owner: a breakpoint would wait for ever")
-        place = await find_stub(self._monitor, self._gdb)
+        place = await find_stub(self._monitor, self._gdb, guardian.expect_stub)
         guardian.note_stopped(stopped=True)
         try:
             client = await GdbClient.connect(place.address, was_running=True)
             detach = detach_request(client.process).decode()
             guardian.hold_stub(client.descriptor, detach, place.folder)
+            self._take_back = guardian.leave_stub
         except BaseException:
-            await self._make_run(place)
+            await let_run(self._monitor, self._run_control, place)
             raise
         self._place = place
         self._debugger = Debugger(client, self._dispatch, self._end)
@@ -149,20 +152,9 @@ class BreakpointControl:
         if debugger is None or place is None:
             return
         try:
-            await debugger.leave()
+            await debugger.leave(self._take_back)
         finally:
-            await self._make_run(place)
-
-    async def _make_run(self, place: StubPlace) -> None:
-        """This ends what was begun for a debugger, and makes sure that the guest runs."""
-        guardian = await self._run_control.prepare()
-        guardian.drop_stub()
-        with suppress(QvmiError):
-            await end_stub(self._monitor, place)
-        status = await commands.run_state(self._monitor)
-        if not status.running and status.status in {"paused", "debug"}:
-            await commands.cont(self._monitor)
-        guardian.note_stopped(stopped=False)
+            await let_run(self._monitor, self._run_control, place)
 
     def _dispatch(self, stop: Stop) -> None:
         """This hands a stop to everyone who waits for it."""
@@ -185,6 +177,10 @@ class BreakpointControl:
         for streams in self._waiting.values():
             for stream in streams:
                 stream.end(error)
+
+
+def _nothing() -> None:
+    """This takes nothing back: no guardian was given a connection."""
 
 
 def _is_met(breakpoint_: Breakpoint, stop: Stop) -> bool:

@@ -79,6 +79,17 @@ class Guardian:
             raise PauseError("the guardian process is gone (was it killed?)") from error
         self.stopped = stopped
 
+    def expect_stub(self, folder: Path | None) -> None:
+        """This tells that a gdbstub is about to be started in a folder, or that none was.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        try:
+            self._tell({"folder": "" if folder is None else str(folder)})
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
     def hold_stub(self, stub: int, detach: str, folder: Path | None) -> None:
         """This hands over a connection to the gdbstub, which is duplicated.
 
@@ -95,6 +106,14 @@ class Guardian:
             self._tell(known, [stub])
         except OSError as error:
             raise PauseError("the guardian process is gone (was it killed?)") from error
+
+    def leave_stub(self) -> None:
+        """This takes the connection to the gdbstub back, before it is let go of.
+
+        QEMU 7.2 crashes if it is asked anything behind the packet that lets go of it.
+        """
+        with suppress(OSError):
+            self._tell({"stub_left": True})
 
     def drop_stub(self) -> None:
         """This tells that the gdbstub was let go of; a guardian that is gone needs not know."""

@@ -116,6 +116,9 @@ def make_good(charge: Charge) -> None:
         subprocess.run(charge.command, timeout=RESCUE_S, check=False)  # noqa: S603 - as we were told
     if charge.folder:
         end_stub(charge)
+        if charge.stopped and charge.monitor is not None:
+            # QEMU may have seen the dead program's connection to the stub only just before.
+            cont(charge.monitor, time.monotonic() + RESCUE_S)
 
 
 def leave(stub: socket.socket, detach: str) -> None:

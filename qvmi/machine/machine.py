@@ -77,6 +77,7 @@ class Machine:
         self._run_control = RunControl(monitor)
         self._exact: LinuxGuest | None = None
         self._gdb = gdb
+        self._stub_pause_s = 0.0
         self.memory_map = memory_map
 
     @property
@@ -104,7 +105,7 @@ class Machine:
     def view(self) -> View:
         """This is a live look: the registers as last read, the memory as it is when it is read."""
         epoch = self.epoch
-        provenance = Provenance(Taken.LIVE, time.time(), epoch=epoch)
+        provenance = Provenance(Taken.LIVE, time.time(), self._stub_pause_s, epoch)
         return View(self._vcpus, self.memory, provenance, partial(self._require_epoch, epoch))
 
     @property
@@ -150,6 +151,27 @@ class Machine:
         self._vcpus = await commands.registers(self._monitor)
         return self._vcpus
 
+    async def system_registers(self) -> View:
+        """This reads the registers of all vCPUs by the gdbstub, which has all of them.
+
+        The guest stands still for some milliseconds, which the view's provenance tells. On aarch64
+        it is the only way to the system registers, such as ``TTBR1_EL1``.
+
+        Raises:
+            PauseError: a pause goes on, or the guest cannot be stopped safely.
+            AttachError: the gdbstub is held by another debugger, or cannot be reached.
+            UsageError: QEMU starts no gdbstub.
+            MachineGone, GdbstubTimeout, GdbstubProtocolError: QEMU did not answer.
+        """
+        from qvmi.machine.stub_look import (  # noqa: PLC0415 - import time, for a rare need
+            look_by_stub,
+            registers_of,
+        )
+
+        look = await look_by_stub(self._monitor, self._run_control, self._gdb, registers_of)
+        provenance = Provenance(Taken.CAPTURED, look.at, look.pause_s, self.epoch)
+        return View(look.found, self.memory, provenance, self.view.require_current)
+
     async def run_state(self) -> commands.RunState:
         """This asks QEMU whether the vCPUs run; it is also how to learn that QEMU is gone.
 
@@ -191,11 +213,22 @@ class Machine:
     async def recognise(self) -> None:
         """This works out which system runs from the registers as last read.
 
-        What was found, or why nothing was, :attr:`guest` tells.
+        What was found, or why nothing was, :attr:`guest` tells. The guest is not stopped for it, but
+        where that fails on aarch64 and a gdbstub was named at the attach.
 
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+            PauseError, AttachError, UsageError: the gdbstub that was named cannot be used.
         """
+        self._stub_pause_s = 0.0
+        await self._recognise_by_monitor()
+        if self._guest is None and self._gdb is not None and _lack_roots(self._vcpus):
+            view = await self.system_registers()
+            self._vcpus, self._stub_pause_s = view.vcpus, view.provenance.pause_s
+            await asyncio.to_thread(self._recognise, select)
+
+    async def _recognise_by_monitor(self) -> None:
+        """This is :meth:`recognise` without stopping the guest."""
         for _ in range(_LOOKS):
             # What was seen before takes a millisecond, what was not takes many, in a thread.
             if self._recognise(select_known) or await asyncio.to_thread(self._recognise, select):
@@ -343,3 +376,8 @@ class Machine:
         except QvmiError as error:
             self._unknown = error
         return self._guest is not None
+
+
+def _lack_roots(vcpus: tuple[Registers, ...]) -> bool:
+    """This tells whether the monitor did not tell where the page tables are."""
+    return any(vcpu.root_register is None for vcpu in vcpus)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from qvmi.host.address import SocketAddress, TcpAddress, UnixAddress, parse_sock
 from qvmi.host.peer import clients_at
 from qvmi.qmp.monitor import Monitor
 
-__all__ = ["StubPlace", "end_stub", "find_stub", "require_free_stub"]
+__all__ = ["Announce", "StubPlace", "end_stub", "find_stub", "require_free_stub"]
 
 _LABEL: Final = "gdb"
 # `disconnected:unix:/run/gdb,server=on`, `tcp:127.0.0.1:1234,server=on <-> 127.0.0.1:4711`
@@ -48,12 +49,23 @@ class StubPlace:
     folder: Path | None = None
 
 
-async def find_stub(monitor: Monitor, given: str | None) -> StubPlace:
+Announce = Callable[[Path | None], None]
+"""Is told the folder of a stub before it is started, and None if it was not."""
+
+
+def _to_nobody(_: Path | None) -> None:
+    """This tells nobody."""
+
+
+async def find_stub(
+    monitor: Monitor, given: str | None, announce: Announce = _to_nobody
+) -> StubPlace:
     """This finds the machine's gdbstub, and starts one where there is none.
 
     Args:
         monitor: the conversation with QEMU.
         given: the address that the user named, if any.
+        announce: tells whoever removes the stub if this process dies.
 
     Raises:
         UsageError: the address has none of the forms, or QEMU starts no stub; says what to do.
@@ -62,7 +74,7 @@ async def find_stub(monitor: Monitor, given: str | None) -> StubPlace:
     if given is not None:
         return StubPlace(parse_socket_address(given))
     owners = await _owners_stub(monitor)
-    return StubPlace(owners) if owners is not None else await _start(monitor)
+    return StubPlace(owners) if owners is not None else await _start(monitor, announce)
 
 
 async def require_free_stub(monitor: Monitor, given: str | None) -> None:
@@ -106,10 +118,11 @@ async def _owners_stub(monitor: Monitor) -> SocketAddress | None:
     return TcpAddress("localhost" if host in _ANY_HOST else host, int(match[4]))
 
 
-async def _start(monitor: Monitor) -> StubPlace:
+async def _start(monitor: Monitor, announce: Announce) -> StubPlace:
     """This starts a stub on a Unix socket in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="qvmi-gdb-"))
     address = UnixAddress(os.fspath(folder / "stub"))
+    announce(folder)
     try:
         said = await _said(monitor, f"gdbserver unix:{address},server=on,wait=off")
         if _is_there(address):
@@ -118,6 +131,7 @@ async def _start(monitor: Monitor) -> StubPlace:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
+    announce(None)
     raise UsageError(
         f"QEMU starts no gdbstub on {address}: {' '.join(said.split())}; start QEMU with"
         " -gdb unix:PATH,server=on,wait=off and name it with --gdb PATH"
