@@ -38,7 +38,7 @@ _MAX_HOLE: Final = 32 << 20
 _MAX_KERNELS: Final = 16
 """Kernels that are described; a guest has one, and that of before kexec at most."""
 _MAX_CLAIMS: Final = 256
-"""Notes whose page tables agree with them; each costs some 200 reads of a table."""
+"""Of notes that page tables agree with; to look at one costs some 200 reads of a table."""
 _MAX_ROOTS: Final = 64
 """Page tables looked at: all vCPUs share the kernel's."""
 _MAX_PAGE_SIZE_DIGITS: Final = 8
@@ -93,8 +93,13 @@ def _noted_image(
         UnknownGuest: as :func:`find_aarch64_image`.
     """
     found: dict[Pa, KernelImage] = {}
-    for claim in islice(_claims_of_notes(memory, misses), _MAX_CLAIMS):
-        image = _image_of(claim, memory, vcpus)
+    tried: set[tuple[Pa, Va]] = set()
+    for claim in _claims_of_notes(memory, misses):
+        # A kernel keeps a copy of its note, which says the same.
+        if (claim.root, claim.place) in tried:
+            continue
+        tried.add((claim.root, claim.place))
+        image = _image_of(claim, memory, vcpus) if len(tried) <= _MAX_CLAIMS else None
         if image is None:
             continue
         if _runs(vcpus, image, memory) is not None:
@@ -110,7 +115,7 @@ def _noted_image(
     )
     raise UnknownGuest(
         "no Linux kernel found: the guest may still be in its firmware or boot loader, run another"
-        " system, or have no such note; its page tables can be asked for by --gdb",
+        " system, or keep no note for crash dumps; name QEMU's gdbstub to be told the page tables",
         misses,
     )
 
