@@ -1,7 +1,8 @@
 """Memory of processes: ``mm_struct`` and the page tables it owns.
 
 References: Linux include/linux/mm_types.h; with page-table isolation ``mm_struct.pgd`` is the
-kernel half, which maps user memory too (arch/x86/include/asm/pgalloc.h).
+kernel half, which maps user memory too (arch/x86/include/asm/pgalloc.h). On aarch64 it is the root of
+the lower half alone, which has the same form as the upper one (arch/arm64/include/asm/mmu_context.h).
 """
 
 from struct import Struct
@@ -18,7 +19,7 @@ _POINTER: Final = Struct("<Q")
 
 
 def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace:
-    """This is the address space of one process; the kernel's half is in it too.
+    """This is the address space of one process; on x86-64 the kernel's half is in it too.
 
     Args:
         kernel: the kernel's address space.
@@ -38,4 +39,4 @@ def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace
         root = kernel.translate(Va(pgd))
     except MemoryFault as fault:
         raise WalkFailed("mm_struct.pgd", f"of the task at {task:#x}: {fault}") from fault
-    return AddressSpace(kernel.memory, Pa(root), geometry=kernel.geometry)
+    return AddressSpace(kernel.memory, Pa(root), geometry=kernel.geometry.of_user())
