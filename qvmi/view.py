@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from qvmi.arch.x86_64 import Registers
+from qvmi.arch.registers import Registers
 from qvmi.memory.physical import PhysicalMemory
 
 __all__ = ["Provenance", "Taken", "View"]

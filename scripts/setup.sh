@@ -39,18 +39,20 @@ QVMI_COMMANDS=(
 )
 
 # The same for what only tests need: git lists the files of the project, the shells try the completion
-# scripts, bpftool reads the same types as qvmi does, gdb the same registers, and a machine of another
-# architecture has others.
+# scripts, bpftool reads the same types as qvmi does, gdb the same registers; the rest makes and runs
+# guests of another architecture.
 QVMI_TEST_COMMANDS=(
     "git=git"
     "zsh=zsh"
     "fish=fish"
     "bpftool=bpftool"
     "gdb=gdb"
+    "gdb-multiarch=gdb-multiarch"
     "qemu-system-aarch64=qemu-system-arm"
+    "aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 )
 
-# Prints the packages of those commands that are not there.
+# Prints the packages of those commands that are not there, a line for each command.
 packages_of() {
     local entry
     for entry in "$@"; do
@@ -117,7 +119,7 @@ install_packages() {
 
 ensure_packages() {
     local missing
-    mapfile -t missing < <(missing_packages | sort -u)
+    mapfile -t missing < <(missing_packages | tr ' ' '\n' | sort -u)
     if [[ ${#missing[@]} -gt 0 ]]; then
         install_packages "${missing[@]}"
     fi
@@ -128,9 +130,10 @@ ensure_packages() {
 
 # Where a system has no such package the tests that need it say so themselves.
 ensure_test_packages() {
-    local package
-    while read -r package; do
-        (install_packages "$package") || say "$package cannot be installed; its tests will be skipped"
+    local packages
+    while read -r -a packages; do
+        (install_packages "${packages[@]}") ||
+            say "${packages[*]} cannot be installed; its tests will be skipped"
     done < <(packages_of "${QVMI_TEST_COMMANDS[@]}")
 }
 

@@ -26,22 +26,24 @@ class EntryForm:
     """This says which bits of a level's entries decide whether they map one run.
 
     Args:
-        present: the bit without which an entry maps nothing.
-        leaf: the bit with which an entry maps a page; 0 where none does.
+        present: the bits without which an entry maps nothing.
+        leaf_mask: the bits that tell whether an entry maps a page.
+        leaf: what they are then; a value outside of the mask where none does.
         decisive: the bits that are alike in all entries of a run, but that the address bits among
             them count up by one page each; in every entry of a table.
         page: what one entry maps, in bytes; in every entry of a table.
     """
 
     present: int
+    leaf_mask: int
     leaf: int
     decisive: int
     page: int
 
     @classmethod
-    def of(cls, *, present: int, leaf: int, decisive: int, page_size: int) -> Self:
+    def of(cls, *, present: int, leaf_mask: int, leaf: int, decisive: int, page_size: int) -> Self:
         """This makes the form from the numbers of a single entry."""
-        return cls(present, leaf, _ONES * decisive, _ONES * page_size)
+        return cls(present, leaf_mask, leaf, _ONES * decisive, _ONES * page_size)
 
 
 def entry_runs(
@@ -52,7 +54,7 @@ def entry_runs(
     A run of more than one entry maps pages that follow each other, with the rights of its first.
 
     Args:
-        table: the 512 entries.
+        table: the 512 entries; fewer where none of them maps a page.
         form: what they look like.
         first: index of the first entry wanted.
         count: how many are wanted.
@@ -65,11 +67,11 @@ def entry_runs(
             at = _skip_zeros(table, at)
             continue
         behind = at + ENTRY_SIZE
-        if entry & form.leaf and behind < end:
+        if entry & form.leaf_mask == form.leaf and behind < end:
             if breaks is None:
                 breaks = _breaks(table, form)
             behind = min(_skip_zeros(breaks, at) + ENTRY_SIZE, end) if breaks else end
-        if entry & form.present:
+        if entry & form.present == form.present:
             yield at // ENTRY_SIZE, entry, (behind - at) // ENTRY_SIZE
         at = behind
 

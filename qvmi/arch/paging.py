@@ -1,16 +1,25 @@
-"""Paging geometries as data, with the one page-table walk that reads them.
+"""The one page-table walk, which reads the geometries of :mod:`qvmi.arch.geometry`.
 
-References: Intel SDM volume 3A, chapter 4 (4-level and 5-level paging, tables 4-14 to 4-20);
-AMD64 Architecture Programmer's Manual volume 2, section 5.3.
+References: Intel SDM volume 3A, chapter 4 (4-level and 5-level paging); AMD64 Architecture
+Programmer's Manual volume 2, section 5.3; Arm Architecture Reference Manual (DDI 0487), D8.2.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from qvmi.addr import Pa, Va, canonical
-from qvmi.arch.page_table import ENTRY_SIZE, EntryForm, entry_runs
+from qvmi.addr import Pa, Va
+from qvmi.arch.geometry import (
+    X86_64_4_LEVEL,
+    X86_64_5_LEVEL,
+    Geometry,
+    Half,
+    Level,
+    Permissions,
+    aarch64_geometry,
+)
+from qvmi.arch.page_table import ENTRY_SIZE, entry_runs
 from qvmi.errors import MemoryFault, TranslationFault
 
 __all__ = [
@@ -19,10 +28,12 @@ __all__ = [
     "X86_64_5_LEVEL",
     "Extent",
     "Geometry",
+    "Half",
     "Level",
     "Permissions",
     "Step",
     "Translation",
+    "aarch64_geometry",
     "extents",
     "steps",
     "translate",
@@ -36,99 +47,9 @@ Tables that lead to each other would keep a look at the whole address space busy
 """
 
 _ENTRY: Final = Struct("<Q")
-_SPACE_END: Final = 1 << 64
 
 ReadPhysical = Callable[[Pa, int], bytes]
 """Reads exactly so many bytes at a guest physical address, or raises MemoryFault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """This is one level of paging structures.
-
-    Args:
-        name: of its entries, in the manual's own word.
-        shift_bits: position of the address bits that index it; its leaf maps 2**shift bytes.
-        leaf_bit: the entry bit that makes it map a page instead of a table; 0 where it cannot.
-        always_leaf: whether every entry maps a page, as those of the last level do.
-    """
-
-    name: str
-    shift_bits: int
-    leaf_bit: int = 0
-    always_leaf: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """This is one way of translating addresses, from the top level down.
-
-    Args:
-        name: such as ``5-level``.
-        va_bits: width of a virtual address.
-        levels: the structures, top first.
-        index_bits: width of each level's index.
-        root_mask: the bits of the root register that hold the top table's physical address.
-        address_mask: the bits of an entry that hold a physical address.
-        present_bit, writable_bit, user_bit, no_execute_bit: entry bits.
-        forms: how each level's entries are recognised as mapping one run; made from the others.
-    """
-
-    name: str
-    va_bits: int
-    levels: tuple[Level, ...]
-    index_bits: int = 9
-    root_mask: int = 0x000F_FFFF_FFFF_F000
-    address_mask: int = 0x000F_FFFF_FFFF_F000
-    present_bit: int = 1 << 0
-    writable_bit: int = 1 << 1
-    user_bit: int = 1 << 2
-    no_execute_bit: int = 1 << 63
-    forms: tuple[EntryForm, ...] = field(init=False, repr=False, compare=False)
-
-    @property
-    def table_size(self) -> int:
-        """This is the size of one table in bytes."""
-        return ENTRY_SIZE << self.index_bits
-
-    def rights(self, above: int, entry: int) -> int:
-        """This combines the permission bits of an entry with those above it: the strictest wins."""
-        granted = self.writable_bit | self.user_bit
-        return above & entry & granted | (above | entry) & self.no_execute_bit
-
-    def __post_init__(self) -> None:
-        rights = self.writable_bit | self.user_bit | self.no_execute_bit
-        forms = []
-        for level in self.levels:
-            leaf = self.present_bit if level.always_leaf else level.leaf_bit
-            size = 1 << level.shift_bits
-            decisive = self.present_bit | leaf | rights | self.address_mask & -size
-            forms.append(
-                EntryForm.of(present=self.present_bit, leaf=leaf, decisive=decisive, page_size=size)
-            )
-        object.__setattr__(self, "forms", tuple(forms))
-
-
-_LARGE_PAGE: Final = 1 << 7
-
-_LOWER_LEVELS: Final = (
-    Level("PML4E", 39),
-    Level("PDPTE", 30, _LARGE_PAGE),
-    Level("PDE", 21, _LARGE_PAGE),
-    Level("PTE", 12, always_leaf=True),
-)
-
-X86_64_4_LEVEL: Final = Geometry("4-level", 48, _LOWER_LEVELS)
-X86_64_5_LEVEL: Final = Geometry("5-level", 57, (Level("PML5E", 48), *_LOWER_LEVELS))
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """These are the rights that all entries of a walk together leave."""
-
-    writable: bool
-    user: bool
-    executable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +109,15 @@ def walk(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Translatio
             level), or a table lies outside of the guest's memory.
     """
     steps: list[Step] = []
-    rights = geometry.writable_bit | geometry.user_bit
+    denied = 0
     for level, address, entry in _entries(read, root, geometry, va):
         steps.append(Step(level.name, address, entry))
-        rights = geometry.rights(rights, entry)
-        if level.always_leaf or entry & level.leaf_bit:
+        is_leaf = entry & level.leaf_mask == level.leaf
+        denied |= geometry.denied(entry, is_leaf)
+        if is_leaf:
             page_size = 1 << level.shift_bits
-            pa = (entry & geometry.address_mask & -page_size) | (va & (page_size - 1))
-            return Translation(va, Pa(pa), page_size, _permissions(geometry, rights), tuple(steps))
+            pa = (geometry.target(entry) & -page_size) | (va & (page_size - 1))
+            return Translation(va, Pa(pa), page_size, Permissions.but(denied), tuple(steps))
     raise AssertionError("the last level of a geometry always maps a page")
 
 
@@ -208,7 +130,7 @@ def steps(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Iterator[
     try:
         for level, address, entry in _entries(read, root, geometry, va):
             yield Step(level.name, address, entry)
-            if level.always_leaf or entry & level.leaf_bit:
+            if entry & level.leaf_mask == level.leaf:
                 return
     except TranslationFault as fault:
         if fault.table is not None and fault.entry is not None:
@@ -223,9 +145,9 @@ def translate(read: ReadPhysical, root: Pa, geometry: Geometry, va: Va) -> Pa:
         TranslationFault: as :func:`walk`.
     """
     for level, _, entry in _entries(read, root, geometry, va):
-        if level.always_leaf or entry & level.leaf_bit:
+        if entry & level.leaf_mask == level.leaf:
             offset_mask = (1 << level.shift_bits) - 1
-            return Pa((entry & geometry.address_mask & ~offset_mask) | (va & offset_mask))
+            return Pa((geometry.target(entry) & ~offset_mask) | (va & offset_mask))
     raise AssertionError("the last level of a geometry always maps a page")
 
 
@@ -233,31 +155,29 @@ def _entries(
     read: ReadPhysical, root: Pa, geometry: Geometry, va: Va
 ) -> Iterator[tuple[Level, Pa, int]]:
     """This yields the present entries for an address, top first; the caller stops at a leaf."""
-    if not canonical(va, geometry.va_bits):
-        raise TranslationFault(va, why=f"not canonical for {geometry.va_bits}-bit addresses")
+    if va >> geometry.top_bits not in geometry.tops:
+        raise TranslationFault(va, why=_why_never(geometry))
     table = root & geometry.root_mask
-    index_mask = (1 << geometry.index_bits) - 1
+    mask, high_mask, shift = geometry.address_mask, geometry.high_mask, geometry.high_shift_bits
     for level in geometry.levels:
-        address = Pa(table + (va >> level.shift_bits & index_mask) * ENTRY_SIZE)
+        index = va >> level.shift_bits & (1 << level.index_bits) - 1
+        address = Pa(table + index * ENTRY_SIZE)
         try:
             entry: int = _ENTRY.unpack(read(address, ENTRY_SIZE))[0]
         except MemoryFault as fault:
             why = f"the {level.name} at {address:#x} lies outside of the guest's memory"
             raise TranslationFault(va, level=level.name, table=address, why=why) from fault
-        if not entry & geometry.present_bit:
+        if entry & level.present != level.present:
             why = f"{level.name} not present (entry {entry:#x} at {address:#x})"
             raise TranslationFault(va, level=level.name, entry=entry, table=address, why=why)
         yield level, address, entry
-        table = entry & geometry.address_mask
+        table = entry & mask | (entry & high_mask) << shift  # Geometry.target, without a call
 
 
-def _permissions(geometry: Geometry, rights: int) -> Permissions:
-    """This names combined permission bits."""
-    return Permissions(
-        writable=bool(rights & geometry.writable_bit),
-        user=bool(rights & geometry.user_bit),
-        executable=not rights & geometry.no_execute_bit,
-    )
+def _why_never(geometry: Geometry) -> str:
+    if geometry.half is Half.BOTH:
+        return f"not canonical for {geometry.va_bits}-bit addresses"
+    return f"not in the {geometry.half} half of {geometry.va_bits}-bit addresses"
 
 
 def extents(
@@ -278,31 +198,28 @@ def extents(
     Raises:
         TranslationFault: half of the address space takes more than MAX_TABLES tables.
     """
-    half = 1 << (geometry.va_bits - 1)
-    for lowest, highest in ((0, half), (_SPACE_END - half, _SPACE_END)):
+    for lowest, highest in geometry.spans:
         low, high = max(start, lowest), min(end, highest)
         if low < high:
-            yield from _joined(geometry, _pages(read, root, geometry, low, high), low, high)
+            yield from _joined(_pages(read, root, geometry, low, high), low, high)
 
 
-def _joined(
-    geometry: Geometry, pages: Iterable[tuple[int, int, int, int]], start: int, end: int
-) -> Iterator[Extent]:
+def _joined(pages: Iterable[tuple[int, int, int, int]], start: int, end: int) -> Iterator[Extent]:
     """This joins pages that follow each other in both spaces, and cuts what is out of the range."""
 
     def extent() -> Extent:
         va = max(first, start)
         size = min(behind, end) - va
-        return Extent(Va(va), Pa(va + distance), size, _permissions(geometry, allowed))
+        return Extent(Va(va), Pa(va + distance), size, Permissions.but(denied))
 
-    first = behind = distance = allowed = 0
-    for va, pa, rights, size in pages:
-        if va == behind and pa - va == distance and rights == allowed:
+    first = behind = distance = denied = 0
+    for va, pa, refused, size in pages:
+        if va == behind and pa - va == distance and refused == denied:
             behind += size
             continue
         if first < behind:
             yield extent()
-        first, behind, distance, allowed = va, va + size, pa - va, rights
+        first, behind, distance, denied = va, va + size, pa - va, refused
     if first < behind:
         yield extent()
 
@@ -310,23 +227,23 @@ def _joined(
 def _pages(
     read: ReadPhysical, root: Pa, geometry: Geometry, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """This iterates (va, pa, rights, size) of runs of pages mapped in [start, end), by address."""
+    """This iterates (va, pa, what is denied, size) of runs of pages in [start, end), by address."""
     tables = _Tables(read, geometry)
-    granted, denied = geometry.writable_bit | geometry.user_bit, geometry.no_execute_bit
-    # From the top level down: what is left of a table, and the rights that lead to it.
-    path = [(tables.present(root & geometry.root_mask, 0, start, end), granted)]
+    # From the top level down: what is left of a table, and what is denied on the way to it.
+    path = [(tables.present(root & geometry.root_mask, 0, start, end), 0)]
     while path:
         entries, above = path[-1]
         level = geometry.levels[len(path) - 1]
         span = 1 << level.shift_bits
         for va, entry, length in entries:
-            rights = above & entry & granted | (above | entry) & denied
-            target = entry & geometry.address_mask
-            if level.always_leaf or entry & level.leaf_bit:
-                yield va, target & -span, rights, span * length
+            is_leaf = entry & level.leaf_mask == level.leaf
+            denied = above | geometry.denied(entry, is_leaf)
+            target = geometry.target(entry)
+            if is_leaf:
+                yield va, target & -span, denied, span * length
                 continue
             below = tables.present(target, len(path), max(start, va), min(end, va + span))
-            path.append((below, rights))
+            path.append((below, denied))
             break
         else:
             path.pop()
@@ -357,13 +274,13 @@ class _Tables:
         if not self._left:
             raise TranslationFault(Va(start), why=f"more than {MAX_TABLES} page tables to read")
         self._left -= 1
-        geometry = self._geometry
+        geometry, level = self._geometry, self._geometry.levels[depth]
         try:
-            table = self._read(Pa(address), geometry.table_size)
+            table = self._read(Pa(address), level.table_size)
         except MemoryFault:
             return
-        shift = geometry.levels[depth].shift_bits
-        first = start >> shift & (1 << geometry.index_bits) - 1
+        shift = level.shift_bits
+        first = start >> shift & (1 << level.index_bits) - 1
         base = (start >> shift) - first
         count = (end - 1 >> shift) - (start >> shift) + 1
         for at, entry, length in entry_runs(table, geometry.forms[depth], first, count):

@@ -1,8 +1,8 @@
 """The registers of an x86-64 vCPU, as QEMU's human monitor prints them and its gdbstub tells them.
 
-References: QEMU ``target/i386/cpu-dump.c`` (``x86_cpu_dump_state``), ``hw/core/cpu-common.c`` and
-``monitor/hmp-cmds.c`` (``hmp_info_registers``), 7.2 to 10.1; Intel SDM volume 3A, sections 2.5
-(CR0 to CR4) and 2.2.1 (EFER); QEMU ``gdb-xml/i386-64bit.xml`` and ``target/i386/gdbstub.c``.
+References: QEMU ``target/i386/cpu-dump.c`` (``x86_cpu_dump_state``), 7.2 to 10.1; Intel SDM volume
+3A, sections 2.5 (CR0 to CR4) and 2.2.1 (EFER); QEMU ``gdb-xml/i386-64bit.xml`` and
+``target/i386/gdbstub.c``.
 """
 
 import re
@@ -13,15 +13,10 @@ from typing import Final
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.errors import GdbstubProtocolError, QmpProtocolError
+from qvmi.arch.register_dump import malformed, vcpu_dumps
+from qvmi.errors import GdbstubProtocolError
 
-__all__ = ["INFO_REGISTERS", "Registers", "parse_registers", "registers_of_stub", "stub_name"]
-
-INFO_REGISTERS: Final = "info registers -a"
-"""The monitor line whose answer `parse_registers` understands."""
-
-_MAX_VCPUS: Final = 4096  # the largest vCPU number of any x86 machine type of QEMU 10
-_MAX_TEXT: Final = 10 << 20  # characters; as much as one QMP message may carry
+__all__ = ["Registers", "parse_registers", "registers_of_stub", "stub_name"]
 
 _CR0_PAGING: Final = 1 << 31
 _CR4_LA57: Final = 1 << 12
@@ -96,6 +91,11 @@ class Registers:
     halted: bool | None
 
     @property
+    def root_register(self) -> int | None:
+        """This is the register that holds the page-table root."""
+        return self.cr3
+
+    @property
     def paging(self) -> bool:
         """This tells whether addresses are translated by page tables (CR0.PG)."""
         return bool(self.cr0 & _CR0_PAGING)
@@ -150,7 +150,6 @@ def _privilege(named: Mapping[str, int]) -> int:
     return 3 if named.get("rflags", 0) & _RFLAGS_VM else named.get("cs", 0) & 3
 
 
-_HEADER: Final = re.compile(r"^CPU#([0-9]+)\s*$", re.MULTILINE)
 # `RAX=0000…`, `R8 =0000…`, `CPL=0`, and of `ES =0000 00000000 …` the selector.
 _VALUE: Final = re.compile(r"\b([A-Z][A-Z0-9]{1,3}) ?=([0-9a-f]{1,16})\b")
 _SEGMENT_BASE: Final = re.compile(r"^([FG]S) ?=[0-9a-f]{4} ([0-9a-f]{8,16}) ", re.MULTILINE)
@@ -186,25 +185,13 @@ def parse_registers(text: str) -> tuple[Registers, ...]:
     Raises:
         QmpProtocolError: a register is missing, or the text is not about x86 vCPUs at all.
     """
-    if len(text) > _MAX_TEXT:
-        raise _malformed(f"{len(text)} characters, more than {_MAX_TEXT}")
-    headers = list(_HEADER.finditer(text))
-    if not 0 < len(headers) <= _MAX_VCPUS:
-        raise _malformed(f"{len(headers)} vCPUs, expected 1 to {_MAX_VCPUS}: {text[:80]!r}")
-    ends = [header.start() for header in headers[1:]] + [len(text)]
-    vcpus = tuple(
-        _parse_vcpu(int(header[1]), text[header.end() : end])
-        for header, end in zip(headers, ends, strict=True)
-    )
-    if len({vcpu.index for vcpu in vcpus}) != len(vcpus):
-        raise _malformed("a vCPU is printed twice")
-    return vcpus
+    return tuple(_parse_vcpu(index, dump) for index, dump in vcpu_dumps(text))
 
 
 def _parse_vcpu(index: int, dump: str) -> Registers:
     last = _LAST.search(dump)
     if last is None:
-        raise _malformed(f"CPU#{index}: no EFER; is this an x86-64 guest?")
+        raise malformed(f"CPU#{index}: no EFER; is this an x86-64 guest?")
     system = dump[: last.end()]
     values = {name: int(digits, 16) for name, digits in _VALUE.findall(system)}
     fields: dict[str, object] = {"index": index, "kernel_gs_base": None}
@@ -219,7 +206,7 @@ def _parse_vcpu(index: int, dump: str) -> Registers:
         # Not strict: QEMU prints truth values as 0 and 1.
         return msgspec.convert(fields, Registers, strict=False)
     except msgspec.ValidationError as error:
-        raise _malformed(f"CPU#{index}: {error}") from error
+        raise malformed(f"CPU#{index}: {error}") from error
 
 
 def _named(values: Mapping[str, int]) -> dict[str, int | None]:
@@ -228,7 +215,3 @@ def _named(values: Mapping[str, int]) -> dict[str, int | None]:
     names = _NAMES_64 if wide else _NAMES_32
     found = {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
     return {**found} if wide else {**_HIDDEN_32, **found}
-
-
-def _malformed(problem: str) -> QmpProtocolError:
-    return QmpProtocolError(INFO_REGISTERS, problem)

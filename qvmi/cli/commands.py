@@ -210,8 +210,10 @@ COMMANDS: Final = (
         "regs",
         "the vCPUs' registers",
         "Reads the registers without stopping the guest. A register that QEMU does not print in\n"
-        "the present mode of the vCPU is shown as - (null in JSON).",
+        "the present mode of the vCPU is shown as - (null in JSON); of an aarch64 vCPU these are\n"
+        "all system registers.",
         (
+            ("qvmi --qmp /run/vm/qmp.sock regs --system", "those too, in a pause that is told"),
             ("qvmi --qmp /run/vm/qmp.sock regs", "all vCPUs"),
             ("qvmi --qmp /run/vm/qmp.sock regs --vcpu 0 --json", "the first one, for a program"),
         ),

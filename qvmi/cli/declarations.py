@@ -89,6 +89,11 @@ def regs(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--vcpu", metavar="N", type=values.count, help="only this vCPU; the first is 0"
     )
+    parser.add_argument(
+        "--system",
+        action="store_true",
+        help="by the gdbstub, which has all registers: the guest stands still for it",
+    )
 
 
 def read(parser: ArgumentParser) -> None:

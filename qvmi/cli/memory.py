@@ -221,22 +221,13 @@ def _step_columns(geometry: Geometry) -> Sequence[Column[Step]]:
         Column("LEVEL", lambda step: step.level),
         Column("AT", lambda step: f"{step.address:#x}", right=True),
         Column("ENTRY", lambda step: f"{step.entry:#018x}"),
-        Column("ALLOWS", lambda step: _allowed(geometry, step.entry)),
+        Column("ALLOWS", lambda step: _allowed(geometry, step)),
     )
 
 
-def _allowed(geometry: Geometry, entry: int) -> str:
-    if not entry & geometry.present_bit:
-        return "nothing: not present"
-    return _rights(_permissions(geometry, entry))
-
-
-def _permissions(geometry: Geometry, entry: int) -> Permissions:
-    return Permissions(
-        writable=bool(entry & geometry.writable_bit),
-        user=bool(entry & geometry.user_bit),
-        executable=not entry & geometry.no_execute_bit,
-    )
+def _allowed(geometry: Geometry, step: Step) -> str:
+    allowed = geometry.permissions(step.level, step.entry)
+    return "nothing: not present" if allowed is None else _rights(allowed)
 
 
 def _rights(allowed: Permissions) -> str:

@@ -6,7 +6,7 @@ References: GDB manual, "Remote Protocol"; QEMU ``docs/system/gdb.rst``.
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -298,13 +298,19 @@ class GdbClient:
         except TimeoutError as error:
             raise GdbstubTimeout(doing, _STOP_TIMEOUT_S) from error
 
-    async def detach(self) -> None:
+    async def detach(self, before: Callable[[], None] | None = None) -> None:
         """This removes all breakpoints, lets the guest run, and ends the session.
+
+        Args:
+            before: is called when no breakpoint is left and the guest is let run next.
 
         Raises:
             MachineGone: QEMU ended first.
             GdbstubTimeout: the stub does not answer; the session is ended all the same.
         """
+        if before is not None:
+            await self._clear("detach")
+            before()
         await self._leave("detach", [detach_request(self._process)])
 
     async def leave_stopped(self) -> None:
@@ -326,6 +332,13 @@ class GdbClient:
         connection.settimeout(0)
         await self._channel.close()
         return connection
+
+    async def _clear(self, doing: str) -> None:
+        """This removes all breakpoints; whatever goes wrong in it, `_leave` ends the session."""
+        with suppress(QvmiError):
+            if self.running:
+                await self.interrupt()
+            await self._channel.ask(doing, [WHY_STOPPED], timeout_s=_LEAVE_TIMEOUT_S)
 
     async def _leave(self, doing: str, last: Sequence[bytes]) -> None:
         try:

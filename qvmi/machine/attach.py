@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import platformdirs
 
 from qvmi.addr import Pa, Va
-from qvmi.arch.x86_64 import Registers
+from qvmi.arch.registers import Registers
 from qvmi.errors import UsageError
 from qvmi.machine.capture import IN_A_WALK
 from qvmi.machine.control import Control
@@ -78,9 +78,9 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         cache: folder of the profiles; the user's cache folder by default.
         use_cache: whether profiles are read and written at all.
         discover: whether to work out at once which system runs there.
-        gdb: the address of QEMU's gdbstub: for breakpoints and writes, and for memory that cannot be
-            reached without stopping the guest otherwise; None finds or starts one, but not to read
-            memory.
+        gdb: the address of QEMU's gdbstub: for breakpoints, writes and system registers, and for what
+            cannot be had without stopping the guest otherwise: its memory, or where an aarch64
+            kernel's page tables are. None finds or starts one, but not to attach.
         policy: what may be done to the guest. The default looks and stops it for that;
             ``OBSERVE.plus(Grant.WRITE)`` changes it, ``READ_ONLY`` does not even stop it.
         sources: the ways to the memory that may be used, of

@@ -53,6 +53,7 @@ class BreakpointControl:
         self._closed = False
         self._debugger: Debugger | None = None
         self._place: StubPlace | None = None
+        self._take_back: Callable[[], None] = _nothing
         self._waiting: dict[Breakpoint, list[HitStream]] = {}
 
     @asynccontextmanager
@@ -155,6 +156,7 @@ class BreakpointControl:
             client = await connect_stub(place, was_running=True)
             detach = detach_request(client.process).decode()
             guardian.hold_stub(client.descriptor, detach, place.folder)
+            self._take_back = guardian.leave_stub
         except BaseException:
             await self._make_run(place)
             raise
@@ -169,7 +171,7 @@ class BreakpointControl:
         if debugger is None or place is None:
             return
         try:
-            await debugger.leave()
+            await debugger.leave(self._take_back)
         finally:
             await self._make_run(place)
 
@@ -205,6 +207,10 @@ class BreakpointControl:
         for streams in self._waiting.values():
             for stream in streams:
                 stream.end(error)
+
+
+def _nothing() -> None:
+    """This takes nothing back: no guardian was given a connection."""
 
 
 def _is_met(breakpoint_: Breakpoint, stop: Stop) -> bool:

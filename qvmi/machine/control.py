@@ -31,6 +31,7 @@ class Control:
 
     Attributes:
         run_control: stops the guest and lets it run.
+        stub_named: whether the user has named the gdbstub.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Control:
         self.run_control = RunControl(monitor)
         self.recognition = recognition
         self.policy = policy
+        self.stub_named = gdb is not None
         self._monitor = monitor
         self._gdb = gdb
 

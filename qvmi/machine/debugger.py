@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 Work = Callable[[GdbClient], Awaitable[Result]]
 """What is done while the guest stands still."""
 
+_CURRENT_TASK: Final = "SP_EL0"
+"""Where Linux keeps it on aarch64; the stub does not count it among the core registers."""
 _TRAP: Final = 5
 """The signal of a breakpoint; another is of somebody who stopped the guest."""
 
@@ -94,8 +96,12 @@ class Debugger:
             self._still -= 1
             self._news.set()
 
-    async def leave(self) -> None:
-        """This ends the session: no breakpoint is left, and the guest goes on if it ran before."""
+    async def leave(self, before_detach: Callable[[], None]) -> None:
+        """This ends the session: no breakpoint is left, and the guest goes on if it ran before.
+
+        Args:
+            before_detach: is called when nothing but letting the guest run is left to do.
+        """
         self._running.cancel()
         await asyncio.wait({self._running})
         self._fail(MachineGone("the gdbstub was let go of"))
@@ -104,7 +110,7 @@ class Debugger:
         if self._client.was_running is False:
             await self._client.leave_stopped()
         else:
-            await self._client.detach()
+            await self._client.detach(before_detach)
 
     async def _run(self) -> None:
         """This lets the guest run from stop to stop, for as long as there is a session."""
@@ -126,10 +132,18 @@ class Debugger:
         """This tells of a stop, and is what the vCPU stands at."""
         if stop.signal != _TRAP or stop.thread is None:
             return ()
-        registers = _typed(stop.thread, await self._client.registers.read(stop.thread))
+        registers = _typed(stop.thread, await self._values(stop.thread))
         pc = registers.rip if isinstance(registers, x86_64.Registers) else registers.pc
         self._on_stop(Stop(stop.thread, registers, Va(pc), stop.address))
         return [one for one in self._client.breakpoints if one.address == pc]
+
+    async def _values(self, thread: ThreadId) -> Mapping[str, int]:
+        """These are the registers of a vCPU, by name, with what tells the task that it runs."""
+        stub = self._client.registers
+        values = await stub.read(thread)
+        if _CURRENT_TASK not in (await stub.description()).by_name:
+            return values
+        return values | await stub.read_named(thread, [_CURRENT_TASK])
 
     async def _work(self) -> None:
         """This does what others want done at a standstill, and waits for as long as they want one."""

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvmi.arch.x86_64 import Registers
 from qvmi.errors import UsageError
 from qvmi.machine.pause import Pause, RunControl
-from qvmi.memory.elf_core import Note, prstatus_note, qemu_note, vmcoreinfo_note, write_core
+from qvmi.memory.elf_core import CoreNotes, core_notes, write_core
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
@@ -98,7 +97,7 @@ class DumpFile:
         async with AsyncExitStack() as stack:
             pause = None if live else await stack.enter_async_context(run_control.paused())
             vcpus = await commands.registers(monitor)
-            written = await self._written(_notes(vcpus, vmcoreinfo))
+            written = await self._written(core_notes(vcpus, vmcoreinfo))
         size = await asyncio.to_thread(self._put_in_place)
         return Dump(self._path, size, written, _provenance(pause, at))
 
@@ -116,7 +115,7 @@ class DumpFile:
             raise _unwritable(self._path, error) from error
         return self._path.stat().st_size
 
-    async def _written(self, notes: list[Note]) -> int:
+    async def _written(self, notes: CoreNotes) -> int:
         """This writes in a thread, which has ended when this returns, be it by a cancel."""
         wanted = threading.Event()
         wanted.set()
@@ -151,11 +150,6 @@ def _require_replaceable(path: Path) -> None:
     if not stat.S_ISREG(mode):
         what = _KINDS.get(stat.S_IFMT(mode), "no file")
         raise UsageError(f"{path} is {what}; a dump has holes and needs a regular file")
-
-
-def _notes(vcpus: tuple[Registers, ...], vmcoreinfo: bytes) -> list[Note]:
-    about_kernel = [vmcoreinfo_note(vmcoreinfo)] if vmcoreinfo else []
-    return [*map(prstatus_note, vcpus), *map(qemu_note, vcpus), *about_kernel]
 
 
 def _provenance(pause: Pause | None, at: float) -> Provenance:

@@ -79,6 +79,17 @@ class Guardian:
             raise PauseError("the guardian process is gone (was it killed?)") from error
         self.stopped = stopped
 
+    def note_folder(self, folder: Path | None) -> None:
+        """This tells of a gdbstub that is started for us, which is to be ended if we cannot.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        try:
+            self._tell({"folder": "" if folder is None else str(folder)})
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
     def hold_stub(self, stub: int, detach: str, folder: Path | None) -> None:
         """This hands over a connection to the gdbstub, which is duplicated.
 
@@ -96,16 +107,13 @@ class Guardian:
         except OSError as error:
             raise PauseError("the guardian process is gone (was it killed?)") from error
 
-    def note_folder(self, folder: Path | None) -> None:
-        """This tells of a gdbstub that is started for us, which is to be ended if we cannot.
+    def leave_stub(self) -> None:
+        """This takes the connection to the gdbstub back, before it is let go of.
 
-        Raises:
-            PauseError: the guardian is gone.
+        QEMU 7.2 crashes if it is asked anything behind the packet that lets go of it.
         """
-        try:
-            self._tell({"folder": "" if folder is None else str(folder)})
-        except OSError as error:
-            raise PauseError("the guardian process is gone (was it killed?)") from error
+        with suppress(OSError):
+            self._tell({"stub_left": True})
 
     def drop_stub(self) -> None:
         """This tells that the gdbstub was let go of; a guardian that is gone needs not know."""

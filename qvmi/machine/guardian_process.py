@@ -156,10 +156,11 @@ def make_good(charge: Charge) -> None:
         # The dead program may have been in the midst of a command; QEMU may be frozen.
         answers = begin(monitor, NEVER_UTF8)
         let_go_of_stub(charge)
+        if charge.folder:
+            # QEMU may see only now that the dead program has connected to it, which stops the guest.
+            end_stub(monitor, answers)
         if charge.stopped:
             cont(monitor, answers)
-        if charge.folder:
-            end_stub(monitor, answers)
     finally:
         if charge.folder:
             shutil.rmtree(charge.folder, ignore_errors=True)

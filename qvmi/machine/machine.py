@@ -3,12 +3,13 @@
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvmi.addr import Pa, Va
-from qvmi.arch.x86_64 import Registers
+from qvmi.arch.registers import Registers
 from qvmi.errors import MachineGone, StaleView
 from qvmi.machine.capture import Capture
 from qvmi.machine.control import Control
@@ -71,6 +72,7 @@ class Machine(OtherTools):
         self._run_control.reader = opened.remote
         self._exact: LinuxGuest | None = None
         self._still_view: View | None = None
+        self._stub_pause_s = 0.0
         self.memory_map = memory_map
 
     @property
@@ -113,7 +115,7 @@ class Machine(OtherTools):
     def view(self) -> View:
         """This is a live look: the registers as last read, the memory as it is when it is read."""
         epoch = self.epoch
-        provenance = Provenance(Taken.LIVE, time.time(), epoch=epoch)
+        provenance = Provenance(Taken.LIVE, time.time(), self._stub_pause_s, epoch)
         return View(self._vcpus, self.memory, provenance, partial(self._require_epoch, epoch))
 
     @property
@@ -165,6 +167,30 @@ class Machine(OtherTools):
         self._vcpus = await commands.registers(self._monitor)
         return self._vcpus
 
+    async def system_registers(self) -> View:
+        """This reads the registers of all vCPUs by the gdbstub, which has all of them.
+
+        The guest stands still for some milliseconds, which the view's provenance tells; within
+        :meth:`paused` they are of that moment. On aarch64 it is the only way to the system registers,
+        such as ``TTBR1_EL1``.
+
+        Raises:
+            PolicyDenied: the session has not the grant ``pause``.
+            PauseError: the guest cannot be stopped safely.
+            AttachError: the gdbstub is held by another debugger, or cannot be reached.
+            UsageError: QEMU starts no gdbstub.
+            StaleView: somebody else has let the guest run in the meantime.
+            MachineGone, GdbstubTimeout, GdbstubProtocolError: QEMU did not answer.
+        """
+        self.policy.require(Grant.PAUSE, "read registers by the gdbstub")
+        live = self.view
+        async with self._run_control.paused() as pause:
+            vcpus = await self._control.stub.do(lambda client: client.registers.vcpus())
+            if self._still_view is not None:
+                return self._still(pause, vcpus)
+        provenance = Provenance(Taken.CAPTURED, pause.at, pause.lasted_s, live.provenance.epoch)
+        return replace(live, vcpus=vcpus, provenance=provenance)
+
     async def run_state(self) -> commands.RunState:
         """This asks QEMU whether the vCPUs run; it is also how to learn that QEMU is gone.
 
@@ -204,16 +230,25 @@ class Machine(OtherTools):
     async def recognise(self) -> None:
         """This works out which system runs from the registers as last read.
 
-        What was found, or why nothing was, :attr:`guest` tells.
+        What was found, or why nothing was, :attr:`guest` tells. The guest is not stopped for it, but
+        where that fails on aarch64 and a gdbstub was named at the attach.
 
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+            PauseError, AttachError, UsageError: the gdbstub that was named cannot be used.
         """
+        self._stub_pause_s = 0.0
         try:
-            await self._recognition.look(lambda: self.view, self.registers)
+            await self._recognition.look(lambda: self.view, self.registers, self._ask_stub)
         finally:
             if self._opened.remote is not None:
                 await self._opened.remote.let_go()
+
+    async def _ask_stub(self) -> None:
+        """This reads the registers by the gdbstub, if that was named and may stop the guest."""
+        if self._control.stub_named and self.policy.allows(Grant.PAUSE):
+            view = await self.system_registers()
+            self._vcpus, self._stub_pause_s = view.vcpus, view.provenance.pause_s
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[View]:

@@ -48,23 +48,31 @@ class Recognition:
         return self.guest
 
     async def look(
-        self, view: Callable[[], View], refresh: Callable[[], Awaitable[object]]
+        self,
+        view: Callable[[], View],
+        refresh: Callable[[], Awaitable[object]],
+        ask_stub: Callable[[], Awaitable[object]],
     ) -> None:
         """This works out which system runs; what it is, or why it is none, is known afterwards.
 
         Args:
             view: makes a view of the machine as it is now.
             refresh: reads the registers anew.
+            ask_stub: reads those too that the monitor does not tell, if that is wanted.
         """
         for _ in range(_LOOKS):
             # What was seen before takes a millisecond, what was not takes many, in a thread.
             if await self._tried(select_known, view()) or await self._tried(select, view()):
                 return
             # The page tables may have been those of a process that has ended in the meantime.
-            before = {vcpu.cr3 for vcpu in view().vcpus}
+            before = _roots(view())
             await refresh()
-            if before == {vcpu.cr3 for vcpu in view().vcpus}:
-                return
+            if before == _roots(view()):
+                break
+        if None in before:
+            await ask_stub()
+            if None not in _roots(view()):
+                await self._tried(select, view())
 
     def remember(self) -> None:
         """This keeps what was learned for the next attach."""
@@ -87,3 +95,8 @@ class Recognition:
         except QvmiError as error:
             self._problem = error
         return self.guest is not None
+
+
+def _roots(view: View) -> set[int | None]:
+    """These are the roots of the page tables that the vCPUs use; None is one that is not told."""
+    return {vcpu.root_register for vcpu in view.vcpus}

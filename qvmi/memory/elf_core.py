@@ -1,7 +1,8 @@
 """The head of an ELF core file that holds a machine's physical memory, as QEMU's own dumps do.
 
 References: elf(5); Linux include/uapi/linux/elfcore.h and include/linux/elfcore.h (``elf_prstatus``);
-QEMU ``dump/dump.c`` and ``target/i386/arch_dump.c`` (``x86_64_elf_prstatus``, ``QEMUCPUState``).
+QEMU ``dump/dump.c``, ``target/i386/arch_dump.c`` (``x86_64_elf_prstatus``, ``QEMUCPUState``) and
+``target/arm/arch_dump.c`` (``aarch64_prstatus``).
 """
 
 import os
@@ -11,16 +12,16 @@ from struct import Struct
 from typing import Final
 
 from qvmi.addr import PAGE_SIZE, Pa, PaRange
-from qvmi.arch.x86_64 import Registers
+from qvmi.arch import aarch64, x86_64
+from qvmi.arch.registers import Registers
 from qvmi.memory.physical import PhysicalMemory
 
 __all__ = [
     "CoreHead",
+    "CoreNotes",
     "Note",
     "core_head",
-    "prstatus_note",
-    "qemu_note",
-    "vmcoreinfo_note",
+    "core_notes",
     "write_core",
 ]
 
@@ -33,12 +34,16 @@ _NOTE: Final = Struct("<III")
 _IDENT: Final = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
 _ET_CORE: Final = 4
 _EM_X86_64: Final = 62
+_EM_AARCH64: Final = 183
 _PT_LOAD, _PT_NOTE = 1, 4
 _NT_PRSTATUS: Final = 1
 
 # struct elf_prstatus: 112 bytes of signal and times with the thread's id at 32, 27 registers of
 # user_regs_struct, and whether floating-point registers follow.
 _PRSTATUS: Final = Struct("<32xI76x27Q8x")
+# The same with the 34 registers of user_pt_regs: x0 to x30, sp, pc and pstate.
+_PRSTATUS_AARCH64: Final = Struct("<32xI76x34Q8x")
+_GENERAL_AARCH64: Final = 31
 # QEMUCPUState: version, size, 18 registers, ten segments, CR0 to CR4, and the base that SWAPGS brings.
 _QEMU_REGISTERS: Final = Struct("<II18Q")
 _QEMU_SEGMENT: Final = Struct("<IIIIQ")
@@ -69,6 +74,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreNotes:
+    """This is what a core file says besides the memory.
+
+    Args:
+        machine: the ELF number of the architecture.
+        notes: about the vCPUs and the kernel.
+    """
+
+    machine: int
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CoreHead:
     """This is the beginning of the file, and where the memory belongs behind it.
 
@@ -83,9 +101,9 @@ class CoreHead:
     size: int
 
 
-def core_head(ranges: Sequence[PaRange], notes: Sequence[Note]) -> CoreHead:
+def core_head(ranges: Sequence[PaRange], notes: CoreNotes) -> CoreHead:
     """This lays a core file out: one segment for each range, all its bytes in the file."""
-    encoded = b"".join(note.encoded for note in notes)
+    encoded = b"".join(note.encoded for note in notes.notes)
     count = len(ranges) + 1
     notes_at = _HEADER.size + count * _PROGRAM.size
     here = _page_end(notes_at + len(encoded))
@@ -96,13 +114,31 @@ def core_head(ranges: Sequence[PaRange], notes: Sequence[Note]) -> CoreHead:
         programs.append(_PROGRAM.pack(_PT_LOAD, 0, here, 0, ram.start, ram.size, ram.size, 0))
         here = _page_end(here + ram.size)
     header = _HEADER.pack(
-        _IDENT, _ET_CORE, _EM_X86_64, 1, 0, _HEADER.size, 0, 0, _HEADER.size, _PROGRAM.size, count,
-        0, 0, 0,
+        _IDENT, _ET_CORE, notes.machine, 1, 0, _HEADER.size, 0, 0, _HEADER.size, _PROGRAM.size,
+        count, 0, 0, 0,
     )  # fmt: skip
     return CoreHead(header + b"".join(programs) + encoded, tuple(offsets), here)
 
 
-def prstatus_note(vcpu: Registers) -> Note:
+def core_notes(vcpus: Sequence[Registers], vmcoreinfo: bytes) -> CoreNotes:
+    """These are the notes about the vCPUs, and the kernel's own for crash dumps, if it has one."""
+    about_kernel = [Note(b"VMCOREINFO", 0, vmcoreinfo)] if vmcoreinfo else []
+    arm = [vcpu for vcpu in vcpus if isinstance(vcpu, aarch64.Registers)]
+    if arm:
+        return CoreNotes(_EM_AARCH64, (*map(_prstatus_note_aarch64, arm), *about_kernel))
+    x86 = [vcpu for vcpu in vcpus if isinstance(vcpu, x86_64.Registers)]
+    notes = (*map(_prstatus_note, x86), *map(_qemu_note, x86), *about_kernel)
+    return CoreNotes(_EM_X86_64, notes)
+
+
+def _prstatus_note_aarch64(vcpu: aarch64.Registers) -> Note:
+    """This is a vCPU's registers as a kernel's core dump has them; threads count from 1."""
+    general = (*vcpu.x, *[0] * (_GENERAL_AARCH64 - len(vcpu.x)))
+    data = _PRSTATUS_AARCH64.pack(vcpu.index + 1, *general, vcpu.sp, vcpu.pc, vcpu.cpsr)
+    return Note(b"CORE", _NT_PRSTATUS, data)
+
+
+def _prstatus_note(vcpu: x86_64.Registers) -> Note:
     """This is a vCPU's registers as a kernel's core dump has them; threads count from 1."""
     registers = (
         *(vcpu.r15, vcpu.r14, vcpu.r13, vcpu.r12, vcpu.rbp, vcpu.rbx, vcpu.r11, vcpu.r10),
@@ -114,7 +150,7 @@ def prstatus_note(vcpu: Registers) -> Note:
     return Note(b"CORE", _NT_PRSTATUS, data)
 
 
-def qemu_note(vcpu: Registers) -> Note:
+def _qemu_note(vcpu: x86_64.Registers) -> Note:
     """This is a vCPU's state as QEMU's dumps have it, from which ``crash`` takes CR3.
 
     What the monitor does not tell, limits and flags of the segments, is zero.
@@ -149,11 +185,6 @@ def qemu_note(vcpu: Registers) -> Note:
     )
 
 
-def vmcoreinfo_note(text: bytes) -> Note:
-    """This is the kernel's own note for crash dumps."""
-    return Note(b"VMCOREINFO", 0, text)
-
-
 def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
@@ -163,7 +194,7 @@ def _page_end(offset: int) -> int:
 
 
 def write_core(
-    file: int, memory: PhysicalMemory, notes: Sequence[Note], go_on: Callable[[], bool]
+    file: int, memory: PhysicalMemory, notes: CoreNotes, go_on: Callable[[], bool]
 ) -> int:
     """This writes a core file into an empty file; what the guest never touched becomes a hole.
 

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from qvmi.addr import Pa
-from qvmi.arch.x86_64 import INFO_REGISTERS, Registers, parse_registers
+from qvmi.arch.registers import INFO_REGISTERS, Registers, parse_registers
 from qvmi.errors import MemoryFault, QmpCommandFailed, QmpProtocolError
 from qvmi.memory.memory_map import INFO_MTREE, MemoryBackend, MemoryMap, parse_memory_map
 from qvmi.qmp.concurrency import concurrently

@@ -321,7 +321,7 @@ class GuestFacts(msgspec.Struct, frozen=True, kw_only=True):
         release: such as ``6.1.0-56-cloud-amd64``.
         banner: the kernel's own banner line; its word, as ``release`` is: escape both for whatever
             they are printed on.
-        architecture: such as ``x86_64``.
+        architecture: ``x86_64`` or ``aarch64``.
         paging: such as ``5-level``.
         page_table_root: physical address of the kernel's top-level page table.
         page_table_isolation: whether user mode runs on page tables of its own.

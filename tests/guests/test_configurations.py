@@ -15,6 +15,7 @@ from tests.asynchronous import asynchronous
 from tests.guests.agreement import assert_processes_agree, at_rest
 from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
+from tests.guests.x86_64_vcpus import x86_64_vcpus
 
 ATTACHES: Final = 40
 """A timer interrupt takes a vCPU out of user mode for a moment; one attach in a few meets it."""
@@ -139,7 +140,8 @@ async def _attach_in_user_mode(guest: Guest) -> frozenset[Process]:
     for _ in range(ATTACHES):
         async with qvmi.attach(guest.qmp, use_cache=False) as machine:
             seen = at_rest(machine.guest.processes())
-            if all(vcpu.cpl == 3 and vcpu.cr3 & 0x1000 for vcpu in machine.view.vcpus):
+            vcpus = x86_64_vcpus(machine.view.vcpus)
+            if all(vcpu.cpl == 3 and vcpu.cr3 & 0x1000 for vcpu in vcpus):
                 return seen
     raise AssertionError(f"not one of {ATTACHES} attaches met all vCPUs in user mode")
 

@@ -9,6 +9,7 @@ from qvmi.errors import CorruptTable
 from qvmi.semantics.linux.kallsyms import tables_by_form, tables_by_vmcoreinfo
 from tests.asynchronous import asynchronous
 from tests.guests.lab import Guest
+from tests.guests.x86_64_vcpus import x86_64_vcpu
 
 ATTACHES = 20
 FEW_SYMBOLS, FEW_MEMBERS = 16, 40
@@ -47,7 +48,7 @@ async def test_every_finding_has_evidence(guest: Guest) -> None:
     truth = guest.kallsyms()
     async with qvmi.attach(guest.qmp, use_cache=False) as machine:
         evidence = machine.guest.facts().evidence
-        pages = machine.view.vcpus[0].cr3 & ~0xFFF
+        pages = x86_64_vcpu(machine.view.vcpus[0]).cr3 & ~0xFFF
     because = {item.source.partition(" at ")[0]: item.claim for item in evidence}
     assert f"image at {truth.addresses['_text']:#x}" in because["page tables"]
     assert f"page tables at {pages:#x}" in "".join(item.source for item in evidence)

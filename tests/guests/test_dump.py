@@ -21,6 +21,7 @@ from tests.asynchronous import asynchronous
 from tests.guests.lab import KERNELS, Guest, GuestConfig
 from tests.guests.pool import GuestPool
 from tests.guests.stock_volatility import VOLATILITY_S, save_isf, volatility
+from tests.guests.x86_64_vcpus import x86_64_vcpus
 
 MIB = 1 << 20
 GDB_S = 60
@@ -55,9 +56,10 @@ async def test_a_dump_holds_all_memory_and_the_guest_runs_on(guest: Guest, tmp_p
             assert program.read(at, size, physical=True) == ram[at : at + size]
     assert program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL
     assert program["UTS_RELEASE"].string_().decode() == facts.release
-    assert gdb_sees(path, "$rip") == [vcpu.rip for vcpu in view.vcpus]
-    assert gdb_sees(path, "$rsp") == [vcpu.rsp for vcpu in view.vcpus]
-    assert gdb_sees(path, "$fs_base") == [vcpu.fs_base for vcpu in view.vcpus]
+    vcpus = x86_64_vcpus(view.vcpus)
+    assert gdb_sees(path, "$rip") == [vcpu.rip for vcpu in vcpus]
+    assert gdb_sees(path, "$rsp") == [vcpu.rsp for vcpu in vcpus]
+    assert gdb_sees(path, "$fs_base") == [vcpu.fs_base for vcpu in vcpus]
     assert path.stat().st_blocks * 512 <= dump.data_size + MIB
     assert dump.size > len(ram) > dump.data_size
     assert path.stat().st_mode & 0o777 == 0o600

@@ -1,10 +1,11 @@
 """Each machine a test can ask for is the machine it gets, by QEMU's word and by the guest's own."""
 
 import re
+from mmap import PROT_READ, mmap
 
 import pytest
 
-from tests.guests.lab import Guest, GuestConfig, LabError
+from tests.guests.lab import ARM64_KERNELS, Guest, GuestConfig, LabError
 from tests.guests.lab.machine_config import MIB
 from tests.guests.pool import GuestPool
 
@@ -133,3 +134,37 @@ def test_the_subjects_monitor_stays_free(guests: GuestPool) -> None:
 def test_too_little_memory_is_refused() -> None:
     with pytest.raises(LabError, match="64 MiB are too little"):
         GuestConfig(memory_mib=64)
+
+
+@pytest.mark.parametrize("kernel", ARM64_KERNELS)
+def test_an_aarch64_machine_is_thawed_and_answers(guests: GuestPool, kernel: str) -> None:
+    guest = guests.restore(GuestConfig(kernel=kernel, machine="virt"))
+    assert guest.run("uname -m") == b"aarch64\n"
+    truth = guest.truth()
+    assert truth.release.startswith(kernel.removesuffix("-arm64").removesuffix("x"))
+    assert truth.cpus == 2
+    assert len(truth.modules) >= 5
+    (first,) = _ram_ranges(guest)[:1]
+    assert first[0] >= 0x40000000  # where virt's RAM begins, docs/system/arm/virt.rst
+
+
+def test_an_aarch64_machine_has_as_wide_addresses_as_asked(guests: GuestPool) -> None:
+    wide, narrow = (
+        guests.restore(GuestConfig(kernel="6.12-arm64", machine="virt", cpu_flags=flags))
+        for flags in ("", "lpa2=off")
+    )
+    assert [_unused_address_bits(guest) for guest in (wide, narrow)] == [64 - 52, 64 - 48]
+
+
+def _unused_address_bits(guest: Guest) -> int:
+    """This is TCR_EL1.T1SZ, as the kernel writes it into its note for crash dumps."""
+    with guest.ram_paths[0].open("rb") as ram, mmap(ram.fileno(), 0, prot=PROT_READ) as memory:
+        found = re.search(rb"NUMBER\(TCR_EL1_T1SZ\)=(0x[0-9a-f]+)\n", memory)
+        assert found
+        return int(found[1], 16)
+
+
+@pytest.mark.parametrize(("kernel", "machine"), [("6.12-arm64", "q35"), ("6.12", "virt")])
+def test_a_kernel_of_another_processor_is_refused(kernel: str, machine: str) -> None:
+    with pytest.raises(LabError, match="cannot run the kernel"):
+        GuestConfig(kernel=kernel, machine="virt" if machine == "virt" else "q35")

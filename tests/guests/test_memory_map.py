@@ -14,6 +14,7 @@ from qvmi.qmp import commands
 from qvmi.qmp.session import QmpSession
 from tests.asynchronous import asynchronous
 from tests.guests.bare_qemu import BareQemu, bare_qemu
+from tests.guests.x86_64_vcpus import x86_64_vcpu
 
 MIB, GIB = 1 << 20, 1 << 30
 FIRMWARE_S = 60
@@ -126,7 +127,7 @@ async def test_what_the_firmware_write_protects_is_rom_in_the_same_backend() -> 
     with bare_qemu("-machine", "pc", "-m", "128") as machine:
         async with await QmpSession.connect(machine.qmp) as session:
             async with asyncio.timeout(FIRMWARE_S):
-                while not (await commands.registers(session))[0].halted:
+                while not x86_64_vcpu((await commands.registers(session))[0]).halted:
                     pass
             memory_map = await commands.memory_map(session)
     region = memory_map.region_at(Pa(0xF0000))

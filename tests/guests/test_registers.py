@@ -16,6 +16,7 @@ from tests.guests.gdbstub import stub_registers
 from tests.guests.lab import Guest, GuestConfig
 from tests.guests.multiboot import halted_program
 from tests.guests.pool import GuestPool
+from tests.guests.x86_64_vcpus import x86_64_vcpu, x86_64_vcpus
 
 DEADLINE_S = 60
 
@@ -23,7 +24,7 @@ DEADLINE_S = 60
 def read(qmp: str) -> tuple[Registers, ...]:
     async def once() -> tuple[Registers, ...]:
         async with await QmpSession.connect(qmp) as session:
-            return await commands.registers(session)
+            return x86_64_vcpus(await commands.registers(session))
 
     return asyncio.run(once())
 
@@ -92,7 +93,9 @@ async def test_32_bit_code_has_the_registers_it_has_loaded() -> None:
         with bare_qemu("-machine", "pc", "-kernel", str(program)) as machine:
             async with await QmpSession.connect(machine.qmp) as session:
                 async with asyncio.timeout(DEADLINE_S):
-                    while (vcpu := (await commands.registers(session))[0]).rsp != 0x5000:
+                    while (
+                        vcpu := x86_64_vcpu((await commands.registers(session))[0])
+                    ).rsp != 0x5000:
                         pass
     assert (vcpu.rax, vcpu.rbx, vcpu.rcx, vcpu.rdx) == (0x80000001, 0xB2, 0xC3, 0xD4)
     assert (vcpu.long_mode, vcpu.paging, vcpu.cr0 & 1, vcpu.r8) == (False, False, 1, None)

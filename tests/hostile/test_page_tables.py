@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvmi.addr import Pa, Va, canonical
-from qvmi.arch.paging import X86_64_4_LEVEL, X86_64_5_LEVEL, Geometry, extents, translate, walk
+from qvmi.addr import Pa, Va
+from qvmi.arch.paging import (
+    X86_64_4_LEVEL,
+    X86_64_5_LEVEL,
+    Geometry,
+    Half,
+    aarch64_geometry,
+    extents,
+    translate,
+    walk,
+)
 from qvmi.errors import MemoryFault, TranslationFault, UnknownGuest
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.kernel_image import find_kernel_image
@@ -17,7 +26,18 @@ from tests.synthetic.registers import vcpu
 PAGES = 16
 IMAGE_ENTRY = 511
 
-GEOMETRIES = [X86_64_4_LEVEL, X86_64_5_LEVEL]
+GEOMETRIES = [
+    X86_64_4_LEVEL,
+    X86_64_5_LEVEL,
+    *(aarch64_geometry(bits, half) for bits in (39, 48, 52) for half in (Half.LOWER, Half.UPPER)),
+]
+# The addresses that can be: both ends of the address space, or the one that a root translates.
+SPANS = {
+    "4-level": [(0, 1 << 47), ((1 << 64) - (1 << 47), 1 << 64)],
+    "5-level": [(0, 1 << 56), ((1 << 64) - (1 << 56), 1 << 64)],
+}
+TABLE = 3  # of aarch64
+BLOCK = 1
 
 addresses = st.one_of(
     st.sampled_from([number * PAGE for number in range(PAGES)]),
@@ -27,10 +47,18 @@ entries = st.builds(
     lambda address, flags: address | flags,
     addresses,
     st.sampled_from(
-        [0, PRESENT, PRESENT | WRITABLE, PRESENT | LARGE, PRESENT | NO_EXECUTE, PRESENT | 0xFFF]
+        [
+            *(0, PRESENT, PRESENT | WRITABLE, PRESENT | LARGE, PRESENT | NO_EXECUTE),
+            *(PRESENT | 0xFFF, TABLE, BLOCK, TABLE | 3 << 8, TABLE | 0xFFF << 52),
+        ]
     ),
 )
 places = st.tuples(st.integers(0, PAGES - 1), st.sampled_from([0, 1, 255, 256, 272, 273, 510, 511]))
+
+
+def spans(geometry: Geometry) -> list[tuple[int, int]]:
+    lower, upper = (0, 1 << geometry.va_bits), ((1 << 64) - (1 << geometry.va_bits), 1 << 64)
+    return SPANS.get(geometry.name) or [lower if geometry.half is Half.LOWER else upper]
 
 
 def garbage(chosen: dict[tuple[int, int], int]) -> Ram:
@@ -43,7 +71,10 @@ def garbage(chosen: dict[tuple[int, int], int]) -> Ram:
 @given(
     st.dictionaries(places, entries, max_size=60),
     st.sampled_from(GEOMETRIES),
-    st.one_of(st.integers(-(1 << 65), 1 << 65), st.sampled_from([0, 1 << 47, (1 << 64) - 1])),
+    st.one_of(
+        st.integers(-(1 << 65), 1 << 65),
+        st.sampled_from([0, 1 << 47, 1 << 48, 1 << 52, (1 << 64) - (1 << 52), (1 << 64) - 1]),
+    ),
 )
 def test_any_tables_translate_or_fault(
     chosen: dict[tuple[int, int], int], geometry: Geometry, va: int
@@ -69,7 +100,7 @@ def test_what_any_tables_map_rises_and_is_canonical(
         for count, one in enumerate(extents(ram.read, Pa(0), geometry, Va(0), Va(1 << 64))):
             assert one.size > 0
             assert one.va >= behind
-            assert canonical(one.va, geometry.va_bits)
+            assert any(low <= one.va < one.va + one.size <= high for low, high in spans(geometry))
             behind = one.va + one.size
             if count > 2000:
                 break
@@ -111,8 +142,10 @@ def test_the_widest_image_of_single_pages_is_refused_within_bounds() -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_a_gigabyte_page_of_garbage_reads_as_garbage_or_faults(geometry: Geometry) -> None:
     ram = Ram(4 * PAGE)
+    # All address bits and flags set: x86's largest page, aarch64's block or else its table.
+    kind = PRESENT | LARGE | 0xFFF if geometry.half is Half.BOTH else BLOCK | 0xFFC
     for entry in range(512):
-        ram.write_u64(8 * entry, 0x000F_FFFF_C000_0000 | PRESENT | LARGE | 0xFFF)
+        ram.write_u64(8 * entry, 0x000F_FFFF_C000_0000 | kind)
     space = AddressSpace(ram, Pa(0), geometry=geometry)
     for va in (0, 0x7FFF_FFFF_F000, (1 << 64) - 8):
         with pytest.raises(MemoryFault):

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from qvmi.addr import Pa, PaRange, Va
-from qvmi.arch.x86_64 import INFO_REGISTERS, Registers, parse_registers
+from qvmi.arch.registers import INFO_REGISTERS
+from qvmi.arch.x86_64 import Registers, parse_registers
 from qvmi.errors import MemoryFault, QvmiError, UnknownGuest
 from qvmi.memory.physical import Window
 from qvmi.semantics.linux.discovery import Kernel, discover

@@ -98,6 +98,12 @@ def main() -> None:
             guest.monitor.execute("stop")
             shows = "q35, a Debian 6.1 kernel with 5-level paging, 3 GiB in a shared file"
             _record("linux", shows, guest.qmp, guest.pid, str(guest.folder))
+    if not wanted or "linux_aarch64" in wanted:
+        config = GuestConfig(kernel="6.12-arm64", machine="virt")
+        with Lab(say=print).restore(config) as guest:
+            guest.monitor.execute("stop")
+            shows = "virt, a Debian 6.12 kernel with 52-bit addresses, 512 MiB in a shared file"
+            _record("linux_aarch64", shows, guest.qmp, guest.pid, str(guest.folder))
 
 
 def _wait_for_halt(monitor: Monitor) -> None:

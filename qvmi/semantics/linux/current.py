@@ -23,14 +23,20 @@ _KERNEL_HALF: Final = 1 << 63
 def current_task(
     space: AddressSpace, symbols: Symbols, registers: x86_64.Registers | aarch64.Registers
 ) -> Va | None:
-    """This is the address of the ``task_struct`` that a vCPU runs; None while it runs user mode.
+    """This is the address of the ``task_struct`` that a vCPU runs.
+
+    Returns:
+        None while it runs user mode; on aarch64 also where the system registers are not known.
 
     Raises:
         SymbolsError: the kernel's symbols do not tell where it is kept.
         MemoryFault: it cannot be read.
     """
     if isinstance(registers, aarch64.Registers):
-        return registers.sp_el0 if registers.exception_level else None
+        task = registers.sp_el0
+        # In the first instructions behind an exception, and in the last ones before user mode goes
+        # on, SP_EL0 is the user's stack pointer.
+        return task if registers.exception_level and task and task & _KERNEL_HALF else None
     base = registers.gs_base
     # In the first instructions behind a system call or interrupt GS is the user's still.
     if registers.cpl or base is None or not base & _KERNEL_HALF:

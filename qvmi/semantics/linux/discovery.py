@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final
 
-from qvmi.addr import Pa, Va
+from qvmi.addr import Va
 from qvmi.errors import (
     CorruptTable,
     LayoutNotFound,
@@ -20,22 +20,18 @@ from qvmi.errors import (
     SymbolsError,
     UnknownGuest,
 )
-from qvmi.memory.address_space import AddressSpace, LinearRange
+from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Evidence
+from qvmi.semantics.linux.image_search import find_image, find_image_of_build
 from qvmi.semantics.linux.kallsyms import (
     FINDERS,
     TableFinder,
     tables_by_form,
     tables_by_vmcoreinfo,
 )
-from qvmi.semantics.linux.kernel_image import (
-    IMAGE_MAP_START,
-    KernelImage,
-    find_kernel_image,
-    find_known_image,
-    gate_handler,
-)
+from qvmi.semantics.linux.kernel_image import IMAGE_MAP_START, KernelImage, gate_handler
+from qvmi.semantics.linux.kernel_map import with_direct_map, with_own_tables
 from qvmi.semantics.linux.task import COMM_SIZE
 from qvmi.semantics.linux.vmcoreinfo import VmcoreInfo, parse_vmcoreinfo
 from qvmi.symbols.kallsyms import Kallsyms
@@ -60,10 +56,7 @@ DEFAULT_LINK_START: Final = Va(0xFFFF_FFFF_8100_0000)
 _BANNER_START: Final = b"Linux version "
 _POINTER: Final = Struct("<Q")
 _MAX_VMCOREINFO: Final = 4096
-_OWN_TABLES: Final = "init_top_pgt"
-"""What C code calls ``swapper_pg_dir``: the first process's, whose kernel half all others share."""
 _INTERRUPT_TABLE: Final = "idt_table"
-_PAGE_OFFSET_BASE: Final = "page_offset_base"
 _PROFILE: Final = "profile of this build"
 
 
@@ -135,7 +128,7 @@ def discover(
     Raises:
         UnknownGuest: there is no kernel that this room understands; says what was seen.
     """
-    image = find_kernel_image(view.vcpus, view.memory)
+    image = find_image(view.vcpus, view.memory)
     return understand(image, view.memory, cache=cache, symbols=symbols, finders=finders)
 
 
@@ -171,7 +164,7 @@ def recognise(view: View, cache: ProfileCache) -> Kernel | None:
         None where :func:`discover` has to look, which may find the same profile, or that it is wrong.
     """
     for build in cache.recent():
-        image = find_known_image(view.vcpus, view.memory, build)
+        image = find_image_of_build(view.vcpus, view.memory, build)
         if image is not None:
             profile = build.profile(image.start)
             with suppress(SymbolsError, MemoryFault):
@@ -248,8 +241,8 @@ def _with_profile(
     banner = _read_banner(space, profile.banner_address)
     if banner != profile.banner:
         raise CorruptTable("profile", f"its banner is {profile.banner!r}, not {banner!r}")
-    image, own_tables = _with_own_tables(image, space.memory, symbols)
-    space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
+    image, own_tables = with_own_tables(image, space.memory, symbols)
+    space, direct_map = with_direct_map(image, image.space(space.memory), symbols)
     # The guest's own word, not the profile's: another guest of this build may have lied.
     note = parse_vmcoreinfo(vmcoreinfo_text(space, symbols))
     evidence = (
@@ -283,8 +276,8 @@ def _with_symbols(image: KernelImage, space: AddressSpace, symbols: Symbols) -> 
     try:
         at = address(symbols, "linux_banner")
         banner = _read_banner(space, at)
-        image, own_tables = _with_own_tables(image, space.memory, symbols)
-        space, direct_map = _with_direct_map(image, image.space(space.memory), symbols)
+        image, own_tables = with_own_tables(image, space.memory, symbols)
+        space, direct_map = with_direct_map(image, image.space(space.memory), symbols)
         note = parse_vmcoreinfo(vmcoreinfo_text(space, symbols))
         evidence = (
             *image.evidence,
@@ -344,49 +337,6 @@ def _no_types_help(symbols: Symbols) -> str:
     return "the type information lacks it: give an ISF file of this kernel with --isf"
 
 
-def _with_own_tables(
-    image: KernelImage, memory: PhysicalMemory, symbols: Symbols
-) -> tuple[KernelImage, tuple[Evidence, ...]]:
-    """This goes over to the page tables of the kernel itself, if they map the image as CR3 did.
-
-    Those in CR3 may be a process's, which takes them with it when it ends.
-    """
-    at = symbols.find(_OWN_TABLES)
-    if at is None or not image.start <= at < image.end:
-        return image, ()
-    own = replace(image, root=Pa(image.pa + at - image.start))
-    try:
-        if own.space(memory).walk(image.start).pa != image.pa:
-            return image, ()
-    except MemoryFault:
-        return image, ()
-    return own, (Evidence(f"the kernel's own page tables at {own.root:#x}", _OWN_TABLES),)
-
-
-def _with_direct_map(
-    image: KernelImage, space: AddressSpace, symbols: Symbols
-) -> tuple[AddressSpace, tuple[Evidence, ...]]:
-    """This adds the kernel's map of all RAM, if the page tables agree with it.
-
-    Without it, as early in boot, every address is walked.
-    """
-    at = symbols.find(_PAGE_OFFSET_BASE)
-    if at is None:
-        return space, ()
-    try:
-        base = _POINTER.unpack(space.read(at, 8))[0]
-        if space.translate(Va(base + image.pa)) != image.pa:
-            return space, ()
-    except MemoryFault:
-        return space, ()
-    runs = [
-        LinearRange(Va(base + ram.start), Va(base + ram.end), ram.start)
-        for ram in space.memory.ranges
-    ]
-    evidence = Evidence(f"direct map of RAM at {base:#x}", "page_offset_base and page tables")
-    return space.with_linear([image.linear, *runs]), (evidence,)
-
-
 def _read_banner(space: AddressSpace, at: Va) -> bytes:
     """This reads ``linux_banner``.
 
@@ -413,10 +363,18 @@ def vmcoreinfo_text(space: AddressSpace, symbols: Symbols) -> bytes:
 
 
 def _link_start(image: KernelImage, note: VmcoreInfo) -> Va:
-    """This is where the image would start without KASLR, which moves it within its 1 GiB."""
+    """This is where the image would start without KASLR.
+
+    On x86-64 it moves within its 1 GiB. On aarch64 it moves anywhere in its half, from where it was
+    linked, which depends on the release and is told by the note alone.
+    """
     offset = note.kaslr_offset
-    if offset is None or not 0 <= offset <= image.start - IMAGE_MAP_START:
-        return DEFAULT_LINK_START
+    if image.architecture == "x86_64":
+        lowest, default = IMAGE_MAP_START, DEFAULT_LINK_START
+    else:
+        lowest, default = Va(image.geometry.spans[-1][0]), image.start
+    if offset is None or not 0 <= offset <= image.start - lowest:
+        return default
     return Va(image.start - offset)
 
 

@@ -17,7 +17,7 @@ from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.memory.ranges import joined
 from qvmi.semantics.linux.discovery import Kernel, understand
-from qvmi.semantics.linux.image_search import REAL_MODE_END, images_by_form, images_by_notes
+from qvmi.semantics.linux.image_in_memory import REAL_MODE_END, images_by_form, images_by_notes
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.vmcoreinfo import find_vmcoreinfo, parse_vmcoreinfo
 from qvmi.symbols.layout import Symbols, address

@@ -86,7 +86,7 @@ class LinuxGuest:
             os="linux",
             release=kernel.release,
             banner=kernel.banner.decode("utf-8", "backslashreplace"),
-            architecture="x86_64",
+            architecture=image.architecture,
             paging=image.geometry.name,
             page_table_root=image.root,
             page_table_isolation=image.page_table_isolation,
@@ -247,7 +247,10 @@ class LinuxGuest:
         return user_space(self.kernel.space, self.kernel.symbols, process.address)
 
     def current_thread(self, registers: x86_64.Registers | aarch64.Registers) -> Thread | None:
-        """This is the thread that a vCPU runs, while it runs the kernel; None in user mode.
+        """This is the thread that a vCPU runs, while it runs the kernel.
+
+        Returns:
+            None in user mode; on aarch64 also where the system registers are not known.
 
         Raises:
             SymbolsError: the profile lacks what this needs.

@@ -1,4 +1,4 @@
-"""Finding the kernel's image and page tables from the registers of any vCPU.
+"""Where the kernel's image and page tables are; on x86-64, found from the registers of any vCPU.
 
 References: Linux Documentation/arch/x86/x86_64/mm.rst (the image lies in the 1 GiB behind
 0xffffffff80000000), arch/x86/include/asm/pgtable.h (``kernel_to_user_pgdp``: with page-table
@@ -63,7 +63,8 @@ class KernelImage:
         extents: the mapped parts of the image, by address; none where it was found by a gate, which
             leaves them to :meth:`runs` to look up.
         evidence: why this is believed.
-        gate: the handler of exception 0, if it lies in the image.
+        gate: the handler of exception 0, or aarch64's table of vectors, if it lies in the image.
+        architecture: of the vCPUs, such as ``x86_64``.
     """
 
     start: Va
@@ -75,6 +76,7 @@ class KernelImage:
     extents: tuple[Extent, ...]
     evidence: tuple[Evidence, ...]
     gate: Va | None = None
+    architecture: str = "x86_64"
 
     @property
     def linear(self) -> LinearRange:

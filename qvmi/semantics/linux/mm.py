@@ -1,7 +1,8 @@
 """Memory of processes: ``mm_struct`` and the page tables it owns.
 
 References: Linux include/linux/mm_types.h; with page-table isolation ``mm_struct.pgd`` is the
-kernel half, which maps user memory too (arch/x86/include/asm/pgalloc.h).
+kernel half, which maps user memory too (arch/x86/include/asm/pgalloc.h). On aarch64 it is the root of
+the lower half alone, which has the same form as the upper one (arch/arm64/include/asm/mmu_context.h).
 """
 
 from struct import Struct
@@ -18,7 +19,7 @@ _POINTER: Final = Struct("<Q")
 
 
 def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace:
-    """This is the address space of one process; the kernel's half is in it too.
+    """This is the address space of one process; on x86-64 the kernel's half is in it too.
 
     Args:
         kernel: the kernel's address space.
@@ -41,9 +42,12 @@ def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace
 
 
 def space_of(kernel: AddressSpace, pgd: Va) -> AddressSpace:
-    """This is the address space that a ``mm_struct.pgd`` leads to; the kernel's half is in it too.
+    """This is the address space that a ``mm_struct.pgd`` leads to, the half that is the programs'.
+
+    Where both halves have one table, as on x86-64, the kernel's is in it too.
 
     Raises:
         MemoryFault: no page table can be there.
     """
-    return AddressSpace(kernel.memory, Pa(kernel.translate(pgd)), geometry=kernel.geometry)
+    root = Pa(kernel.translate(pgd))
+    return AddressSpace(kernel.memory, root, geometry=kernel.geometry.of_user())

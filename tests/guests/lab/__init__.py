@@ -25,7 +25,7 @@ from tests.guests.lab.control import GuestRefused
 from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.factory import Lab
 from tests.guests.lab.guest import Guest
-from tests.guests.lab.kernel_series import KERNELS
+from tests.guests.lab.kernel_series import ARM64_KERNELS, KERNELS
 from tests.guests.lab.kernels import debug_vmlinux
 from tests.guests.lab.machine_config import GuestConfig
 from tests.guests.lab.monitor import Monitor, MonitorError
@@ -35,6 +35,7 @@ from tests.guests.lab.qemu import DISTRIBUTION, QEMU_VARIABLE, Qemu
 from tests.guests.lab.truth import Kallsyms, Module, Storm, Task, Truth
 
 __all__ = [
+    "ARM64_KERNELS",
     "DISTRIBUTION",
     "KERNELS",
     "NEWER_QEMUS",

@@ -18,7 +18,13 @@ from tests.guests.lab.folders import make_folder
 from tests.guests.lab.guest import Guest
 from tests.guests.lab.initramfs import initramfs_for
 from tests.guests.lab.kernels import newest_kernel
-from tests.guests.lab.machine_config import GuestConfig, MachineFiles, qemu_arguments, ram_blocks
+from tests.guests.lab.machine_config import (
+    VIRT,
+    GuestConfig,
+    MachineFiles,
+    qemu_arguments,
+    ram_blocks,
+)
 from tests.guests.lab.monitor import Monitor
 from tests.guests.lab.newer_qemu import chosen_qemu
 from tests.guests.lab.process import QemuProcess
@@ -28,6 +34,11 @@ __all__ = ["Lab"]
 
 BOOT_SECONDS = 240.0
 """TCG boots in 5 to 11 s on two idle cores; a loaded machine may be many times slower."""
+
+QEMU_PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+}
 
 START_SECONDS = 60.0
 """QEMU listens within a second; a loaded machine may be many times slower."""
@@ -105,15 +116,18 @@ class Lab:
         return f"{kernel.package} {kernel.version}, initramfs {root.digest}"
 
     def _files(self, config: GuestConfig) -> MachineFiles:
-        if not self.qemu.version():
+        if not self.qemu.version(config.qemu):
             raise MissingPartError(
-                "qemu-system-x86_64 is not on this machine", fix="apt-get install qemu-system-x86"
+                f"{config.qemu} is not on this machine",
+                fix=f"apt-get install {QEMU_PACKAGES[config.qemu]}",
             )
+        # Another processor's machine is always emulated.
+        how = accelerator(self.qemu) if config.machine != VIRT else "tcg"
         if config.kernel is None:
-            return MachineFiles(None, None, accelerator(self.qemu))
+            return MachineFiles(None, None, how)
         kernel = newest_kernel(config.kernel, self.cache, self.say)
         root = initramfs_for(kernel, self.cache, self.say)
-        return MachineFiles(kernel.image, root.path, accelerator(self.qemu))
+        return MachineFiles(kernel.image, root.path, how)
 
     @contextmanager
     def _started(
@@ -164,7 +178,7 @@ class Lab:
         another = () if self.qemu.name == DISTRIBUTION else (self.qemu.name,)
         name = digest_of(repr(config), files.accelerator, *another)
         arguments = qemu_arguments(config, files, Path("FOLDER"))
-        digest = digest_of(*arguments, self.qemu.version())
+        digest = digest_of(*arguments, self.qemu.version(config.qemu))
         return self.cache.build("states", name, digest, partial(self._freeze, config, files))
 
     def _freeze(self, config: GuestConfig, files: MachineFiles, folder: Path) -> dict[str, str]:
@@ -175,4 +189,4 @@ class Lab:
             took = time.monotonic() - start
         times = f"booted in {guest.timings['boot']:.1f} s, saved in {took:.2f} s"
         self.say(f"guest {config.name}: {times} ({guest.accelerator})")
-        return {"config": config.name, "qemu": self.qemu.version(), "times": times}
+        return {"config": config.name, "qemu": self.qemu.version(config.qemu), "times": times}

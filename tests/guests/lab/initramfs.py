@@ -22,7 +22,12 @@ from tests.guests.lab.modules import (
 __all__ = ["Initramfs", "initramfs_for"]
 
 INIT_SOURCES = Path(__file__).parent / "init"
-COMPILER = ("gcc", "-std=gnu11", "-O2", "-static", "-pthread", "-s", "-Wall", "-Wextra", "-Werror")
+COMPILERS = {"amd64": "gcc", "arm64": "aarch64-linux-gnu-gcc"}
+COMPILER_PACKAGES = {
+    "amd64": "gcc libc6-dev",
+    "arm64": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+}
+OPTIONS = ("-std=gnu11", "-O2", "-static", "-pthread", "-s", "-Wall", "-Wextra", "-Werror")
 TOOLS = ("sh", "sleep", "httpd", "nc", "true")
 """Called by path; the shell finds busybox's other tools by itself."""
 
@@ -47,12 +52,12 @@ class Initramfs:
 def initramfs_for(kernel: Kernel, cache: Cache, say: Callable[[str], None]) -> Initramfs:
     """This is the root file system for a kernel, from the cache when nothing that goes into it changed."""
     sources = _sources()
-    busybox = _busybox().read_bytes()
+    busybox = (kernel.busybox or _busybox()).read_bytes()
     builder = Path(__file__).read_bytes() + _source_of(CpioArchive) + _source_of(KernelModule)
     digest = digest_of(*sources.values(), busybox, builder, kernel.package, kernel.version)
 
     def make(folder: Path) -> dict[str, str]:
-        packed = _pack(kernel, _compiled_init(sources, cache), busybox)
+        packed = _pack(kernel, _compiled_init(sources, kernel.architecture, cache), busybox)
         (folder / FILE_NAME).write_bytes(packed)
         say(f"initramfs {kernel.series}: {len(packed) >> 10} KiB")
         return {"kernel": kernel.version}
@@ -93,22 +98,25 @@ def _wants_interpreter(program: bytes) -> bool:
     return PT_INTERP in kinds
 
 
-def _compiled_init(sources: dict[str, bytes], cache: Cache) -> bytes:
-    """Compile process 1 once for all kernels."""
-    digest = digest_of(*sources.values(), " ".join(COMPILER))
+def _compiled_init(sources: dict[str, bytes], architecture: str, cache: Cache) -> bytes:
+    """Compile process 1 once for all kernels of an architecture."""
+    compiler = COMPILERS[architecture]
+    digest = digest_of(*sources.values(), " ".join((compiler, *OPTIONS)))
     files = [INIT_SOURCES / name for name in sources if name.endswith(".c")]
 
     def make(folder: Path) -> dict[str, str]:
-        _compile(files, folder / "init")
-        return {"compiler": COMPILER[0]}
+        _compile(files, folder / "init", architecture)
+        return {"compiler": compiler}
 
-    return (cache.build("init", "init", digest, make) / "init").read_bytes()
+    name = "init" if architecture == "amd64" else f"init-{architecture}"
+    return (cache.build("init", name, digest, make) / "init").read_bytes()
 
 
-def _compile(sources: list[Path], program: Path) -> None:
+def _compile(sources: list[Path], program: Path, architecture: str) -> None:
+    compiler, packages = COMPILERS[architecture], COMPILER_PACKAGES[architecture]
     try:
         subprocess.run(
-            [*COMPILER, "-o", program, *sources],
+            [compiler, *OPTIONS, "-o", program, *sources],
             check=True,
             capture_output=True,
             text=True,
@@ -116,12 +124,12 @@ def _compile(sources: list[Path], program: Path) -> None:
         )
     except FileNotFoundError as error:
         raise MissingPartError(
-            "gcc is not on this machine", fix="apt-get install gcc libc6-dev"
+            f"{compiler} is not on this machine", fix=f"apt-get install {packages}"
         ) from error
     except subprocess.CalledProcessError as error:
         raise LabError(
             f"the guest's init does not compile:\n{error.stderr}",
-            fix="apt-get install gcc libc6-dev, or mend the source",
+            fix=f"apt-get install {packages}, or mend the source",
         ) from error
 
 

@@ -13,6 +13,7 @@ from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.private_apt import PrivateApt
 
 __all__ = [
+    "ARM64_KERNELS",
     "DEBIAN",
     "KERNELS",
     "UBUNTU",
@@ -70,6 +71,7 @@ class KernelSeries:
         suite: the suite that carries it.
         updates: suites with updates for it, used where they are served.
         image: the name of its image packages; the group ``release`` is what ``uname -r`` says.
+        architecture: what processors it is for, in the distribution's word.
     """
 
     name: str
@@ -77,6 +79,7 @@ class KernelSeries:
     suite: str
     updates: tuple[str, ...]
     image: re.Pattern[str]
+    architecture: str = "amd64"
 
     def release_of(self, package: str) -> str:
         """This is what ``uname -r`` says with an image package of this series; empty for any other."""
@@ -91,12 +94,14 @@ class KernelSeries:
 
 def _numbers(release: str) -> list[int]:
     """Order releases as people do: 6.1.0-9 before 6.1.0-10."""
-    return [int(digits) for digits in re.findall(r"\d+", release.replace("amd64", ""))]
+    return [int(digits) for digits in re.findall(r"\d+", re.sub("amd64|arm64", "", release))]
 
 
-def _debian(name: str, suite: str, *updates: str, releases: str) -> KernelSeries:
-    image = re.compile(rf"linux-image-(?P<release>{releases}\S*-cloud-amd64)")
-    return KernelSeries(name, DEBIAN, suite, updates, image)
+def _debian(
+    name: str, suite: str, *updates: str, releases: str, architecture: str = "amd64"
+) -> KernelSeries:
+    image = re.compile(rf"linux-image-(?P<release>{releases}\S*-cloud-{architecture})")
+    return KernelSeries(name, DEBIAN, suite, updates, image, architecture)
 
 
 KERNELS = {
@@ -110,11 +115,27 @@ KERNELS = {
 }
 """What a machine whose apt knows a Debian mirror can run, oldest first."""
 
+ARM64_KERNELS = {
+    series.name: series
+    for series in (
+        _debian(
+            *("6.12-arm64", "trixie", "trixie-security"),
+            releases=r"6\.12\.",
+            architecture="arm64",
+        ),
+        _debian("7.x-arm64", "sid", releases=r"7\.", architecture="arm64"),
+    )
+}
+"""The same for the aarch64 guests of QEMU's machine type ``virt``.
+
+Debian's arm64 kernels before 6.12 were built without ``CONFIG_KALLSYMS_ALL``: they do not name their data.
+"""
+
 
 def kernel_series(cache: Cache) -> dict[str, KernelSeries]:
-    """These are the series this machine can fetch: Debian's four, or on Ubuntu what its own suites carry."""
+    """These are the series this machine can fetch: Debian's, or on Ubuntu what its own suites carry."""
     if not _is_ubuntu() or mirror_of("sid", DEBIAN, DEBIAN.suites, machine_sources()):
-        return KERNELS
+        return KERNELS | ARM64_KERNELS
     return {series.name: series for series in _host_ubuntu_series(cache)}
 
 
@@ -166,6 +187,9 @@ class InSuite(Protocol):
     @property
     def updates(self) -> tuple[str, ...]: ...
 
+    @property
+    def architecture(self) -> str: ...
+
 
 def private_apt(series: InSuite, cache: Cache) -> PrivateApt:
     """This is the apt that reads the series' suites, on mirrors taken from the machine's own sources.
@@ -190,9 +214,14 @@ def private_apt(series: InSuite, cache: Cache) -> PrivateApt:
     updates = (
         mirror_of(suite, distribution, distribution.security, sources) for suite in series.updates
     )
-    folder = cache.folder("apt", series.suite)
+    architecture = series.architecture
+    mine = series.suite if architecture == "amd64" else f"{series.suite}-{architecture}"
     return PrivateApt(
-        folder, main, tuple(found for found in updates if found), distribution.keyring
+        cache.folder("apt", mine),
+        main,
+        tuple(found for found in updates if found),
+        distribution.keyring,
+        architecture,
     )
 
 

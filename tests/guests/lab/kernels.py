@@ -18,6 +18,8 @@ from tests.guests.lab.private_apt import PackageStanza, PrivateApt
 __all__ = ["Kernel", "debug_vmlinux", "newest_kernel"]
 
 SPLIT_PACKAGES = ("linux-binary-{}", "linux-modules-{}")
+TOOLBOX = "busybox-static"
+"""Comes with the kernels of other architectures than the machine's, whose own cannot run there."""
 UNPACK_SECONDS = 600.0
 UNPACK_VERSION = "4"
 """Changes when what is kept of a package changes, so that older folders are made anew."""
@@ -31,7 +33,9 @@ class Kernel:
         series: the name it was asked for by.
         package: the image package; `version` is the package's.
         release: what ``uname -r`` says in the guest.
-        image: the bzImage; `modules` is the folder of its modules.
+        image: the bzImage, or arm64's Image; `modules` is the folder of its modules.
+        architecture: in Debian's word.
+        busybox: a static one for guests of this architecture; None for the machine's own.
     """
 
     series: str
@@ -40,6 +44,8 @@ class Kernel:
     release: str
     image: Path
     modules: Path
+    architecture: str = "amd64"
+    busybox: Path | None = None
 
 
 def newest_kernel(series: str, cache: Cache, say: Callable[[str], None]) -> Kernel:
@@ -95,6 +101,8 @@ def _kernel_in(folder: Path) -> Kernel:
         if image.exists()
         else modules / "vmlinuz",  # Debian moved it between 6.12 and 7.2
         modules=modules,
+        architecture=record.get("architecture", "amd64"),
+        busybox=folder / record["busybox"] if "busybox" in record else None,
     )
 
 
@@ -126,7 +134,18 @@ def _kernel_packages(series: KernelSeries, apt: PrivateApt) -> tuple[PackageStan
             fix=f"name the suite that carries one today in KERNELS ({KernelSeries.__module__})",
         )
     parts = [apt.newest(part.format(series.release_of(image.name))) for part in SPLIT_PACKAGES]
-    return (image, *(part for part in parts if part and part.version == image.version))
+    packages = (image, *(part for part in parts if part and part.version == image.version))
+    return packages if series.architecture == "amd64" else (*packages, _toolbox(series, apt))
+
+
+def _toolbox(series: KernelSeries, apt: PrivateApt) -> PackageStanza:
+    found = apt.newest(TOOLBOX)
+    if found is None:
+        raise LabError(
+            f"suite {series.suite} has no {TOOLBOX} for {series.architecture}",
+            fix=f"name the package that carries it today in TOOLBOX ({__name__})",
+        )
+    return found
 
 
 def _unpack(
@@ -137,14 +156,19 @@ def _unpack(
     release = series.release_of(image.name)
     places = (root / "lib" / "modules" / release, root / "usr" / "lib" / "modules" / release)
     modules = next(place for place in places if place.exists())
-    return {
+    record = {
         "series": series.name,
         "suite": series.suite,
         "package": image.name,
         "version": image.version,
         "release": release,
         "modules": str(modules.relative_to(folder)),
+        "architecture": series.architecture,
     }
+    if packages[-1].name == TOOLBOX:
+        busybox = next(path for path in root.rglob("bin/busybox") if not path.is_symlink())
+        record["busybox"] = str(busybox.relative_to(folder))
+    return record
 
 
 def _unpack_packages(apt: PrivateApt, packages: tuple[PackageStanza, ...], folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Which machine a test wants, as data, and the QEMU command line that makes it.
 
-References: qemu-system-x86_64(1): -machine, -object memory-backend-file, -numa, -incoming.
+References: qemu-system-x86_64(1): -machine, -object memory-backend-file, -numa, -incoming; QEMU
+``docs/system/arm/virt.rst`` and ``docs/system/arm/cpu-features.rst`` (``pauth-impdef``).
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Literal
 
 from tests.guests.lab.errors import LabError
 
-__all__ = ["GuestConfig", "MachineFiles", "RamBlock", "qemu_arguments", "ram_blocks"]
+__all__ = ["VIRT", "GuestConfig", "MachineFiles", "RamBlock", "qemu_arguments", "ram_blocks"]
 
 RamKind = Literal["file", "memfd", "private", "numa", "dimm"]
 
@@ -18,10 +19,14 @@ MIB = 1 << 20
 LEAST_MEMORY_MIB = 256
 DIMM_MIB = 256
 KERNEL_ARGUMENTS = "console=ttyS0 panic=-1"
+VIRT = "virt"
+"""QEMU's machine type for aarch64 guests."""
 
 # Under TCG, QEMU 7.2's cmpxchg16b makes 6.12 panic in its allocator; kernels that do not find the
 # instruction use a lock instead. Under KVM the processor does it, so the flag changes nothing that matters.
 CPU_BY_KERNEL = {"6.12": "max,cx16=off", "7.x": "max,cx16=off"}
+# Pointer authentication by the architecture's own cipher takes half of an emulated guest's time.
+VIRT_CPU = "max,pauth-impdef=on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class GuestConfig:
 
     Attributes:
         kernel: the series, as in `KERNELS`; None for firmware alone.
-        machine: QEMU's machine type.
+        machine: QEMU's machine type; ``virt`` runs the kernels of `ARM64_KERNELS`, the others `KERNELS`.
         memory_mib: all memory together, in MiB.
         cpu_flags: added to the CPU model, as ``la57=off``.
         append: added to the kernel's command line, as ``nokaslr pti=on``.
@@ -42,7 +47,7 @@ class GuestConfig:
     """
 
     kernel: str | None = "6.1"
-    machine: Literal["pc", "q35"] = "q35"
+    machine: Literal["pc", "q35", "virt"] = "q35"
     cpus: int = 2
     memory_mib: int = 512
     cpu_flags: str = ""
@@ -59,11 +64,21 @@ class GuestConfig:
                 f"{self.memory_mib} MiB are too little for these kernels",
                 fix=f"ask for at least {LEAST_MEMORY_MIB}",
             )
+        if self.kernel is not None and self.kernel.endswith("-arm64") != (self.machine == VIRT):
+            raise LabError(
+                f"a {self.machine} machine cannot run the kernel {self.kernel}",
+                fix=f"take machine={VIRT!r} for arm64's kernels, and another one for all others",
+            )
+
+    @property
+    def qemu(self) -> str:
+        """This is the emulator that has the machine."""
+        return "qemu-system-aarch64" if self.machine == VIRT else "qemu-system-x86_64"
 
     @property
     def cpu(self) -> str:
         """This is QEMU's ``-cpu``."""
-        base = CPU_BY_KERNEL.get(self.kernel or "", "max")
+        base = VIRT_CPU if self.machine == VIRT else CPU_BY_KERNEL.get(self.kernel or "", "max")
         return ",".join(part for part in (base, self.cpu_flags) if part)
 
     @property
@@ -124,7 +139,7 @@ def qemu_arguments(config: GuestConfig, files: MachineFiles, folder: Path) -> tu
     Sockets, RAM files and logs live in `folder`.
     """
     return (
-        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
+        *(config.qemu, "-nodefaults", "-no-user-config", "-display", "none"),
         *(
             "-no-reboot",
             "-name",
@@ -172,9 +187,13 @@ def _port_arguments(config: GuestConfig, folder: Path) -> Iterator[str]:
     """QMP for the subject under test, a second monitor for the lab, console and control ports."""
     server = "server=on,wait=off"
     yield from ("-chardev", f"file,id=console,path={folder}/console.log,append=on")
-    yield from ("-serial", "chardev:console")
     yield from ("-chardev", f"socket,id=control,path={folder}/control.sock,{server}")
-    yield from ("-serial", "chardev:control")
+    if config.machine == VIRT:  # it has one port of its own, of another kind
+        # Two cards: QEMU 7.2 cannot save the state of pci-serial-2x, and crashes over its unused ports.
+        yield from ("-device", "pci-serial,chardev=console,addr=1")
+        yield from ("-device", "pci-serial,chardev=control,addr=2")
+    else:
+        yield from ("-serial", "chardev:console", "-serial", "chardev:control")
     where = "host=127.0.0.1,port=0,ipv4=on" if config.tcp else f"path={folder}/qmp.sock"
     yield from ("-chardev", f"socket,id=qmp,{where},{server}")
     yield from ("-mon", "chardev=qmp,mode=control")

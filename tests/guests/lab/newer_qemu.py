@@ -35,6 +35,7 @@ class QemuSuite:
     distribution: Distribution
     suite: str
     updates: tuple[str, ...] = ()
+    architecture: str = "amd64"
 
 
 NEWER_QEMUS = {

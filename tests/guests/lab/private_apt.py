@@ -52,12 +52,14 @@ class PrivateApt:
         source: the archive and suite that must be there.
         updates: suites that are left out when they are not served, as those of an old release.
         keyring: the file that must hold the key each Release file is signed with.
+        architecture: whose packages are wanted, in the distribution's own word.
     """
 
     folder: Path
     source: AptSource
     updates: tuple[AptSource, ...]
     keyring: Path
+    architecture: str = "amd64"
 
     @property
     def last_refresh(self) -> float:
@@ -121,8 +123,8 @@ class PrivateApt:
         for name in ("state/lists/partial", "cache/archives/partial", "etc"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         lines = [
-            f"deb [arch=amd64 signed-by={self.keyring}] {source.uri} {source.suite} "
-            + " ".join(source.components)
+            f"deb [arch={self.architecture} signed-by={self.keyring}] {source.uri} "
+            + " ".join((source.suite, *source.components))
             for source in sources
         ]
         write_atomically(self.folder / "sources.list", "\n".join([*lines, ""]).encode())
@@ -139,7 +141,8 @@ class PrivateApt:
             "Dir::Etc::sourcelist": f"{self.folder}/sources.list",
             "Dir::Etc::sourceparts": f"{self.folder}/etc",
             "Dir::Log": f"{self.folder}/cache",
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self.architecture,
+            "APT::Architectures": self.architecture,
             "APT::Sandbox::User": "root",  # apt's own user cannot reach a private folder
             "Acquire::Languages": "none",
             "Acquire::Retries": "2",

@@ -29,7 +29,7 @@ def one_by_one(
     for index, entry, length in runs:
         for step in range(length):
             counted = (entry & first_of(form.decisive)) + step * first_of(form.page)
-            yield index + step, counted, bool(entry & form.leaf)
+            yield index + step, counted, entry & form.leaf_mask == form.leaf
 
 
 def first_of(table: int) -> int:
@@ -95,7 +95,7 @@ def test_runs_stand_for_exactly_the_entries_that_are_present(
         entries += [start * 0x1000 + step * at & (1 << 52) - 0x1000 | bits for at in range(count)]
     entries = (entries + [0] * ENTRIES)[:ENTRIES]
     expected = [
-        (index, entry & first_of(form.decisive), bool(entry & form.leaf))
+        (index, entry & first_of(form.decisive), entry & form.leaf_mask == form.leaf)
         for index, entry in enumerate(entries)
         if index >= first and entry & PRESENT
     ]
