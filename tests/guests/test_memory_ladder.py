@@ -30,6 +30,9 @@ SAME: Final = (
     ("translate", "linux_banner"),
     ("translate", "0x400000", "--pid", "1"),
     ("symbol", "init_task"),
+    *((name,) for name in ("mounts", "files", "sockets", "log")),
+    ("maps", "1"),
+    ("cmdline", "1"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 
