@@ -1,6 +1,6 @@
 """What is typed behind ``vol``: which plugin and which of its options, checked before attaching."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -136,4 +136,7 @@ def _add_option(parser: ArgumentParser, option: PluginOption) -> None:
 
 
 def _whole_number(text: str) -> int:
-    return int(text, 0)
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is no whole number") from error

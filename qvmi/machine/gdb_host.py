@@ -40,6 +40,8 @@ Result = TypeVar("Result")
 
 _LIFELINE: Final = Path(lifeline.__file__)
 _SOCKET: Final = "stub"
+_ARCHITECTURE: Final = "x86_64"
+"""As QEMU calls it. The names, the unwind tables and the gate know no other."""
 _SYMBOLS: Final = "guest-symbols"
 _STOPPED: Final = frozenset({"paused", "debug"})
 """What QEMU calls a machine that can go on."""
@@ -102,7 +104,6 @@ class GdbHost:
         self._gdb = gdb
         self._guest = guest
         self._may_write = may_write
-        self._scratch: Path | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[GdbPlace]:
@@ -111,16 +112,23 @@ class GdbHost:
         Raises:
             PauseError: the guest is stopped by a pause of this process.
             AttachError: another debugger holds the gdbstub.
-            UsageError: QEMU starts no gdbstub.
+            UsageError: QEMU starts no gdbstub, or the guest is not of x86-64.
             SymbolsError: the guest's tables of names contradict themselves.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
+        architecture = await commands.architecture(self._monitor)
+        if architecture != _ARCHITECTURE:
+            raise UsageError(
+                f"gdb is given {_ARCHITECTURE} guests so far; this one is {architecture}"
+            )
         symbols, missing = await self._symbols()
         async with self._taken() as stub:
             with ExitStack() as stack:
-                self._scratch = folder = Path(tempfile.mkdtemp(prefix="qvmi-gdb-"))
+                guardian = await self._run_control.prepare()
+                folder = Path(tempfile.mkdtemp(prefix="qvmi-gdb-"))
+                stack.callback(guardian.forget, folder)
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                (await self._run_control.prepare()).keep_folders(stub.folder, folder)
+                guardian.keep(folder)
                 file = _written(folder, symbols)
                 place = GdbPlace(folder / _SOCKET, file, missing)
                 server = stack.enter_context(_listening(place.socket))
@@ -206,7 +214,7 @@ class GdbHost:
         with suppress(QvmiError):
             await end_stub(self._monitor, stub)
         with suppress(QvmiError):
-            (await self._run_control.prepare()).keep_folders(None, None)
+            (await self._run_control.prepare()).note_folder(None)
 
     async def _serve(self, server: socket.socket, stub: StubPlace, place: GdbPlace) -> None:
         """This serves one gdb after the other."""
@@ -245,7 +253,7 @@ class GdbHost:
             with stub, suppress(OSError):
                 await asyncio.to_thread(leave, stub, detach)
         guardian.drop_stub()
-        guardian.keep_folders(place.folder, self._scratch)
+        guardian.note_folder(place.folder)
         if guardian.stopped:
             status = await commands.run_state(self._monitor)
             if not status.running and status.status in _STOPPED:

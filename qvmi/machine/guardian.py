@@ -120,20 +120,15 @@ class Guardian:
         with suppress(OSError):
             self._tell({"stub_left": True, "folder": ""})
 
-    def keep_folders(self, stub: Path | None, others: Path | None) -> None:
-        """This tells of folders that must not outlive this process.
+    def keep(self, folder: Path) -> None:
+        """This tells of a folder that must not outlive this process; a guardian that is gone cannot help."""
+        with suppress(OSError):
+            self._tell({"keep": [str(folder)]})
 
-        Args:
-            stub: of a gdbstub that was started for us, which ends with it.
-            others: of whatever else.
-
-        Raises:
-            PauseError: the guardian is gone.
-        """
-        try:
-            self._tell({"folder": str(stub or ""), "scratch": str(others or "")})
-        except OSError as error:
-            raise PauseError("the guardian process is gone (was it killed?)") from error
+    def forget(self, folder: Path) -> None:
+        """This tells that such a folder has gone."""
+        with suppress(OSError):
+            self._tell({"forget": [str(folder)]})
 
     @property
     def alive(self) -> bool:

@@ -63,7 +63,7 @@ class Charge:
         command: what lets the machine run on where there is no connection to the monitor.
         detach: the packet that lets go of the gdbstub.
         folder: of a gdbstub that was started for the program; empty where there is none.
-        scratch: a folder of the program's that is to go with it; empty where there is none.
+        scratch: folders of the program's that are to go with it.
         stopped: whether the machine may stand still because of the program.
         ended: whether the program has said good-bye.
     """
@@ -74,7 +74,7 @@ class Charge:
         self.command: list[str] = []
         self.detach = "D"
         self.folder = ""
-        self.scratch = ""
+        self.scratch: set[str] = set()
         self.stopped = False
         self.ended = False
 
@@ -85,7 +85,8 @@ class Charge:
         self.command = told.get("command", self.command)
         self.detach = told.get("detach", self.detach)
         self.folder = told.get("folder", self.folder)
-        self.scratch = told.get("scratch", self.scratch)
+        self.scratch |= set(told.get("keep", ()))
+        self.scratch -= set(told.get("forget", ()))
         self.ended = told.get("ended", self.ended)
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
@@ -143,8 +144,8 @@ def is_stopped(pid: int) -> bool:
 
 def make_good(charge: Charge) -> None:
     """This lets the machine run on if it stands still because of the program that is no more."""
-    if charge.scratch:
-        shutil.rmtree(charge.scratch, ignore_errors=True)
+    for folder in charge.scratch:
+        shutil.rmtree(folder, ignore_errors=True)
     if not (charge.stopped or charge.stub or charge.folder):
         return
     try:

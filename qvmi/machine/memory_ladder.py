@@ -92,7 +92,7 @@ class Reach:
 
     maps: HostMaps | None
     host_address: HostAddress
-    saved: Callable[[], Iterator[Conversation]]
+    saved: Callable[[], Awaitable[Iterator[Conversation]]]
     printed: Callable[[], Conversation]
     stub: Callable[[], Conversation]
     stub_named: bool
@@ -216,7 +216,7 @@ async def _by_process(regions: Sequence[MemoryRegion], reach: Reach) -> Physical
 async def _by_pmemsave(regions: Sequence[MemoryRegion], reach: Reach) -> PhysicalMemory:
     """This lets QEMU save it to a file, chunk by chunk, in the first folder that both can use."""
     problem = "no folder to save to: make /dev/shm or TMPDIR writable"
-    for conversation in reach.saved():
+    for conversation in await reach.saved():
         try:
             return await _asked(regions, conversation)
         except QvmiError as error:

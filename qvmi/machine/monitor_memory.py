@@ -72,6 +72,11 @@ class SavedMemory:
         yield from (Path(name) for name in dict.fromkeys(named) if name and Path(name).is_dir())
 
     @property
+    def folder(self) -> Path:
+        """This is the private folder, which is to go with this process."""
+        return self._folder
+
+    @property
     def description(self) -> str:
         """This says in a few words how the bytes are read."""
         return f"QMP's pmemsave to {self._folder}"
@@ -89,9 +94,6 @@ class SavedMemory:
                 for at in range(pa, pa + size, _MAX_SAVED)
             ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def end_still(self) -> None:
-        """This has nothing to end."""
 
     async def let_go(self) -> None:
         """This has nothing to end."""
@@ -154,9 +156,6 @@ class PrintedMemory:
             for at in range(low, high, _MAX_PRINTED)
         ]
         return b"".join(parts)[pa - low : pa - low + size]
-
-    async def end_still(self) -> None:
-        """This has nothing to end."""
 
     async def let_go(self) -> None:
         """This has nothing to end."""

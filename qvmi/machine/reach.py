@@ -29,7 +29,7 @@ def reach_of(
     return Reach(
         maps=maps,
         host_address=partial(commands.gpa2hva, monitor),
-        saved=partial(_saved, monitor),
+        saved=partial(_saved, monitor, control),
         printed=partial(_printed, monitor),
         stub=partial(_stub, control),
         may_stop=Grant.PAUSE in control.policy.grants,
@@ -40,13 +40,22 @@ def reach_of(
 # What is imported below takes time, which those whose memory is direct do not have to spend.
 
 
-def _saved(monitor: Monitor) -> Iterator[Conversation]:
+async def _saved(monitor: Monitor, control: Control) -> Iterator[Conversation]:
     """These are conversations over a file each, in the folders that may do; made as they are asked for."""
     from qvmi.machine.monitor_memory import SavedMemory  # noqa: PLC0415
 
-    for base in SavedMemory.bases():
-        with suppress(OSError):
-            yield SavedMemory(monitor, base)
+    guardian = await control.run_control.prepare()
+
+    def made() -> Iterator[Conversation]:
+        for base in SavedMemory.bases():
+            with suppress(OSError):
+                memory = SavedMemory(monitor, base)
+                guardian.keep(
+                    memory.folder
+                )  # a piece of the guest is left in it by whoever is killed
+                yield memory
+
+    return made()
 
 
 def _printed(monitor: Monitor) -> Conversation:

@@ -38,6 +38,17 @@ def _a_cache_of_its_own(
 
 
 @pytest.mark.parametrize("guest", [aarch64()], indirect=True, ids=["6.12"])
+def test_gdb_is_refused_before_the_guest_is_stopped(guest: Guest) -> None:
+    guest.monitor.execute("query-status")
+    guest.monitor.events.clear()
+    done = run_qvmi("--qmp", guest.qmp, "gdb", "--batch", "-ex", "bt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "this one is aarch64" in done.stderr
+    guest.monitor.execute("query-status")
+    assert not guest.monitor.events
+
+
+@pytest.mark.parametrize("guest", [aarch64()], indirect=True, ids=["6.12"])
 def test_every_command_answers(guest: Guest) -> None:
     machine = ("--qmp", guest.qmp)
     facts = qvmi_document(*machine, "info")

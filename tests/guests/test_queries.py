@@ -249,6 +249,20 @@ async def test_no_file_is_left_behind(guest: Guest, profiles: Path) -> None:
     assert not left_behind()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@asynchronous
+async def test_a_program_that_is_killed_leaves_nothing_of_the_guest_behind(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with asking(guest, "pmemsave") as program:
+        assert left_behind()
+        os.kill(program.pid, number)
+        program.wait()
+    await until(lambda: not left_behind(), within_s=ENDS_S)
+    assert guest.monitor.running()
+
+
 def left_behind() -> list[Path]:
     """These are the folders of ours in memory."""
     return list(Path("/dev/shm").glob("qvmi-ram-*"))  # noqa: S108 - where they are made
@@ -269,9 +283,9 @@ def holder(stub: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @contextmanager
-def asking(guest: Guest) -> Iterator["subprocess.Popen[bytes]"]:
+def asking(guest: Guest, source: str) -> Iterator["subprocess.Popen[bytes]"]:
     """This is a program in the midst of a query that never ends."""
-    command = [sys.executable, "-c", ASK, guest.qmp]
+    command = [sys.executable, "-c", ASK, guest.qmp, source]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == b"asking\n"
@@ -304,7 +318,7 @@ with socket.socket(socket.AF_UNIX) as stub:
 ASK: Final = """
 import asyncio, sys, qvmi
 async def ask():
-    async with qvmi.attach(sys.argv[1], sources=["gdbstub"]) as machine:
+    async with qvmi.attach(sys.argv[1], sources=[sys.argv[2]]) as machine:
         def look(linux):
             linux.processes()
             print("asking", flush=True)
@@ -321,7 +335,7 @@ async def test_a_program_that_is_killed_in_a_query_leaves_its_guest_running(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for turn in range(5):
-        with asking(guest) as program:
+        with asking(guest, "gdbstub") as program:
             assert not guest.monitor.running()
             await asyncio.sleep(turn * 0.003)
             os.kill(program.pid, signal.SIGKILL)

@@ -73,7 +73,7 @@ def test_a_dump_is_named_before_the_command_for_behind_it_that_option_is_the_plu
     [
         (["linux.nosuch"], "no plugin 'linux.nosuch'"),
         (["linux.pslist", "--nosuch"], r"unrecognized arguments: --nosuch \(see: qvmi vol linux"),
-        (["linux.pslist", "--pid", "first"], "argument --pid: invalid"),
+        (["linux.pslist", "--pid", "first"], "argument --pid: 'first' is no whole number"),
         (["linux.pslist", "extra"], "unrecognized arguments: extra"),
         (["linux.module_extract"], "required: --base"),
         (["-r", "nosuch", "linux.pslist"], "no renderer 'nosuch'; there are: quick"),
