@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -51,6 +53,8 @@ def handler_of(name: str) -> Callable[..., Any]:
 
 def _run_to_end(ask: Callable[[], Coroutine[object, object, ExitCode]], *, debug: bool) -> ExitCode:
     """This runs a coroutine; what Ctrl-C tears down in mid-air complains only to those who debug."""
+    if not debug:
+        sys.unraisablehook = partial(_unless_ctrl_c_is_lost, sys.unraisablehook)
     with asyncio.Runner() as runner:
         try:
             return runner.run(_until_ctrl_c(ask))
@@ -58,6 +62,18 @@ def _run_to_end(ask: Callable[[], Coroutine[object, object, ExitCode]], *, debug
             if not debug:
                 runner.get_loop().set_exception_handler(lambda *_: None)
             raise
+
+
+def _unless_ctrl_c_is_lost(
+    tell: "Callable[[sys.UnraisableHookArgs], object]", problem: "sys.UnraisableHookArgs"
+) -> None:
+    """This tells of what nobody can catch, unless it is but a Ctrl-C that came at a change of hands.
+
+    In the moment in which it is left to the kernel Python has heard of one, and has nobody to tell.
+    """
+    lost = isinstance(problem.exc_value, OSError) and "race condition" in str(problem.exc_value)
+    if not lost:
+        tell(problem)
 
 
 async def _until_ctrl_c(ask: Callable[[], Coroutine[object, object, ExitCode]]) -> ExitCode:
