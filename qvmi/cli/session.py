@@ -131,6 +131,7 @@ def _run_code(request: Request, handler: Callable[..., Any], output: Output) -> 
     with attach_sync(
         _address(options),
         isf=None if options.isf is None else Path(options.isf),
+        gdb=options.gdb,
         use_cache=options.use_cache,
         timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,
     ) as machine:
