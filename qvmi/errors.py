@@ -43,7 +43,9 @@
     ├── BusError                      the channel between codepacks
     │   ├── BrokerUnavailable         no broker could be started or reached
     │   ├── BusRefused                the broker refused what was asked
-    │   └── BadMessage                bytes on the bus that are no message of ours
+    │   ├── BadMessage                bytes on the bus that are no message of ours
+    │   ├── LedgerFailed              a database of messages that cannot be used
+    │   └── OutboxFull                too many messages wait for consumers that are not there
     └── CodepackError                 a codepack that cannot be loaded or has failed
 """
 
@@ -69,6 +71,7 @@ __all__ = [
     "GuestError",
     "GuestRunning",
     "LayoutNotFound",
+    "LedgerFailed",
     "MachineGone",
     "MemoryFault",
     "MemoryUnreachable",
@@ -77,6 +80,7 @@ __all__ = [
     "NotGdbstub",
     "NotQmp",
     "NotWritable",
+    "OutboxFull",
     "PauseError",
     "PluginFailed",
     "PolicyDenied",
@@ -486,6 +490,19 @@ class BusRefused(BusError):
 
 class BadMessage(BusError):
     """These bytes are not a message of this version of qvmi."""
+
+
+class LedgerFailed(BusError):
+    """This database of messages cannot be used; the message says why."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class OutboxFull(BusError):
+    """So many messages wait for consumers that are not there that no more are taken."""
 
 
 class CodepackError(QvmiError):

@@ -1,9 +1,11 @@
 """Who may use the bus: a name, a secret, and the topics that go with them."""
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from qvmi.bus.receipt import RECEIPT
 from qvmi.bus.topic import Topic, TopicFilter, is_name
 from qvmi.errors import BusRefused, UsageError
 
@@ -41,6 +43,18 @@ class Account:
         """This is an account that speaks for one codepack about one machine and reads nothing."""
         own = TopicFilter(vm, codepack)
         return cls(f"{vm}.{codepack}", publishes=(own,))
+
+    @classmethod
+    def of_sender(cls, vm: str, codepack: str, consumers: Iterable[str]) -> Self:
+        """This is a codepack's account that may also read the receipts for what it sends."""
+        receipts = tuple(TopicFilter(vm, consumer, RECEIPT) for consumer in consumers)
+        return cls(f"{vm}.{codepack}", publishes=(TopicFilter(vm, codepack),), reads=receipts)
+
+    @classmethod
+    def of_consumer(cls, vm: str, name: str) -> Self:
+        """This is an account that reads all about one machine, and gives receipts for it."""
+        receipts = TopicFilter(vm, name, RECEIPT)
+        return cls(f"{vm}.{name}", publishes=(receipts,), reads=(TopicFilter(vm),))
 
     @classmethod
     def of_reader(cls, name: str, topics: TopicFilter) -> Self:

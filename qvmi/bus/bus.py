@@ -9,7 +9,7 @@ from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import TopicFilter
 
-__all__ = ["Bus", "Channel", "OpenChannel"]
+__all__ = ["Bus", "Channel", "OpenChannel", "first_of"]
 
 
 class Bus(Protocol):
@@ -57,3 +57,11 @@ class Channel(Protocol):
 
 OpenChannel = Callable[[Sequence[Account]], AbstractAsyncContextManager[Channel]]
 """This opens a channel that these accounts, and no others, may enter."""
+
+
+def first_of(errors: ExceptionGroup[Exception]) -> Exception:
+    """This is the first error of a group of groups, as tasks that share a connection end with one."""
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

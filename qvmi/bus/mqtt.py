@@ -26,7 +26,7 @@ from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused
 
-__all__ = ["MqttBus"]
+__all__ = ["MqttBus", "MqttChannel"]
 
 ANSWER_TIMEOUT_S: Final = 5.0
 """Longest wait for the broker's answer; it takes 0.4 ms on a Unix socket of an idle machine."""
@@ -302,6 +302,21 @@ class MqttBus:
             raise BusError(f"the bus of {self._account.name!r} is closed")
         if self._client.lost.done():
             raise BusError(f"the broker is lost: {self._client.lost.result()}")
+
+
+class MqttChannel:
+    """This is a broker that somebody else runs, such as the parent of this process.
+
+    Args:
+        path: of its Unix socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def connect(self, account: Account) -> MqttBus:
+        """This connects an account; see :meth:`MqttBus.connect`."""
+        return await MqttBus.connect(self.path, account)
 
 
 async def _first_of(asking: asyncio.Task[Answer], lost: asyncio.Future[str]) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from qvmi.bus.account import Account
 from qvmi.bus.broker import mosquitto
-from qvmi.bus.bus import Bus, Channel, OpenChannel
+from qvmi.bus.bus import Bus, Channel, OpenChannel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import TopicFilter, is_name, name_from
@@ -186,7 +186,7 @@ class Watch:
                         running.create_task(runner.run(bus), name="qvmi-codepack")
                 guard.cancel()
         except ExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_of(errors) from None
 
     async def _require_reader(self) -> None:
         await self._reader_lost.wait()
@@ -255,11 +255,3 @@ def _require_usable(pack: Codepack, policy: Policy) -> None:
         raise CodepackError(pack.name, f"its interval of {pack.interval_s} s is too short")
     for grant in pack.grants:
         policy.require(grant, f"codepack {pack.name}")
-
-
-def _first(errors: ExceptionGroup[Exception]) -> Exception:
-    """This is the first error of a group of groups."""
-    error: Exception = errors
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
