@@ -40,6 +40,8 @@
     ├── QueryTimeout                  a query did not end in the time it was given
     ├── StaleView                     the guest was reset or replaced since the view was taken
     ├── PolicyDenied                  an action without its grant
+    ├── AuditFailed                   the audit log cannot be written or read: nothing was done
+    ├── AuditBroken                   the audit log is not as it was written
     ├── BusError                      the channel between codepacks
     │   ├── BrokerUnavailable         no broker could be started or reached
     │   ├── BusRefused                the broker refused what was asked
@@ -55,6 +57,8 @@ from qvmi.addr import Pa, Va
 
 __all__ = [
     "AttachError",
+    "AuditBroken",
+    "AuditFailed",
     "BadMessage",
     "BrokerUnavailable",
     "BusError",
@@ -469,6 +473,25 @@ class PolicyDenied(QvmiError):
         super().__init__(f"{action}: not granted (needs grant {grant!r})")
         self.action = action
         self.grant = grant
+
+
+class AuditFailed(QvmiError):
+    """This audit log cannot be written or read, so that nothing is done that it had to tell of."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"audit log {path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class AuditBroken(QvmiError):
+    """This audit log is not as it was written; what is behind this line proves nothing."""
+
+    def __init__(self, path: object, line: int, problem: str) -> None:
+        super().__init__(f"audit log {path}, line {line}: {problem}")
+        self.path = path
+        self.line = line
+        self.problem = problem
 
 
 class BusError(QvmiError):

@@ -1,11 +1,14 @@
 """Grants: what a session or a codepack may do to a guest."""
 
+import logging
 from dataclasses import dataclass
 from enum import StrEnum
 
 from qvmi.errors import PolicyDenied
 
 __all__ = ["OBSERVE", "READ_ONLY", "Grant", "Policy"]
+
+_audit = logging.getLogger("qvmi.audit")
 
 
 class Grant(StrEnum):
@@ -37,9 +40,11 @@ class Policy:
         return Policy(self.grants.union(grants))
 
     def require(self, grant: Grant, action: str) -> None:
-        """This raises PolicyDenied, naming the action, unless the grant is held."""
+        """This raises PolicyDenied, naming the action, unless the grant is held; the audit log tells."""
         if grant not in self.grants:
-            raise PolicyDenied(action, grant.value)
+            denied = PolicyDenied(action, grant.value)
+            _audit.warning("refused: %s", denied)
+            raise denied
 
 
 READ_ONLY = Policy(frozenset({Grant.READ_MEMORY, Grant.READ_REGISTERS}))

@@ -25,7 +25,15 @@ QVMI: Final = (
 
 def environment(**changes: str) -> dict[str, str]:
     """This is the test's environment without what would change the command's behaviour."""
-    dropped = ("QVMI_QMP", "QVMI_GDB", "QVMI_DEBUG", "NO_COLOR", "COLUMNS", "PYTHONUNBUFFERED")
+    dropped = (
+        "QVMI_QMP",
+        "QVMI_GDB",
+        "QVMI_AUDIT",
+        "QVMI_DEBUG",
+        "NO_COLOR",
+        "COLUMNS",
+        "PYTHONUNBUFFERED",
+    )
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **changes}
 

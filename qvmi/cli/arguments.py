@@ -12,6 +12,7 @@ from qvmi.cli.commands import COMMANDS
 from qvmi.errors import UsageError
 
 __all__ = [
+    "AUDIT_ENVIRONMENT",
     "ENVIRONMENT",
     "GDB_ENVIRONMENT",
     "Options",
@@ -25,6 +26,8 @@ ENVIRONMENT: Final = "QVMI_QMP"
 """The environment variable that stands for ``--qmp``."""
 GDB_ENVIRONMENT: Final = "QVMI_GDB"
 """The environment variable that stands for ``--gdb``."""
+AUDIT_ENVIRONMENT: Final = "QVMI_AUDIT"
+"""The environment variable that stands for ``--audit``."""
 
 _COLUMN: Final = 30  # where help texts begin: behind the longest option
 
@@ -83,6 +86,11 @@ _OPTIONS: Final = (
         {"metavar": "FILE", "type": values.given},
     ),
     _Option(
+        "--audit",
+        f"log of what is done to guests and refused; or {AUDIT_ENVIRONMENT}",
+        {"metavar": "FILE", "type": values.given},
+    ),
+    _Option(
         "--timeout",
         "seconds until QEMU has greeted; 3 (each later answer: 5)",
         {"metavar": "S", "type": values.seconds},
@@ -108,6 +116,7 @@ class Options(NamedTuple):
         use_cache: whether profiles of kernels seen before are used and kept.
         dump: a dump's file to look at instead of a machine.
         raw_ram: how the dump's file is raw RAM; None where it says itself what it is.
+        audit: a file for the audit log; None for none.
     """
 
     qmp: str | None
@@ -118,6 +127,7 @@ class Options(NamedTuple):
     use_cache: bool
     dump: str | None = None
     raw_ram: values.RawRam | None = None
+    audit: str | None = None
 
 
 class Request(NamedTuple):
@@ -194,6 +204,7 @@ def parse(arguments: Sequence[str]) -> Request:
         use_cache=found.pop("cache", True),
         dump=dump,
         raw_ram=raw_ram,
+        audit=found.pop("audit", None) or os.environ.get(AUDIT_ENVIRONMENT) or None,
     )
     if command.prepare:
         found = _prepared(command, found, rest)

@@ -186,6 +186,20 @@ COMMANDS: Final = (
         why_no_dump="nothing happens in a dump any more",
     ),
     Command(
+        "audit",
+        "check the log of what was done to guests and refused",
+        "Checks an audit log, as --audit writes one: no record of it was altered, left out, added or\n"
+        "moved. Prints how many there are, and the hash of the last one: noted elsewhere and given\n"
+        "with --head, it shows later that none was cut off. Ends with 1 when something is wrong.",
+        (
+            ("qvmi audit verify audit.log", "is it as it was written?"),
+            ("qvmi audit verify audit.log --json", "the same, for a program"),
+        ),
+        Needs.HOST,
+        "qvmi.cli.auditing:audit",
+        declarations.audit,
+    ),
+    Command(
         "completion",
         "a script that completes qvmi's words in a shell",
         "Prints the script.",

@@ -6,6 +6,7 @@ from qvmi.cli import values
 from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
 
 __all__ = [
+    "audit",
     "completion",
     "drgn",
     "dump",
@@ -22,6 +23,15 @@ __all__ = [
     "vol",
     "watch",
 ]
+
+
+def audit(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``audit``."""
+    parser.add_argument("action", metavar="verify", choices=["verify"], help="what to do with it")
+    parser.add_argument("path", metavar="FILE", type=values.given, help="the log")
+    parser.add_argument(
+        "--head", metavar="HASH", type=values.sha256, help="of a record that must be in it"
+    )
 
 
 def nothing(_: ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from qvmi.errors import (
     AttachError,
+    AuditFailed,
     GdbstubProtocolError,
     GdbstubRequestFailed,
     GdbstubTimeout,
@@ -40,6 +41,7 @@ class ExitCode(IntEnum):
 
 _CODES: Final = (
     (UsageError, ExitCode.USAGE),
+    (AuditFailed, ExitCode.USAGE),
     (AttachError, ExitCode.NOT_ATTACHED),
     (MachineGone, ExitCode.NOT_ATTACHED),
     (QmpCommandFailed, ExitCode.NOT_ATTACHED),

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,20 @@ def run(request: Request, output: Output, *, debug: bool) -> ExitCode:
         QvmiError: it could not be done.
     """
     _log_to(output, debug=debug)
+    with _audit_log(request.options):
+        return _run(request, output, debug=debug)
+
+
+def _audit_log(options: Options) -> "AbstractContextManager[object]":
+    """This is the audit log that was asked for, if one was."""
+    if options.audit is None:
+        return nullcontext()
+    from qvmi.audit import AuditLog
+
+    return AuditLog(Path(options.audit))
+
+
+def _run(request: Request, output: Output, *, debug: bool) -> ExitCode:
     handler = handler_of(request.command.handler)
     if request.command.needs is Needs.CODE:
         return _run_code(request, handler, output)

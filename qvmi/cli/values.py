@@ -16,6 +16,7 @@ __all__ = [
     "place",
     "raw_ram",
     "seconds",
+    "sha256",
     "size",
     "user_space",
 ]
@@ -130,6 +131,13 @@ def given(text: str) -> str:
     if not text:
         raise ArgumentTypeError("'' names nothing; leave the option out, or say what is meant")
     return text
+
+
+def sha256(text: str) -> str:
+    """This reads a hash, as 64 hexadecimal digits."""
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):  # noqa: PLR2004 - of SHA-256
+        raise ArgumentTypeError(f"{text!r} is no hash; expected 64 hexadecimal digits")
+    return text.lower()
 
 
 def new_file(text: str) -> str:

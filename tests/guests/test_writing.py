@@ -23,7 +23,9 @@ from typing import Final
 import pytest
 
 import qvmi
+from qvmi.audit import AuditLog
 from qvmi.errors import (
+    AuditFailed,
     GdbstubBusy,
     GuestRunning,
     NotWritable,
@@ -497,6 +499,20 @@ async def test_the_log_has_the_old_and_the_new_bytes(caplog: pytest.LogCaptureFi
         f"write 2 bytes at physical address {COUNTING_LOOP:#x}: old ff00 new ff08",
         f"write rax of vCPU 0: old rax={COUNTS_AT:#x} new rax={COUNTS_AT + 8:#x}",
     ]
+
+
+@asynchronous
+async def test_a_write_that_cannot_be_logged_is_not_done() -> None:
+    with counting_machine() as machine:
+        async with qvmi.attach(machine.qmp, discover=False, policy=CHANGE) as attached:
+            with AuditLog(Path("/dev/full")):
+                with pytest.raises(AuditFailed, match="/dev/full: No space left"):
+                    await attached.write_physical(qvmi.Pa(COUNTING_LOOP), COUNTS_DOWN)
+                with pytest.raises(AuditFailed):
+                    await attached.write_registers(0, {"rax": COUNTS_AT + 8})
+            found = (machine.folder / "ram").read_bytes()[COUNTING_LOOP:][: len(COUNTS_DOWN)]
+            assert found == b"\xff\x00"
+            assert machine.monitor.running()
 
 
 # ------------------------------------------------------------------------------ whatever becomes of qvmi

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.cli.arguments import ENVIRONMENT, GDB_ENVIRONMENT, Request, TextWanted, make_parser, parse
+from qvmi.cli.arguments import (
+    AUDIT_ENVIRONMENT,
+    ENVIRONMENT,
+    GDB_ENVIRONMENT,
+    Request,
+    TextWanted,
+    make_parser,
+    parse,
+)
 from qvmi.cli.command import Needs
 from qvmi.cli.commands import COMMANDS
 from qvmi.cli.values import RawRam
@@ -15,6 +23,7 @@ from qvmi.qmp.monitor import ANSWER_TIMEOUT_S
 
 # What each command cannot do without.
 LEAST = {
+    "audit": ["verify", "a.log"],
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
     "symbol": ["linux_banner"],
@@ -27,7 +36,7 @@ LEAST = {
 }
 EVERYWHERE = [
     *("--qmp", "a.sock", "--gdb", "b.sock", "--json"),
-    *("--isf", "a.json", "--timeout", "7", "--no-cache"),
+    *("--isf", "a.json", "--timeout", "7", "--no-cache", "--audit", "a.log"),
 ]
 NAMES = [command.name for command in COMMANDS]
 EXAMPLES = [line for command in COMMANDS for line, _ in command.examples]
@@ -37,6 +46,7 @@ EXAMPLES = [line for command in COMMANDS for line, _ in command.examples]
 def _no_machine_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     monkeypatch.delenv(GDB_ENVIRONMENT, raising=False)
+    monkeypatch.delenv(AUDIT_ENVIRONMENT, raising=False)
 
 
 def typed(name: str) -> list[str]:
@@ -54,12 +64,12 @@ def test_options_mean_the_same_before_and_after_the_command(name: str) -> None:
     before = parse([*EVERYWHERE, *typed(name)])
     after = parse([*typed(name), *EVERYWHERE])
     assert before == after
-    assert before.options == ("a.sock", "b.sock", True, "a.json", 7.0, False, None, None)
+    assert before.options == ("a.sock", "b.sock", True, "a.json", 7.0, False, None, None, "a.log")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_options_nothing_is_chosen(name: str) -> None:
-    assert parse(typed(name)).options == (None, None, False, None, None, True, None, None)
+    assert parse(typed(name)).options == (None, None, False, None, None, True, None, None, None)
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"vol"}))  # which has a --dump of its own

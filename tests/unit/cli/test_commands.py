@@ -15,7 +15,7 @@ from tests.unit.cli.test_arguments import typed
 # The public commands, as documented; taking one away breaks somebody's script.
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
-    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion"),
+    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
 }
 
