@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from qvmi.addr import Va
-from qvmi.errors import WalkFailed
+from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Process
 from qvmi.semantics.linux.container import Container, container_of
@@ -181,25 +181,29 @@ class _Look:
         self._hierarchies: dict[int, _Hierarchy | None] = {}
         self._places: dict[tuple[int, int], _Place] = {}
 
-    def at(self, process: Process, _: list[Gap]) -> tuple[Cgroup, ...]:
+    def at(self, process: Process, gaps: list[Gap]) -> tuple[Cgroup, ...]:
         """This makes the rows of one process, if it stays in its cgroups meanwhile.
 
-        As long as it does they are not freed, and neither are those above them.
+        As long as it does they are not freed, and neither are those above them: what is wrong with
+        one is no moment of change, and a gap.
         """
         before = self._memory.task(process.address)
         pid, flags, css_set = before
         if pid != process.pid:
             raise Implausible(f"its task has the pid {pid} now")
-        rows = [
-            row
-            for cgroup in self._memory.cgroups(css_set)
-            for row in self._row(process, flags, cgroup)
-        ]
+        rows: list[Cgroup] = []
+        for cgroup in self._memory.cgroups(css_set):
+            try:
+                rows += self._row(process, flags, cgroup)
+            except (MemoryFault, Implausible) as error:
+                why = f"the cgroup at {cgroup:#x} of process {process.pid}: {error}"
+                gaps.append(Gap("struct cgroup", process.address, why))
         if self._memory.task(process.address)[2] != css_set:
             raise Implausible("its cgroups change all the time")
         return tuple(sorted(rows, key=lambda row: row.hierarchy))
 
     def _row(self, process: Process, flags: int, cgroup: int) -> Iterator[Cgroup]:
+        """This makes the row of one cgroup, and none of cgroup v2 before it is mounted."""
         self._effort.spend(1)
         css_flags, node, root = self._memory.cgroup(cgroup)
         hierarchy = self._hierarchy(root)

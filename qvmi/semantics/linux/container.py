@@ -48,8 +48,13 @@ _CONTAINERS: Final = tuple(
     for runtime, above, form in _FORMS
 )
 _UID: Final = r"(?P<uid>[0-9a-f]{32}|[0-9a-f]{8}(?:[_-][0-9a-f]{4}){3}[_-][0-9a-f]{12})"
-_POD: Final = re.compile(rf"(?:.*kubepods(?:-besteffort|-burstable)?-)?pod{_UID}(?:\.slice)?")
+_POD: Final = re.compile(
+    rf"(?:.*kubepods(?:-besteffort|-burstable)?-)?pod{_UID}(?:\.slice(?::cri-containerd:.*)?)?",
+    re.DOTALL,
+)
 _OF_KUBERNETES: Final = "kubepods"
+_PODS_ALONE: Final = "kubernetes"
+"""What has an id below a pod is a container, whatever runs it; elsewhere it may be anything."""
 _ESCAPED: Final = "systemd-nspawn"
 _ESCAPE: Final = re.compile(r"\\x([0-9a-f]{2})")
 _SUPERVISOR: Final = "supervisor"
@@ -90,8 +95,11 @@ def container_of(path: str) -> Container:
                 continue
             if runtime == _ESCAPED and names[place + 1 : place + 2] == [_SUPERVISOR]:
                 continue
+            pod = _pod_of(names[: place + 1])
+            if runtime == _PODS_ALONE and not pod:
+                continue
             name = _unescaped(found["id"]) if runtime == _ESCAPED else found["id"]
-            return Container(runtime, name, _pod_of(names[:place]))
+            return Container(runtime, name, pod)
     return NO_CONTAINER
 
 

@@ -73,8 +73,9 @@ def _steady(
         except (MemoryFault, Implausible) as error:
             why = str(error)
         else:
-            gaps += found
-            return rows
+            if not found or tasks.is_there(process):
+                gaps += found
+                return rows
         effort.retries += 1
         if not tasks.is_there(process):
             return ()
