@@ -25,7 +25,7 @@ def _ids(*numbers: int) -> str:
 
 def _listed(numbers: Sequence[int]) -> str:
     shown = ",".join(map(str, numbers[:_GROUPS_SHOWN])) or "-"
-    return shown + (f",… ({len(numbers)})" if len(numbers) > _GROUPS_SHOWN else "")
+    return shown + (f",... ({len(numbers)})" if len(numbers) > _GROUPS_SHOWN else "")
 
 
 def _capabilities(held: CapabilitySet) -> str:
