@@ -151,7 +151,7 @@ LISTING_COMMANDS: Final = (
         "creds",
         "who the guest's processes are, and what they may do",
         "Lists users, groups, capabilities and other rights of processes, as /proc/PID/status does,\n"
-        "and with whom they share the kernel's record of them, which only a rootkit makes them do.\n"
+        "and with whom they share the kernel's record of them, as after a theft of rights.\n"
         "Four ids are the real, effective, saved and file system one; --json tells all sets.",
         (
             ("qvmi --qmp /run/vm/qmp.sock creds", "of all processes"),

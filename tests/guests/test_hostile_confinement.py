@@ -104,8 +104,10 @@ def test_credentials_that_everybody_has_are_told_of_some_and_are_a_gap(den: Den)
     with ExitStack() as stack:
         processes = den.linux.processes().items
         for process in processes:
-            place = process.address + den.offset("task_struct", "cred")
-            stack.enter_context(_altered(den, place, _word(shared)))
+            for member in ("real_cred", "cred"):
+                place = process.address + den.offset("task_struct", member)
+                stack.enter_context(den.ram.altered(den.pa(place), _word(shared)))
+        stack.enter_context(cpu_seconds(FEW_SECONDS))
         listing = den.linux.credentials()
     assert len(listing) == len(processes) > MOST_SHARERS
     assert [gap.address for gap in listing.gaps] == [shared]

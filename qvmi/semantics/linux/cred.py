@@ -3,7 +3,7 @@
 References: Linux include/linux/cred.h (``struct cred``, ``struct group_info``; committed ones never
 change), fs/proc/array.c (``task_state``, ``task_cap``, ``task_seccomp``: what is shown is of
 ``real_cred``), include/linux/sched.h (``PFA_NO_NEW_PRIVS``), include/uapi/linux/seccomp.h,
-kernel/cred.c (``copy_creds``: only threads share theirs).
+kernel/cred.c (``copy_creds``: only threads share theirs), fs/overlayfs/util.c.
 """
 
 from collections import defaultdict
@@ -181,7 +181,8 @@ class _Look:
         self._effort = effort
         self._owners: dict[int, list[Process]] = defaultdict(list)
         for process in processes:
-            for cred in self._creds_of(process):
+            task = self._task_of(process)
+            for cred in {task.real_cred, task.cred} if task else ():
                 self._owners[cred].append(process)
         self._crowds: set[int] = set()
         self._groups: dict[int, tuple[int, ...]] = {}
@@ -243,7 +244,11 @@ class _Look:
             return ""
 
     def _sharers(self, process: Process, task: _Task, gaps: list[Gap]) -> tuple[int, ...]:
-        """These are the pids of others that have the same credentials now."""
+        """These are the pids of others that have the same credentials now.
+
+        What is nobody's own counts for nothing: for a moment the kernel lets any number of
+        processes act by what it has made itself, as overlayfs does (``ovl_override_creds``).
+        """
         found: dict[int, None] = {}
         for cred in dict.fromkeys((task.real_cred, task.cred)):
             for other in self._owners.get(cred, ()):
@@ -253,7 +258,8 @@ class _Look:
                 if len(found) == _MAX_SHARERS:
                     self._add_crowd(cred, gaps)
                     break
-                if cred in self._creds_of(other):
+                its = self._task_of(other)
+                if its and cred in {its.real_cred, its.cred} & {its.real_cred, task.real_cred}:
                     found[other.pid] = None
         return tuple(sorted(found))
 
@@ -263,13 +269,13 @@ class _Look:
             why = f"more than {_MAX_SHARERS} processes have the same: only so many are told"
             gaps.append(Gap("struct cred", Va(cred), why))
 
-    def _creds_of(self, process: Process) -> set[int]:
-        """These are the credentials that a process has now; none if it is gone or cannot be read."""
+    def _task_of(self, process: Process) -> _Task | None:
+        """This is what a process has now; None if it is gone or cannot be read."""
         try:
             task = _Task._make(self._memory.task(process.address))
         except MemoryFault:
-            return set()
-        return {task.real_cred, task.cred} if task.pid == process.pid else set()
+            return None
+        return task if task.pid == process.pid else None
 
 
 @lru_cache(_SETS)

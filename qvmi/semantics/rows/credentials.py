@@ -41,8 +41,9 @@ class Credentials(msgspec.Struct, frozen=True, gc=False):
         cred: of ``task_struct.cred``, by which it acts; another one than real_cred only while
             the kernel acts for somebody else.
         real_cred: of ``task_struct.real_cred``, by which others act on it.
-        shared_with: the pids of other processes with either of these. The kernel gives each
-            process its own: who shares one was given it by somebody else.
+        shared_with: the pids of other processes that have one of these, where it is the real_cred
+            of one of them. The kernel gives each process its own: who shares one for longer than a
+            moment was given it by somebody else.
         address: of the ``task_struct``.
     """
 

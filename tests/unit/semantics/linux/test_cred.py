@@ -122,3 +122,21 @@ def test_who_acts_for_another_is_told_by_both_addresses() -> None:
     row = next(iter(walk(memory).rows.values()))
     assert (row.uid, row.cred) == (1000, root)
     assert row.real_cred != root
+
+
+def test_who_acts_by_what_another_has_shares_it() -> None:
+    memory = KernelConfinement()
+    thief, owner = populated(memory)
+    memory.set_u64(thief, "cred", memory.get(owner + memory.member("task_struct", "real_cred")))
+    rows = {row.pid: row for row in walk(memory).rows.values()}
+    assert (rows[7].shared_with, rows[8].shared_with) == ((8,), (7,))
+
+
+def test_two_who_act_by_what_is_nobodys_own_share_nothing() -> None:
+    memory = KernelConfinement()
+    mounter = memory.credentials(0)
+    for task in populated(memory):
+        memory.set_u64(task, "cred", mounter)
+    rows = {row.pid: row for row in walk(memory).rows.values()}
+    assert (rows[7].shared_with, rows[8].shared_with) == ((), ())
+    assert rows[7].cred == rows[8].cred == mounter
