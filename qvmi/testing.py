@@ -24,7 +24,9 @@ from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
 from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
 from qvmi.semantics.guest_os import (
+    Cgroup,
     CommandLine,
+    Credentials,
     Gap,
     GuestFacts,
     Listing,
@@ -32,6 +34,7 @@ from qvmi.semantics.guest_os import (
     MemoryMapping,
     Module,
     Mount,
+    Namespaces,
     OpenFile,
     Process,
     Socket,
@@ -64,10 +67,21 @@ _FACTS: Final = GuestFacts(
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log"),
+    *("credentials", "namespaces", "cgroups"),
 )
 
 Row = TypeVar("Row")
-OwnedRow = TypeVar("OwnedRow", OpenFile, Socket, MemoryMapping, CommandLine, Variable)
+OwnedRow = TypeVar(
+    "OwnedRow",
+    OpenFile,
+    Socket,
+    MemoryMapping,
+    CommandLine,
+    Variable,
+    Credentials,
+    Namespaces,
+    Cgroup,
+)
 Found = TypeVar("Found")
 
 
@@ -115,8 +129,8 @@ class FakeGuest:
         threads: all threads.
         modules: all modules.
         mounts: what every process sees; ``log``: the kernel's.
-        open_files, sockets, mappings, command_lines, environment: those of all processes; who asks
-            for one gets the rows with its pid.
+        open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups:
+            those of all processes; who asks for one gets the rows with its pid.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -138,6 +152,9 @@ class FakeGuest:
         command_lines: Iterable[CommandLine] = (),
         environment: Iterable[Variable] = (),
         log: Iterable[LogRecord] = (),
+        credentials: Iterable[Credentials] = (),
+        namespaces: Iterable[Namespaces] = (),
+        cgroups: Iterable[Cgroup] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -153,6 +170,9 @@ class FakeGuest:
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
         self._log = _Answers(log)
+        self._credentials = _Answers(credentials)
+        self._namespaces = _Answers(namespaces)
+        self._cgroups = _Answers(cgroups)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -236,6 +256,18 @@ class FakeGuest:
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment of a process."""
         return _owned(self._answer("environment", self._environment), process)
+
+    def credentials(self, process: Process | None = None) -> Listing[Credentials]:
+        """This lists the credentials of a process, or of all."""
+        return _owned(self._answer("credentials", self._credentials), process)
+
+    def namespaces(self, process: Process | None = None) -> Listing[Namespaces]:
+        """This lists the namespaces of a process, or of all."""
+        return _owned(self._answer("namespaces", self._namespaces), process)
+
+    def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
+        """This lists the cgroups of a process, or of all."""
+        return _owned(self._answer("cgroups", self._cgroups), process)
 
     def log(self) -> Listing[LogRecord]:
         """This lists the kernel's log."""

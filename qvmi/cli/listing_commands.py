@@ -148,6 +148,51 @@ LISTING_COMMANDS: Final = (
         why_no_dump="",
     ),
     Command(
+        "creds",
+        "who the guest's processes are, and what they may do",
+        "Lists users, groups, capabilities and other rights of processes, as /proc/PID/status does,\n"
+        "and with whom they share the kernel's record of them, as after a theft of rights.\n"
+        "Four ids are the real, effective, saved and file system one; --json tells all sets.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock creds", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock creds 1", "of process 1"),
+            ("qvmi creds --json | jq '.items[] | select(.shared_with != [])'", "stolen rights"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.confinement_views:creds",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "namespaces",
+        "the namespaces of the guest's processes",
+        "Lists the numbers that /proc/PID/ns shows, the hostname that a process sees, and the pid\n"
+        "that it has in its own pid namespace.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock namespaces", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock namespaces 1", "of process 1"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.confinement_views:namespaces",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "cgroups",
+        "the cgroups of the guest's processes, and their containers",
+        "Lists the cgroup of each process in each hierarchy, as /proc/PID/cgroup does, and which\n"
+        "container its path tells: of docker, podman, containerd, CRI-O, nerdctl, Kubernetes, LXC or\n"
+        "systemd-nspawn. Who may make cgroups may name them so.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock cgroups", "of all processes"),
+            ("qvmi cgroups --json | jq '.items[] | select(.container != \"\")'", "in containers"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.confinement_views:cgroups",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
         "log",
         "the kernel's log",
         "Lists the records that the kernel still holds, as dmesg in the guest would.",

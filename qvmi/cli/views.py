@@ -21,7 +21,7 @@ from qvmi.semantics.guest_os import (
     Variable,
 )
 
-__all__ = ["cmdline", "env", "files", "log", "maps", "mounts", "sockets"]
+__all__ = ["cmdline", "env", "files", "log", "maps", "mounts", "perhaps_of", "sockets"]
 
 Row = TypeVar("Row")
 
@@ -91,19 +91,19 @@ _RECORD: Final[Sequence[Column[LogRecord]]] = (
 
 async def mounts(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
     """This lists the mounts that a process sees, or those of all mount namespaces."""
-    walk = _perhaps_of(pid, lambda guest, process: guest.mounts(process))
+    walk = perhaps_of(pid, lambda guest, process: guest.mounts(process))
     return show(output, await looked(machine, output, walk, exact=exact), _MOUNT)
 
 
 async def files(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
     """This lists the open files of a process, or of all."""
-    walk = _perhaps_of(pid, lambda guest, process: guest.open_files(process))
+    walk = perhaps_of(pid, lambda guest, process: guest.open_files(process))
     return show(output, await looked(machine, output, walk, exact=exact), _FILE)
 
 
 async def sockets(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
     """This lists the sockets that a process has open, or that all have."""
-    walk = _perhaps_of(pid, lambda guest, process: guest.sockets(process))
+    walk = perhaps_of(pid, lambda guest, process: guest.sockets(process))
     return show(output, await looked(machine, output, walk, exact=exact), _SOCKET)
 
 
@@ -115,7 +115,7 @@ async def maps(machine: Inhabited, output: Output, *, pid: int, exact: bool) -> 
 
 async def cmdline(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
     """This lists how a process was called, or how all were."""
-    walk = _perhaps_of(pid, lambda guest, process: guest.command_lines(process))
+    walk = perhaps_of(pid, lambda guest, process: guest.command_lines(process))
     return show(output, await looked(machine, output, walk, exact=exact), _COMMAND_LINE)
 
 
@@ -138,9 +138,10 @@ def _of(
     return lambda guest: ask(guest, named_process(guest, pid))
 
 
-def _perhaps_of(
+def perhaps_of(
     pid: int | None, ask: Callable[[GuestOS, Process | None], Listing[Row]]
 ) -> Callable[[GuestOS], Listing[Row]]:
+    """This makes a question about one process, or about all."""
     if pid is None:
         return lambda guest: ask(guest, None)
     return _of(pid, ask)

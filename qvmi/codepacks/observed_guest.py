@@ -5,7 +5,9 @@ from typing import Final, TypeVar
 
 from qvmi.errors import CodepackError, WalkFailed
 from qvmi.semantics.guest_os import (
+    Cgroup,
     CommandLine,
+    Credentials,
     Gap,
     GuestFacts,
     GuestOS,
@@ -14,6 +16,7 @@ from qvmi.semantics.guest_os import (
     MemoryMapping,
     Module,
     Mount,
+    Namespaces,
     OpenFile,
     Process,
     Socket,
@@ -96,6 +99,18 @@ class ObservedGuest:
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""
         return self._noted(lambda: self._guest.environment(process))
+
+    def credentials(self, process: Process | None = None) -> Listing[Credentials]:
+        """This lists who a process is and what it may do, or who all are."""
+        return self._noted(lambda: self._guest.credentials(process))
+
+    def namespaces(self, process: Process | None = None) -> Listing[Namespaces]:
+        """This lists the namespaces of a process, or of all."""
+        return self._noted(lambda: self._guest.namespaces(process))
+
+    def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
+        """This lists the cgroups of a process, or of all, and the containers that they tell."""
+        return self._noted(lambda: self._guest.cgroups(process))
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log."""

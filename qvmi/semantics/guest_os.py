@@ -7,6 +7,8 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.semantics.rows.containers import Cgroup, Namespaces
+from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
@@ -16,7 +18,10 @@ from qvmi.semantics.rows.sockets import Socket
 from qvmi.view import Provenance
 
 __all__ = [
+    "CapabilitySet",
+    "Cgroup",
     "CommandLine",
+    "Credentials",
     "Evidence",
     "Gap",
     "GuestFacts",
@@ -26,6 +31,7 @@ __all__ = [
     "MemoryMapping",
     "Module",
     "Mount",
+    "Namespaces",
     "OpenFile",
     "Process",
     "Socket",
@@ -169,6 +175,18 @@ class GuestOS(Protocol):
 
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""
+        ...
+
+    def credentials(self, process: Process | None = None) -> Listing[Credentials]:
+        """This lists who a process is and what it may do, or who all are."""
+        ...
+
+    def namespaces(self, process: Process | None = None) -> Listing[Namespaces]:
+        """This lists the namespaces of a process, or of all."""
+        ...
+
+    def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
+        """This lists the cgroups of a process, or of all, and the containers that they tell."""
         ...
 
     def log(self) -> Listing[LogRecord]:

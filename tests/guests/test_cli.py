@@ -36,6 +36,7 @@ EVERY_COMMAND: Final = (
     ("watch", "--for", "1.5"),
     *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
     *((name, "1") for name in ("maps", "env")),
+    *((name,) for name in ("creds", "namespaces", "cgroups")),
 )
 COLOUR: Final = re.compile(rb"\x1b\[[0-9;]*m")
 BANNER: Final = "linux_banner"

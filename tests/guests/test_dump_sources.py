@@ -164,6 +164,7 @@ LED_BY: Final[dict[Callable[[Stopped], Path], str]] = {
 VIEWS: Final = (
     *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
     *((name, "1") for name in ("mounts", "files", "maps", "cmdline", "env")),
+    *((name,) for name in ("creds", "namespaces", "cgroups")),
     ("vol", "linux.pslist.PsList"),
     ("vol", "linux.lsof.Lsof", "--exact"),
 )

@@ -23,7 +23,10 @@ from tests.hostile.bounds import cpu_seconds
 ROUNDS = 20
 WRONG_WORDS = 8
 MOST_GAPS = 3000
-QUESTIONS = ("processes", "process_ids", "threads", "modules", "module_symbols", "module_types")
+QUESTIONS = (
+    *("processes", "process_ids", "threads", "modules", "module_symbols", "module_types"),
+    *("credentials", "namespaces", "cgroups"),
+)
 
 
 class PrivateCopy:
@@ -107,6 +110,10 @@ def places_of(kernel: Kernel, inside: LinuxGuest) -> set[int]:
         words += members("task_struct", process.address)
     for module in inside.modules():
         words += members("module", module.struct_address)
+    for one in inside.credentials():
+        words += members("cred", one.real_cred)
+    for group in inside.cgroups():
+        words += members("cgroup", group.address)
     found: set[int] = set()
     for word in words:
         with suppress(MemoryFault):

@@ -11,20 +11,25 @@ from qvmi.arch import aarch64, x86_64
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import (
+    Cgroup,
     CommandLine,
+    Credentials,
     GuestFacts,
     Listing,
     LogRecord,
     MemoryMapping,
     Module,
     Mount,
+    Namespaces,
     OpenFile,
     Process,
     Socket,
     Thread,
     Variable,
 )
+from qvmi.semantics.linux.cgroup import CgroupTable
 from qvmi.semantics.linux.command_line import CommandLines
+from qvmi.semantics.linux.cred import CredentialTable
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
@@ -35,6 +40,7 @@ from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.mount import Mounts
+from qvmi.semantics.linux.nsproxy import NamespaceTable
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
 from qvmi.semantics.linux.sock import Sockets
@@ -189,6 +195,33 @@ class LinuxGuest:
         """
         return self._listing(lambda: self._command_lines.environment(process))
 
+    def credentials(self, process: Process | None = None) -> Listing[Credentials]:
+        """This lists who a process is and what it may do, or who all are.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._credential_table.of(process))
+
+    def namespaces(self, process: Process | None = None) -> Listing[Namespaces]:
+        """This lists the namespaces of a process, or of all.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._of(process, self._namespace_table.of))
+
+    def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
+        """This lists the cgroups of a process, or of all, and the containers that they tell.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or the list of processes cannot be walked at all.
+        """
+        return self._listing(lambda: self._of(process, self._cgroup_table.of))
+
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first.
 
@@ -306,6 +339,18 @@ class LinuxGuest:
     @cached_property
     def _command_lines(self) -> CommandLines:
         return CommandLines(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _credential_table(self) -> CredentialTable:
+        return CredentialTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _namespace_table(self) -> NamespaceTable:
+        return NamespaceTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _cgroup_table(self) -> CgroupTable:
+        return CgroupTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
 
     @cached_property
     def _log(self) -> KernelLog:

@@ -11,6 +11,7 @@ from qvmi.view import Provenance, Taken
 METHODS = (
     *("processes", "process_ids", "threads", "modules"),
     *("mounts", "open_files", "sockets", "command_lines", "log"),
+    *("credentials", "namespaces", "cgroups"),
 )
 OF_ONE = ("mappings", "environment")
 

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "churn.h"
+#include "confined.h"
 #include "network.h"
 #include "population.h"
 #include "report.h"
@@ -48,6 +49,7 @@ static void mount_everything(void) {
     write_text("/proc/sys/kernel/kptr_restrict", "0");
     write_text("/proc/sys/kernel/hotplug", "");
     write_text("/proc/sys/kernel/modprobe", "/nothing"); /* nobody loads a module behind our back */
+    prepare_confinement();
     raise_loopback();
 }
 
@@ -326,6 +328,7 @@ int main(void) {
     load_modules();
     speak_in_the_log();
     populate();
+    start_confined();
     wait_for_rest();
     report_ready(console, control);
     serve(control);

@@ -36,9 +36,13 @@
 /* Where a resident says that it is at rest: one byte, or the end of the pipe when it execs. */
 static int rest_fd = -1;
 
-void at_rest(void) {
+void say_at_rest(void) {
     if (write(rest_fd, "", 1) != 1)
         _exit(1);
+}
+
+void at_rest(void) {
+    say_at_rest();
     close(rest_fd);
 }
 

@@ -10,5 +10,7 @@ void live_as_resident(const char *comm, const char *rest_fd);
 int start_resident(const char *comm, void (*body)(void));
 /* Called in a resident when it is as it will stay. */
 void at_rest(void);
+/* The same for one that may only write any more. */
+void say_at_rest(void);
 
 #endif
