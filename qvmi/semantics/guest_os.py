@@ -156,7 +156,7 @@ class GuestOS(Protocol):
         ...
 
     def sockets(self, process: Process | None = None) -> Listing[Socket]:
-        """This lists the sockets that a process has open, or that all have."""
+        """This lists the sockets that a process has open, or all there are, nobody's among them."""
         ...
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:

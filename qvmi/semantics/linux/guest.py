@@ -38,6 +38,8 @@ from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
 from qvmi.semantics.linux.sock import Sockets
+from qvmi.semantics.linux.sock_common import Socks
+from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
@@ -154,12 +156,14 @@ class LinuxGuest:
         return self._listing(lambda: self._of(process, self._open_files.of))
 
     def sockets(self, process: Process | None = None) -> Listing[Socket]:
-        """This lists the sockets that a process has open, or that all have.
+        """This lists the sockets that a process has open, or all there are: nobody's come last.
 
         Raises:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
+        if process is None:
+            return self._listing(self._every_socket)
         return self._listing(lambda: self._of(process, self._sockets.of))
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:
@@ -296,7 +300,16 @@ class LinuxGuest:
 
     @cached_property
     def _sockets(self) -> Sockets:
-        return Sockets(self.kernel.space, self.kernel.symbols, files=self._open_files)
+        kernel = self.kernel
+        return Sockets(kernel.space, kernel.symbols, files=self._open_files, socks=self._socks)
+
+    @cached_property
+    def _socks(self) -> Socks:
+        return Socks(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _socket_tables(self) -> SocketTables:
+        return SocketTables(self.kernel.space, self.kernel.symbols, socks=self._socks)
 
     @cached_property
     def _mappings(self) -> Mappings:
@@ -327,6 +340,10 @@ class LinuxGuest:
         return ListWalk(
             found.rows, [*processes.gaps, *found.gaps], processes.retries + found.retries
         )
+
+    def _every_socket(self) -> ListWalk[Socket]:
+        tabled = self._socket_tables.walk()
+        return self._socket_tables.with_unheld(self._of_all(self._sockets.of), tabled)
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
         self.require_current()
