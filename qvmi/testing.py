@@ -24,6 +24,7 @@ from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
 from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
 from qvmi.semantics.guest_os import (
+    BpfProgram,
     CommandLine,
     Gap,
     GuestFacts,
@@ -64,6 +65,7 @@ _FACTS: Final = GuestFacts(
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log"),
+    "bpf_programs",
 )
 
 Row = TypeVar("Row")
@@ -114,7 +116,7 @@ class FakeGuest:
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
         modules: all modules.
-        mounts: what every process sees; ``log``: the kernel's.
+        mounts: what every process sees; ``log``, ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment: those of all processes; who asks
             for one gets the rows with its pid.
 
@@ -138,6 +140,7 @@ class FakeGuest:
         command_lines: Iterable[CommandLine] = (),
         environment: Iterable[Variable] = (),
         log: Iterable[LogRecord] = (),
+        bpf_programs: Iterable[BpfProgram] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -153,6 +156,7 @@ class FakeGuest:
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
         self._log = _Answers(log)
+        self._bpf_programs = _Answers(bpf_programs)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -236,6 +240,10 @@ class FakeGuest:
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment of a process."""
         return _owned(self._answer("environment", self._environment), process)
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs."""
+        return self._answer("bpf_programs", self._bpf_programs)
 
     def log(self) -> Listing[LogRecord]:
         """This lists the kernel's log."""

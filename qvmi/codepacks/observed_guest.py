@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 from qvmi.errors import CodepackError, WalkFailed
 from qvmi.semantics.guest_os import (
+    BpfProgram,
     CommandLine,
     Gap,
     GuestFacts,
@@ -96,6 +97,10 @@ class ObservedGuest:
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""
         return self._noted(lambda: self._guest.environment(process))
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs that the kernel has loaded."""
+        return self._noted(self._guest.bpf_programs)
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log."""

@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.semantics.rows.bpf import BpfProgram
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
@@ -16,6 +17,7 @@ from qvmi.semantics.rows.sockets import Socket
 from qvmi.view import Provenance
 
 __all__ = [
+    "BpfProgram",
     "CommandLine",
     "Evidence",
     "Gap",
@@ -169,6 +171,10 @@ class GuestOS(Protocol):
 
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""
+        ...
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs that the kernel has loaded, by id."""
         ...
 
     def log(self) -> Listing[LogRecord]:

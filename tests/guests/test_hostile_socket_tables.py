@@ -14,8 +14,8 @@ from qvmi import Listing, Va
 from qvmi.semantics.guest_os import Socket
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.symbols.layout import address, field_offset
+from tests.guests.exotic_guests import exotic_guest
 from tests.guests.lab import KERNELS, GuestConfig, Lab
-from tests.guests.pool import GuestPool
 from tests.guests.tampering import GuestRam, guest_ram
 from tests.hostile.bounds import cpu_seconds
 
@@ -52,8 +52,7 @@ class Den:
 @pytest.fixture(scope="module", params=KERNELS)
 def den(lab: Lab, request: pytest.FixtureRequest, profiles: Path) -> Iterator[Den]:
     with ExitStack() as stack:
-        guest = GuestPool(lab, stack).restore(GuestConfig(request.param))
-        guest.ask("exotic")
+        guest = exotic_guest(lab, stack, GuestConfig(request.param))
         guest.monitor.execute("stop")
         machine = stack.enter_context(qvmi.attach_sync(guest.qmp, cache=profiles))
         yield Den(machine.guest, stack.enter_context(guest_ram(guest)))

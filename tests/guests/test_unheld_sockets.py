@@ -15,13 +15,11 @@ import pytest
 import qvmi
 from qvmi import Listing
 from qvmi.semantics.guest_os import Socket
-from tests.guests.aarch64_guests import aarch64
 from tests.guests.agreement import shown_name
-from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab, NetSocket
-from tests.guests.pool import GuestPool
+from tests.guests.exotic_guests import EXOTIC_CONFIGS, exotic_guest
+from tests.guests.lab import Guest, Lab, NetSocket
 
 FILES: Final = ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "unix", "packet", "netlink")
-CONFIGS: Final = [*map(GuestConfig, KERNELS), aarch64(), aarch64("7.x-arm64")]
 LOOKS: Final = 25
 """Connections in TIME_WAIT end at some moment: what is compared must be the same before and after."""
 WAITED_PORTS: Final = (5401, 5402)
@@ -32,13 +30,11 @@ Row = tuple[str, str, str, str, int]
 """Protocol, local and remote address, state, inode."""
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: str(config.kernel))
+@pytest.fixture(scope="module", params=EXOTIC_CONFIGS, ids=lambda config: str(config.kernel))
 def exotic(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """This is a guest with sockets of every kind that nobody has open."""
     with ExitStack() as stack:
-        guest = GuestPool(lab, stack).restore(request.param)
-        guest.ask("exotic")
-        yield guest
+        yield exotic_guest(lab, stack, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from qvmi.arch import aarch64, x86_64
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import (
+    BpfProgram,
     CommandLine,
     GuestFacts,
     Listing,
@@ -24,10 +25,12 @@ from qvmi.semantics.guest_os import (
     Thread,
     Variable,
 )
+from qvmi.semantics.linux.bpf import BpfPrograms
 from qvmi.semantics.linux.command_line import CommandLines
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
@@ -193,6 +196,15 @@ class LinuxGuest:
         """
         return self._listing(lambda: self._command_lines.environment(process))
 
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs that the kernel has loaded, by id.
+
+        Raises:
+            SymbolsError: the kernel has no eBPF, or the profile lacks what this needs.
+            WalkFailed: they, or the list of processes, cannot be walked at all.
+        """
+        return self._listing(self._every_bpf_program)
+
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first.
 
@@ -312,6 +324,11 @@ class LinuxGuest:
         return SocketTables(self.kernel.space, self.kernel.symbols, socks=self._socks)
 
     @cached_property
+    def _bpf(self) -> BpfPrograms:
+        names = EnumNames(self.kernel.symbols)
+        return BpfPrograms(self.kernel.space, self.kernel.symbols, type_names=names.of)
+
+    @cached_property
     def _mappings(self) -> Mappings:
         kernel = self.kernel
         return Mappings(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
@@ -344,6 +361,12 @@ class LinuxGuest:
     def _every_socket(self) -> ListWalk[Socket]:
         tabled = self._socket_tables.walk()
         return self._socket_tables.with_unheld(self._of_all(self._sockets.of), tabled)
+
+    def _every_bpf_program(self) -> ListWalk[BpfProgram]:
+        sockets, files = self._every_socket(), self._of_all(self._open_files.of)
+        found = self._bpf.programs(files.rows.values(), sockets.rows.values())
+        gaps = [*dict.fromkeys((*sockets.gaps, *files.gaps)), *found.gaps]
+        return ListWalk(found.rows, gaps, sockets.retries + files.retries + found.retries)
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
         self.require_current()
