@@ -22,4 +22,21 @@ KERNEL_COMMANDS: Final = (
         declarations.listing,
         why_no_dump="",
     ),
+    Command(
+        "percpu",
+        "what each CPU has in a variable of its own",
+        "Prints each CPU's copy of a per-CPU variable of the kernel: by its type where the kernel\n"
+        "tells it, since 5.11 or so; else as bytes.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock percpu kstat", "interrupts, by CPU"),
+            (
+                "qvmi percpu runqueues --cpu 0 --json | jq '.items[0].value.nr_running'",
+                "one member",
+            ),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.kernel_views:percpu",
+        declarations.percpu,
+        why_no_dump="",
+    ),
 )

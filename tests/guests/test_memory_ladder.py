@@ -34,6 +34,7 @@ SAME: Final = (
     ("maps", "1"),
     ("cmdline", "1"),
     ("bpf",),
+    ("percpu", "kstat"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 

@@ -38,6 +38,7 @@ from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.mount import Mounts
+from qvmi.semantics.linux.percpu import PerCpu
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
 from qvmi.semantics.linux.sock import Sockets
@@ -46,6 +47,7 @@ from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
+from qvmi.semantics.rows.percpu import PerCpuValue
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
@@ -205,6 +207,26 @@ class LinuxGuest:
         """
         return self._listing(self._every_bpf_program)
 
+    def per_cpu(self, name: str, cpu: int | None = None) -> Listing[PerCpuValue]:
+        """This lists what each CPU's own copy of a variable of the kernel holds, or that of one CPU.
+
+        Raises:
+            SymbolsError: there is no such variable, or it is none that each CPU has.
+            UsageError: there is no such CPU.
+            WalkFailed: the CPUs cannot be told.
+        """
+        return self._listing(lambda: self._per_cpu.values(name, cpu))
+
+    def per_cpu_address(self, name: str, cpu: int) -> Va:
+        """This is where a CPU's own copy of a variable of the kernel lies.
+
+        Raises:
+            SymbolsError, UsageError, WalkFailed: as for :meth:`per_cpu`.
+            MemoryFault: it cannot be told where.
+        """
+        self.require_current()
+        return self._per_cpu.address(name, cpu)
+
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first.
 
@@ -327,6 +349,10 @@ class LinuxGuest:
     def _bpf(self) -> BpfPrograms:
         names = EnumNames(self.kernel.symbols)
         return BpfPrograms(self.kernel.space, self.kernel.symbols, type_names=names.of)
+
+    @cached_property
+    def _per_cpu(self) -> PerCpu:
+        return PerCpu(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _mappings(self) -> Mappings:
