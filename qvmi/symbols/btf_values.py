@@ -18,8 +18,8 @@ Value: TypeAlias = "int | bool | str | list[Value] | dict[str, Value] | None"
 _POINTER_SIZE: Final = 8
 _MAX_DEPTH: Final = 32
 """Structs nest some ten levels deep; deeper is a loop."""
-_MAX_VALUES: Final = 1 << 16
-"""Of one variable: the largest per-CPU ones have a few thousand members."""
+_MAX_VALUES: Final = 1 << 17
+"""Of one variable, members and what they hold: the largest per-CPU ones have a few thousand."""
 _SIGNED, _BOOL = 1, 4
 """``BTF_INT_SIGNED`` and ``BTF_INT_BOOL``."""
 _WORDS: Final = {BtfKind.STRUCT: "struct ", BtfKind.UNION: "union ", BtfKind.ENUM: "enum "}
@@ -78,9 +78,7 @@ class BtfValues:
 
     def _value(self, type_id: int, data: bytes, depth: int) -> Value:
         self._require_depth(type_id, depth)
-        self._left -= 1
-        if self._left < 0:
-            raise CorruptTable("BTF", f"type {type_id}: more than {_MAX_VALUES} values")
+        self._count(1)
         record = self._btf.type(self._btf.resolved(type_id))
         if record.kind in {BtfKind.STRUCT, BtfKind.UNION}:
             return dict(self._members(record, data, depth + 1))
@@ -95,12 +93,13 @@ class BtfValues:
         element, _, count = self._btf.words(record, 3)
         size = self.size(element)
         if count > self._left:
-            raise CorruptTable("BTF", f"an array of {count}")
+            raise CorruptTable("BTF", f"an array of {count} values")
         parts = (data[at : at + size] for at in range(0, count * size, size or 1))
         return [self._value(element, part, depth) for part in parts]
 
     def _members(self, record: BtfType, data: bytes, depth: int) -> Iterator[tuple[str, Value]]:
         """This iterates the members; those of anonymous ones are the struct's own."""
+        self._count(record.vlen)
         for member in self._btf.members(record):
             at = member.bit_offset // 8
             if member.bit_size:
@@ -125,6 +124,11 @@ class BtfValues:
         if encoding & _BOOL:
             return bool(value)
         return value - (1 << bits) if encoding & _SIGNED and value >> bits - 1 else value
+
+    def _count(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise CorruptTable("BTF", f"a variable of more than {_MAX_VALUES} values")
 
     def _require_depth(self, type_id: int, depth: int) -> None:
         if depth > _MAX_DEPTH:
