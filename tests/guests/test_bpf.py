@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 import qvmi
@@ -139,6 +140,19 @@ class Den:
     def pa(self, va: int) -> Pa:
         return self.linux.kernel.space.translate(Va(va))
 
+    def slots(self, table: str) -> int:
+        """These are the entries of the only node of a table."""
+        root = self.word(
+            self.at(table) + self.offset("idr", "idr_rt") + self.offset("xarray", "xa_head")
+        )
+        return (root & ~3) + self.offset("xa_node", "slots")
+
+    def link_of(self, program: BpfProgram) -> int:
+        """This is the address of the link that attaches a program: one of the first two."""
+        links = (self.word(self.slots("link_idr") + 8 * number) for number in (1, 2))
+        own = self.offset("bpf_link", "prog")
+        return next(link for link in links if self.word(link + own) == program.address)
+
     def aux(self, name: str, member: str) -> int:
         """This is the address of a member of a program's ``struct bpf_prog_aux``."""
         at = self.programs[name].address + self.offset("bpf_prog", "aux")
@@ -203,12 +217,22 @@ def test_a_program_that_lies_is_a_gap_and_hides_no_other(
     assert programs == {other: row for other, row in den.programs.items() if other != name}
 
 
+def test_a_link_that_leads_nowhere_is_a_gap_and_hides_no_program(den: Den) -> None:
+    (program,) = (row for row in den.programs.values() if row.type == "raw_tracepoint")
+    link = den.link_of(program)
+    place = link + den.offset("bpf_raw_tp_link", "btp")
+    with den.ram.altered(den.pa(place), struct.pack("<Q", NOWHERE)):
+        programs, gaps = den.look()
+    assert gaps == {link}
+    wanted = msgspec.structs.replace(program, attached=("raw_tracepoint",))
+    assert programs == den.programs | {program.name: wanted}
+
+
 @pytest.mark.parametrize("table", ["prog_idr", "link_idr"])
 def test_a_table_that_leads_into_itself_is_a_gap(den: Den, table: str) -> None:
-    at = den.at(table) + den.offset("idr", "idr_rt") + den.offset("xarray", "xa_head")
-    root = den.word(at)
-    slots = (root & ~3) + den.offset("xa_node", "slots")
-    with den.ram.altered(den.pa(slots), struct.pack("<Q", root)):
+    slots = den.slots(table)
+    root = struct.pack("<Q", slots - den.offset("xa_node", "slots") | 2)
+    with den.ram.altered(den.pa(slots), root):
         programs, gaps = den.look()
     assert gaps
     assert programs.keys() <= den.programs.keys()

@@ -14,6 +14,7 @@ from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.bpf_use import LEVELS, LIMIT, BpfUsers, TypeNames, Use
 from qvmi.semantics.linux.d_path import text_of
+from qvmi.semantics.linux.effort import Effort, Spent
 from qvmi.semantics.linux.idr import Idr
 from qvmi.semantics.linux.list import Implausible, ListWalk
 from qvmi.semantics.linux.record import compile_reader
@@ -27,6 +28,8 @@ __all__ = ["BpfPrograms"]
 _STRUCTURE: Final = "prog_idr"
 _RETRIES: Final = 3
 _MAX_GAPS: Final = 1000
+_STEPS: Final = 1 << 18
+"""Programs, maps and functions for one question; more than a few thousand are a lie, and cost seconds."""
 _MAX_MAPS: Final = 1024
 """Sixteen times ``MAX_USED_MAPS``."""
 _MAX_FUNCTIONS: Final = 4096
@@ -125,19 +128,25 @@ class BpfPrograms:
         """
         result: ListWalk[BpfProgram] = ListWalk()
         uses = self._users.of_all(files, sockets, result)
-        for number, program in self._table.entries(result):
-            self._add(number, program, uses.get(program, Use()), result)
-            if len(result.gaps) > _MAX_GAPS:
-                result.gaps.append(Gap(_STRUCTURE, None, "given up: so much of it is wrong"))
-                break
+        effort = Effort(_STEPS)
+        try:
+            for number, program in self._table.entries(result):
+                self._add(number, program, uses.get(program, Use()), result, effort)
+                if len(result.gaps) > _MAX_GAPS:
+                    result.gaps.append(Gap(_STRUCTURE, None, "given up: so much of it is wrong"))
+                    break
+        except Spent as spent:
+            result.gaps.append(Gap(_STRUCTURE, None, str(spent)))
         return result
 
-    def _add(self, number: int, program: int, use: Use, result: ListWalk[BpfProgram]) -> None:
+    def _add(
+        self, number: int, program: int, use: Use, result: ListWalk[BpfProgram], effort: Effort
+    ) -> None:
         """This adds one program, if it is still loaded when it has been read."""
         why = ""
         for _ in range(_RETRIES):
             try:
-                result.rows[program] = self._row(number, program, use)
+                result.rows[program] = self._row(number, program, use, effort)
             except (MemoryFault, Implausible) as error:
                 why = str(error)
             else:
@@ -147,11 +156,14 @@ class BpfPrograms:
                 return
         result.gaps.append(Gap(_STRUCTURE, Va(program), f"program {number}: {why}"))
 
-    def _row(self, number: int, program: int, use: Use) -> BpfProgram:
+    def _row(self, number: int, program: int, use: Use, effort: Effort) -> BpfProgram:
         its = _Program._make(self._read_program(program))
         aux = _Aux._make(self._read_aux(its.aux))
         if aux.id != number or aux.prog != program:
             raise Implausible(f"the program at {program:#x} says that it is {aux.id}")
+        if aux.used_map_cnt > _MAX_MAPS or aux.func_cnt > _MAX_FUNCTIONS:
+            raise Implausible(f"{aux.used_map_cnt} maps and {aux.func_cnt} functions")
+        effort.spend(1 + aux.used_map_cnt + aux.func_cnt)
         jited = bool(its.flags >> self._jited_bit & 1)
         return BpfProgram(
             number,
@@ -175,17 +187,15 @@ class BpfPrograms:
         """This is the size of a program's machine code: of a single function, or of all."""
         if not aux.func_cnt:
             return its.jited_len
-        functions = self._pointers(aux.func, aux.func_cnt, _MAX_FUNCTIONS)
+        functions = self._pointers(aux.func, aux.func_cnt)
         return sum(self._read_number(one + self._function_size)[0] for one in functions)
 
     def _maps(self, aux: _Aux) -> Iterable[BpfMap]:
-        for at in self._pointers(aux.used_maps, aux.used_map_cnt, _MAX_MAPS):
+        for at in self._pointers(aux.used_maps, aux.used_map_cnt):
             number, kind, name = self._read_map(at)
             yield BpfMap(number, self._type_names("bpf_map_type", kind), _name(name), Va(at))
 
-    def _pointers(self, at: int, count: int, limit: int) -> Iterable[int]:
-        if count > limit:
-            raise Implausible(f"{count} maps or functions")
+    def _pointers(self, at: int, count: int) -> Iterable[int]:
         data = self._space.read(Va(at), count * _POINTER.size) if count else b""
         return (pointer for (pointer,) in _POINTER.iter_unpack(data))
 

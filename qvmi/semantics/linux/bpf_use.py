@@ -8,6 +8,7 @@ References: Linux include/linux/bpf.h (``struct bpf_link``, since 5.8 with its t
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from struct import Struct
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ __all__ = ["LEVELS", "LIMIT", "BpfUsers", "TypeNames", "Use"]
 
 LEVELS: Final = 6
 """Nodes on the way to an id: six times six bits cover ``INT_MAX``."""
-LIMIT: Final = 1 << 20
+LIMIT: Final = 1 << 16
 """Programs, or links, and nodes: a guest that has thousands has many."""
 _MAX_GAPS: Final = 1000
 _MAX_NAME: Final = 512
@@ -117,24 +118,35 @@ class BpfUsers:
                 levels=LEVELS,
             )
             read = compile_reader(self._space, *self._link_members())
-            for _, link in table.entries(result):
-                self._tried(result, "struct bpf_link", link, self._add_link, read, uses, programs)
+            for number, link in table.entries(result):
+                add = partial(self._add_link, number, read, uses, programs)
+                self._tried(result, "struct bpf_link", link, add)
         except (SymbolsError, WalkFailed) as error:
             result.gaps.append(Gap("link_idr", at, str(error)))
         return programs
 
     def _link_members(self) -> Iterable[tuple[int, str]]:
-        for name, form in (("type", "I"), ("prog", "Q")):
+        for name, form in (("id", "I"), ("type", "I"), ("prog", "Q")):
             yield field_offset(self._symbols, "bpf_link", name), form
 
     def _add_link(
-        self, link: int, read: Callable[[int], Any], uses: dict[int, Use], programs: dict[int, int]
+        self,
+        number: int,
+        read: Callable[[int], Any],
+        uses: dict[int, Use],
+        programs: dict[int, int],
+        link: int,
     ) -> int:
-        kind, program = read(link)
+        own_number, kind, program = read(link)
+        if own_number != number:
+            raise Implausible(f"link {number} says that it is {own_number}")
         programs[link] = program
+        attached = uses.setdefault(program, Use()).attached
         name = self._type_names("bpf_link_type", kind)
-        use = uses.setdefault(program, Use())
-        use.attached.append(f"{name} {self._details.get(name, lambda _: '')(link)}".rstrip())
+        attached.append(name)
+        details = self._details.get(name)
+        if details is not None:
+            attached[-1] = f"{name} {details(link)}".rstrip()
         return int(program)
 
     def _device(self, link: int) -> str:

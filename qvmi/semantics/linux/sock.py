@@ -53,19 +53,20 @@ class Sockets:
 
     def of(self, processes: Iterable[Process]) -> ListWalk[Socket]:
         """This lists the sockets of processes, each descriptor of one as a row."""
-        files = self._files.of(processes)
+        by_pid = {process.pid: process for process in processes}
+        files = self._files.of(by_pid.values())
         result: ListWalk[Socket] = ListWalk(gaps=files.gaps, retries=files.retries)
         for file in files.rows.values():
             if file.kind != "socket":
                 continue
-            self._add(file, result)
+            self._add(file, by_pid[file.pid], result)
             if len(result.gaps) > _MAX_GAPS:
                 why = "given up: so many sockets are wrong"
                 result.gaps.append(Gap("struct socket", file.address, why))
                 break
         return result
 
-    def _add(self, file: OpenFile, result: ListWalk[Socket]) -> None:
+    def _add(self, file: OpenFile, process: Process, result: ListWalk[Socket]) -> None:
         """This adds one socket, if its file is still that of a socket behind the reading of it."""
         why = ""
         for _ in range(_RETRIES):
@@ -80,8 +81,17 @@ class Sockets:
             except (MemoryFault, Implausible) as error:
                 why = str(error)
             result.retries += 1
+        if self._is_closed(file, process):
+            return
         where = f"descriptor {file.fd} of process {file.pid}"
         result.gaps.append(Gap("struct socket", file.address, f"{where}: {why}"))
+
+    def _is_closed(self, file: OpenFile, process: Process) -> bool:
+        """This tells whether a descriptor leads elsewhere by now, or nowhere."""
+        try:
+            return self._files.leads_to(process, file.fd) != file.address
+        except MemoryFault:
+            return False
 
     def _row(self, file: OpenFile, socket: int) -> Socket:
         owner, sock = self._read_socket(socket)

@@ -24,9 +24,9 @@ from qvmi.symbols.layout import Symbols, address, field_offset
 
 __all__ = ["SocketTables", "TabledSockets"]
 
-_STEPS: Final = 1 << 20
-"""Sockets and pages of tables for one question: four times the connections in TIME_WAIT that a kernel
-keeps unless it is told to keep more."""
+_STEPS: Final = 1 << 19
+"""Sockets and pages of tables for one question: twice the connections in TIME_WAIT that a kernel keeps
+unless it is told to keep more."""
 _LISTENING_HEADS: Final = 32
 """``INET_LHTABLE_SIZE``."""
 _RAW_HEADS: Final = 256
@@ -97,20 +97,21 @@ class SocketTables:
         for entry, row in tabled.result.rows.items():
             if row.address in known:
                 continue
-            try:
-                there = self._is_the_same(tabled, entry, row)
-            except (MemoryFault, Implausible):
-                there = False
-            if there:
-                result.rows[len(result.rows)] = row
+            now = self._seen_again(tabled, entry, row)
+            if now is None:
+                result.retries += 1
             else:
-                result.retries += 1  # it was closed meanwhile
+                result.rows[len(result.rows)] = now
         return result
 
-    def _is_the_same(self, tabled: TabledSockets, entry: int, row: Socket) -> bool:
-        """This tells whether a socket is still the one that was found."""
-        now = tabled.table_of[entry].visit(entry)
-        return tabled.still_has(entry) and (now.protocol, now.inode) == (row.protocol, row.inode)
+    def _seen_again(self, tabled: TabledSockets, entry: int, row: Socket) -> Socket | None:
+        """This is a socket as it is now; None where it is gone, or may be another one that is open."""
+        try:
+            now = tabled.table_of[entry].visit(entry)
+            is_there = tabled.still_has(entry)
+        except (MemoryFault, Implausible):
+            return None
+        return now if is_there and now.inode in {row.inode, 0} else None
 
     def _nets(self, result: ListWalk[Socket]) -> tuple[Va, ...]:
         try:
