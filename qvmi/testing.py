@@ -24,6 +24,7 @@ from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
 from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
 from qvmi.semantics.guest_os import (
+    BpfProgram,
     Cgroup,
     CommandLine,
     Credentials,
@@ -68,6 +69,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log"),
     *("credentials", "namespaces", "cgroups"),
+    "bpf_programs",
 )
 
 Row = TypeVar("Row")
@@ -128,7 +130,7 @@ class FakeGuest:
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
         modules: all modules.
-        mounts: what every process sees; ``log``: the kernel's.
+        mounts: what every process sees; ``log``, ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups:
             those of all processes; who asks for one gets the rows with its pid.
 
@@ -155,6 +157,7 @@ class FakeGuest:
         credentials: Iterable[Credentials] = (),
         namespaces: Iterable[Namespaces] = (),
         cgroups: Iterable[Cgroup] = (),
+        bpf_programs: Iterable[BpfProgram] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -173,6 +176,7 @@ class FakeGuest:
         self._credentials = _Answers(credentials)
         self._namespaces = _Answers(namespaces)
         self._cgroups = _Answers(cgroups)
+        self._bpf_programs = _Answers(bpf_programs)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -268,6 +272,10 @@ class FakeGuest:
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all."""
         return _owned(self._answer("cgroups", self._cgroups), process)
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs."""
+        return self._answer("bpf_programs", self._bpf_programs)
 
     def log(self) -> Listing[LogRecord]:
         """This lists the kernel's log."""

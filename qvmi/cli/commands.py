@@ -4,6 +4,7 @@ from typing import Final
 
 from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
+from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
 from qvmi.cli.words import PACKS
 
@@ -11,6 +12,7 @@ __all__ = ["COMMANDS"]
 
 COMMANDS: Final = (
     *LISTING_COMMANDS,
+    *KERNEL_COMMANDS,
     Command(
         "regs",
         "the vCPUs' registers",

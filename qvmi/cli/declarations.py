@@ -16,6 +16,7 @@ __all__ = [
     "listing_of_process",
     "listing_of_processes",
     "nothing",
+    "percpu",
     "read",
     "regs",
     "symbol",
@@ -58,6 +59,13 @@ def listing_of_processes(parser: ArgumentParser) -> None:
     parser.add_argument(
         "pid", metavar="PID", type=values.count, nargs="?", help="only this process; all"
     )
+    listing(parser)
+
+
+def percpu(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``percpu``."""
+    parser.add_argument("name", metavar="NAME", help="a variable of the kernel, such as runqueues")
+    parser.add_argument("--cpu", metavar="N", type=values.count, help="only this CPU's; all")
     listing(parser)
 
 

@@ -101,12 +101,14 @@ LISTING_COMMANDS: Final = (
     ),
     Command(
         "sockets",
-        "the sockets of the guest's processes",
-        "Lists every socket that a process has open, of every network namespace: TCP, UDP and raw\n"
-        "ones of IPv4 and IPv6, Unix, netlink and packet sockets.",
+        "the guest's sockets",
+        "Lists every socket that a process has open, of every network namespace, and then those that\n"
+        "nobody has, such as connections in TIME_WAIT: TCP, UDP and raw ones of IPv4 and IPv6, Unix,\n"
+        "netlink and packet sockets. Of a process its own.",
         (
             ("qvmi --qmp /run/vm/qmp.sock sockets", "of all processes"),
             ("qvmi sockets --json | jq '.items[] | select(.state == \"LISTEN\")'", "who listens"),
+            ("qvmi sockets --json | jq '.items[] | select(.pid == null)'", "what is nobody's"),
         ),
         Needs.GUEST,
         "qvmi.cli.views:sockets",

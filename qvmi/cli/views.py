@@ -54,8 +54,8 @@ _FILE: Final[Sequence[Column[OpenFile]]] = (
     Column("PATH", lambda file: file.path + _DELETED * file.deleted),
 )
 _SOCKET: Final[Sequence[Column[Socket]]] = (
-    Column("PID", lambda socket: str(socket.pid), right=True),
-    Column("FD", lambda socket: str(socket.fd), right=True),
+    Column("PID", lambda socket: _or_dash(socket.pid), right=True),
+    Column("FD", lambda socket: _or_dash(socket.fd), right=True),
     Column("PROTOCOL", lambda socket: socket.protocol),
     Column("STATE", lambda socket: socket.state),
     Column("NAMESPACE", lambda socket: str(socket.namespace), right=True),
@@ -102,7 +102,7 @@ async def files(machine: Inhabited, output: Output, *, pid: int | None, exact: b
 
 
 async def sockets(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
-    """This lists the sockets that a process has open, or that all have."""
+    """This lists the sockets that a process has open, or all there are."""
     walk = perhaps_of(pid, lambda guest, process: guest.sockets(process))
     return show(output, await looked(machine, output, walk, exact=exact), _SOCKET)
 
@@ -129,6 +129,10 @@ async def log(machine: Inhabited, output: Output, *, exact: bool) -> ExitCode:
     """This lists the kernel's log."""
     listing = await looked(machine, output, lambda guest: guest.log(), exact=exact)
     return show(output, listing, _RECORD)
+
+
+def _or_dash(number: int | None) -> str:
+    return "-" if number is None else str(number)
 
 
 def _of(

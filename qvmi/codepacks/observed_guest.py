@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 from qvmi.errors import CodepackError, WalkFailed
 from qvmi.semantics.guest_os import (
+    BpfProgram,
     Cgroup,
     CommandLine,
     Credentials,
@@ -111,6 +112,10 @@ class ObservedGuest:
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
         return self._noted(lambda: self._guest.cgroups(process))
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs that the kernel has loaded."""
+        return self._noted(self._guest.bpf_programs)
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log."""

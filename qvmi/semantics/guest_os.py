@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.semantics.rows.bpf import BpfProgram
 from qvmi.semantics.rows.containers import Cgroup, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
@@ -18,6 +19,7 @@ from qvmi.semantics.rows.sockets import Socket
 from qvmi.view import Provenance
 
 __all__ = [
+    "BpfProgram",
     "CapabilitySet",
     "Cgroup",
     "CommandLine",
@@ -162,7 +164,7 @@ class GuestOS(Protocol):
         ...
 
     def sockets(self, process: Process | None = None) -> Listing[Socket]:
-        """This lists the sockets that a process has open, or that all have."""
+        """This lists the sockets that a process has open, or all there are, nobody's among them."""
         ...
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:
@@ -187,6 +189,10 @@ class GuestOS(Protocol):
 
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
+        ...
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs that the kernel has loaded, by id."""
         ...
 
     def log(self) -> Listing[LogRecord]:

@@ -34,6 +34,8 @@ SAME: Final = (
     ("maps", "1"),
     ("cmdline", "1"),
     *((name,) for name in ("creds", "namespaces", "cgroups")),
+    ("bpf",),
+    ("percpu", "kstat"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 

@@ -49,12 +49,15 @@ async def test_equal_proc_net_with_their_owners(
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
         listing = machine.guest.sockets()
     assert not listing.gaps
-    own = [row for row in listing if row.namespace == _network(truth, "init")]
+    held = [row for row in listing if row.pid is not None]
+    own = [row for row in held if row.namespace == _network(truth, "init")]
     bound = [row for row in own if row.protocol != "netlink"]
     assert sorted(map(_row, bound)) == sorted(_true(truth))
     assert [_row(row)[:-1] for row in own if row.protocol == "netlink"] == [UNBOUND]
-    links = {key: one.target for key, one in guest.files().items()}
-    assert all(links[row.pid, row.fd] == f"socket:[{row.inode}]" for row in listing)
+    links: dict[tuple[int | None, int | None], str] = {
+        key: one.target for key, one in guest.files().items()
+    }
+    assert all(links[row.pid, row.fd] == f"socket:[{row.inode}]" for row in held)
     proof_count(len(own))
 
 
@@ -67,7 +70,8 @@ async def test_those_of_another_network_namespace_are_told_apart(
     lines = tuple(guest.run(f"cat /proc/{pid}/net/tcp").decode().splitlines())
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
         rows = machine.guest.sockets().items
-    inner = [row for row in rows if row.namespace == _network(truth, "ns-init")]
+    held = (row for row in rows if row.pid is not None)
+    inner = [row for row in held if row.namespace == _network(truth, "ns-init")]
     assert {_row(row) for row in inner} == set(map(_line, NetSocket.of_lines("tcp", lines)))
     assert {row.local for row in inner} == {"127.0.0.1:5100"}
     assert {row.pid for row in inner} >= {pid}

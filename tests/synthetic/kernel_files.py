@@ -65,7 +65,9 @@ _COMMON: Layouts = {
     ),
     "net": (0x40, {"ns": 0x10}),
     "socket": (0x40, {"file": 0x10, "sk": 0x18}),
-    "sock": (0x80, {"__sk_common": 0, "sk_type": 0x60, "sk_protocol": 0x64}),
+    "sock": (0x80, {"__sk_common": 0, "sk_type": 0x60, "sk_protocol": 0x64, "sk_socket": 0x70}),
+    "socket_alloc": (0x140, {"vfs_inode": 0x40}),
+    "inet_timewait_sock": (0x80, {"tw_substate": 0x5C}),
     "sock_common": (
         0x60,
         {

@@ -98,6 +98,18 @@ class OpenFiles:
         result.retries = effort.retries
         return result
 
+    def leads_to(self, process: Process, number: int) -> int:
+        """This is the address of the file that a descriptor leads to now, 0 where it is closed.
+
+        Raises:
+            MemoryFault: it cannot be told; perhaps the process is gone.
+        """
+        files = self._read_pointer(process.address + self._files)[0]
+        if not files:
+            return 0
+        size, slots = self._read_table(self._read_pointer(files + self._table)[0])
+        return int(self._read_pointer(slots + number * _SLOT.size)[0]) if number < size else 0
+
     def _of(self, process: Process, gaps: list[Gap], effort: Effort) -> list[OpenFile]:
         """This lists one process's files, again if it got another table meanwhile."""
         at = process.address + self._files

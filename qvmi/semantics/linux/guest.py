@@ -11,6 +11,7 @@ from qvmi.arch import aarch64, x86_64
 from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import (
+    BpfProgram,
     Cgroup,
     CommandLine,
     Credentials,
@@ -27,12 +28,14 @@ from qvmi.semantics.guest_os import (
     Thread,
     Variable,
 )
+from qvmi.semantics.linux.bpf import BpfPrograms
 from qvmi.semantics.linux.cgroup import CgroupTable
 from qvmi.semantics.linux.command_line import CommandLines
 from qvmi.semantics.linux.cred import CredentialTable
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
@@ -41,12 +44,16 @@ from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.nsproxy import NamespaceTable
+from qvmi.semantics.linux.percpu import PerCpu
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
 from qvmi.semantics.linux.sock import Sockets
+from qvmi.semantics.linux.sock_common import Socks
+from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
+from qvmi.semantics.rows.percpu import PerCpuValue
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
@@ -160,12 +167,14 @@ class LinuxGuest:
         return self._listing(lambda: self._of(process, self._open_files.of))
 
     def sockets(self, process: Process | None = None) -> Listing[Socket]:
-        """This lists the sockets that a process has open, or that all have.
+        """This lists the sockets that a process has open, or all there are: nobody's come last.
 
         Raises:
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
+        if process is None:
+            return self._listing(self._every_socket)
         return self._listing(lambda: self._of(process, self._sockets.of))
 
     def mappings(self, process: Process) -> Listing[MemoryMapping]:
@@ -221,6 +230,35 @@ class LinuxGuest:
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
         return self._listing(lambda: self._of(process, self._cgroup_table.of))
+
+    def bpf_programs(self) -> Listing[BpfProgram]:
+        """This lists the eBPF programs that the kernel has loaded, by id.
+
+        Raises:
+            SymbolsError: the kernel has no eBPF, or the profile lacks what this needs.
+            WalkFailed: they, or the list of processes, cannot be walked at all.
+        """
+        return self._listing(self._every_bpf_program)
+
+    def per_cpu(self, name: str, cpu: int | None = None) -> Listing[PerCpuValue]:
+        """This lists what each CPU's own copy of a variable of the kernel holds, or that of one CPU.
+
+        Raises:
+            SymbolsError: there is no such variable, or it is none that each CPU has.
+            UsageError: there is no such CPU.
+            WalkFailed: the CPUs cannot be told.
+        """
+        return self._listing(lambda: self._per_cpu.values(name, cpu))
+
+    def per_cpu_address(self, name: str, cpu: int) -> Va:
+        """This is where a CPU's own copy of a variable of the kernel lies.
+
+        Raises:
+            SymbolsError, UsageError, WalkFailed: as for :meth:`per_cpu`.
+            MemoryFault: it cannot be told where.
+        """
+        self.require_current()
+        return self._per_cpu.address(name, cpu)
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first.
@@ -329,7 +367,25 @@ class LinuxGuest:
 
     @cached_property
     def _sockets(self) -> Sockets:
-        return Sockets(self.kernel.space, self.kernel.symbols, files=self._open_files)
+        kernel = self.kernel
+        return Sockets(kernel.space, kernel.symbols, files=self._open_files, socks=self._socks)
+
+    @cached_property
+    def _socks(self) -> Socks:
+        return Socks(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _socket_tables(self) -> SocketTables:
+        return SocketTables(self.kernel.space, self.kernel.symbols, socks=self._socks)
+
+    @cached_property
+    def _bpf(self) -> BpfPrograms:
+        names = EnumNames(self.kernel.symbols)
+        return BpfPrograms(self.kernel.space, self.kernel.symbols, type_names=names.of)
+
+    @cached_property
+    def _per_cpu(self) -> PerCpu:
+        return PerCpu(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _mappings(self) -> Mappings:
@@ -372,6 +428,16 @@ class LinuxGuest:
         return ListWalk(
             found.rows, [*processes.gaps, *found.gaps], processes.retries + found.retries
         )
+
+    def _every_socket(self) -> ListWalk[Socket]:
+        tabled = self._socket_tables.walk()
+        return self._socket_tables.with_unheld(self._of_all(self._sockets.of), tabled)
+
+    def _every_bpf_program(self) -> ListWalk[BpfProgram]:
+        sockets, files = self._every_socket(), self._of_all(self._open_files.of)
+        found = self._bpf.programs(files.rows.values(), sockets.rows.values())
+        gaps = [*dict.fromkeys((*sockets.gaps, *files.gaps)), *found.gaps]
+        return ListWalk(found.rows, gaps, sockets.retries + files.retries + found.retries)
 
     def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
         self.require_current()

@@ -149,10 +149,12 @@ class KmsgRecord:
         )
 
 
-SOCKET_STATES = {1: "ESTABLISHED", 7: "CLOSE", 10: "LISTEN"}
+SOCKET_STATES = {1: "ESTABLISHED", 3: "SYN_RECV", 6: "TIME_WAIT", 7: "CLOSE", 10: "LISTEN"}
 UNIX_LINE = re.compile(r"\S+ \w+ \w+ (\w+) \w+ (\w+) +(\d+)(?: (.*))?", re.DOTALL)
 """Address, users, protocol, flags, type, state, inode and perhaps a path."""
 UNIX_LISTENS = 0x10000
+UNIX_CONNECTING = 2
+"""Shown for what is connected and not accepted yet, which has no inode."""
 UNIX_CONNECTED = 3
 
 
@@ -168,10 +170,15 @@ class NetSocket:
 
     @classmethod
     def of_lines(cls, protocol: str, lines: tuple[str, ...]) -> "tuple[NetSocket, ...]":
-        """This takes the lines of a file apart, but those of sockets without an owner."""
-        take = cls._of_unix if protocol == "unix" else cls._of_inet
-        found = (take(protocol, line) for line in lines[1:])
-        return tuple(socket for socket in found if socket.inode)
+        """This takes the lines of a file apart, but those of sockets without an inode."""
+        return tuple(socket for socket in cls.of_all_lines(protocol, lines) if socket.inode)
+
+    @classmethod
+    def of_all_lines(cls, protocol: str, lines: tuple[str, ...]) -> "tuple[NetSocket, ...]":
+        """This takes all lines of a file apart; the first one names the columns."""
+        special = {"unix": cls._of_unix, "packet": cls._of_packet, "netlink": cls._of_netlink}
+        take = special.get(protocol, cls._of_inet)
+        return tuple(take(protocol, line) for line in lines[1:])
 
     @classmethod
     def _of_inet(cls, protocol: str, line: str) -> Self:
@@ -185,9 +192,20 @@ class NetSocket:
         match = UNIX_LINE.match(line)
         assert match, line
         flags, status = int(match[1], 16), int(match[2], 16)
-        state = "ESTABLISHED" if status == UNIX_CONNECTED else "CLOSE"
+        connected = UNIX_CONNECTED if int(match[3]) else UNIX_CONNECTING
+        state = "ESTABLISHED" if status == connected else "CLOSE"
         shown = "LISTEN" if flags & UNIX_LISTENS else state
         return cls(protocol, match[4] or "", "", shown, int(match[3]))
+
+    @classmethod
+    def _of_packet(cls, protocol: str, line: str) -> Self:
+        """Of these there are protocol and interface, but neither an address nor a state."""
+        return cls(protocol, "", "", "CLOSE", int(line.split()[8]))
+
+    @classmethod
+    def _of_netlink(cls, protocol: str, line: str) -> Self:
+        fields = line.split()
+        return cls(protocol, fields[2], "", "CLOSE", int(fields[9]))
 
 
 def _end(text: str) -> str:

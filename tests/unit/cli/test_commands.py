@@ -17,7 +17,7 @@ DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
-    *("creds", "namespaces", "cgroups"),
+    *("creds", "namespaces", "cgroups", "bpf", "percpu"),
 }
 
 

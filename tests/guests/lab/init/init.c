@@ -18,8 +18,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bpf.h"
 #include "churn.h"
 #include "confined.h"
+#include "exotic.h"
 #include "network.h"
 #include "population.h"
 #include "report.h"
@@ -204,6 +206,27 @@ static const char *do_churn_stop(struct report *report, const char *rest) {
     return churn_stop();
 }
 
+static const char *do_exotic(struct report *report, const char *rest) {
+    int pid = 0;
+    (void)rest;
+    const char *problem = exotic_start(&pid);
+    report_begin(report, "exotic");
+    report_number(report, "pid", (unsigned long long)pid);
+    report_end(report);
+    return problem;
+}
+
+static const char *do_time_wait(struct report *report, const char *rest) {
+    (void)report;
+    return leave_in_time_wait((unsigned short)atoi(rest));
+}
+
+static const char *do_bpf(struct report *report, const char *rest) {
+    (void)rest;
+    report_bpf(report);
+    return NULL;
+}
+
 static const char *do_load(struct report *report, const char *rest) {
     char path[256];
     (void)report;
@@ -244,6 +267,9 @@ static const struct {
     {"spin stop", do_spin_stop},
     {"churn start", do_churn_start},
     {"churn stop", do_churn_stop},
+    {"exotic", do_exotic},
+    {"time wait", do_time_wait},
+    {"bpf", do_bpf},
     {"load", do_load},
     {"unload", do_unload},
     {"run", run},

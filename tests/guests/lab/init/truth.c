@@ -23,6 +23,7 @@ static const char *const LINE_FILES[] = {
     "/proc/modules",     "/proc/mounts",       "/proc/self/mountinfo", "/proc/net/tcp",
     "/proc/net/tcp6",    "/proc/net/udp",      "/proc/net/udp6",       "/proc/net/raw",
     "/proc/net/unix",    "/proc/net/netlink",  "/proc/net/packet",     "/proc/iomem",
+    "/proc/net/raw6",
 };
 
 /* Addresses a test compares with what it found from outside. */

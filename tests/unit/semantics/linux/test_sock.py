@@ -11,6 +11,7 @@ from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.sock import Sockets
+from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.task import Tasks
 from tests.synthetic.kernel_files import KernelFiles
 
@@ -22,7 +23,8 @@ def walk(memory: KernelFiles) -> ListWalk[Socket]:
     tasks = Tasks(memory.space, memory.symbols, ram_size=1 << 20)
     paths = Paths(memory.space, memory.symbols)
     files = OpenFiles(memory.space, memory.symbols, tasks=tasks, paths=paths)
-    sockets = Sockets(memory.space, memory.symbols, files=files)
+    socks = Socks(memory.space, memory.symbols)
+    sockets = Sockets(memory.space, memory.symbols, files=files, socks=socks)
     return sockets.of(tasks.processes().rows.values())
 
 
