@@ -172,9 +172,7 @@ class IsfFile:
         found = self._decoded(self.content.enums.get(name), name, _Enum)
         return {} if found is None else found.constants
 
-    def _decoded(
-        self, raw: msgspec.Raw | None, name: str, kind: type[_Decoded]
-    ) -> _Decoded | None:
+    def _decoded(self, raw: msgspec.Raw | None, name: str, kind: type[_Decoded]) -> _Decoded | None:
         if raw is None:
             return None
         try:
