@@ -24,6 +24,7 @@ from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
 from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
 from qvmi.semantics.guest_os import (
+    CachedFile,
     CommandLine,
     Gap,
     GuestFacts,
@@ -63,7 +64,7 @@ _FACTS: Final = GuestFacts(
 
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
-    *("sockets", "mappings", "command_lines", "environment", "log"),
+    *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
 )
 
 Row = TypeVar("Row")
@@ -114,7 +115,7 @@ class FakeGuest:
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
         modules: all modules.
-        mounts: what every process sees; ``log``: the kernel's.
+        mounts: what every process sees; ``log``, ``cached_files``: the kernel's.
         open_files, sockets, mappings, command_lines, environment: those of all processes; who asks
             for one gets the rows with its pid.
 
@@ -138,6 +139,7 @@ class FakeGuest:
         command_lines: Iterable[CommandLine] = (),
         environment: Iterable[Variable] = (),
         log: Iterable[LogRecord] = (),
+        cached_files: Iterable[CachedFile] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -153,6 +155,7 @@ class FakeGuest:
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
         self._log = _Answers(log)
+        self._cached_files = _Answers(cached_files)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -240,6 +243,10 @@ class FakeGuest:
     def log(self) -> Listing[LogRecord]:
         """This lists the kernel's log."""
         return self._answer("log", self._log)
+
+    def cached_files(self, under: str = "") -> Listing[CachedFile]:  # noqa: ARG002 - all are there
+        """This lists the files that have pages in memory."""
+        return self._answer("cached_files", self._cached_files)
 
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)

@@ -6,6 +6,7 @@ from qvmi.cli import values
 from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
 
 __all__ = [
+    "cached",
     "completion",
     "drgn",
     "dump",
@@ -16,6 +17,7 @@ __all__ = [
     "listing_of_processes",
     "nothing",
     "read",
+    "recover",
     "regs",
     "symbol",
     "translate",
@@ -49,6 +51,39 @@ def listing_of_processes(parser: ArgumentParser) -> None:
         "pid", metavar="PID", type=values.count, nargs="?", help="only this process; all"
     )
     listing(parser)
+
+
+def cached(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``cached``."""
+    parser.add_argument(
+        "--under",
+        metavar="PATH",
+        type=values.folder_name,
+        help="only files in this folder and below; all, those without a path too",
+    )
+    listing(parser)
+
+
+def recover(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``recover``."""
+    parser.add_argument(
+        "wanted",
+        metavar="PATH|INODE",
+        type=values.file_name,
+        help="a file as `cached` lists it: its path, its inode, or MAJOR:MINOR:INODE",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        dest="path",
+        metavar="FILE",
+        type=values.new_file,
+        required=True,
+        help="the file to write",
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="stop the guest meanwhile: a file of one moment"
+    )
 
 
 def dump(parser: ArgumentParser) -> None:

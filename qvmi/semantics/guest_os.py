@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.semantics.rows.cached_files import CachedFile
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
@@ -16,6 +17,7 @@ from qvmi.semantics.rows.sockets import Socket
 from qvmi.view import Provenance
 
 __all__ = [
+    "CachedFile",
     "CommandLine",
     "Evidence",
     "Gap",
@@ -173,4 +175,12 @@ class GuestOS(Protocol):
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first."""
+        ...
+
+    def cached_files(self, under: str = "") -> Listing[CachedFile]:
+        """This lists the files that have pages in memory, those that nobody sees any more too.
+
+        Args:
+            under: an absolute path: only the files below it; empty for all.
+        """
         ...

@@ -122,7 +122,15 @@ class MemMap:
             MemoryFault: it has no ``struct page``.
             Implausible: what lies there is none.
         """
-        page = self.page_at(pa)
+        return self.at(self.page_at(pa))
+
+    def at(self, page: Va) -> PageUse:
+        """This tells what the frame is used for that a ``struct page`` is of.
+
+        Raises:
+            MemoryFault: there is no struct at this address.
+            Implausible: what lies there is none.
+        """
         return self._use(page, self._read_page(page))
 
     def uses(self, first: Pa, count: int) -> Iterator[PageUse | None]:

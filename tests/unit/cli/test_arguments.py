@@ -22,6 +22,7 @@ LEAST = {
     "env": ["1"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
+    "recover": ["/etc/passwd", "-o", "file"],
     "completion": ["bash"],
     "vol": ["linux.pslist"],
 }
@@ -151,6 +152,9 @@ def test_the_help_says_what_the_timeout_bounds_and_what_not() -> None:
         ["read", "--physical", "--user", "1", "0x0"],
         ["read", "--raw", "--hex", "0x0"],
         ["isf"],
+        ["cached", "--under", "etc"],
+        ["recover", "passwd", "-o", "file"],
+        ["recover", "/etc/passwd"],
         ["watch", "no-such-pack"],
         ["completion", "tcsh"],
     ],

@@ -10,7 +10,7 @@ from qvmi.view import Provenance, Taken
 
 METHODS = (
     *("processes", "process_ids", "threads", "modules"),
-    *("mounts", "open_files", "sockets", "command_lines", "log"),
+    *("mounts", "open_files", "sockets", "command_lines", "log", "cached_files"),
 )
 OF_ONE = ("mappings", "environment")
 
