@@ -90,6 +90,9 @@ def dump(parser: ArgumentParser) -> None:
     """This adds the arguments of ``dump``."""
     parser.add_argument("path", metavar="FILE", type=values.new_file, help="where to write it")
     parser.add_argument(
+        "--pid", metavar="PID", type=values.count, help="only the memory of this process"
+    )
+    parser.add_argument(
         "--live", action="store_true", help="let the guest run: a mixture of many moments"
     )
 

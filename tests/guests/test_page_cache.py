@@ -178,6 +178,9 @@ async def test_a_file_that_is_gone_is_not_taken_for_another(cached: Cached, prof
             await machine.query(lambda guest: content(guest, going))
 
 
+@pytest.mark.parametrize(
+    "cached", [CONFIGS[0], CONFIGS[-1]], ids=["5.10", "7.x-arm64"], indirect=True
+)
 def test_the_command_writes_a_file_and_says_what_is_missing(cached: Cached, tmp_path: Path) -> None:
     path = tmp_path / "part"
     options = ("--qmp", cached.guest.qmp)
@@ -196,6 +199,9 @@ def test_the_command_writes_a_file_and_says_what_is_missing(cached: Cached, tmp_
     assert cached.guest.monitor.running()
 
 
+@pytest.mark.parametrize(
+    "cached", [CONFIGS[0], CONFIGS[-1]], ids=["5.10", "7.x-arm64"], indirect=True
+)
 def test_a_file_can_be_named_by_device_and_inode(cached: Cached, tmp_path: Path) -> None:
     path, told = tmp_path / "large", cached.told
     options = ("--qmp", cached.guest.qmp)

@@ -21,7 +21,7 @@ from qvmi.semantics.linux.super_block import FileSystem, KnownInode
 from qvmi.semantics.linux.xarray import Entry
 from qvmi.semantics.rows.cached_files import CachedFile, MissingRange
 
-__all__ = ["FileContents", "Write"]
+__all__ = ["FileContents", "Write", "folio_of"]
 
 Write = Callable[[int, bytes], None]
 """Takes an offset in the file, and the bytes there."""
@@ -178,7 +178,7 @@ class _Recovery:
             Implausible: the entry leads to no page of this file.
         """
         page = Va(entry.value)
-        its = self._folio(page, entry)
+        its = folio_of(self._memmap, self._mapping, entry)
         if not its.flags & self._memmap.flags.uptodate:
             # Of a file in memory alone it was asked for, and never written: it reads as zeros.
             self._lack(end, "" if self._system.in_memory else _NOT_READ)
@@ -194,15 +194,6 @@ class _Recovery:
             self.reached = offset + size
         return True
 
-    def _folio(self, page: Va, entry: Entry) -> PageUse:
-        its = self._memmap.at(page)
-        if its.use is not Use.FILE or its.mapping != self._mapping or its.page != page:
-            raise Implausible(f"what is at {page:#x} is no page of this file")
-        pages = 1 << self._memmap.order_of(its.page, its.flags)
-        if not its.index <= entry.first <= entry.first + entry.size <= its.index + pages:
-            raise Implausible(f"the page at {page:#x} belongs elsewhere in this file")
-        return its
-
     def _lack(self, end: int, why: str) -> None:
         """This notes that nothing is had up to an offset; where there is no reason, it is zeros."""
         if end <= self.reached:
@@ -213,3 +204,25 @@ class _Recovery:
         elif why:
             self._missing.append(MissingRange(self.reached, end, why))
         self.reached = end
+
+
+def folio_of(memmap: MemMap, mapping: int, entry: Entry) -> PageUse:
+    """This is the folio that an entry of a file's pages leads to.
+
+    Args:
+        memmap: tells of pages.
+        mapping: address of the file's ``address_space``.
+        entry: one that is no value.
+
+    Raises:
+        MemoryFault: it cannot be read.
+        Implausible: the entry leads to no page of this file, or to one that belongs elsewhere.
+    """
+    page = Va(entry.value)
+    its = memmap.at(page)
+    if its.use is not Use.FILE or its.mapping != mapping or its.page != page:
+        raise Implausible(f"what is at {page:#x} is no page of this file")
+    pages = 1 << memmap.order_of(its.page, its.flags)
+    if not its.index <= entry.first <= entry.first + entry.size <= its.index + pages:
+        raise Implausible(f"the page at {page:#x} belongs elsewhere in this file")
+    return its

@@ -29,6 +29,7 @@ from qvmi.semantics.linux.command_line import CommandLines
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.file_content import FileContents, Write
 from qvmi.semantics.linux.list import ListWalk
@@ -41,12 +42,15 @@ from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.page_cache import CachedFiles
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.process_image import ProcessImage
+from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
 from qvmi.semantics.rows.cached_files import MissingRange
+from qvmi.semantics.rows.process_memory import MemoryPiece
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
@@ -231,6 +235,31 @@ class LinuxGuest:
         contents = FileContents(self.kernel.space, self._cached_files, self.memmap)
         return self._listing(lambda: contents.recover(file, write))
 
+    def process_memory(self, process: Process) -> Listing[MemoryPiece]:
+        """This lists the pieces of a process's memory, by address, and where their content is.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or has no memory of its own.
+        """
+        user = self.user_space(process)
+
+        def walk() -> ListWalk[MemoryPiece]:
+            found = self._mappings.of(process)
+            pieces = self._process_memory.pieces(user, found.rows.values(), Effort())
+            return ListWalk(dict(enumerate(pieces)), found.gaps, found.retries)
+
+        return self._listing(walk)
+
+    def process_image(self, process: Process) -> ProcessImage:
+        """This reads the memory and the registers of a process.
+
+        Raises:
+            WalkFailed: the process is gone, or has no memory of its own.
+        """
+        kernel, memory = self.kernel, self._process_memory
+        return ProcessImage(kernel.space, kernel.symbols, memory=memory, process=process)
+
     def module_symbols(self) -> Listing[ModuleSymbol]:
         """This lists the symbols of all loaded modules, in the order of ``/proc/kallsyms``.
 
@@ -312,6 +341,11 @@ class LinuxGuest:
         return CachedFiles(
             kernel.space, kernel.symbols, memmap=memmap, paths=self._paths, mounts=self._mounts
         )
+
+    @cached_property
+    def _process_memory(self) -> ProcessMemory:
+        kernel, files = self.kernel, self._cached_files
+        return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
 
     @cached_property
     def _tasks(self) -> Tasks:

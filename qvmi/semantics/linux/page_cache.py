@@ -148,6 +148,8 @@ class CachedFiles:
         gaps = [*mounts.gaps, *systems.gaps]
         result: ListWalk[CachedFile] = ListWalk({}, gaps, mounts.retries + systems.retries)
         for system in systems.rows.values():
+            if system.made_up:
+                continue
             keep = self._keeper(system, _is_below(folder), result.gaps, effort)
             try:
                 walk = self.super_blocks.inodes(system, effort, keep)

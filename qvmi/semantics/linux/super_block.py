@@ -32,6 +32,9 @@ _IN_MEMORY: Final = frozenset({0x0102_1994, 0x8584_58F6})
 """``TMPFS_MAGIC`` and ``RAMFS_MAGIC``: what is not in memory of these is zeros, or swapped out."""
 _HUGE_PAGES: Final = 0x9584_58F6
 """``HUGETLBFS_MAGIC``"""
+_MADE_UP: Final = frozenset({0x7472_6163, 0x6462_6720, 0x7363_6673, 0x6265_6572, 0x9FA0})
+"""Magic of tracefs, debugfs, securityfs, sysfs and proc. A file of theirs is made up each time that it is
+read and never has a page; of the first alone there may be 10,000."""
 _POINTER: Final = Struct("<Q")
 
 
@@ -45,6 +48,7 @@ class FileSystem(NamedTuple):
         root: address of its root's dentry.
         in_memory: whether its files are nowhere else.
         huge_pages: whether it is hugetlbfs.
+        made_up: whether its files are made up by the kernel, and never have pages.
     """
 
     address: Va
@@ -53,6 +57,7 @@ class FileSystem(NamedTuple):
     root: int
     in_memory: bool
     huge_pages: bool
+    made_up: bool
 
 
 class KnownInode(NamedTuple):
@@ -167,7 +172,8 @@ class SuperBlocks:
         _, _, device, kind, magic, root = values
         name = self._read_pointer(kind + self._type_name)[0]
         type_ = text_of(self._space.read_string(Va(name), _MAX_TYPE))
-        return FileSystem(at, device, type_, root, magic in _IN_MEMORY, magic == _HUGE_PAGES)
+        kinds = magic in _IN_MEMORY, magic == _HUGE_PAGES, magic in _MADE_UP
+        return FileSystem(at, device, type_, root, *kinds)
 
     def _known(self, at: Va, values: tuple[Any, ...]) -> KnownInode:
         inode = KnownInode(at, *values[2:])
