@@ -198,8 +198,8 @@ def test_a_stub_that_is_busy_is_told_and_another_way_is_taken(far: Far) -> None:
 def test_a_process_is_dumped_and_a_file_recovered_the_same(
     far: Far, near: Callable[..., Any], tmp_path: Path
 ) -> None:
-    for arguments in (("dump", "--pid", "1"), ("recover", "/bin/busybox", "-o")):
-        files = far.elsewhere.folder / "far", tmp_path / "near"
+    for arguments in (("dump", "--pid", "1"), ("recover", "/init", "-o")):
+        files = tmp_path / "far", tmp_path / "near"
         far.elsewhere.document(*far.options, *arguments, str(files[0]))
         near(*arguments, str(files[1]))
         assert filecmp.cmp(*files, shallow=False), arguments
