@@ -25,6 +25,7 @@ from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 
 PAGE: Final = 4096
+LOOKS: Final = 50
 IN_MEMORY: Final = ("large", "holes", "deep/er/small", "huge/folios", "image", "upper/one")
 CONFIGS: Final = [
     *(GuestConfig(kernel=kernel) for kernel in KERNELS),
@@ -216,3 +217,24 @@ def test_a_file_can_be_named_by_device_and_inode(cached: Cached, tmp_path: Path)
         assert done.returncode == 4
         assert why in done.stderr
         assert not path.exists()
+
+
+@pytest.mark.parametrize("guest", ["5.10", "7.x"], indirect=True)
+@asynchronous
+async def test_files_that_stay_are_listed_while_others_come_and_go(
+    guest: Guest, profiles: Path, proof_count: Callable[[int], None]
+) -> None:
+    guest.start_churn()
+    guest.start_storm(4)
+    stay = {"/init", "/bin/busybox", "/etc/passwd", "/run/deleted-exe", "/memfd:hidden program"}
+    async with qvmi.attach(guest.qmp, cache=profiles) as machine:
+        before = {file.path: file for file in machine.guest.cached_files()}
+        for _ in range(LOOKS):
+            files = {file.path: file for file in machine.guest.cached_files()}
+            assert [files.get(path) for path in stay] == [before[path] for path in stay]
+            proof_count(1)
+        data, missing = content(machine.guest, before["/init"])
+    guest.stop_storm()
+    guest.stop_churn()
+    assert not missing
+    assert hashlib.sha256(data).hexdigest() == guest.run("sha256sum /init").decode().split()[0]
