@@ -25,6 +25,7 @@ from qvmi.errors import MemoryFault, NotDirect, UsageError
 from qvmi.memory.physical import Window
 from qvmi.semantics.guest_os import (
     BpfProgram,
+    CachedFile,
     Cgroup,
     CommandLine,
     Credentials,
@@ -67,7 +68,7 @@ _FACTS: Final = GuestFacts(
 
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
-    *("sockets", "mappings", "command_lines", "environment", "log"),
+    *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups"),
     "bpf_programs",
 )
@@ -130,7 +131,7 @@ class FakeGuest:
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
         modules: all modules.
-        mounts: what every process sees; ``log``, ``bpf_programs``: the kernel's.
+        mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups:
             those of all processes; who asks for one gets the rows with its pid.
 
@@ -158,6 +159,7 @@ class FakeGuest:
         namespaces: Iterable[Namespaces] = (),
         cgroups: Iterable[Cgroup] = (),
         bpf_programs: Iterable[BpfProgram] = (),
+        cached_files: Iterable[CachedFile] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -177,6 +179,7 @@ class FakeGuest:
         self._namespaces = _Answers(namespaces)
         self._cgroups = _Answers(cgroups)
         self._bpf_programs = _Answers(bpf_programs)
+        self._cached_files = _Answers(cached_files)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -280,6 +283,10 @@ class FakeGuest:
     def log(self) -> Listing[LogRecord]:
         """This lists the kernel's log."""
         return self._answer("log", self._log)
+
+    def cached_files(self, under: str = "") -> Listing[CachedFile]:  # noqa: ARG002 - all are there
+        """This lists the files that have pages in memory."""
+        return self._answer("cached_files", self._cached_files)
 
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)

@@ -95,11 +95,12 @@ COMMANDS: Final = (
         (
             ("qvmi --qmp /run/vm/qmp.sock dump guest.core", "of one moment"),
             ("qvmi --qmp /run/vm/qmp.sock dump --live guest.core", "without stopping the guest"),
+            ("qvmi --qmp /run/vm/qmp.sock dump --pid 1 init.core", "of process 1, for gdb"),
         ),
         Needs.GUEST,
         "qvmi.cli.dumping:dump",
         declarations.dump,
-        why_no_dump="it is a dump already",
+        why_no_dump="",
     ),
     Command(
         "drgn",

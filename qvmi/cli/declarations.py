@@ -7,6 +7,7 @@ from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
 
 __all__ = [
     "audit",
+    "cached",
     "completion",
     "drgn",
     "dump",
@@ -18,6 +19,7 @@ __all__ = [
     "nothing",
     "percpu",
     "read",
+    "recover",
     "regs",
     "symbol",
     "translate",
@@ -69,9 +71,45 @@ def percpu(parser: ArgumentParser) -> None:
     listing(parser)
 
 
+def cached(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``cached``."""
+    parser.add_argument(
+        "--under",
+        metavar="PATH",
+        type=values.folder_name,
+        help="only files in this folder and below; all, those without a path too",
+    )
+    listing(parser)
+
+
+def recover(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``recover``."""
+    parser.add_argument(
+        "wanted",
+        metavar="PATH|INODE",
+        type=values.file_name,
+        help="a file as `cached` lists it: its path, its inode, or MAJOR:MINOR:INODE",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        dest="path",
+        metavar="FILE",
+        type=values.new_file,
+        required=True,
+        help="the file to write",
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="stop the guest meanwhile: a file of one moment"
+    )
+
+
 def dump(parser: ArgumentParser) -> None:
     """This adds the arguments of ``dump``."""
     parser.add_argument("path", metavar="FILE", type=values.new_file, help="where to write it")
+    parser.add_argument(
+        "--pid", metavar="PID", type=values.count, help="only the memory of this process"
+    )
     parser.add_argument(
         "--live", action="store_true", help="let the guest run: a mixture of many moments"
     )

@@ -204,4 +204,34 @@ LISTING_COMMANDS: Final = (
         declarations.listing,
         why_no_dump="",
     ),
+    Command(
+        "cached",
+        "the files of which the guest holds pages in memory",
+        "Lists every file that has pages in the page cache, and how many: files that are in use, that\n"
+        "were read or written before, that are in memory alone, and deleted ones that are still held.\n"
+        "A file that is seen through an overlay is listed where it lies below.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock cached", "all"),
+            ("qvmi --qmp /run/vm/qmp.sock cached --under /etc", "in a folder and below"),
+            ("qvmi cached --json | jq '.items[] | select(.deleted)'", "deleted, but in memory"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.page_cache:cached",
+        declarations.cached,
+        why_no_dump="",
+    ),
+    Command(
+        "recover",
+        "the content of a file, as far as it is in memory",
+        "Writes what the page cache holds of a file, and lists what is missing of it: that is a hole\n"
+        "in FILE. Ends with 4 where something is missing.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock recover /etc/passwd -o passwd", "a file by its path"),
+            ("qvmi --dump guest.core recover 254:1:1312 -o found", "by its device and inode"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.page_cache:recover",
+        declarations.recover,
+        why_no_dump="",
+    ),
 )

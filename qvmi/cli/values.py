@@ -7,10 +7,13 @@ from argparse import ArgumentTypeError
 from typing import Final, NamedTuple
 
 __all__ = [
+    "FileName",
     "Place",
     "RawRam",
     "Space",
     "count",
+    "file_name",
+    "folder_name",
     "given",
     "new_file",
     "place",
@@ -30,6 +33,7 @@ _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
 _BARE_ADDRESS: Final = re.compile(r"[0-9a-f]{16}")
 """As /proc/kallsyms and the kernel's own messages print addresses."""
 _SIZE: Final = re.compile(rf"({_NUMBER.pattern})([KMG]?)")
+_INODE: Final = re.compile(r"(?:([0-9]+:[0-9]+):)?([0-9]+)")
 _SYMBOL: Final = re.compile(rf"([^\s+]+)(?:\+({_NUMBER.pattern}))?")
 
 
@@ -60,6 +64,23 @@ class Space(NamedTuple):
 
     kind: str
     pid: int | None = None
+
+
+class FileName(NamedTuple):
+    """This is a file of the guest as it was asked for.
+
+    Args:
+        path: where it lies; empty where its inode is meant.
+        device: of the file system, as ``MAJOR:MINOR``; empty for any.
+        inode: its number there.
+    """
+
+    path: str
+    device: str = ""
+    inode: int = 0
+
+    def __str__(self) -> str:
+        return self.path or f"{self.device}{':' * bool(self.device)}{self.inode}"
 
 
 class RawRam(NamedTuple):
@@ -103,6 +124,23 @@ def size(text: str) -> int:
     if number == 0:
         raise ArgumentTypeError("0 bytes are nothing to read")
     return number
+
+
+def file_name(text: str) -> FileName:
+    """This reads a path, an inode's number, or ``MAJOR:MINOR:INODE``."""
+    if text.startswith("/"):
+        return FileName(text)
+    match = _INODE.fullmatch(text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} is no path that begins with /, and no inode's number")
+    return FileName("", match[1] or "", _bounded(int(match[2]), text))
+
+
+def folder_name(text: str) -> str:
+    """This reads the path of a folder of the guest."""
+    if not text.startswith("/"):
+        raise ArgumentTypeError(f"{text!r} is no path that begins with /")
+    return text
 
 
 def count(text: str) -> int:

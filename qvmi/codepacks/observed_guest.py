@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 from qvmi.errors import CodepackError, WalkFailed
 from qvmi.semantics.guest_os import (
     BpfProgram,
+    CachedFile,
     Cgroup,
     CommandLine,
     Credentials,
@@ -120,6 +121,10 @@ class ObservedGuest:
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log."""
         return self._noted(self._guest.log)
+
+    def cached_files(self, under: str = "") -> Listing[CachedFile]:
+        """This lists the files that have pages in memory."""
+        return self._noted(lambda: self._guest.cached_files(under))
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

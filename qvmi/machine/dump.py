@@ -2,16 +2,15 @@
 
 import asyncio
 import os
-import stat
-import tempfile
 import threading
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from qvmi.errors import UsageError
+from qvmi.machine.new_file import NewFile
 from qvmi.machine.pause import Pause, RunControl
 from qvmi.memory.elf_core import CoreNotes, core_notes, write_core
 from qvmi.memory.physical import PhysicalMemory
@@ -23,13 +22,6 @@ __all__ = ["Dump", "DumpFile"]
 
 _SPARE: Final = 1 << 20
 """Bytes that must be left on the disk: the head of the file, and what the guest touches meanwhile."""
-_KINDS: Final = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +56,12 @@ class DumpFile:
         self._path = path
         self._memory = memory
         needed = sum(data.size for data in memory.data_ranges()) + _SPARE
+        self._file = NewFile(path)
         try:
-            _require_replaceable(path)
-            room = os.statvfs(path.parent)
-            free = room.f_bavail * room.f_frsize
-            if free < needed:
-                raise UsageError(
-                    f"{path}: the dump needs {needed >> 20} MiB, the disk has {free >> 20} MiB left"
-                )
-            # Readable by its owner alone: it holds every secret of the guest.
-            self._file, self._beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        except OSError as error:
-            raise _unwritable(path, error) from error
+            self._require_room(needed)
+        except BaseException:
+            self.close()
+            raise
 
     async def take(
         self, monitor: Monitor, run_control: RunControl, vmcoreinfo: bytes, *, live: bool
@@ -98,65 +84,41 @@ class DumpFile:
             pause = None if live else await stack.enter_async_context(run_control.paused())
             vcpus = await commands.registers(monitor)
             written = await self._written(core_notes(vcpus, vmcoreinfo))
-        size = await asyncio.to_thread(self._put_in_place)
+        size = await asyncio.to_thread(self._file.put_in_place)
         return Dump(self._path, size, written, _provenance(pause, at))
 
     def close(self) -> None:
         """This removes what is not whole."""
-        with suppress(OSError):
-            os.close(self._file)
-        Path(self._beside).unlink(missing_ok=True)
+        self._file.close()
 
-    def _put_in_place(self) -> int:
-        """This makes the file what it was written for, and gives its size."""
-        try:
-            Path(self._beside).replace(self._path)
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
-        return self._path.stat().st_size
+    def _require_room(self, needed: int) -> None:
+        with self._file.writing():
+            room = os.statvfs(self._path.parent)
+        free = room.f_bavail * room.f_frsize
+        if free < needed:
+            raise UsageError(
+                f"{self._path}: the dump needs {needed >> 20} MiB,"
+                f" the disk has {free >> 20} MiB left"
+            )
 
     async def _written(self, notes: CoreNotes) -> int:
         """This writes in a thread, which has ended when this returns, be it by a cancel."""
         wanted = threading.Event()
         wanted.set()
+        descriptor = self._file.descriptor
         writing = asyncio.ensure_future(
-            asyncio.to_thread(write_core, self._file, self._memory, notes, wanted.is_set)
+            asyncio.to_thread(write_core, descriptor, self._memory, notes, wanted.is_set)
         )
         try:
-            return await asyncio.shield(writing)
+            with self._file.writing():
+                return await asyncio.shield(writing)
         except asyncio.CancelledError:
             wanted.clear()
             await asyncio.wait([writing])
             raise
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
-
-
-def _require_replaceable(path: Path) -> None:
-    """This makes sure that the dump takes the place of nothing but an older file.
-
-    A link is not followed: who may write to its folder could have put it there.
-
-    Raises:
-        UsageError: something else is there.
-        OSError: it cannot be looked at.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISLNK(mode):
-        raise UsageError(f"{path} is a symbolic link to {path.readlink()}; name the file itself")
-    if not stat.S_ISREG(mode):
-        what = _KINDS.get(stat.S_IFMT(mode), "no file")
-        raise UsageError(f"{path} is {what}; a dump has holes and needs a regular file")
 
 
 def _provenance(pause: Pause | None, at: float) -> Provenance:
     if pause is None:
         return Provenance(Taken.LIVE, at)
     return Provenance(Taken.CAPTURED, pause.at, pause.lasted_s)
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be written: {error.strerror}")

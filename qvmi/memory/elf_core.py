@@ -17,11 +17,18 @@ from qvmi.arch.registers import Registers
 from qvmi.memory.physical import PhysicalMemory
 
 __all__ = [
+    "EM_AARCH64",
+    "EM_X86_64",
+    "PT_LOAD",
+    "PT_NOTE",
     "CoreHead",
     "CoreNotes",
     "Note",
     "core_head",
     "core_notes",
+    "elf_header",
+    "general_registers",
+    "program",
     "write_core",
 ]
 
@@ -33,9 +40,9 @@ _PROGRAM: Final = Struct("<IIQQQQQQ")
 _NOTE: Final = Struct("<III")
 _IDENT: Final = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
 _ET_CORE: Final = 4
-_EM_X86_64: Final = 62
-_EM_AARCH64: Final = 183
-_PT_LOAD, _PT_NOTE = 1, 4
+EM_X86_64: Final = 62
+EM_AARCH64: Final = 183
+PT_LOAD, PT_NOTE = 1, 4
 _NT_PRSTATUS: Final = 1
 
 # struct elf_prstatus: 112 bytes of signal and times with the thread's id at 32, 27 registers of
@@ -107,17 +114,47 @@ def core_head(ranges: Sequence[PaRange], notes: CoreNotes) -> CoreHead:
     count = len(ranges) + 1
     notes_at = _HEADER.size + count * _PROGRAM.size
     here = _page_end(notes_at + len(encoded))
-    programs = [_PROGRAM.pack(_PT_NOTE, 0, notes_at, 0, 0, len(encoded), len(encoded), 0)]
+    programs = [program(PT_NOTE, notes_at, size=len(encoded))]
     offsets = []
     for ram in ranges:
         offsets.append(here)
-        programs.append(_PROGRAM.pack(_PT_LOAD, 0, here, 0, ram.start, ram.size, ram.size, 0))
+        programs.append(program(PT_LOAD, here, pa=ram.start, size=ram.size))
         here = _page_end(here + ram.size)
-    header = _HEADER.pack(
-        _IDENT, _ET_CORE, notes.machine, 1, 0, _HEADER.size, 0, 0, _HEADER.size, _PROGRAM.size,
-        count, 0, 0, 0,
-    )  # fmt: skip
+    header = elf_header(notes.machine, count)
     return CoreHead(header + b"".join(programs) + encoded, tuple(offsets), here)
+
+
+def elf_header(machine: int, programs: int) -> bytes:
+    """This is the header of a core file, behind which so many program headers follow."""
+    return _HEADER.pack(
+        _IDENT, _ET_CORE, machine, 1, 0, _HEADER.size, 0, 0, _HEADER.size, _PROGRAM.size,
+        programs, 0, 0, 0,
+    )  # fmt: skip
+
+
+def program(  # noqa: PLR0913 - one for each field
+    kind: int,
+    offset: int,
+    *,
+    size: int,
+    room: int | None = None,
+    va: int = 0,
+    pa: int = 0,
+    flags: int = 0,
+) -> bytes:
+    """This is a program header.
+
+    Args:
+        kind: ``PT_LOAD`` or ``PT_NOTE``.
+        offset: of its bytes in the file.
+        size: how many they are.
+        room: how many bytes they are in memory; None for as many.
+        va: their virtual address.
+        pa: their physical address.
+        flags: the rights.
+    """
+    in_memory = size if room is None else room
+    return _PROGRAM.pack(kind, flags, offset, va, pa, size, in_memory, 0)
 
 
 def core_notes(vcpus: Sequence[Registers], vmcoreinfo: bytes) -> CoreNotes:
@@ -125,10 +162,10 @@ def core_notes(vcpus: Sequence[Registers], vmcoreinfo: bytes) -> CoreNotes:
     about_kernel = [Note(b"VMCOREINFO", 0, vmcoreinfo)] if vmcoreinfo else []
     arm = [vcpu for vcpu in vcpus if isinstance(vcpu, aarch64.Registers)]
     if arm:
-        return CoreNotes(_EM_AARCH64, (*map(_prstatus_note_aarch64, arm), *about_kernel))
+        return CoreNotes(EM_AARCH64, (*map(_prstatus_note_aarch64, arm), *about_kernel))
     x86 = [vcpu for vcpu in vcpus if isinstance(vcpu, x86_64.Registers)]
     notes = (*map(_prstatus_note, x86), *map(_qemu_note, x86), *about_kernel)
-    return CoreNotes(_EM_X86_64, notes)
+    return CoreNotes(EM_X86_64, notes)
 
 
 def _prstatus_note_aarch64(vcpu: aarch64.Registers) -> Note:
@@ -138,16 +175,20 @@ def _prstatus_note_aarch64(vcpu: aarch64.Registers) -> Note:
     return Note(b"CORE", _NT_PRSTATUS, data)
 
 
-def _prstatus_note(vcpu: x86_64.Registers) -> Note:
-    """This is a vCPU's registers as a kernel's core dump has them; threads count from 1."""
+def general_registers(vcpu: x86_64.Registers) -> tuple[int, ...]:
+    """These are a vCPU's registers in the order of ``user_regs_struct``; unknown ones are 0."""
     registers = (
         *(vcpu.r15, vcpu.r14, vcpu.r13, vcpu.r12, vcpu.rbp, vcpu.rbx, vcpu.r11, vcpu.r10),
         *(vcpu.r9, vcpu.r8, vcpu.rax, vcpu.rcx, vcpu.rdx, vcpu.rsi, vcpu.rdi),
         *(vcpu.rax, vcpu.rip, vcpu.cs, vcpu.rflags, vcpu.rsp, vcpu.ss),
         *(vcpu.fs_base, vcpu.gs_base, vcpu.ds, vcpu.es, vcpu.fs, vcpu.gs),
     )
-    data = _PRSTATUS.pack(vcpu.index + 1, *(value or 0 for value in registers))
-    return Note(b"CORE", _NT_PRSTATUS, data)
+    return tuple(value or 0 for value in registers)
+
+
+def _prstatus_note(vcpu: x86_64.Registers) -> Note:
+    """This is a vCPU's registers as a kernel's core dump has them; threads count from 1."""
+    return Note(b"CORE", _NT_PRSTATUS, _PRSTATUS.pack(vcpu.index + 1, *general_registers(vcpu)))
 
 
 def _qemu_note(vcpu: x86_64.Registers) -> Note:

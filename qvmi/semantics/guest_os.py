@@ -8,6 +8,7 @@ import msgspec
 
 from qvmi.addr import Va
 from qvmi.semantics.rows.bpf import BpfProgram
+from qvmi.semantics.rows.cached_files import CachedFile
 from qvmi.semantics.rows.containers import Cgroup, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
@@ -20,6 +21,7 @@ from qvmi.view import Provenance
 
 __all__ = [
     "BpfProgram",
+    "CachedFile",
     "CapabilitySet",
     "Cgroup",
     "CommandLine",
@@ -197,4 +199,12 @@ class GuestOS(Protocol):
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first."""
+        ...
+
+    def cached_files(self, under: str = "") -> Listing[CachedFile]:
+        """This lists the files that have pages in memory, those that nobody sees any more too.
+
+        Args:
+            under: an absolute path: only the files below it; empty for all.
+        """
         ...

@@ -36,6 +36,7 @@ SAME: Final = (
     *((name,) for name in ("creds", "namespaces", "cgroups")),
     ("bpf",),
     ("percpu", "kstat"),
+    ("cached",),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 
@@ -194,3 +195,15 @@ def test_a_stub_that_is_busy_is_told_and_another_way_is_taken(far: Far) -> None:
     assert done.returncode == 0
     assert "not read by the gdbstub" in done.stderr
     assert "a gdbstub serves one debugger at a time" in done.stderr
+
+
+@pytest.mark.usefixtures("standing")
+def test_a_process_is_dumped_and_a_file_recovered_the_same(
+    far: Far, near: Callable[..., Any], tmp_path: Path
+) -> None:
+    for arguments in (("dump", "--pid", "1"), ("recover", "/init", "-o")):
+        files = tmp_path / "far", tmp_path / "near"
+        far.elsewhere.document(*far.options, *arguments, str(files[0]))
+        near(*arguments, str(files[1]))
+        assert filecmp.cmp(*files, shallow=False), arguments
+        assert files[0].stat().st_size > 1 << 19

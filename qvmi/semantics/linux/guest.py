@@ -1,7 +1,7 @@
 """Linux as the selected interface: each question answered by the file named like its subsystem."""
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +12,7 @@ from qvmi.errors import LayoutNotFound, StaleView
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import (
     BpfProgram,
+    CachedFile,
     Cgroup,
     CommandLine,
     Credentials,
@@ -35,25 +36,34 @@ from qvmi.semantics.linux.cred import CredentialTable
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.file_content import FileContents, Write
 from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.nsproxy import NamespaceTable
+from qvmi.semantics.linux.page_cache import CachedFiles
 from qvmi.semantics.linux.percpu import PerCpu
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.process_image import ProcessImage
+from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
+from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
+from qvmi.semantics.rows.cached_files import MissingRange
 from qvmi.semantics.rows.percpu import PerCpuValue
+from qvmi.semantics.rows.process_memory import MemoryPiece
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
@@ -269,6 +279,58 @@ class LinuxGuest:
         """
         return self._listing(self._log.records)
 
+    def cached_files(self, under: str = "") -> Listing[CachedFile]:
+        """This lists the files that have pages in memory, those that nobody sees any more too.
+
+        Args:
+            under: an absolute path: only the files below it; empty for all.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: processes or file systems cannot be walked at all.
+        """
+        return self._listing(lambda: self._of_all(partial(self._cached_files.under, under)))
+
+    def recover(self, file: CachedFile, write: Write) -> Listing[MissingRange]:
+        """This gives what is in memory of a file's content, and lists what is missing of it.
+
+        Args:
+            file: a row of :meth:`cached_files`.
+            write: called with an offset and the bytes there, in rising order. What it is not called
+                with is missing, or zeros.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the file is gone, or is of a kind that is not read.
+        """
+        contents = FileContents(self.kernel.space, self._cached_files, self.memmap)
+        return self._listing(lambda: contents.recover(file, write))
+
+    def process_memory(self, process: Process) -> Listing[MemoryPiece]:
+        """This lists the pieces of a process's memory, by address, and where their content is.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or has no memory of its own.
+        """
+        user = self.user_space(process)
+
+        def walk() -> ListWalk[MemoryPiece]:
+            found = self._mappings.of(process)
+            pieces = self._process_memory.pieces(user, found.rows.values(), Effort())
+            return ListWalk(dict(enumerate(pieces)), found.gaps, found.retries)
+
+        return self._listing(walk)
+
+    def process_image(self, process: Process) -> ProcessImage:
+        """This reads the memory and the registers of a process.
+
+        Raises:
+            WalkFailed: the process is gone, or has no memory of its own.
+        """
+        kernel, memory = self.kernel, self._process_memory
+        return ProcessImage(kernel.space, kernel.symbols, memory=memory, process=process)
+
     def module_symbols(self) -> Listing[ModuleSymbol]:
         """This lists the symbols of all loaded modules, in the order of ``/proc/kallsyms``.
 
@@ -333,6 +395,28 @@ class LinuxGuest:
     def vmcoreinfo(self) -> bytes:
         """This is the kernel's own note for crash dumps, empty where it has none."""
         return vmcoreinfo_text(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def memmap(self) -> MemMap:
+        """This tells of each frame of RAM what it is used for.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        note = parse_vmcoreinfo(self.vmcoreinfo())
+        return MemMap(self.kernel.space, self.kernel.symbols, note)
+
+    @cached_property
+    def _cached_files(self) -> CachedFiles:
+        kernel, memmap = self.kernel, self.memmap
+        return CachedFiles(
+            kernel.space, kernel.symbols, memmap=memmap, paths=self._paths, mounts=self._mounts
+        )
+
+    @cached_property
+    def _process_memory(self) -> ProcessMemory:
+        kernel, files = self.kernel, self._cached_files
+        return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
 
     @cached_property
     def _tasks(self) -> Tasks:

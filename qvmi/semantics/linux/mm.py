@@ -13,9 +13,11 @@ from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.symbols.layout import Symbols, field_offset
 
-__all__ = ["space_of", "user_space"]
+__all__ = ["auxiliary_vector", "space_of", "user_space"]
 
 _POINTER: Final = Struct("<Q")
+_MAX_AUXV: Final = 64
+"""Entries; ``AT_VECTOR_SIZE`` has room for fewer than 32."""
 
 
 def user_space(kernel: AddressSpace, symbols: Symbols, task: Va) -> AddressSpace:
@@ -51,3 +53,28 @@ def space_of(kernel: AddressSpace, pgd: Va) -> AddressSpace:
     """
     root = Pa(kernel.translate(pgd))
     return AddressSpace(kernel.memory, root, geometry=kernel.geometry.of_user())
+
+
+def auxiliary_vector(kernel: AddressSpace, symbols: Symbols, task: Va) -> tuple[int, ...]:
+    """This is what a program was given when it began, as pairs of a type and a value.
+
+    Corresponds to ``mm_struct.saved_auxv``.
+
+    Returns:
+        None at all for a kernel thread, a zombie, and what cannot be read.
+
+    Raises:
+        LayoutNotFound: the profile lacks what this needs.
+    """
+    read, at = kernel.unpacker(_POINTER), field_offset(symbols, "mm_struct", "saved_auxv")
+    pairs: list[int] = []
+    try:
+        mm = read(task + field_offset(symbols, "task_struct", "mm"))[0]
+        while mm and len(pairs) < 2 * _MAX_AUXV:
+            pairs += (read(mm + at)[0], read(mm + at + _POINTER.size)[0])
+            if not pairs[-2]:
+                return tuple(pairs)
+            at += 2 * _POINTER.size
+    except MemoryFault:
+        pass
+    return ()

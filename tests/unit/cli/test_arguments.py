@@ -23,6 +23,7 @@ from qvmi.qmp.monitor import ANSWER_TIMEOUT_S
 
 # What each command cannot do without.
 LEAST = {
+    "percpu": ["kstat"],
     "audit": ["verify", "a.log"],
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
@@ -31,6 +32,7 @@ LEAST = {
     "env": ["1"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
+    "recover": ["/etc/passwd", "-o", "file"],
     "completion": ["bash"],
     "vol": ["linux.pslist"],
 }
@@ -161,6 +163,9 @@ def test_the_help_says_what_the_timeout_bounds_and_what_not() -> None:
         ["read", "--physical", "--user", "1", "0x0"],
         ["read", "--raw", "--hex", "0x0"],
         ["isf"],
+        ["cached", "--under", "etc"],
+        ["recover", "passwd", "-o", "file"],
+        ["recover", "/etc/passwd"],
         ["watch", "no-such-pack"],
         ["completion", "tcsh"],
     ],

@@ -18,6 +18,7 @@ DOCUMENTED = {
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu"),
+    *("cached", "recover"),
 }
 
 

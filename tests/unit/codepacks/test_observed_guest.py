@@ -10,8 +10,8 @@ from qvmi.view import Provenance, Taken
 
 METHODS = (
     *("processes", "process_ids", "threads", "modules"),
-    *("mounts", "open_files", "sockets", "command_lines", "log"),
-    *("credentials", "namespaces", "cgroups"),
+    *("mounts", "open_files", "sockets", "command_lines", "log", "cached_files"),
+    *("credentials", "namespaces", "cgroups", "bpf_programs"),
 )
 OF_ONE = ("mappings", "environment")
 
