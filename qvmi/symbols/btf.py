@@ -6,7 +6,7 @@ Linux kernel/bpf/btf.c (``btf_parse_module``): ids and string offsets go on behi
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -37,6 +37,7 @@ _MAX_CANDIDATES: Final = 1 << 20
 _HEADER: Final = Struct("<HBBIIIII")
 _TYPE: Final = Struct("<III")
 _MEMBER: Final = Struct("<III")
+_NAME: Final = Struct("<I")
 _TYPE_WORDS: Final = 3
 
 
@@ -92,6 +93,7 @@ TRANSPARENT: Final = frozenset(
 """Kinds that only point at another type."""
 
 _COMPOUND: Final = (BtfKind.STRUCT, BtfKind.UNION)
+_ENUMS: Final = (BtfKind.ENUM, BtfKind.ENUM64)
 
 
 class BtfType(NamedTuple):
@@ -252,21 +254,36 @@ class Btf:
             else:
                 yield BtfMember(self.string(name), type_id, place, 0)
 
+    def enumerators(self, record: BtfType) -> Iterator[tuple[str, int]]:
+        """This iterates names and values of one of this BTF's own enumerations.
+
+        Raises:
+            CorruptTable: the record is cut off or names no string.
+        """
+        each = _WORDS_EACH[record.kind]
+        words = self.words(record, each * record.vlen)
+        for at in range(0, len(words), each):
+            value = words[at + 1] | (words[at + 2] << 32 if record.kind is BtfKind.ENUM64 else 0)
+            sign = 1 << (32 * (each - 1) - 1) if record.kind_flag else 0
+            yield self.string(words[at]), value - 2 * (value & sign)
+
     def witness(self, record: BtfType, member: str | None = None) -> Iterator[tuple[int, bytes]]:
-        """These are the bytes that say what one of this BTF's own structs or unions is.
+        """These are the bytes that say what one of this BTF's own compounds or enumerations is.
 
         Args:
-            record: the struct.
+            record: the struct, union or enumeration.
             member: one of its own members; None for the struct's size alone.
 
         Returns:
             Pairs of an offset in the BTF and the bytes there.
         """
-        begin, end = record.offset - _TYPE.size, record.offset + record.vlen * _MEMBER.size
+        each = 4 * _WORDS_EACH[record.kind]
+        begin, end = record.offset - _TYPE.size, record.offset + record.vlen * each
         yield 0, self._header
         yield self._sections.types + begin, self._types[begin:end]
-        names = [_TYPE.unpack_from(self._types, begin)[0]]
-        for name, _, _ in _MEMBER.iter_unpack(self._types[record.offset : end]):
+        names = [_NAME.unpack_from(self._types, begin)[0]]
+        for at in range(record.offset, end, each):
+            (name,) = _NAME.unpack_from(self._types, at)
             if member is not None and self.string(name) == member:
                 names.append(name)
                 break
@@ -291,18 +308,44 @@ class Btf:
         Raises:
             CorruptTable: the types hold the name's offset over and over, and no such type.
         """
+        return self._find(name, self._looks_compound)
+
+    def find_enum(self, name: str) -> BtfType | None:
+        """This finds an enumeration that this BTF itself defines, by its name.
+
+        Raises:
+            CorruptTable: as :meth:`find_compound`.
+        """
+        return self._find(name, self._looks_enum)
+
+    def _find(self, name: str, looks_right: Callable[[int], bool]) -> BtfType | None:
         name_offset = self.strings.offset_of(name)
         if not name_offset:  # anonymous ones are many
             return None
-        wanted = Struct("<I").pack(name_offset)
+        wanted = _NAME.pack(name_offset)
         at = self._types.find(wanted)
         for _ in range(_MAX_CANDIDATES):
             if at < 0:
                 return None
-            if at % 4 == 0 and self._looks_compound(at):
+            if at % 4 == 0 and looks_right(at):
                 return self._record(at)
             at = self._types.find(wanted, at + 1)
         raise CorruptTable("BTF", f"{name!r} occurs more than {_MAX_CANDIDATES} times")
+
+    def _looks_enum(self, at: int) -> bool:
+        """This tells whether an enumeration with names begins at an offset."""
+        try:
+            _, info, size = _TYPE.unpack_from(self._types, at)
+            kind, vlen = info >> 24 & 0x1F, info & 0xFFFF
+            if kind not in _ENUMS or not vlen or size not in {1, 2, 4, 8}:
+                return False
+            first, each = at + _TYPE.size, 4 * _WORDS_EACH[kind]
+            return all(
+                self.strings.begins_at(_NAME.unpack_from(self._types, place)[0])
+                for place in (first, first + (vlen - 1) * each)
+            )
+        except struct.error:
+            return False
 
     def _looks_compound(self, at: int) -> bool:
         """This tells whether a struct or union with sane members begins at an offset."""

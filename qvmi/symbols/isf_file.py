@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Self, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ from qvmi.symbols.layout import Field, NearestSymbol
 from qvmi.symbols.whole_file import open_regular
 
 __all__ = ["IsfFile", "IsfSymbols"]
+
+_Decoded = TypeVar("_Decoded")
 
 _MAX_FILE: Final = 128 << 20
 """Bytes of JSON. Distributions' kernels take 13 to 60 MiB; they are held in memory."""
@@ -77,11 +79,16 @@ class _UserType(msgspec.Struct, frozen=True, gc=False):
     fields: dict[str, _Member]
 
 
+class _Enum(msgspec.Struct, frozen=True, gc=False):
+    constants: dict[str, int]
+
+
 class _File(msgspec.Struct, frozen=True, gc=False):
     """This is the file, with its types as they stand there until one is asked for."""
 
     symbols: dict[str, _Symbol]
     user_types: dict[str, msgspec.Raw]
+    enums: dict[str, msgspec.Raw] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +161,22 @@ class IsfFile:
         Raises:
             CorruptTable: it is not written as a struct is.
         """
-        raw = self.content.user_types.get(name)
+        return self._decoded(self.content.user_types.get(name), name, _UserType)
+
+    def constants(self, name: str) -> Mapping[str, int]:
+        """These are the enumerators of an enumeration; none where there is none of the name.
+
+        Raises:
+            CorruptTable: it is not written as an enumeration is.
+        """
+        found = self._decoded(self.content.enums.get(name), name, _Enum)
+        return {} if found is None else found.constants
+
+    def _decoded(self, raw: msgspec.Raw | None, name: str, kind: type[_Decoded]) -> _Decoded | None:
         if raw is None:
             return None
         try:
-            return msgspec.json.decode(raw, type=_UserType)
+            return msgspec.json.decode(raw, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise CorruptTable(str(self.path), f"its type {name!r}: {error}") from error
 
@@ -205,6 +223,14 @@ class IsfSymbols:
         """
         struct = self._type(type_name)
         return None if struct is None else struct.size
+
+    def find_enumerator(self, type_name: str, name: str) -> int | None:
+        """This is the value of an enumerator; None where the enumeration is unknown or lacks it.
+
+        Raises:
+            CorruptTable: the file contradicts itself.
+        """
+        return self.file.constants(type_name).get(name)
 
     def nearest(self, va: Va) -> NearestSymbol | None:
         """This is the kernel's symbol at or before an address, None outside of the kernel.

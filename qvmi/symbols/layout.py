@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 from qvmi.addr import Va
 from qvmi.errors import LayoutNotFound, SymbolNotFound
 
-__all__ = ["Field", "NearestSymbol", "Symbols", "address", "field", "field_offset"]
+__all__ = ["Field", "NearestSymbol", "Symbols", "address", "enumerator", "field", "field_offset"]
 
 
 class Field(NamedTuple):
@@ -65,6 +65,10 @@ class Symbols(Protocol):
         """This is the size of a struct or union in bytes, None where it is unknown."""
         ...
 
+    def find_enumerator(self, type_name: str, name: str) -> int | None:
+        """This is the value of an enumerator; None where the enumeration is unknown or lacks it."""
+        ...
+
     def nearest(self, va: Va) -> NearestSymbol | None:
         """This is the symbol at or before an address, None outside of all symbols."""
         ...
@@ -101,3 +105,15 @@ def field_offset(symbols: Symbols, type_name: str, *names: str) -> int:
         LayoutNotFound: the type is unknown or has none of them.
     """
     return field(symbols, type_name, *names).offset
+
+
+def enumerator(symbols: Symbols, type_name: str, name: str) -> int:
+    """This is the value of an enumerator.
+
+    Raises:
+        LayoutNotFound: the enumeration is unknown or lacks it.
+    """
+    found = symbols.find_enumerator(type_name, name)
+    if found is None:
+        raise LayoutNotFound(type_name, name)
+    return found

@@ -10,7 +10,7 @@ from qvmi.errors import CorruptTable, MemoryFault
 from qvmi.symbols.btf import Btf, BtfKind, BtfMember, BtfType, btf_size
 from qvmi.symbols.kallsyms import Kallsyms, KallsymsTables, ReadVirtual
 from qvmi.symbols.layout import Field, NearestSymbol
-from qvmi.symbols.profile import Profile, field_key, size_key, symbol_key
+from qvmi.symbols.profile import Profile, enumerator_key, field_key, size_key, symbol_key
 from qvmi.symbols.witness import Witness
 
 __all__ = ["LiveSymbols"]
@@ -124,6 +124,26 @@ class LiveSymbols:
         self._believed.add(key)
         return found
 
+    def find_enumerator(self, type_name: str, name: str) -> int | None:
+        """This is the value of an enumerator; None where the enumeration is unknown or lacks it.
+
+        Raises:
+            CorruptTable: as :meth:`find`.
+        """
+        question = f"{type_name}.{name}"
+        key = enumerator_key(question)
+        if question in self.profile.enumerators and self._may_believe(key):
+            return self.profile.enumerators[question]
+        btf = self.btf
+        record = None if btf is None else btf.find_enum(type_name)
+        found = None
+        if btf is not None and record is not None:
+            found = next((value for one, value in btf.enumerators(record) if one == name), None)
+        witness = None if found is None else self._witness(record, name)
+        self.profile.add_enumerator(question, found, witness)
+        self._believed.add(key)
+        return found
+
     def nearest(self, va: Va) -> NearestSymbol | None:
         """This is the kernel's symbol at or before an address, None outside of the kernel.
 
@@ -155,7 +175,10 @@ class LiveSymbols:
 
     def _type_witness(self, type_name: str, member: str | None = None) -> Witness | None:
         """These are the bytes that describe a struct, and one of its own members."""
-        record, btf, start = self._compound(type_name), self.btf, self.find("__start_BTF")
+        return self._witness(self._compound(type_name), member)
+
+    def _witness(self, record: BtfType | None, member: str | None) -> Witness | None:
+        btf, start = self.btf, self.find("__start_BTF")
         if record is None or btf is None or start is None:
             return None
         return Witness.of((Va(start + at), data) for at, data in btf.witness(record, member))

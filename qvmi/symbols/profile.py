@@ -29,6 +29,7 @@ __all__ = [
     "KnownBuild",
     "Profile",
     "ProfileCache",
+    "enumerator_key",
     "field_key",
     "size_key",
     "symbol_key",
@@ -39,7 +40,7 @@ Answer = TypeVar("Answer")
 MAX_BANNER: Final = 512
 """Bytes; a banner is about 150 long."""
 
-_VERSION: Final = 4
+_VERSION: Final = 5
 _MAX_FILE: Final = 4 << 20
 """Bytes; a profile of everything that qvmi itself asks for takes about 10 KiB."""
 _MAX_FILES: Final = 1000
@@ -61,6 +62,11 @@ def field_key(question: str) -> str:
     return f"field {question}"
 
 
+def enumerator_key(question: str) -> str:
+    """This names the answer about an enumerator among all answers of a profile."""
+    return f"enumerator {question}"
+
+
 def size_key(type_name: str) -> str:
     """This names the answer about a struct's size among all answers of a profile."""
     return f"size {type_name}"
@@ -79,6 +85,7 @@ class Profile:
         symbols: addresses by name; None for names that the kernel lacks.
         fields: struct members by ``type.name|alternative``; None for those that it lacks.
         sizes: of structs by name.
+        enumerators: values by ``type.name``; None for those that it lacks.
         witnesses: what the answers rest on, by :func:`symbol_key` and its like.
         changed: whether there is anything to save.
     """
@@ -91,6 +98,7 @@ class Profile:
     symbols: dict[str, Va | None] = field(default_factory=dict)
     fields: dict[str, Field | None] = field(default_factory=dict)
     sizes: dict[str, int | None] = field(default_factory=dict)
+    enumerators: dict[str, int | None] = field(default_factory=dict)
     witnesses: dict[str, Witness] = field(default_factory=dict)
     changed: bool = False
 
@@ -105,6 +113,10 @@ class Profile:
     def add_size(self, type_name: str, found: int | None, witness: Witness | None = None) -> None:
         """This remembers an answer; only one with a witness is kept for other guests."""
         self._add(self.sizes, type_name, found, size_key(type_name), witness)
+
+    def add_enumerator(self, key: str, found: int | None, witness: Witness | None = None) -> None:
+        """This remembers an answer; only one with a witness is kept for other guests."""
+        self._add(self.enumerators, key, found, enumerator_key(key), witness)
 
     def _add(
         self,
@@ -136,6 +148,7 @@ class _Stored(msgspec.Struct, frozen=True):
     other_symbols: dict[str, int]
     fields: dict[str, Field]
     sizes: dict[str, int]
+    enumerators: dict[str, int]
     witnesses: dict[str, Witness]
 
 
@@ -325,6 +338,7 @@ def _placed(stored: _Stored, image_start: Va) -> Profile:
         symbols=symbols,
         fields={**stored.fields},
         sizes={**stored.sizes},
+        enumerators={**stored.enumerators},
         witnesses={key: one.moved(image_start) for key, one in stored.witnesses.items()},
     )
 
@@ -350,6 +364,7 @@ def _store(profile: Profile, image_start: Va) -> _Stored:
         other_symbols=other,
         fields=_witnessed(profile.fields, field_key, kept),
         sizes=_witnessed(profile.sizes, size_key, kept),
+        enumerators=_witnessed(profile.enumerators, enumerator_key, kept),
         witnesses={key: one.moved(-image_start) for key, one in kept.items()},
     )
 

@@ -124,6 +124,26 @@ def test_a_struct_has_its_size(symbols: Symbols, name: str, size: int | None) ->
 
 
 @pytest.mark.parametrize(
+    ("type_name", "name", "value"),
+    [
+        ("pageflags", "PG_locked", 0),
+        ("pageflags", "PG_head", 16),
+        ("wide", "high", 1 << 40),
+        ("pageflags", "PG_tail", None),
+        ("task_struct", "pid", None),
+        ("pageflag", "PG_head", None),
+        ("", "PG_head", None),
+        ("\udcff", "\xff", None),
+    ],
+)
+def test_an_enumerator_has_its_value(
+    symbols: Symbols, type_name: str, name: str, value: int | None
+) -> None:
+    for _ in range(2):
+        assert symbols.find_enumerator(type_name, name) == value
+
+
+@pytest.mark.parametrize(
     ("offset", "name", "at"),
     [
         (0, "_text", 0),

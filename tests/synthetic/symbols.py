@@ -18,10 +18,12 @@ class KnownSymbols:
     Attributes:
         layouts: size and member offsets, in bytes, by type.
         addresses: by name.
+        enums: values by enumeration and name.
     """
 
     layouts: Layouts
     addresses: dict[str, int] = field(default_factory=dict)
+    enums: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def find(self, name: str) -> Va | None:
         found = self.addresses.get(name)
@@ -33,6 +35,9 @@ class KnownSymbols:
 
     def size_of(self, type_name: str) -> int | None:
         return self.layouts[type_name][0] if type_name in self.layouts else None
+
+    def find_enumerator(self, type_name: str, name: str) -> int | None:
+        return self.enums.get(type_name, {}).get(name)
 
     def nearest(self, va: Va) -> NearestSymbol | None:
         before = [(at, name) for name, at in self.addresses.items() if at <= va]

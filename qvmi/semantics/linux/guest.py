@@ -30,6 +30,7 @@ from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_symbols import ModuleSymbol, ModuleSymbols
@@ -41,6 +42,7 @@ from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
+from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import View
@@ -262,6 +264,16 @@ class LinuxGuest:
     def vmcoreinfo(self) -> bytes:
         """This is the kernel's own note for crash dumps, empty where it has none."""
         return vmcoreinfo_text(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def memmap(self) -> MemMap:
+        """This tells of each frame of RAM what it is used for.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        note = parse_vmcoreinfo(self.vmcoreinfo())
+        return MemMap(self.kernel.space, self.kernel.symbols, note)
 
     @cached_property
     def _tasks(self) -> Tasks:

@@ -64,6 +64,8 @@ def small_types() -> BtfBuilder:
     btf.struct_("taint_flag", 3, [Member(name, char, at) for at, name in enumerate(letters)])
     btf.struct_("timekeeper", 16, [Member("xtime_sec", number)])
     btf.struct_("endless", 8, [Member("", btf.next_id), Member("never", number)])
+    btf.enum("pageflags", {"PG_locked": 0, "PG_head": 16})
+    btf.enum64("wide", {"low": 1, "high": 1 << 40})
     btf.variable("runqueues", btf.struct_("rq", 8, [Member("nr_running", unsigned)]))
     return btf
 

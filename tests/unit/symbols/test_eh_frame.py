@@ -44,6 +44,10 @@ class OrcTypes:
         assert type_name == "orc_entry"
         return self.size
 
+    def find_enumerator(self, type_name: str, name: str) -> int | None:
+        del type_name, name
+        return None
+
     def nearest(self, va: Va) -> NearestSymbol | None:
         del va
         return None

@@ -6,7 +6,7 @@ import pytest
 
 from qvmi.addr import Va
 from qvmi.errors import LayoutNotFound, SymbolNotFound
-from qvmi.symbols.layout import Field, NearestSymbol, address, field, field_offset
+from qvmi.symbols.layout import Field, NearestSymbol, address, enumerator, field, field_offset
 
 
 class OneOfEach:
@@ -21,6 +21,9 @@ class OneOfEach:
 
     def size_of(self, type_name: str) -> int | None:
         return 9792 if type_name == "task_struct" else None
+
+    def find_enumerator(self, type_name: str, name: str) -> int | None:
+        return 16 if (type_name, name) == ("pageflags", "PG_head") else None
 
     def nearest(self, va: Va) -> NearestSymbol | None:
         return NearestSymbol("init_task", Va(0x1000), "D", "") if va >= 0x1000 else None
@@ -43,3 +46,10 @@ def test_a_missing_member_is_named_with_all_its_alternatives() -> None:
     with pytest.raises(LayoutNotFound, match="__state") as caught:
         field(OneOfEach(), "task_struct", "__state", "state")
     assert (caught.value.type_name, caught.value.field) == ("task_struct", "__state|state")
+
+
+def test_a_missing_enumerator_is_named() -> None:
+    assert enumerator(OneOfEach(), "pageflags", "PG_head") == 16
+    with pytest.raises(LayoutNotFound, match="PG_tail") as caught:
+        enumerator(OneOfEach(), "pageflags", "PG_tail")
+    assert (caught.value.type_name, caught.value.field) == ("pageflags", "PG_tail")

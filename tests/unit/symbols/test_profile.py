@@ -19,7 +19,14 @@ from qvmi.addr import Va
 from qvmi.errors import CorruptTable, MemoryFault, UsageError
 from qvmi.symbols.kallsyms import Addressing, KallsymsTables
 from qvmi.symbols.layout import Field
-from qvmi.symbols.profile import Profile, ProfileCache, field_key, size_key, symbol_key
+from qvmi.symbols.profile import (
+    Profile,
+    ProfileCache,
+    enumerator_key,
+    field_key,
+    size_key,
+    symbol_key,
+)
 from qvmi.symbols.witness import Witness
 
 BANNER = b"Linux version 6.1.0-56-cloud-amd64 (Debian) #1 SMP"
@@ -52,11 +59,13 @@ def profile(banner: bytes = BANNER, tables: KallsymsTables = TABLES) -> Profile:
         symbols={"init_task": Va(IMAGE + 0x100), "cpu_info": Va(0x1000)},
         fields={"task_struct.pid": Field("pid", 1234)},
         sizes={"task_struct": 9792},
+        enumerators={"pageflags.PG_head": 16},
         witnesses={
             symbol_key("init_task"): WITNESS,
             symbol_key("cpu_info"): WITNESS,
             field_key("task_struct.pid"): WITNESS,
             size_key("task_struct"): WITNESS,
+            enumerator_key("pageflags.PG_head"): WITNESS,
         },
         changed=True,
     )
@@ -156,6 +165,7 @@ def test_an_answer_without_a_witness_is_not_kept(cache: ProfileCache) -> None:
     kept = profile()
     kept.add_symbol("modules", None)
     kept.add_field("task_struct.nested", Field("nested", 8))
+    kept.add_enumerator("pageflags.PG_tail", None)
     cache.save(kept, IMAGE)
     assert cache.match(IMAGE, running()) == replace(profile(), changed=False)
 
