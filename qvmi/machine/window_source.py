@@ -16,6 +16,10 @@ __all__ = ["InFiles", "WindowSource", "window_source"]
 
 _NO_FILE: Final = -1
 """What stands for a descriptor of a hole; as in ``scanner_process``."""
+FILE_REQUEST: Final = 16 << 20
+"""Bytes of windows that are asked for at once: in larger ones Python's allocator makes each page anew."""
+COPY_REQUEST: Final = 1 << 20
+"""The same where they are copied: what asks QEMU's monitor for them takes some seconds."""
 _READ: Final = 1 << 20
 """Bytes copied at once."""
 _SLOT_BITS: Final = 32
@@ -43,8 +47,10 @@ class InFiles(Protocol):
 class WindowSource(Protocol):
     """This says where the bytes of windows are."""
 
-    request_size: int
-    """Bytes of windows that are asked for at once."""
+    @property
+    def request_size(self) -> int:
+        """This is how many bytes of windows are asked for at once."""
+        ...
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -73,10 +79,9 @@ def window_source(memory: PhysicalMemory, look: LookAtView) -> WindowSource:
 class _FileWindows:
     """This lets the other process read the files that the memory is in."""
 
-    request_size = 16 << 20
-
     def __init__(self, memory: InFiles) -> None:
         self._memory = memory
+        self.request_size = FILE_REQUEST
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -110,10 +115,9 @@ def _in_files(memory: InFiles, piece: Piece) -> list[tuple[int, int, int]]:
 class _CopiedWindows:
     """This copies the memory into a file that only the two processes know."""
 
-    request_size = 1 << 20  # what asks QEMU's monitor for it takes some seconds for it
-
     def __init__(self, look: LookAtView) -> None:
         self._look = look
+        self.request_size = COPY_REQUEST
         try:
             self._file = os.memfd_create("qvmi scan", os.MFD_CLOEXEC)
         except OSError as error:
