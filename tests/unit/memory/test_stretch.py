@@ -93,7 +93,7 @@ def test_parts_of_windows_are_the_stretch_and_know_their_surroundings(
         assert seen == whole[first : done + size + behind]
         places = list(window.places(range(window.own)))
         assert [pa for pa, _ in places] == [pa for pa, _ in whole[done : done + window.own]]
-        expected = None if start is None else [start + done + at for at in range(window.own)]
-        assert [va for _, va in places] == (expected or [None] * window.own)
+        expected = [None if start is None else start + done + at for at in range(window.own)]
+        assert [va for _, va in places] == expected
         done += window.own
     assert done == len(whole) == stretch.size
