@@ -164,6 +164,7 @@ LED_BY: Final[dict[Callable[[Stopped], Path], str]] = {
 VIEWS: Final = (
     *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
     *((name, "1") for name in ("mounts", "files", "maps", "cmdline", "env")),
+    ("scan", "--string", "/proc/sys/kernel", "--page-cache"),
     ("vol", "linux.pslist.PsList"),
     ("vol", "linux.lsof.Lsof", "--exact"),
 )
