@@ -37,6 +37,10 @@ _MAX_IN_REQUEST: Final = 256
 _MAX_FAILED: Final = 16
 """Windows that may take too long before the rest is given up: each has cost some seconds."""
 _MAX_GAPS: Final = 1000
+"""Gaps that are kept: a guest that lies may have one for each hit."""
+_LOOK_S: Final = 600.0
+"""How long it may take to find out what to scan, or whose hits are. Of a guest with a terabyte of RAM the
+use of each page takes minutes to read, as do owners where QEMU's monitor is asked for each word."""
 
 
 class ScanArea(StrEnum):
@@ -77,8 +81,7 @@ class Scan:
         on_progress: is told how far it is.
 
     Attributes:
-        gaps: what could not be scanned or told, once the iteration has ended.
-        provenance: how it was taken, likewise.
+        provenance: how it was taken.
     """
 
     def __init__(
@@ -100,8 +103,13 @@ class Scan:
         self._on_progress = on_progress
         self._progress = ScanProgress(0, 0, 0)
         self._failed = 0
-        self.gaps: list[Gap] = []
+        self._noted: dict[Gap, None] = {}
         self.provenance = target.view.provenance
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """These are what could not be scanned or told so far, each once."""
+        return list(self._noted)
 
     def __aiter__(self) -> AsyncIterator[ScanHit]:
         """This scans, from the beginning."""
@@ -162,7 +170,7 @@ class Scan:
                 return process_stretches(guest, pid)
             return kernel_stretches(guest) if area is ScanArea.KERNEL else cached_stretches(guest)
 
-        stretches, gaps = await self._target.query(plan)
+        stretches, gaps = await self._target.query(plan, timeout_s=_LOOK_S)
         self._note(gaps)
         return stretches
 
@@ -191,7 +199,7 @@ class Scan:
             return [owners.of(hit.address) for hit in hits], owners.gaps
 
         try:
-            owners, gaps = await self._target.query(look)
+            owners, gaps = await self._target.query(look, timeout_s=_LOOK_S)
         except (UnknownGuest, SymbolsError) as error:
             self._note((Gap("owners", None, f"whose the memory is nobody can tell: {error}"),))
             return hits
@@ -203,8 +211,8 @@ class Scan:
     def _note(self, gaps: Iterable[Gap]) -> None:
         """This keeps gaps, each once, and no more than anybody reads."""
         for gap in gaps:
-            if len(self.gaps) < _MAX_GAPS and gap not in self.gaps:
-                self.gaps.append(gap)
+            if len(self._noted) < _MAX_GAPS:
+                self._noted[gap] = None
 
     def _tell(self, scanned: int, *, size: int | None = None, hits: int = 0) -> None:
         """This tells whoever wants to know how far it is."""

@@ -26,7 +26,7 @@ class ScanTarget(Protocol):
         """This is a look at it."""
         ...
 
-    async def query(self, look: Callable[[LinuxGuest], Result]) -> Result:
+    async def query(self, look: Callable[[LinuxGuest], Result], *, timeout_s: float) -> Result:
         """This looks at the system that runs in it, in a thread."""
         ...
 
@@ -71,9 +71,9 @@ class DumpTarget:
         """This is a look at it."""
         return self._dump.view
 
-    async def query(self, look: Callable[[LinuxGuest], Result]) -> Result:
+    async def query(self, look: Callable[[LinuxGuest], Result], *, timeout_s: float) -> Result:
         """This looks at the system that ran in it."""
-        return await in_worker(lambda: look(self._dump.guest))
+        return await in_worker(lambda: look(self._dump.guest), timeout_s=timeout_s)
 
     async def query_view(self, look: Callable[[View], Result]) -> Result:
         """This looks at its memory."""

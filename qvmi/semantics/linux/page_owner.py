@@ -26,6 +26,9 @@ Row = TypeVar("Row")
 
 _MAX_OWNERS: Final = 64
 """Processes that are told of one page: those of a library that everybody uses are many hundred."""
+_STEPS: Final = 1 << 20
+"""Areas of memory that are looked at for all pages asked about: a page has a handful, or one in each
+process; each costs a walk of page tables, which makes some ten seconds of a guest that lies."""
 
 
 class PageOwners:
@@ -60,7 +63,7 @@ class PageOwners:
             threads=lambda: self._listed(guest.threads),
         )
         self._gaps: list[Gap] = []
-        self._effort = Effort()
+        self._effort = Effort(_STEPS)
 
     @cached_property
     def _files(self) -> PageFiles:

@@ -26,6 +26,7 @@ __all__ = ["Mapper", "ReverseMap"]
 _POINTER: Final = Struct("<Q")
 _PAGE_SHIFT: Final = 12
 _ADDRESSES: Final = 1 << 64
+_MAX_GAPS: Final = 1000
 
 
 class Mapper(NamedTuple):
@@ -110,7 +111,7 @@ class ReverseMap:
         try:
             root = self._read_pointer(its.mapping + offsets.root[its.use])[0]
             nodes, gaps = self._trees.nodes(root, _TREES[its.use], effort)
-            self.gaps += gaps
+            self.gaps += gaps[: _MAX_GAPS - len(self.gaps)]
             for node in nodes:
                 base = node - offsets.node[its.use]
                 found.append(self._read_pointer(base + offsets.vma)[0] if anonymous else base)
@@ -149,7 +150,8 @@ class ReverseMap:
         return self._of_mm.get(mm, [])
 
     def _gap(self, address: int, why: str) -> None:
-        self.gaps.append(Gap("reverse map", Va(address % _ADDRESSES), why))
+        if len(self.gaps) < _MAX_GAPS:
+            self.gaps.append(Gap("reverse map", Va(address % _ADDRESSES), why))
 
 
 _TREES: Final = {Use.ANONYMOUS: "anon_vma.rb_root", Use.FILE: "address_space.i_mmap"}

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 PAGE: Final = 4096
 SIZE: Final = 64 * PAGE
 UNOWNED: Final = Gap(
-    "owners", None, "whose the memory is nobody can tell: no system is there for functions"
+    "owners", None, "whose the memory is nobody can tell: no system is there for functions in 600 s"
 )
 RULES: Final = r"""
 rule every {
@@ -51,8 +51,8 @@ class Ram:
         self.memory = memory
         self.view = View((), memory, Provenance(Taken.DUMP, 0.0))
 
-    async def query(self, look: Callable[[LinuxGuest], Result]) -> Result:
-        raise UnknownGuest(f"no system is there for {type(look).__name__}s")
+    async def query(self, look: Callable[[LinuxGuest], Result], *, timeout_s: float) -> Result:
+        raise UnknownGuest(f"no system is there for {type(look).__name__}s in {timeout_s:g} s")
 
     async def query_view(self, look: Callable[[View], Result]) -> Result:
         return await asyncio.to_thread(look, self.view)
