@@ -29,7 +29,7 @@ REFUSED_S: Final = 3.0
 """A client that waits longer than this for a stub that another one holds is a hang to its user."""
 ENDS_S: Final = 20.0
 CLOSING_TURNS: Final = 16
-"""Turns of the event loop after which the end of a session is cancelled: from its first to behind its last."""
+"""Turns of the event loop after which the end of a session is cancelled: from the first to past the last."""
 SCRATCH: Final = Pa(0x500)
 """Conventional memory that neither the kernel nor this guest's firmware uses after booting."""
 
@@ -254,7 +254,8 @@ async def test_a_session_whose_end_is_cancelled_ends_whole(guest: Guest, source:
         attached = asyncio.ensure_future(attach())
         waiting = asyncio.ensure_future(leaving.wait())
         await asyncio.wait([attached, waiting], return_when=asyncio.FIRST_COMPLETED)
-        assert leaving.is_set(), await attached
+        if not leaving.is_set():
+            await attached  # raises why
         for _ in range(turns):
             await asyncio.sleep(0)
         attached.cancel()
