@@ -62,10 +62,11 @@ async def hits_of(
     pid: int | None = None,
     hexes: tuple[str, ...] = (),
 ) -> list[ScanHit]:
-    """These are the hits of some patterns; that nothing is missing is checked."""
+    """These are the hits of some patterns, of one moment; that nothing is missing is checked."""
     rules = ScanRules.of_patterns(patterns, hexes)
     scan = machine.scan(rules, area=area, pid=pid, hits_per_rule=200_000)
-    hits = [hit async for hit in scan]
+    async with machine.paused():
+        hits = [hit async for hit in scan]
     assert scan.gaps == []
     return hits
 

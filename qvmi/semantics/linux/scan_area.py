@@ -16,7 +16,7 @@ from qvmi.semantics.linux.page_flags import Use
 
 __all__ = ["cached_stretches", "kernel_stretches", "process_stretches"]
 
-_MOST_OF_RAM: Final = 4
+_MOST_OF_RAM: Final = 2
 """A space is scanned as far as it maps so many times the guest's RAM. A process may map a file more than
 once; tables that lead to one page again and again would map more than can ever be scanned."""
 _USER_END: Final = Va(1 << 63)
