@@ -76,6 +76,7 @@ def ram(tmp_path: Path) -> Path:
             (SIZE - 6, b"needle"),
         ):
             os.pwrite(file.fileno(), data, place)
+        os.fsync(file.fileno())  # only then it is settled how much of the disk it takes
     return path
 
 

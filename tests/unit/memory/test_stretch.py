@@ -70,7 +70,7 @@ def test_memory_without_data_has_no_stretch() -> None:
 
 
 PIECES = st.lists(
-    st.tuples(st.integers(0, 1 << 30), st.integers(1, 40), st.booleans()), min_size=1, max_size=20
+    st.tuples(st.integers(0, 1 << 30), st.integers(1, 20), st.booleans()), min_size=1, max_size=6
 )
 
 STARTS = st.none() | st.just(Va(1 << 40))
