@@ -38,6 +38,7 @@
     ├── WriteFailed                   a change of the guest that did not come about as asked
     ├── NotDirect                     memory is not direct: use ``query``
     ├── QueryTimeout                  a query did not end in the time it was given
+    ├── ScanFailed                    a scan of memory that came to no end
     ├── StaleView                     the guest was reset or replaced since the view was taken
     ├── PolicyDenied                  an action without its grant
     ├── AuditFailed                   the audit log cannot be written or read: nothing was done
@@ -94,6 +95,7 @@ __all__ = [
     "QmpTimeout",
     "QueryTimeout",
     "QvmiError",
+    "ScanFailed",
     "SocketUnreachable",
     "StaleView",
     "SymbolNotFound",
@@ -460,6 +462,10 @@ class QueryTimeout(QvmiError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the query did not end within {timeout_s:g} s")
         self.timeout_s = timeout_s
+
+
+class ScanFailed(QvmiError):
+    """A scan of guest memory that came to no end."""
 
 
 class StaleView(QvmiError):

@@ -6,6 +6,7 @@ from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
+from qvmi.cli.scan_command import SCAN
 from qvmi.cli.words import PACKS
 
 __all__ = ["COMMANDS"]
@@ -73,6 +74,7 @@ COMMANDS: Final = (
         declarations.symbol,
         why_no_dump="",
     ),
+    SCAN,
     Command(
         "isf",
         "write a Volatility 3 symbol file of the guest's kernel",

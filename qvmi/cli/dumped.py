@@ -10,6 +10,7 @@ from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import View
 
 if TYPE_CHECKING:
+    from qvmi.machine.scan import Scan
     from qvmi.machine.volatility import VolatilityQueries
 
 __all__ = ["AskedDump"]
@@ -35,6 +36,11 @@ class AskedDump:
         from qvmi.machine.volatility import VolatilityQueries
 
         return VolatilityQueries(lambda: self._dump.guest)
+
+    @property
+    def scan(self) -> "Callable[..., Scan]":
+        """This scans its memory, as a machine's."""
+        return self._dump.scan
 
     async def facts(self) -> DumpFacts:
         """This is what is known of the file."""

@@ -47,6 +47,11 @@ class Output:
         """This tells whether a person reads the result."""
         return self._result.isatty()
 
+    @property
+    def messages_terminal(self) -> TextIO | None:
+        """This is where a person reads the messages; None where nobody may."""
+        return self._messages if self._messages.isatty() else None
+
     def can_show(self, text: str) -> bool:
         """This tells whether the result's encoding has these characters."""
         try:

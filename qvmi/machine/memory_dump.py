@@ -24,6 +24,8 @@ from qvmi.symbols.layout import Symbols
 from qvmi.view import Provenance, Taken, View
 
 if TYPE_CHECKING:
+    from qvmi.machine.scan import Scan, ScanArea, ScanProgress
+    from qvmi.machine.scan_rules import ScanRules
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.volatility_bridge.bridge import VolatilityBridge
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
@@ -148,6 +150,24 @@ class MemoryDump:
             UnknownGuest, SymbolsError: as :attr:`guest`, and its tables.
         """
         return self._volatility.answer(self.guest, plugin, options)
+
+    def scan(
+        self,
+        rules: "ScanRules | str | Path",
+        *,
+        area: "ScanArea | None" = None,
+        pid: int | None = None,
+        hits_per_rule: int | None = None,
+        on_progress: "Callable[[ScanProgress], None] | None" = None,
+    ) -> "Scan":
+        """This is a scan by YARA rules, iterated on an event loop, as `Machine.scan` tells."""
+        from qvmi.machine.scan import Scan  # noqa: PLC0415 - as Machine does
+        from qvmi.machine.scan_target import DumpTarget  # noqa: PLC0415 - as Machine does
+
+        target = DumpTarget(self)
+        return Scan(
+            target, rules, area=area, pid=pid, hits_per_rule=hits_per_rule, on_progress=on_progress
+        )
 
     @cached_property
     def _volatility(self) -> "VolatilityBridge":

@@ -1,4 +1,4 @@
-"""What lets other tools look at a machine: Volatility, drgn and gdb, over its memory, names and stub."""
+"""What lets other tools look at a machine: Volatility, drgn, gdb and YARA, by its memory and stub."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -11,9 +11,13 @@ from qvmi.semantics.linux.guest import LinuxGuest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from qvmi.gdbstub.gdb_session import GdbSession
     from qvmi.machine.gdb_host import GdbHost
+    from qvmi.machine.scan import Scan, ScanArea, ScanProgress
+    from qvmi.machine.scan_rules import ScanRules
+    from qvmi.machine.scan_target import ScanTarget
     from qvmi.machine.volatility import VolatilityQueries
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
@@ -78,6 +82,39 @@ class OtherTools(ABC):
         )
 
         return VolatilityQueries(lambda: self._recognised)
+
+    def scan(
+        self: "ScanTarget",
+        rules: "ScanRules | str | Path",
+        *,
+        area: "ScanArea | None" = None,
+        pid: int | None = None,
+        hits_per_rule: int | None = None,
+        on_progress: "Callable[[ScanProgress], None] | None" = None,
+    ) -> "Scan":
+        """This is a scan of the guest's memory by YARA rules: ``async for hit in machine.scan(…)``.
+
+        The guest runs meanwhile; within :meth:`paused` it stands still. Each hit tells whose the memory
+        is. What could not be scanned is in the scan's ``gaps`` at the end.
+
+        Args:
+            rules: as text, or a file of them, or what `qvmi.machine.scan_rules` makes of patterns.
+            area: which memory; all RAM unless told otherwise.
+            pid: the process whose memory is scanned, in the order in which it sees it.
+            hits_per_rule: so many hits of a rule are told; that there were more is a gap.
+            on_progress: is told how far it is.
+
+        Raises, when it is iterated:
+            UsageError: the rules are wrong, or YARA-X is not installed.
+            GuestError: there is no such process.
+            UnknownGuest, StaleView: as :attr:`guest`, where more than all RAM is asked for.
+            ScanFailed: the process that scans has ended.
+        """
+        from qvmi.machine.scan import Scan  # noqa: PLC0415 - import time, for an optional part
+
+        return Scan(
+            self, rules, area=area, pid=pid, hits_per_rule=hits_per_rule, on_progress=on_progress
+        )
 
     def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
         """This is gdb on the live guest, with the names of its kernel and modules, for a block.

@@ -61,6 +61,11 @@ class AddressSpace:
         self._linear = tuple(linear)
         self._mapped = tuple(_mapped_runs(memory, self._linear))
 
+    @property
+    def linear(self) -> Sequence[LinearRange]:
+        """These are the runs that are translated by a sum."""
+        return self._linear
+
     def walk(self, va: Va) -> paging.Translation:
         """This translates by the page tables alone and keeps the steps.
 

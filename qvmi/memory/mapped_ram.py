@@ -112,6 +112,27 @@ class MappedRam:
                 return descriptor
         raise MemoryFault(pa, size, why=_CLOSED)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """These are the open files, for a process that is to read them itself."""
+        return tuple(descriptor for descriptor, _ in self._mapped.values())
+
+    def in_files(self, pa: Pa, size: int) -> Iterator[tuple[int, int, int]]:
+        """This iterates where a range lies in the files: descriptor, offset and size.
+
+        Raises:
+            MemoryFault: part of the range is no RAM of the guest, or the memory was closed.
+        """
+        while size > 0:
+            at = bisect_right(self._starts, pa) - 1
+            if at < 0 or pa >= self._windows[at].end:
+                raise MemoryFault(pa, size, why="no RAM of the guest there")
+            window = self._windows[at]
+            here = min(size, window.end - pa)
+            descriptor = self._descriptor(window, pa, here)
+            yield descriptor, pa - window.start + window.offset, here
+            pa, size = Pa(pa + here), size - here
+
     def data_ranges(self) -> Iterator[PaRange]:
         """This iterates the runs that the files hold data for; holes are left out.
 

@@ -84,6 +84,28 @@ class ProcessMemory:
             raise MemoryFault(here, size, why="no RAM of the guest there")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """This is QEMU's memory as an open file, for a process that is to read it itself."""
+        return (self._descriptor,) if self._descriptor >= 0 else ()
+
+    def in_files(self, pa: Pa, size: int) -> Iterator[tuple[int, int, int]]:
+        """This iterates where a range lies in that file: descriptor, offset and size.
+
+        Raises:
+            MemoryFault: part of the range is no RAM, or the memory was closed.
+        """
+        if self._descriptor < 0:
+            raise MemoryFault(pa, size, why="the memory was closed")
+        end = pa + size
+        for run in self._runs:
+            if run.range.start <= pa < min(run.range.end, end):
+                here = min(end, run.range.end) - pa
+                yield self._descriptor, run.host_address + pa - run.range.start, here
+                pa = Pa(pa + here)
+        if pa < end:
+            raise MemoryFault(pa, end - pa, why="no RAM of the guest there")
+
     def data_ranges(self) -> Iterator[PaRange]:
         """This iterates the pages that QEMU has touched, by /proc/PID/pagemap.
 

@@ -16,6 +16,7 @@ BENCHMARKS = [
     "live_listing",
     "pause",
     "process_list",
+    "scan",
     "start_time",
     "volatility",
     "warm_attach",

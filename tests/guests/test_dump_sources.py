@@ -165,6 +165,7 @@ VIEWS: Final = (
     *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
     *((name, "1") for name in ("mounts", "files", "maps", "cmdline", "env")),
     *((name,) for name in ("creds", "namespaces", "cgroups")),
+    ("scan", "--string", "/proc/sys/kernel", "--page-cache"),
     ("vol", "linux.pslist.PsList"),
     ("vol", "linux.lsof.Lsof", "--exact"),
 )

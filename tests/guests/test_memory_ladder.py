@@ -37,6 +37,7 @@ SAME: Final = (
     ("bpf",),
     ("percpu", "kstat"),
     ("cached",),
+    ("scan", "--string", "TERM=linux", "--pid", "1"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 

@@ -49,6 +49,7 @@ from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.nsproxy import NamespaceTable
 from qvmi.semantics.linux.page_cache import CachedFiles
+from qvmi.semantics.linux.page_owner import PageOwners
 from qvmi.semantics.linux.percpu import PerCpu
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
@@ -405,6 +406,14 @@ class LinuxGuest:
         """
         note = parse_vmcoreinfo(self.vmcoreinfo())
         return MemMap(self.kernel.space, self.kernel.symbols, note)
+
+    def page_owners(self) -> PageOwners:
+        """This tells whose pages of RAM are, as the guest is from now on for a moment.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        return PageOwners(self, self.kernel, self.memmap, self._paths)
 
     @cached_property
     def _cached_files(self) -> CachedFiles:

@@ -19,6 +19,7 @@ DOCUMENTED = {
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu"),
     *("cached", "recover"),
+    *("scan",),
 }
 
 

@@ -1,0 +1,120 @@
+"""What is scanned for: YARA rules in files or as text, or literal patterns that need no rules."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from qvmi.errors import UsageError
+
+__all__ = ["RuleSource", "ScanRules"]
+
+_HEX: Final = re.compile(r"[0-9A-Fa-f?~()\[\]|\s-]+")
+"""What YARA's hexadecimal patterns are made of; nothing in it ends one."""
+_MAX_SOURCE: Final = 64 << 20
+"""Bytes of rules; the largest public collections have a tenth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSource:
+    """This is YARA rules as text.
+
+    Args:
+        text: the rules.
+        origin: what the compiler calls them in its messages.
+        folder: where they include other files from; empty for nowhere else than here.
+    """
+
+    text: str
+    origin: str
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRules:
+    """This is everything that one scan looks for.
+
+    Args:
+        sources: of the rules.
+    """
+
+    sources: tuple[RuleSource, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UsageError("scan for what? Give rules or a pattern")
+
+    @classmethod
+    def of(cls, rules: "ScanRules | str | Path") -> "ScanRules":
+        """This takes rules in any form: text is YARA's language, a path leads to a file of it.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        if isinstance(rules, ScanRules):
+            return rules
+        if isinstance(rules, Path):
+            return cls.of_files((rules,))
+        return cls((RuleSource(rules, "rules"),))
+
+    @classmethod
+    def of_files(cls, paths: Iterable[Path]) -> Self:
+        """This reads rules from files.
+
+        Raises:
+            UsageError: one cannot be read.
+        """
+        return cls(tuple(map(_read, paths)))
+
+    @classmethod
+    def of_patterns(cls, strings: Iterable[str] = (), hexes: Iterable[str] = ()) -> Self:
+        """This makes one rule, ``string`` or ``hex``, of all patterns of a kind.
+
+        Args:
+            strings: text that is looked for as UTF-8; each is the pattern ``$1``, ``$2`` and so on.
+            hexes: bytes as YARA writes them, such as ``DE AD ?? EF``.
+
+        Raises:
+            UsageError: one is empty, or has what no such pattern has.
+        """
+        literals = [_literal(text) for text in strings]
+        given = [_hexadecimal(digits) for digits in hexes]
+        kinds = (("string", literals), ("hex", given))
+        return cls(tuple(_rule(name, patterns) for name, patterns in kinds if patterns))
+
+    def __add__(self, other: "ScanRules") -> "ScanRules":
+        """This looks for both."""
+        return ScanRules(self.sources + other.sources)
+
+
+def _read(path: Path) -> RuleSource:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_SOURCE + 1)
+        text = data.decode()
+    except OSError as error:
+        raise UsageError(f"cannot read the rules in {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the rules in {path} are no UTF-8") from error
+    if len(data) > _MAX_SOURCE:
+        raise UsageError(f"the rules in {path} are more than {_MAX_SOURCE >> 20} MiB")
+    return RuleSource(text, str(path), str(path.absolute().parent))
+
+
+def _literal(text: str) -> str:
+    if not text:
+        raise UsageError("an empty string is everywhere")
+    return text.encode("utf-8", "surrogateescape").hex(" ")
+
+
+def _hexadecimal(digits: str) -> str:
+    if not _HEX.fullmatch(digits):
+        raise UsageError(f"{digits!r} is no pattern of bytes, such as DE AD ?? EF")
+    return digits
+
+
+def _rule(name: str, patterns: list[str]) -> RuleSource:
+    lines = "".join(f"    ${number} = {{ {one} }}\n" for number, one in enumerate(patterns, 1))
+    text = f"rule {name} {{\n  strings:\n{lines}  condition:\n    any of them\n}}\n"
+    return RuleSource(text, f"--{name}")
