@@ -35,6 +35,7 @@ from qvmi.semantics.guest_os import (
     OpenFile,
     Process,
     Socket,
+    StackFrame,
     Thread,
     Variable,
 )
@@ -63,11 +64,11 @@ _FACTS: Final = GuestFacts(
 
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
-    *("sockets", "mappings", "command_lines", "environment", "log"),
+    *("sockets", "mappings", "command_lines", "environment", "log", "stack"),
 )
 
 Row = TypeVar("Row")
-OwnedRow = TypeVar("OwnedRow", OpenFile, Socket, MemoryMapping, CommandLine, Variable)
+OwnedRow = TypeVar("OwnedRow", OpenFile, Socket, MemoryMapping, CommandLine, Variable, StackFrame)
 Found = TypeVar("Found")
 
 
@@ -115,8 +116,8 @@ class FakeGuest:
         threads: all threads.
         modules: all modules.
         mounts: what every process sees; ``log``: the kernel's.
-        open_files, sockets, mappings, command_lines, environment: those of all processes; who asks
-            for one gets the rows with its pid.
+        open_files, sockets, mappings, command_lines, environment, stack: those of all processes; who
+            asks for one gets the rows with its pid.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -138,6 +139,7 @@ class FakeGuest:
         command_lines: Iterable[CommandLine] = (),
         environment: Iterable[Variable] = (),
         log: Iterable[LogRecord] = (),
+        stack: Iterable[StackFrame] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -153,6 +155,7 @@ class FakeGuest:
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
         self._log = _Answers(log)
+        self._stack = _Answers(stack)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -241,6 +244,10 @@ class FakeGuest:
         """This lists the kernel's log."""
         return self._answer("log", self._log)
 
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task."""
+        return _owned(self._answer("stack", self._stack), task)
+
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)
         return answers.listing(self.provenance)
@@ -250,7 +257,7 @@ class FakeGuest:
         self._faults.go_off(method)
 
 
-def _owned(listing: Listing[OwnedRow], process: Process | None) -> Listing[OwnedRow]:
+def _owned(listing: Listing[OwnedRow], process: Process | Thread | None) -> Listing[OwnedRow]:
     """This leaves only the rows of one process, if one is meant."""
     if process is None:
         return listing

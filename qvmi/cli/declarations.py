@@ -17,6 +17,7 @@ __all__ = [
     "nothing",
     "read",
     "regs",
+    "stack",
     "symbol",
     "translate",
     "vol",
@@ -49,6 +50,14 @@ def listing_of_processes(parser: ArgumentParser) -> None:
         "pid", metavar="PID", type=values.count, nargs="?", help="only this process; all"
     )
     listing(parser)
+
+
+def stack(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``stack``."""
+    listing_of_process(parser)
+    parser.add_argument(
+        "--thread", metavar="TID", type=values.count, help="of this thread; the process's first"
+    )
 
 
 def dump(parser: ArgumentParser) -> None:

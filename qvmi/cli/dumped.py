@@ -1,6 +1,7 @@
 """A dump where a command expects a machine: what a machine is waited for, a dump answers at once."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,6 +43,11 @@ class AskedDump:
     async def capture(self, walk: Callable[[LinuxGuest], Found]) -> Found:
         """This does a walk; the guest stands still as it is."""
         return self._dump.capture(walk)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[View]:
+        """This needs to stop nobody."""
+        yield self._dump.view
 
     async def query(self, look: Callable[[LinuxGuest], Found], **_: object) -> Found:
         """This looks at the system that ran in it; how long that may take is a machine's concern."""

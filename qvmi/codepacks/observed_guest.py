@@ -17,6 +17,7 @@ from qvmi.semantics.guest_os import (
     OpenFile,
     Process,
     Socket,
+    StackFrame,
     Thread,
     Variable,
 )
@@ -100,6 +101,10 @@ class ObservedGuest:
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log."""
         return self._noted(self._guest.log)
+
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task."""
+        return self._noted(lambda: self._guest.stack(task))
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

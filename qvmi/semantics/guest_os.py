@@ -13,6 +13,7 @@ from qvmi.semantics.rows.mappings import MemoryMapping
 from qvmi.semantics.rows.modules import Module
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
 from qvmi.semantics.rows.sockets import Socket
+from qvmi.semantics.rows.stacks import StackFrame
 from qvmi.view import Provenance
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "OpenFile",
     "Process",
     "Socket",
+    "StackFrame",
     "Thread",
     "Variable",
 ]
@@ -169,6 +171,10 @@ class GuestOS(Protocol):
 
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""
+        ...
+
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task, from where it stands outwards."""
         ...
 
     def log(self) -> Listing[LogRecord]:

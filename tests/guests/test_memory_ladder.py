@@ -33,6 +33,7 @@ SAME: Final = (
     *((name,) for name in ("mounts", "files", "sockets", "log")),
     ("maps", "1"),
     ("cmdline", "1"),
+    ("stack", "1"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 

@@ -21,6 +21,7 @@ from qvmi.semantics.guest_os import (
     OpenFile,
     Process,
     Socket,
+    StackFrame,
     Thread,
     Variable,
 )
@@ -38,12 +39,13 @@ from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
 from qvmi.semantics.linux.sock import Sockets
+from qvmi.semantics.linux.stack import TaskStacks
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
-from qvmi.view import View
+from qvmi.view import Taken, View
 
 __all__ = ["LinuxGuest"]
 
@@ -189,6 +191,17 @@ class LinuxGuest:
         """
         return self._listing(lambda: self._command_lines.environment(process))
 
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task; of one that runs only in a view of `paused()`.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the task is gone.
+        """
+        # Only there the registers are of the moment that the memory is of.
+        vcpus = self.view.vcpus if self.view.provenance.taken is Taken.PAUSED else ()
+        return self._listing(lambda: self._stacks.of(task, vcpus))
+
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first.
 
@@ -306,6 +319,13 @@ class LinuxGuest:
     @cached_property
     def _command_lines(self) -> CommandLines:
         return CommandLines(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _stacks(self) -> TaskStacks:
+        tasks, modules, nearest = self._tasks, self._modules, self.nearest
+        return TaskStacks(
+            self.kernel.space, self.kernel.symbols, tasks=tasks, modules=modules, nearest=nearest
+        )
 
     @cached_property
     def _log(self) -> KernelLog:

@@ -20,6 +20,7 @@ LEAST = {
     "symbol": ["linux_banner"],
     "maps": ["1"],
     "env": ["1"],
+    "stack": ["1"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
     "completion": ["bash"],
