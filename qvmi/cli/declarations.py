@@ -20,6 +20,7 @@ __all__ = [
     "stack",
     "symbol",
     "translate",
+    "type_layout",
     "vol",
     "watch",
 ]
@@ -159,6 +160,13 @@ def symbol(parser: ArgumentParser) -> None:
     """This adds the arguments of ``symbol``."""
     parser.add_argument(
         "place", metavar="NAME|ADDR", type=values.place, help="a symbol's name, or an address"
+    )
+
+
+def type_layout(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``type``."""
+    parser.add_argument(
+        "name", metavar="NAME", type=values.given, help="of the type, with struct before it or not"
     )
 
 

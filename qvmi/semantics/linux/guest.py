@@ -30,6 +30,7 @@ from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.guest_symbols import Additions, GuestSymbols
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module import Modules
@@ -58,17 +59,19 @@ class LinuxGuest:
     Args:
         view: how the guest is looked at; its label goes onto every listing.
         kernel: the kernel that runs there.
+        additions: symbol files that were added; none unless told otherwise.
 
     Every question raises StaleView, or MachineGone, once another kernel runs there or none.
     """
 
-    def __init__(self, view: View, kernel: Kernel) -> None:
+    def __init__(self, view: View, kernel: Kernel, additions: Additions | None = None) -> None:
         self.view = view
         self.kernel = kernel
+        self._additions = additions or Additions()
 
     def over(self, view: View) -> "LinuxGuest":
         """This is the same guest seen through another view, such as a copy of its memory."""
-        other = LinuxGuest(view, self.kernel.over(view.memory))
+        other = LinuxGuest(view, self.kernel.over(view.memory), self._additions)
         if other.kernel is self.kernel:
             # The walkers were made for this memory: a guest that stands still does not wait for it.
             made = {name: walker for name, walker in vars(self).items() if name in _WALKERS}
@@ -275,6 +278,17 @@ class LinuxGuest:
     def vmcoreinfo(self) -> bytes:
         """This is the kernel's own note for crash dumps, empty where it has none."""
         return vmcoreinfo_text(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def symbols(self) -> GuestSymbols:
+        """These are the names and types of the kernel, its modules, and the files that were added."""
+        return GuestSymbols(
+            self.kernel,
+            module_symbols=self.module_symbols,
+            module_types=self.module_types,
+            nearest=self.nearest,
+            additions=self._additions,
+        )
 
     @cached_property
     def _tasks(self) -> Tasks:

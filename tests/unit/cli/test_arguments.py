@@ -21,6 +21,7 @@ LEAST = {
     "maps": ["1"],
     "env": ["1"],
     "stack": ["1"],
+    "type": ["task_struct"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
     "completion": ["bash"],

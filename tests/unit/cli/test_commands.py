@@ -16,7 +16,7 @@ from tests.unit.cli.test_arguments import typed
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion"),
-    *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
+    *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
 }
 
 
