@@ -12,6 +12,8 @@ __all__ = ["Declarations"]
 
 _MAX_STEPS: Final = 2000
 """Types that one name is made of, all parameters of functions included; kernels have up to some 100."""
+_MAX_ALL_STEPS: Final = 100_000
+"""The same of all members of a struct together; ``task_struct`` takes some 1,000."""
 _QUALIFIERS: Final = {
     BtfKind.CONST: "const",
     BtfKind.VOLATILE: "volatile",
@@ -37,6 +39,11 @@ class Declarations:
     def __init__(self, btf: Btf) -> None:
         self._btf = btf
         self._left = 0
+        self._left_of_all = 0
+
+    def begin(self) -> None:
+        """This begins a new struct, with what its members may take."""
+        self._left_of_all = _MAX_ALL_STEPS
 
     def of(self, type_id: int) -> str:
         """This is a type without a name that is declared by it, such as ``void (*)(int)``.
@@ -44,12 +51,15 @@ class Declarations:
         Raises:
             CorruptTable: it is made of itself, of too many others, or of what is no type.
         """
-        self._left = _MAX_STEPS
-        return self._of(type_id)
+        self._left = allowed = min(_MAX_STEPS, self._left_of_all)
+        try:
+            return self._of(type_id)
+        finally:
+            self._left_of_all -= allowed - self._left
 
     def _of(self, type_id: int) -> str:
         inner, qualifiers = "", list[str]()
-        while self._left:
+        while self._left > 0:
             self._left -= 1
             record = self._btf.type(type_id)
             target = record.size_or_type
@@ -72,7 +82,7 @@ class Declarations:
     def _parameters(self, type_id: int, record: BtfType) -> str:
         words = self._words(type_id, record, 2 * record.vlen)
         types = words[1::2]
-        names = ["..." if not one else self._of(one) for one in types[: self._left]]
+        names = ["..." if not one else self._of(one) for one in types]
         return ", ".join(names) or "void"
 
     def _words(self, type_id: int, record: BtfType, count: int) -> tuple[int, ...]:

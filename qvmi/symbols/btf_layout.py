@@ -61,6 +61,7 @@ class BtfLayouts:
         if type_id is None:
             return None
         self._left = _MAX_MEMBERS
+        self._declarations.begin()
         record = self._btf.type(type_id)
         inner_id = self._btf.resolved(type_id)
         inner = self._btf.type(inner_id)
@@ -121,7 +122,8 @@ class BtfLayouts:
             shift, bits = self._narrow(inner_id, inner)
             at += shift
         own = self._btf.type(member.type_id)
-        is_anonymous = own.kind in _COMPOUND and not own.name
+        # A member without a name may be of a struct that has one (``-fms-extensions``).
+        is_anonymous = not member.name or (own.kind in _COMPOUND and not own.name)
         return MemberLayout(
             name=member.name,
             type=self._declarations.of(member.type_id),

@@ -118,10 +118,13 @@ class IsfLayouts:
             at, bit_offset = at + of.bit_position // 8, of.bit_position % 8
             bit_size, of = of.bit_length, of.type
         inner: tuple[MemberLayout, ...] = ()
-        if isinstance(of, StructRef | UnionRef) and of.name.startswith(_ANONYMOUS):
+        is_anonymous = member.anonymous or name.startswith(_ANONYMOUS)
+        if isinstance(of, StructRef | UnionRef) and (
+            is_anonymous or of.name.startswith(_ANONYMOUS)
+        ):
             compound = self._described(self._file.content.user_types, of.name, UserType)
             inner = () if compound is None else tuple(self._members(compound, at, depth + 1))
-        shown = "" if member.anonymous or name.startswith(_ANONYMOUS) else name
+        shown = "" if is_anonymous else name
         return MemberLayout(
             shown, _declaration(of), at, self._size(of), bit_offset, bit_size, inner
         )

@@ -192,7 +192,7 @@ class Described:
             if name:
                 size = self.size(member["type_id"])
                 yield path + name, at, member.get("bitfield_size", 0), size
-            if of["kind"] in {"STRUCT", "UNION"} and of["name"] == "(anon)":
+            if of["kind"] in {"STRUCT", "UNION"} and (of["name"] == "(anon)" or not name):
                 yield from self.places(of, at, f"{path}{name}." if name else path)
 
 
@@ -353,9 +353,12 @@ MINE: Final = {
 def test_a_file_adds_what_is_new_and_what_contradicts_the_guest_is_told_and_refused(
     guest: Guest, profiles: Path, isf: dict[str, Any], tmp_path: Path
 ) -> None:
-    more = json.loads(json.dumps(isf))
+    few = ("_text", "linux_banner", "init_task", "init_pid_ns")
+    more = json.loads(json.dumps(isf | {"symbols": {name: isf["symbols"][name] for name in few}}))
     more["symbols"]["my_hook"] = {"address": isf["symbols"]["init_task"]["address"] + 16}
+    more["user_types"] = {name: more["user_types"][name] for name in ("list_head", "pid")}
     more["user_types"]["my_struct"] = MINE
+    more["enums"] = {"pid_type": more["enums"]["pid_type"]}
     more["symbols"]["init_task"]["address"] += 64
     more["user_types"]["list_head"]["fields"]["prev"]["offset"] = 12
     with qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
@@ -371,7 +374,8 @@ def test_a_file_adds_what_is_new_and_what_contradicts_the_guest_is_told_and_refu
     assert len(doubles) < 30
     assert (result.symbols, result.types, result.unplaced) == (1, 1, 0)
     told = {one.name: (one.known, one.refused) for one in result.conflicts}
-    assert told.keys() - doubles == {"init_task", "struct list_head"}
+    assert told.keys() == {"init_task", "struct list_head"}
+    assert result.known == len(few) - 1 + len(("pid", "pid_type"))
     assert told["struct list_head"] == ("prev at 8", "prev at 12")
 
 
@@ -423,6 +427,24 @@ def test_a_file_of_something_else_is_placed_where_it_is_told_and_another_kernel_
         assert machine.symbols.find("my_other") == 0xFFFFFFFFC0FF0080
     with qvmi.attach_sync(guest.qmp, cache=profiles) as machine:  # nothing of it is kept
         assert machine.symbols.find("my_other") is None
+
+
+@pytest.mark.parametrize("guest", ["6.1"], indirect=True)
+def test_a_dump_has_the_same_names_and_types(guest: Guest, profiles: Path, tmp_path: Path) -> None:
+    with qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
+        machine.dump(tmp_path / "core")
+        live = machine.symbols
+        veth = next(row for row in machine.guest.modules() if row.name == "veth")
+        wanted = (live.type("task_struct"), live.type("veth_priv"), live.nearest(veth.address))
+    with qvmi.open_dump(tmp_path / "core", cache=profiles) as dump:
+        symbols = dump.symbols
+        seen = (
+            symbols.type("task_struct"),
+            symbols.type("veth_priv"),
+            symbols.nearest(veth.address),
+        )
+    assert seen == wanted
+    assert seen[1].module == "veth"
 
 
 # ----------------------------------------------------------------------------------------- commands
