@@ -32,6 +32,8 @@ from tests.guests.pool import GuestPool
 
 SBIN: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONFIGS: Final = [*map(GuestConfig, KERNELS), aarch64()]
+OF_NAMES: Final = [CONFIGS[0], *CONFIGS[-2:]]
+"""The oldest, the newest, and another architecture: each form of the tables, which others look at whole."""
 SAMPLE: Final = 300
 """Types drawn by chance, beside those that everyone asks for."""
 ASKED_FOR: Final = (
@@ -90,6 +92,7 @@ def _lines(guest: Guest, command: str) -> list[tuple[int, str, str, str]]:
     ]
 
 
+@pytest.mark.parametrize("anyone", OF_NAMES, indirect=True, ids=lambda one: one.kernel)
 def test_every_name_and_address_is_as_in_proc_kallsyms(
     anyone: Guest, linux: LinuxGuest, proof_count: Callable[[int], None]
 ) -> None:
