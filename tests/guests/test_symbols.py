@@ -455,7 +455,7 @@ def test_a_dump_has_the_same_names_and_types(guest: Guest, profiles: Path, tmp_p
 
 @pytest.mark.parametrize("guest", ["6.1"], indirect=True)
 def test_the_commands_print_them(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    guest: Guest, isf: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     machine = ("--qmp", guest.qmp)
@@ -463,6 +463,7 @@ def test_the_commands_print_them(
     shown = qvmi_document(*machine, "symbol", f"{line[0] + 1:#x}")
     assert (shown["offset"], shown["module"]) == (1, "veth")
     assert qvmi_document(*machine, "symbol", line[2])["address"] == line[0]
+    assert qvmi_document(*machine, "read", line[2], "16")["address"] == line[0]
     text = run_qvmi(*machine, "symbol", f"{line[0] + 1:#x}").stdout
     assert text.endswith("+0x1 [veth]\n")
     listed = run_qvmi(*machine, "type", "list_head").stdout.splitlines()
@@ -472,6 +473,8 @@ def test_the_commands_print_them(
         ["0", "8", "struct", "list_head", "*", "next"],
         ["8", "8", "struct", "list_head", "*", "prev"],
     ]
+    own = _written(tmp_path / "own.json", isf)
+    assert run_qvmi(*machine, "--isf", str(own), "type", "list_head").stdout.splitlines() == listed
     document = qvmi_document(*machine, "type", "task_struct")
     assert document["kind"] == "struct"
     assert {"offset", "size"} == set(document["holes"][0])
