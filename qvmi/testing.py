@@ -40,6 +40,7 @@ from qvmi.semantics.guest_os import (
     OpenFile,
     Process,
     Socket,
+    StackFrame,
     Thread,
     Variable,
 )
@@ -69,8 +70,7 @@ _FACTS: Final = GuestFacts(
 _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
-    *("credentials", "namespaces", "cgroups"),
-    "bpf_programs",
+    *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
 )
 
 Row = TypeVar("Row")
@@ -84,6 +84,7 @@ OwnedRow = TypeVar(
     Credentials,
     Namespaces,
     Cgroup,
+    StackFrame,
 )
 Found = TypeVar("Found")
 
@@ -132,8 +133,8 @@ class FakeGuest:
         threads: all threads.
         modules: all modules.
         mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
-        open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups:
-            those of all processes; who asks for one gets the rows with its pid.
+        open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups,
+            stack: those of all processes; who asks for one gets the rows with its pid.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -160,6 +161,7 @@ class FakeGuest:
         cgroups: Iterable[Cgroup] = (),
         bpf_programs: Iterable[BpfProgram] = (),
         cached_files: Iterable[CachedFile] = (),
+        stack: Iterable[StackFrame] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -180,6 +182,7 @@ class FakeGuest:
         self._cgroups = _Answers(cgroups)
         self._bpf_programs = _Answers(bpf_programs)
         self._cached_files = _Answers(cached_files)
+        self._stack = _Answers(stack)
         self._faults = _Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -288,6 +291,10 @@ class FakeGuest:
         """This lists the files that have pages in memory."""
         return self._answer("cached_files", self._cached_files)
 
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task."""
+        return _owned(self._answer("stack", self._stack), task)
+
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)
         return answers.listing(self.provenance)
@@ -297,7 +304,7 @@ class FakeGuest:
         self._faults.go_off(method)
 
 
-def _owned(listing: Listing[OwnedRow], process: Process | None) -> Listing[OwnedRow]:
+def _owned(listing: Listing[OwnedRow], process: Process | Thread | None) -> Listing[OwnedRow]:
     """This leaves only the rows of one process, if one is meant."""
     if process is None:
         return listing

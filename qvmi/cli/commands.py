@@ -64,7 +64,8 @@ COMMANDS: Final = (
     Command(
         "symbol",
         "a symbol's address, or the symbol at an address",
-        "Looks in the kernel's own symbol table, both ways.",
+        "Looks in the symbol tables of the kernel and its modules, both ways. An address is told as\n"
+        "the symbol at or before it, how far behind that it is, and the module.",
         (
             ("qvmi --qmp /run/vm/qmp.sock symbol init_task", "where it is"),
             ("qvmi --qmp /run/vm/qmp.sock symbol 0xffffffff81000000", "what is there"),
@@ -75,6 +76,22 @@ COMMANDS: Final = (
         why_no_dump="",
     ),
     SCAN,
+    Command(
+        "type",
+        "how a struct, union, enum or typedef of the kernel is laid out",
+        "Shows members with offsets and sizes in bytes, and the holes between them; of an enum its\n"
+        "constants. Types are the kernel's own and those of its modules. Two structs of one name are\n"
+        "told apart by nobody: the first is shown.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock type task_struct", "a struct"),
+            ("qvmi --qmp /run/vm/qmp.sock type 'enum pid_type'", "an enum"),
+            ("qvmi type sk_buff --json | jq .holes", "with QVMI_QMP set"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.types:type_layout",
+        declarations.type_layout,
+        why_no_dump="",
+    ),
     Command(
         "isf",
         "write a Volatility 3 symbol file of the guest's kernel",

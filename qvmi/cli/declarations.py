@@ -21,8 +21,10 @@ __all__ = [
     "read",
     "recover",
     "regs",
+    "stack",
     "symbol",
     "translate",
+    "type_layout",
     "vol",
     "watch",
 ]
@@ -101,6 +103,14 @@ def recover(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exact", action="store_true", help="stop the guest meanwhile: a file of one moment"
+    )
+
+
+def stack(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``stack``."""
+    listing_of_process(parser)
+    parser.add_argument(
+        "--thread", metavar="TID", type=values.count, help="of this thread; the process's first"
     )
 
 
@@ -206,6 +216,13 @@ def symbol(parser: ArgumentParser) -> None:
     """This adds the arguments of ``symbol``."""
     parser.add_argument(
         "place", metavar="NAME|ADDR", type=values.place, help="a symbol's name, or an address"
+    )
+
+
+def type_layout(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``type``."""
+    parser.add_argument(
+        "name", metavar="NAME", type=values.given, help="of the type, with struct before it or not"
     )
 
 

@@ -52,7 +52,7 @@ class AskedDump:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[View]:
-        """This is its view; it stands still as it is."""
+        """This is its view: it stands still as it is."""
         yield self._dump.view
 
     async def query(self, look: Callable[[LinuxGuest], Found], **_: object) -> Found:

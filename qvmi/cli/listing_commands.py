@@ -195,6 +195,23 @@ LISTING_COMMANDS: Final = (
         why_no_dump="",
     ),
     Command(
+        "stack",
+        "the kernel stack of a task",
+        "Unwinds it from where the task stands outwards, as /proc/PID/stack does, by the kernel's own\n"
+        "ORC tables on x86-64 and by frame pointers on aarch64. HOW says how each frame was found; one\n"
+        "that is not reliable may be left over from an earlier call. A task that runs has a stack to\n"
+        "look at only while the guest stands still: --exact.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock stack 1", "of process 1"),
+            ("qvmi --qmp /run/vm/qmp.sock stack 70 --thread 72", "of one of its threads"),
+            ("qvmi --qmp /run/vm/qmp.sock stack 70 --exact", "from a vCPU's registers, if it runs"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.stacks:stack",
+        declarations.stack,
+        why_no_dump="",
+    ),
+    Command(
         "log",
         "the kernel's log",
         "Lists the records that the kernel still holds, as dmesg in the guest would.",

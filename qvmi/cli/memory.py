@@ -110,7 +110,7 @@ async def _region(machine: Machine, place: Place, size: int, space: Space) -> _R
 
 
 def _address(guest: LinuxGuest, place: Place) -> int:
-    return place.offset + (address(guest.kernel.symbols, place.symbol) if place.symbol else 0)
+    return place.offset + (address(guest.symbols, place.symbol) if place.symbol else 0)
 
 
 def _virtual(guest: LinuxGuest, space: Space) -> AddressSpace:

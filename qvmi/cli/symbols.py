@@ -10,8 +10,9 @@ from qvmi.cli.values import Place
 from qvmi.errors import SymbolsError, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.linux.guest_symbols import GuestSymbols
 from qvmi.symbols.isf import write_isf
-from qvmi.symbols.layout import NearestSymbol, Symbols, address
+from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 
 __all__ = ["isf", "symbol"]
@@ -26,7 +27,7 @@ async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
     Raises:
         SymbolsError: there is none.
     """
-    found = await machine.query(lambda guest: _found(guest.kernel.symbols, place))
+    found = await machine.query(lambda guest: _found(guest.symbols, place))
     va = Va(place.offset + (found.address if place.symbol else 0))
     offset = va - found.address
     if output.json:
@@ -39,24 +40,13 @@ async def symbol(machine: Machine, output: Output, *, place: Place) -> ExitCode:
     return ExitCode.FINE
 
 
-def _found(symbols: Symbols, place: Place) -> NearestSymbol:
-    return _by_name(symbols, place.symbol) if place.symbol else _at(symbols, Va(place.offset))
-
-
-def _by_name(symbols: Symbols, name: str) -> NearestSymbol:
-    """This finds a symbol; its type is known where no other name stands at the same address."""
-    va = address(symbols, name)
-    nearest = symbols.nearest(va)
-    if nearest is not None and nearest.name == name:
-        return nearest
-    return NearestSymbol(name, va, "", "")
-
-
-def _at(symbols: Symbols, va: Va) -> NearestSymbol:
-    nearest = symbols.nearest(va)
-    if nearest is None:
-        raise SymbolsError(f"{va:#x} lies outside of all symbols of this kernel")
-    return nearest
+def _found(symbols: GuestSymbols, place: Place) -> NearestSymbol:
+    if place.symbol:
+        return symbols.symbol(place.symbol)
+    found = symbols.nearest(Va(place.offset))
+    if found is None:
+        raise SymbolsError(f"{place.offset:#x} lies outside of all symbols of this kernel")
+    return found
 
 
 async def isf(machine: Machine, output: Output, *, path: str) -> ExitCode:

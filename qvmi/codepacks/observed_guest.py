@@ -22,6 +22,7 @@ from qvmi.semantics.guest_os import (
     OpenFile,
     Process,
     Socket,
+    StackFrame,
     Thread,
     Variable,
 )
@@ -125,6 +126,10 @@ class ObservedGuest:
     def cached_files(self, under: str = "") -> Listing[CachedFile]:
         """This lists the files that have pages in memory."""
         return self._noted(lambda: self._guest.cached_files(under))
+
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task."""
+        return self._noted(lambda: self._guest.stack(task))
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

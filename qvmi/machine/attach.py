@@ -42,6 +42,7 @@ from qvmi.view import View
 if TYPE_CHECKING:
     from qvmi.machine.writing import MemoryWrite, RegisterWrite
     from qvmi.semantics.drgn_bridge.program import Program
+    from qvmi.semantics.linux.guest_symbols import GuestSymbols
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
@@ -182,6 +183,11 @@ class SyncMachine:
     def guest(self) -> LinuxGuest:
         """This is the operating system that runs in the machine; see :attr:`Machine.guest`."""
         return self.machine.guest
+
+    @property
+    def symbols(self) -> "GuestSymbols":
+        """These are the names and types of the guest; see :attr:`Machine.symbols`."""
+        return self.machine.symbols
 
     def drgn(self) -> "Program":
         """This is a drgn program on the guest; see `Machine.drgn`."""

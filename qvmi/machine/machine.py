@@ -27,7 +27,7 @@ from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.symbols.layout import Symbols, address
+from qvmi.symbols.layout import address
 from qvmi.view import Provenance, Taken, View
 
 __all__ = ["Machine"]
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.breakpoints import Condition, HitStream
     from qvmi.machine.writing import MemoryWrite, RegisterWrite
+    from qvmi.semantics.linux.guest_symbols import GuestSymbols
 
 Result = TypeVar("Result")
 
@@ -140,9 +141,9 @@ class Machine(OtherTools):
         return guest
 
     @property
-    def symbols(self) -> Symbols:
-        """These are the symbols of the kernel that runs; raises as :attr:`guest` does."""
-        return self.guest.kernel.symbols
+    def symbols(self) -> "GuestSymbols":
+        """These are the names and types of the guest; raises as :attr:`guest` does."""
+        return self.guest.symbols
 
     @property
     def kernel_space(self) -> AddressSpace:

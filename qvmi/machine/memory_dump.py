@@ -19,8 +19,8 @@ from qvmi.semantics.drgn_bridge import program_of
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.dump_discovery import ram_that_the_kernel_maps
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.guest_symbols import GuestSymbols
 from qvmi.semantics.selection import Choices, remember, select_in_dump
-from qvmi.symbols.layout import Symbols
 from qvmi.view import Provenance, Taken, View
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ class MemoryDump:
         raise self._guest
 
     @property
-    def symbols(self) -> Symbols:
-        """These are the symbols of the kernel that ran; raises as :attr:`guest` does."""
-        return self.guest.kernel.symbols
+    def symbols(self) -> GuestSymbols:
+        """These are the names and types of the guest; raises as :attr:`guest` does."""
+        return self.guest.symbols
 
     @property
     def kernel_space(self) -> AddressSpace:

@@ -17,6 +17,7 @@ from qvmi.semantics.rows.mappings import MemoryMapping
 from qvmi.semantics.rows.modules import Module
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
 from qvmi.semantics.rows.sockets import Socket
+from qvmi.semantics.rows.stacks import StackFrame
 from qvmi.view import Provenance
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "OpenFile",
     "Process",
     "Socket",
+    "StackFrame",
     "Thread",
     "Variable",
 ]
@@ -195,6 +197,10 @@ class GuestOS(Protocol):
 
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs that the kernel has loaded, by id."""
+        ...
+
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task, from where it stands outwards."""
         ...
 
     def log(self) -> Listing[LogRecord]:

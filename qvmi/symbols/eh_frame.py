@@ -111,7 +111,7 @@ def _runs(
 
 def _rules(row: OrcRow) -> bytes:
     """This is what holds from a row on."""
-    if row.kind is OrcKind.NOTHING:
+    if row.kind in {OrcKind.NOTHING, OrcKind.END}:
         return _defined(_RSP, _WORD) + bytes([_UNDEFINED, _RETURN])
     place = _place(row)
     if row.kind is OrcKind.CALL:

@@ -89,6 +89,7 @@ class _File(msgspec.Struct, frozen=True, gc=False):
     symbols: dict[str, _Symbol]
     user_types: dict[str, msgspec.Raw]
     enums: dict[str, msgspec.Raw] = {}
+    base_types: dict[str, msgspec.Raw] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +112,29 @@ class IsfFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """This reads a file, compressed or not.
+        """This reads the file of a kernel, compressed or not.
 
         Raises:
             UsageError: it cannot be read.
             CorruptTable: it is damaged, or is no ISF file of a Linux kernel.
         """
-        try:
-            with open_regular(path) as file:
-                data = decompress(file, str(path), limit=_MAX_FILE)
-        except OSError as error:
-            raise UsageError(f"cannot read the ISF file {path}: {error.strerror}") from error
-        try:
-            content = msgspec.json.decode(data, type=_File)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise CorruptTable(str(path), f"it is no ISF file: {error}") from error
+        return cls._of_kernel(path, _content(path))
+
+    @classmethod
+    def read_any(cls, path: Path) -> Self:
+        """This reads a file, which may also be of a module; :attr:`link_start` is 0 then.
+
+        Raises:
+            UsageError: it cannot be read.
+            CorruptTable: it is damaged, or is no ISF file.
+        """
+        content = _content(path)
+        if "_text" in content.symbols and "linux_banner" in content.symbols:
+            return cls._of_kernel(path, content)
+        return cls(path, Va(0), b"", _ADDRESS_BITS, content)
+
+    @classmethod
+    def _of_kernel(cls, path: Path, content: _File) -> Self:
         text, banner = (content.symbols.get(name) for name in ("_text", "linux_banner"))
         if text is None or banner is None:
             raise CorruptTable(str(path), "it has no symbols _text and linux_banner of a kernel")
@@ -291,6 +300,19 @@ class IsfSymbols:
                 if depth > _MAX_DEPTH:
                     raise CorruptTable(str(self.file.path), "its types nest too deep")
                 yield from self._walk(inner, base + member.offset, depth + 1)
+
+
+def _content(path: Path) -> _File:
+    """This reads a file as far as it is the same for all kinds of them."""
+    try:
+        with open_regular(path) as file:
+            data = decompress(file, str(path), limit=_MAX_FILE)
+    except OSError as error:
+        raise UsageError(f"cannot read the ISF file {path}: {error.strerror}") from error
+    try:
+        return msgspec.json.decode(data, type=_File)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptTable(str(path), f"it is no ISF file: {error}") from error
 
 
 def _whole_address(address: int, bits: int) -> Va:

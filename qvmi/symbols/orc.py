@@ -27,6 +27,8 @@ __all__ = [
     "OrcLayout",
     "OrcRow",
     "OrcTable",
+    "find_orc",
+    "read_numbering",
     "read_orc",
 ]
 
@@ -38,6 +40,8 @@ ORC_ADDRESS_SIZE: Final = 4
 """Bytes; a signed distance."""
 ORC_ROW_SIZE: Final = _ENTRY.size
 """Bytes."""
+_SAMPLE: Final = 4096
+"""Rows of a kernel that tell how it numbers registers: most of these count from the stack pointer."""
 _ADDRESS_MASK: Final = (1 << 64) - 1
 _FLAGS_AT: Final = 32  # bits: behind the two offsets
 _OLD_TYPE_BITS: Final = 2
@@ -47,13 +51,15 @@ class OrcKind(IntEnum):
     """This is what lies at the place that a row tells of."""
 
     NOTHING = 0
-    """The end of the stack, or nobody knows."""
+    """Nobody knows."""
     CALL = 1
     """The end of the caller's frame, below it the return address."""
     REGISTERS = 2
     """All registers of what was interrupted (``pt_regs``)."""
     INTERRUPT_FRAME = 3
     """Only those that the processor saves itself."""
+    END = 4
+    """Nothing: here the stack ends."""
 
 
 class OrcBase(IntEnum):
@@ -96,7 +102,7 @@ _BP_BASES: Final = frozenset({OrcBase.UNDEFINED, OrcBase.PREVIOUS_SP, OrcBase.BP
 _STACKS: Final = (OrcKind.CALL, OrcKind.REGISTERS, OrcKind.INTERRUPT_FRAME)
 # One for each number that two or three bits can be.
 _OLD_KINDS: Final = (*_STACKS, OrcKind.NOTHING)
-_NEW_KINDS: Final = (OrcKind.NOTHING, OrcKind.NOTHING, *_STACKS, *[OrcKind.NOTHING] * 3)
+_NEW_KINDS: Final = (OrcKind.NOTHING, OrcKind.END, *_STACKS, *[OrcKind.NOTHING] * 3)
 
 
 class OrcRow(NamedTuple):
@@ -121,6 +127,7 @@ Entry = tuple[int, int, int]
 """Two offsets, and the bits of the rest."""
 
 _NOTHING: Final = OrcRow(OrcKind.NOTHING, OrcBase.UNDEFINED, 0, OrcBase.UNDEFINED, 0)
+_END: Final = OrcRow(OrcKind.END, OrcBase.UNDEFINED, 0, OrcBase.UNDEFINED, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +153,14 @@ class OrcLayout:
         base: of ``sp_reg``, and ``bp_base`` of ``bp_reg``; four bits each.
         kind: of ``type``.
         kinds: what each of its values means.
+        end: of ``end``, which a value of ``type`` says itself since 6.4; None there.
     """
 
     base: int
     bp_base: int
     kind: int
     kinds: tuple[OrcKind, ...]
+    end: int | None = None
 
     @classmethod
     def of(cls, symbols: Symbols) -> Self | None:
@@ -165,7 +174,11 @@ class OrcLayout:
             return None
         kinds = _OLD_KINDS if fields[2].bit_size == _OLD_TYPE_BITS else _NEW_KINDS
         base, bp_base, kind = places
-        return cls(base, bp_base, kind, kinds)
+        end = symbols.find_field("orc_entry", ("end",))
+        end_at = None if end is None else end.offset * 8 + end.bit_offset - _FLAGS_AT
+        if end_at is not None and not 0 <= end_at < _ENTRY.size * 8 - _FLAGS_AT:
+            return None
+        return cls(base, bp_base, kind, kinds, end_at)
 
     def numbering(self, entries: Sequence[Entry]) -> Numbering | None:
         """This is what the numbers of registers mean; None where no known meaning fits.
@@ -184,6 +197,9 @@ class OrcLayout:
         base = numbering.get(flags >> self.base & 0xF, OrcBase.UNDEFINED)
         bp_base = numbering.get(flags >> self.bp_base & 0xF, _UNKNOWN)
         kind = self.kinds[flags >> self.kind & len(self.kinds) - 1]
+        is_old_end = self.end is not None and base is OrcBase.UNDEFINED and flags >> self.end & 1
+        if kind is OrcKind.END or is_old_end:
+            return _END
         if kind is OrcKind.NOTHING or base not in _BASES or bp_base not in _BP_BASES:
             return _NOTHING
         return OrcRow(kind, base, sp_offset, bp_base, bp_offset)
@@ -222,3 +238,34 @@ def read_orc(
             if entry not in known:
                 known[entry] = layout.row(entry, numbering)
             yield Va(address), known[entry]
+
+
+def read_numbering(read: ReadVirtual, layout: OrcLayout, table: OrcTable) -> Numbering | None:
+    """This is how a kernel numbers registers, told by a part of its own table; None as above.
+
+    Raises:
+        MemoryFault: the table cannot be read.
+    """
+    count = min(max(table.count, 0), _SAMPLE)
+    return layout.numbering(list(_ENTRY.iter_unpack(read(table.rows, _ENTRY.size * count))))
+
+
+def find_orc(read: ReadVirtual, table: OrcTable, va: Va) -> Entry | None:
+    """This is the last entry of a sorted table up to an address, None where it begins behind that.
+
+    Raises:
+        MemoryFault: the table cannot be read.
+    """
+    low, high = 0, min(max(table.count, 0), MAX_ORCS)
+    while low < high:
+        middle = (low + high) // 2
+        at = table.addresses + ORC_ADDRESS_SIZE * middle
+        distance = int.from_bytes(read(Va(at), ORC_ADDRESS_SIZE), "little", signed=True)
+        if at + distance & _ADDRESS_MASK <= va:
+            low = middle + 1
+        else:
+            high = middle
+    if not low:
+        return None
+    found: Entry = _ENTRY.unpack(read(Va(table.rows + _ENTRY.size * (low - 1)), _ENTRY.size))
+    return found

@@ -163,7 +163,7 @@ LED_BY: Final[dict[Callable[[Stopped], Path], str]] = {
 """What must lead to the page tables, where only one thing can or comes first."""
 VIEWS: Final = (
     *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
-    *((name, "1") for name in ("mounts", "files", "maps", "cmdline", "env")),
+    *((name, "1") for name in ("mounts", "files", "maps", "cmdline", "env", "stack")),
     *((name,) for name in ("creds", "namespaces", "cgroups")),
     ("scan", "--string", "/proc/sys/kernel", "--page-cache"),
     ("vol", "linux.pslist.PsList"),

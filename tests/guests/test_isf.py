@@ -233,14 +233,14 @@ async def test_the_file_answers_as_the_kernel_itself(
     guest: Guest, isf: Path, profiles: Path, proof_count: Callable[[int], None]
 ) -> None:
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
-        live = machine.symbols
+        live = machine.guest.kernel.symbols
         assert isinstance(live, LiveSymbols)
         addresses = live.kallsyms.addresses()
         asked = list(members(live, load(isf)["user_types"]))
         wanted = [(live.find_field(of, [name]), live.size_of(of)) for of, name in asked]
         facts = machine.guest.facts()
     async with qvmi.attach(guest.qmp, isf=isf) as machine:
-        symbols = machine.symbols
+        symbols = machine.guest.kernel.symbols
         assert not isinstance(symbols, LiveSymbols)
         assert {name: symbols.find(name) for name in addresses} == addresses
         seen = [(symbols.find_field(of, [name]), symbols.size_of(of)) for of, name in asked]

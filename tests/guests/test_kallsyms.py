@@ -22,7 +22,7 @@ def truth(guest: Guest) -> Truth:
 
 
 def _kallsyms(machine: qvmi.Machine) -> Kallsyms:
-    symbols = machine.symbols
+    symbols = machine.guest.kernel.symbols
     assert isinstance(symbols, LiveSymbols)
     return symbols.kallsyms
 

@@ -30,6 +30,7 @@ SAME: Final = (
     ("translate", "linux_banner"),
     ("translate", "0x400000", "--pid", "1"),
     ("symbol", "init_task"),
+    ("type", "task_struct"),
     *((name,) for name in ("mounts", "files", "sockets", "log")),
     ("maps", "1"),
     ("cmdline", "1"),
@@ -38,6 +39,7 @@ SAME: Final = (
     ("percpu", "kstat"),
     ("cached",),
     ("scan", "--string", "TERM=linux", "--pid", "1"),
+    ("stack", "1"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")
 

@@ -119,7 +119,7 @@ async def test_types_are_those_of_the_guests_own_sysfs(
 ) -> None:
     names = set(guest.run("ls /sys/kernel/btf").decode().split()) - {"vmlinux"}
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
-        symbols = machine.symbols
+        symbols = machine.guest.kernel.symbols
         assert isinstance(symbols, LiveSymbols)
         base = symbols.btf
         listing = machine.guest.module_types()

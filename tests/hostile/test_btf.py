@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from qvmi.errors import CorruptTable
 from qvmi.symbols.btf import MAX_BTF_SIZE, MAX_TYPES, Btf, BtfKind
+from qvmi.symbols.btf_layout import BtfLayouts
+from qvmi.symbols.type_layout import TypeName
 from tests.hostile.bounds import cpu_seconds, peak_mib
 from tests.synthetic.btf import BtfBuilder, Member, pack_btf
 from tests.synthetic.guest import kernel_types
@@ -57,6 +59,30 @@ def test_damaged_types_are_read_or_corrupt(wrong: list[tuple[int, int]], size: i
 def test_any_split_types_are_read_or_corrupt(types: bytes, strings: bytes) -> None:
     with suppress(CorruptTable):
         read_everything(Btf(pack_btf(types, strings), Btf(KERNEL)))
+
+
+@settings(max_examples=300)
+@given(st.lists(wrong_words, min_size=1, max_size=10))
+def test_damaged_types_are_laid_out_or_corrupt(wrong: list[tuple[int, int]]) -> None:
+    data = bytearray(KERNEL)
+    for place, word in wrong:
+        struct.pack_into("<I", data, 4 * place, word)
+    with suppress(CorruptTable):
+        layouts = BtfLayouts(Btf(bytes(data)))
+        for name in ("task_struct", "list_head", "cred", "unsigned int"):
+            with suppress(CorruptTable):
+                layouts.find(TypeName(name, None))
+
+
+def test_a_struct_of_types_that_are_endless_to_write_is_given_up_within_bounds() -> None:
+    btf = BtfBuilder()
+    number = btf.int_("int", 4)
+    function = number
+    for _ in range(12):  # each is one that takes the one before a hundred times
+        function = btf.function_prototype(0, {f"p{at}": function for at in range(100)})
+    btf.struct_("endless", 8, [Member(f"m{at}", function) for at in range(1000)])
+    with cpu_seconds(30), peak_mib(200), pytest.raises(CorruptTable, match="too many others"):
+        BtfLayouts(Btf(btf.build())).find(TypeName("endless", None))
 
 
 def test_types_full_of_the_wanted_number_are_given_up_within_bounds() -> None:

@@ -15,13 +15,13 @@ from qvmi.semantics.guest_os import Gap, Module
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.module_memory import ModuleMemory
-from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.orc import kernel_orc, module_orc
 from qvmi.symbols.eh_frame import eh_frame
 from qvmi.symbols.elf_symbols import ElfMachine, ElfRange, ElfSymbol, symbols_elf
 from qvmi.symbols.isf_file import IsfSymbols
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.live import LiveSymbols
-from qvmi.symbols.orc import MAX_ORCS, ORC_ADDRESS_SIZE, ORC_ROW_SIZE, OrcLayout, OrcTable, read_orc
+from qvmi.symbols.orc import OrcLayout, read_orc
 
 __all__ = ["DebugSymbols", "debug_symbols"]
 
@@ -30,7 +30,6 @@ _CODE: Final = (
     (".init.text", ("_sinittext",), "_einittext"),
 )
 """The parts of the image that are code: a name, the symbols that one of begins it, and its end."""
-_ORC_MEMBERS: Final = ("num_orcs", "orc_unwind_ip", "orc_unwind")
 _MACHINES: Final = {"x86_64": ElfMachine.X86_64, "aarch64": ElfMachine.AARCH64}
 
 
@@ -87,38 +86,8 @@ def _callers(space: AddressSpace, symbols: Symbols, modules: Sequence[Va]) -> It
     """This is how callers are found; empty where the kernel does not tell."""
     layout = OrcLayout.of(symbols)
     if layout is not None:
-        tables = [*_kernel_orc(symbols), *_module_orc(space, symbols, modules)]
+        tables = [*kernel_orc(symbols), *module_orc(space, symbols, modules)]
         yield eh_frame(read_orc(space.read, layout, tables))
-
-
-def _kernel_orc(symbols: Symbols) -> Iterator[OrcTable]:
-    start, stop = symbols.find("__start_orc_unwind_ip"), symbols.find("__stop_orc_unwind_ip")
-    rows = symbols.find("__start_orc_unwind")
-    if start is not None and stop is not None and rows is not None:
-        yield OrcTable(start, rows, (stop - start) // ORC_ADDRESS_SIZE)
-
-
-def _module_orc(space: AddressSpace, symbols: Symbols, modules: Sequence[Va]) -> Iterator[OrcTable]:
-    """Corresponds to ``module.arch``; a module that is gone has none."""
-    arch = symbols.find_field("module", ("arch",))
-    members = [symbols.find_field("mod_arch_specific", (name,)) for name in _ORC_MEMBERS]
-    places = [one.offset for one in members if one is not None]
-    if arch is None or len(places) != len(members):
-        return
-    formats = zip(places, "IQQ", strict=True)
-    read = compile_reader(space, *((arch.offset + at, code) for at, code in formats))
-    left = MAX_ORCS
-    for module in modules:
-        try:
-            count, addresses, rows = read(module)
-            space.read(addresses, ORC_ADDRESS_SIZE * min(count, MAX_ORCS))
-            space.read(rows, ORC_ROW_SIZE * min(count, MAX_ORCS))
-        except MemoryFault:
-            continue
-        left -= count
-        if left < 0:
-            return
-        yield OrcTable(Va(addresses), Va(rows), count)
 
 
 def _kernel_symbols(symbols: Symbols) -> Iterable[ElfSymbol]:

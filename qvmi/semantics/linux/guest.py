@@ -26,6 +26,7 @@ from qvmi.semantics.guest_os import (
     OpenFile,
     Process,
     Socket,
+    StackFrame,
     Thread,
     Variable,
 )
@@ -40,6 +41,7 @@ from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.file_content import FileContents, Write
+from qvmi.semantics.linux.guest_symbols import Additions, GuestSymbols
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.mm import user_space
@@ -58,6 +60,7 @@ from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.socket_tables import SocketTables
+from qvmi.semantics.linux.stack import TaskStacks
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.linux.vma import Mappings
@@ -67,7 +70,7 @@ from qvmi.semantics.rows.percpu import PerCpuValue
 from qvmi.semantics.rows.process_memory import MemoryPiece
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
-from qvmi.view import View
+from qvmi.view import Taken, View
 
 __all__ = ["LinuxGuest"]
 
@@ -80,17 +83,19 @@ class LinuxGuest:
     Args:
         view: how the guest is looked at; its label goes onto every listing.
         kernel: the kernel that runs there.
+        additions: symbol files that were added; none unless told otherwise.
 
     Every question raises StaleView, or MachineGone, once another kernel runs there or none.
     """
 
-    def __init__(self, view: View, kernel: Kernel) -> None:
+    def __init__(self, view: View, kernel: Kernel, additions: Additions | None = None) -> None:
         self.view = view
         self.kernel = kernel
+        self._additions = additions or Additions()
 
     def over(self, view: View) -> "LinuxGuest":
         """This is the same guest seen through another view, such as a copy of its memory."""
-        other = LinuxGuest(view, self.kernel.over(view.memory))
+        other = LinuxGuest(view, self.kernel.over(view.memory), self._additions)
         if other.kernel is self.kernel:
             # The walkers were made for this memory: a guest that stands still does not wait for it.
             made = {name: walker for name, walker in vars(self).items() if name in _WALKERS}
@@ -271,6 +276,17 @@ class LinuxGuest:
         self.require_current()
         return self._per_cpu.address(name, cpu)
 
+    def stack(self, task: Process | Thread) -> Listing[StackFrame]:
+        """This unwinds the kernel stack of a task; of one that runs only in a view of `paused()`.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the task is gone.
+        """
+        # Only there the registers are of the moment that the memory is of.
+        vcpus = self.view.vcpus if self.view.provenance.taken is Taken.PAUSED else ()
+        return self._listing(lambda: self._stacks.of(task, vcpus))
+
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first.
 
@@ -428,6 +444,17 @@ class LinuxGuest:
         return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
 
     @cached_property
+    def symbols(self) -> GuestSymbols:
+        """These are the names and types of the kernel, its modules, and the files that were added."""
+        return GuestSymbols(
+            self.kernel,
+            module_symbols=self.module_symbols,
+            module_types=self.module_types,
+            nearest=self.nearest,
+            additions=self._additions,
+        )
+
+    @cached_property
     def _tasks(self) -> Tasks:
         ram_size = sum(ram.size for ram in self.view.memory.ranges)
         return Tasks(self.kernel.space, self.kernel.symbols, ram_size=ram_size)
@@ -500,6 +527,13 @@ class LinuxGuest:
     @cached_property
     def _cgroup_table(self) -> CgroupTable:
         return CgroupTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _stacks(self) -> TaskStacks:
+        tasks, modules, nearest = self._tasks, self._modules, self.nearest
+        return TaskStacks(
+            self.kernel.space, self.kernel.symbols, tasks=tasks, modules=modules, nearest=nearest
+        )
 
     @cached_property
     def _log(self) -> KernelLog:

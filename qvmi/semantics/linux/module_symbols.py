@@ -1,8 +1,8 @@
 """Symbols of loaded modules, which each module keeps of itself.
 
 References: Linux include/linux/module.h (``struct mod_kallsyms``), kernel/module/kallsyms.c
-(``module_get_kallsym``, ``find_kallsyms_symbol``), kernel/kallsyms.c (``s_show``); elf(5),
-``Elf64_Sym``.
+(``module_get_kallsym``, ``find_kallsyms_symbol``), kernel/kallsyms.c (``s_show``),
+include/linux/module_symbol.h; elf(5), ``Elf64_Sym``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -169,7 +169,7 @@ class ModuleSymbols:
     def _last_up_to(self, va: Va, start: Va, module: Module) -> NearestSymbol | None:
         """This is the first of the symbols at the last address up to another one."""
         rows = self.symbols_of(module).rows.values()
-        candidates = [one for one in rows if start <= one.address <= va]
+        candidates = [one for one in rows if start <= one.address <= va and not _marks(one.name)]
         found = max(candidates, key=lambda one: one.address, default=None)
         if found is None:
             return None
@@ -245,6 +245,11 @@ class ModuleSymbols:
                 text = name.decode("ascii", "backslashreplace")
                 row = ModuleSymbol(address, letter, text, module.name)
                 yield tables.symtab + _ELF_SYMBOL.size * index, row
+
+
+def _marks(name: str) -> bool:
+    """This tells whether a name is an assembler's, such as ``$x``. Corresponds to ``is_mapping_symbol``."""
+    return name.startswith(("$", ".L", "L0"))
 
 
 def _read_names(space: AddressSpace, strtab: Va, offsets: Sequence[int]) -> list[bytes]:

@@ -254,6 +254,19 @@ class Tasks:
         if not self.is_there(process):
             raise WalkFailed("task_struct", f"process {process.pid} is gone")
 
+    def require_thread(self, thread: Thread) -> None:
+        """This raises WalkFailed where a thread is no more, for all one can see."""
+        try:
+            before = self._read_by_thread(thread.address)[_LINKS_AT + 1]
+            linked = self._read_link(before)[0] == thread.address + self._offsets.thread_node
+            now = self.thread_at(thread.address)
+        except MemoryFault:
+            return
+        except Implausible:
+            linked, now = False, thread
+        if not linked or (now.pid, now.start_time_s) != (thread.pid, thread.start_time_s):
+            raise WalkFailed("task_struct", f"thread {thread.pid} is gone")
+
     def _is_linked(self, task: int) -> bool:
         """This tells whether the list of tasks leads to one; raises MemoryFault if it is not there."""
         before = self._read_by_tasks(task)[_LINKS_AT + 1]

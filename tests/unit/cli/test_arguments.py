@@ -30,6 +30,8 @@ LEAST = {
     "symbol": ["linux_banner"],
     "maps": ["1"],
     "env": ["1"],
+    "stack": ["1"],
+    "type": ["task_struct"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
     "recover": ["/etc/passwd", "-o", "file"],

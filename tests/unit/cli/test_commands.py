@@ -16,10 +16,8 @@ from tests.unit.cli.test_arguments import typed
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
-    *("mounts", "files", "maps", "cmdline", "env", "log", "sockets"),
-    *("creds", "namespaces", "cgroups", "bpf", "percpu"),
-    *("cached", "recover"),
-    *("scan",),
+    *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
+    *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qvmi.addr import Va
 from qvmi.symbols.eh_frame import eh_frame
 from qvmi.symbols.layout import Field, NearestSymbol
-from qvmi.symbols.orc import OrcBase, OrcKind, OrcLayout, OrcRow, OrcTable, read_orc
+from qvmi.symbols.orc import OrcBase, OrcKind, OrcLayout, OrcRow, OrcTable, find_orc, read_orc
 
 TEXT = Va(0xFFFFFFFF81000000)
 CALL = OrcRow(OrcKind.CALL, OrcBase.SP, 8, OrcBase.UNDEFINED, 0)
@@ -20,6 +20,7 @@ FRAMED = OrcRow(OrcKind.CALL, OrcBase.BP, 16, OrcBase.PREVIOUS_SP, -16)
 REGISTERS = OrcRow(OrcKind.REGISTERS, OrcBase.SP, 0, OrcBase.UNDEFINED, 0)
 FRAME = OrcRow(OrcKind.INTERRUPT_FRAME, OrcBase.SP, 8, OrcBase.UNDEFINED, 0)
 NOTHING = OrcRow(OrcKind.NOTHING, OrcBase.UNDEFINED, 0, OrcBase.UNDEFINED, 0)
+END = OrcRow(OrcKind.END, OrcBase.UNDEFINED, 0, OrcBase.UNDEFINED, 0)
 OTHER_STACK = OrcRow(OrcKind.CALL, OrcBase.SP_INDIRECT, 8, OrcBase.UNDEFINED, 0)
 
 
@@ -38,7 +39,9 @@ class OrcTypes:
         assert type_name == "orc_entry"
         (name,) = names
         places = {"sp_reg": (4, 0, 4), "bp_reg": (4, 4, 4), "type": (5, 0, self.kind_bits)}
-        return Field(name, *places[name])
+        if self.kind_bits == 2:
+            places["end"] = (5, 2, 1)  # in 6.4 it became a value of `type`
+        return Field(name, *places[name]) if name in places else None
 
     def size_of(self, type_name: str) -> int | None:
         assert type_name == "orc_entry"
@@ -65,9 +68,10 @@ class OrcTypes:
         (2, (8, 0, 0x0205), FRAME),
         (3, (8, 0, 0x0405), FRAME),
         (3, (8, 0, 0x0209), OTHER_STACK),
-        (2, (0, 0, 0x0400), NOTHING),  # `end`
+        (2, (0, 0, 0x0400), END),
+        (2, (0, 0, 0x0000), NOTHING),
         (3, (0, 0, 0x0000), NOTHING),
-        (3, (0, 0, 0x0100), NOTHING),
+        (3, (0, 0, 0x0100), END),
         (2, (8, 0, 0x0305), NOTHING),  # no such type
         (2, (8, 0, 0x000F), NOTHING),  # no such register
     ],
@@ -105,6 +109,40 @@ def test_registers_are_numbered_as_most_rows_say(entry: tuple[int, int, int], ro
 
 def test_a_kernel_with_another_form_of_entries_is_left_alone() -> None:
     assert OrcLayout.of(OrcTypes(kind_bits=2, size=8)) is None
+
+
+@pytest.mark.parametrize(
+    ("va", "entry"),
+    [
+        (0x0FFF, None),
+        (0x1000, (8, 0, 1)),
+        (0x10FF, (8, 0, 1)),
+        (0x1100, (16, 0, 3)),  # of several at one address the last, as in __orc_find()
+        (0xFFFFF, (24, 0, 4)),
+    ],
+)
+def test_the_last_entry_up_to_an_address_is_found_without_reading_all(
+    va: int, entry: tuple[int, int, int] | None
+) -> None:
+    ips, rows = Va(0x8000), Va(0x9000)
+    addresses = (0x1000, 0x1100, 0x1100, 0x2000)
+    distances = [at - ips - 4 * place for place, at in enumerate(addresses)]
+    memory = {
+        ips: array("i", distances).tobytes(),
+        rows: b"".join(
+            struct.pack("<hhH", *one) for one in ((8, 0, 1), (8, 0, 2), (16, 0, 3), (24, 0, 4))
+        ),
+    }
+    read_bytes = 0
+
+    def read(at: Va, size: int) -> bytes:
+        nonlocal read_bytes
+        read_bytes += size
+        start = max(one for one in memory if one <= at)
+        return memory[start][at - start : at - start + size]
+
+    assert find_orc(read, OrcTable(ips, rows, len(addresses)), Va(va)) == entry
+    assert read_bytes <= 3 * 4 + 6
 
 
 def test_rows_are_read_in_the_order_of_their_addresses() -> None:
