@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bpf.h"
 #include "churn.h"
 #include "network.h"
 #include "population.h"
@@ -202,6 +203,27 @@ static const char *do_churn_stop(struct report *report, const char *rest) {
     return churn_stop();
 }
 
+static const char *tell_program(struct report *report, const char *problem, int fd) {
+    report_begin(report, "program");
+    report_number(report, "fd", (unsigned long long)fd);
+    report_end(report);
+    return problem;
+}
+
+static const char *do_bpf_filter(struct report *report, const char *rest) {
+    int fd = 0;
+    (void)rest;
+    const char *problem = bpf_load_filter(&fd);
+    return tell_program(report, problem, fd);
+}
+
+static const char *do_bpf_counter(struct report *report, const char *rest) {
+    int fd = 0;
+    (void)rest;
+    const char *problem = bpf_load_counter(&fd);
+    return tell_program(report, problem, fd);
+}
+
 static const char *do_load(struct report *report, const char *rest) {
     char path[256];
     (void)report;
@@ -242,6 +264,8 @@ static const struct {
     {"spin stop", do_spin_stop},
     {"churn start", do_churn_start},
     {"churn stop", do_churn_stop},
+    {"bpf filter", do_bpf_filter},
+    {"bpf counter", do_bpf_counter},
     {"load", do_load},
     {"unload", do_unload},
     {"run", run},
