@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from qvmi import __version__
 from qvmi.cli import values
-from qvmi.cli.commands import COMMANDS, Command, Needs
+from qvmi.cli.command import Command, Needs
+from qvmi.cli.commands import COMMANDS
 from qvmi.errors import UsageError
 
 __all__ = [

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from qvmi.cli.arguments import ENVIRONMENT, Options, Request
-from qvmi.cli.commands import Needs
+from qvmi.cli.command import Needs
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.errors import UsageError

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from qvmi.cli.arguments import ENVIRONMENT, GDB_ENVIRONMENT, Request, TextWanted, make_parser, parse
-from qvmi.cli.commands import COMMANDS, Needs
+from qvmi.cli.command import Needs
+from qvmi.cli.commands import COMMANDS
 from qvmi.cli.values import RawRam
 from qvmi.errors import UsageError
 from qvmi.machine.attach import ATTACH_TIMEOUT_S

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 from qvmi.cli.arguments import make_parser, parse
-from qvmi.cli.commands import COMMANDS, Command, Needs
+from qvmi.cli.command import Command, Needs
+from qvmi.cli.commands import COMMANDS
 from qvmi.cli.session import handler_of
 from qvmi.cli.watching import PACK_MAKERS
 from qvmi.cli.words import PACKS

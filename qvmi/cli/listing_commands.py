@@ -1,0 +1,160 @@
+"""The commands that tell what was found and list what the guest has, as data."""
+
+from typing import Final
+
+from qvmi.cli import declarations
+from qvmi.cli.command import Command, Needs
+
+__all__ = ["LISTING_COMMANDS"]
+
+LISTING_COMMANDS: Final = (
+    Command(
+        "info",
+        "what was found, how, and the evidence",
+        "Names the system that runs in the machine, tells how its memory is read and why not in a\n"
+        "faster way, and lists why all this is believed. Where no system is recognised it prints\n"
+        "what is known of the machine, and ends with 4.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock info", "the machine behind this socket"),
+            ("qvmi --qmp localhost:4444 info --json", "the same over TCP, for a program"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.facts:info",
+        declarations.nothing,
+        why_no_dump="",
+    ),
+    Command(
+        "ps",
+        "the guest's processes",
+        "Lists the processes of the kernel's own task list, kernel threads among them. Names are\n"
+        "what the guest says; what is not printable in them is escaped.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock ps", "a table"),
+            ("qvmi ps --exact", "of one moment, for which the guest stands still"),
+            ("qvmi --dump guest.core ps", "of a guest whose memory is in this file"),
+            ("qvmi ps --json | jq '.items[] | select(.uid == 0).name'", "with QVMI_QMP set"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.listings:ps",
+        declarations.listing,
+        why_no_dump="",
+    ),
+    Command(
+        "tree",
+        "the guest's processes as a tree",
+        "Lists each process below its parent; those whose parent is not listed stand at the top.\n"
+        "As JSON: the processes in the order of the tree, each with its depth.",
+        (("qvmi --qmp /run/vm/qmp.sock tree", "the whole family"),),
+        Needs.GUEST,
+        "qvmi.cli.listings:tree",
+        declarations.listing,
+        why_no_dump="",
+    ),
+    Command(
+        "modules",
+        "the guest's kernel modules",
+        "Lists the loaded modules as /proc/modules would: where their text is, and their size.",
+        (("qvmi --qmp /run/vm/qmp.sock modules", "a table"),),
+        Needs.GUEST,
+        "qvmi.cli.listings:modules",
+        declarations.listing,
+        why_no_dump="",
+    ),
+    Command(
+        "threads",
+        "the guest's threads",
+        "Lists the threads of all processes: TID is the thread's own id, PID its process's.",
+        (("qvmi --qmp /run/vm/qmp.sock threads", "a table"),),
+        Needs.GUEST,
+        "qvmi.cli.listings:threads",
+        declarations.listing,
+        why_no_dump="",
+    ),
+    Command(
+        "mounts",
+        "the guest's mounted file systems",
+        "Lists the mounts of every mount namespace, with paths from the namespace's root; of one\n"
+        "process those that it sees, as /proc/PID/mountinfo does.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock mounts", "of all namespaces"),
+            ("qvmi --qmp /run/vm/qmp.sock mounts 1", "as process 1 sees them"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:mounts",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "files",
+        "the open files of the guest's processes",
+        "Lists every descriptor, and what it refers to as /proc/PID/fd names it: a path through the\n"
+        "mounts, or such as socket:[4711].",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock files", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock files 1", "of process 1"),
+            ("qvmi files --json | jq '.items[] | select(.deleted).path'", "deleted, but open"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:files",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "sockets",
+        "the sockets of the guest's processes",
+        "Lists every socket that a process has open, of every network namespace: TCP, UDP and raw\n"
+        "ones of IPv4 and IPv6, Unix, netlink and packet sockets.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock sockets", "of all processes"),
+            ("qvmi sockets --json | jq '.items[] | select(.state == \"LISTEN\")'", "who listens"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:sockets",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "maps",
+        "the memory mappings of a process",
+        "Lists what /proc/PID/maps would, but for [vsyscall], which is in no process's map.",
+        (("qvmi --qmp /run/vm/qmp.sock maps 1", "of process 1"),),
+        Needs.GUEST,
+        "qvmi.cli.views:maps",
+        declarations.listing_of_process,
+        why_no_dump="",
+    ),
+    Command(
+        "cmdline",
+        "how the guest's processes were called",
+        "Reads the words from each process's own memory, which may have written others there. What\n"
+        "is not in memory is a gap.",
+        (
+            ("qvmi --qmp /run/vm/qmp.sock cmdline", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock cmdline 1", "of process 1"),
+        ),
+        Needs.GUEST,
+        "qvmi.cli.views:cmdline",
+        declarations.listing_of_processes,
+        why_no_dump="",
+    ),
+    Command(
+        "env",
+        "the environment of a process",
+        "Lists the variables that a process was given when its program began.",
+        (("qvmi --qmp /run/vm/qmp.sock env 1", "of process 1"),),
+        Needs.GUEST,
+        "qvmi.cli.views:env",
+        declarations.listing_of_process,
+        why_no_dump="",
+    ),
+    Command(
+        "log",
+        "the kernel's log",
+        "Lists the records that the kernel still holds, as dmesg in the guest would.",
+        (("qvmi --qmp /run/vm/qmp.sock log", "a table"),),
+        Needs.GUEST,
+        "qvmi.cli.views:log",
+        declarations.listing,
+        why_no_dump="",
+    ),
+)
