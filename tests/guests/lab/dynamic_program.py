@@ -32,5 +32,7 @@ def with_libraries(program: str) -> dict[str, bytes]:
         timeout=_SECONDS,
         check=True,
     )
-    libraries = {name.lstrip("/"): Path(name).read_bytes() for name in _LIBRARY.findall(told.stdout)}
+    libraries = {
+        name.lstrip("/"): Path(name).read_bytes() for name in _LIBRARY.findall(told.stdout)
+    }
     return {f"bin/{program}": Path(found).read_bytes(), **libraries}

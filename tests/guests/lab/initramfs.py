@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.cpio import CpioArchive
+from tests.guests.lab.dynamic_program import with_libraries
 from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.kernels import Kernel
-from tests.guests.lab.dynamic_program import with_libraries
 from tests.guests.lab.modules import (
     MODULES_AT_BOOT,
     MODULES_AT_HAND,
@@ -33,7 +33,7 @@ TOOLS = ("sh", "sleep", "httpd", "nc", "true")
 """Called by path; the shell finds busybox's other tools by itself."""
 
 BASH = "bash"
-"""The machine's own, with its libraries, for guests that can run it: no program of theirs starts it by itself."""
+"""The machine's own, with its libraries, for guests that can run it; only a test starts it."""
 
 FEWEST_MODULES = 5
 PT_INTERP = 3

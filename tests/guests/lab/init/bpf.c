@@ -35,7 +35,7 @@ const char *bpf_load_counter(int *fd) {
     struct perf_event_attr attributes = {
         .type = PERF_TYPE_SOFTWARE,
         .size = sizeof attributes,
-        .config = PERF_COUNT_SW_CPU_CLOCK,
+        .config = PERF_COUNT_SW_PAGE_FAULTS,
         .sample_period = 1000000000,
         .disabled = 1,
     };
