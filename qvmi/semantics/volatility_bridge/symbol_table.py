@@ -17,6 +17,7 @@ from volatility3.framework.symbols.linux.network import NetSymbols
 from qvmi.errors import CorruptTable, UsageError
 from qvmi.semantics.linux.discovery import Kernel
 from qvmi.semantics.volatility_bridge.corrections import corrected
+from qvmi.semantics.volatility_bridge.type_classes import set_type_classes
 from qvmi.symbols.isf import isf_document
 from qvmi.symbols.isf_compression import decompress
 from qvmi.symbols.isf_file import IsfSymbols
@@ -219,4 +220,5 @@ def add_symbol_table(
     context.config[f"{path}.symbol_mask"] = mask
     table = _KernelTable(context, path, name, content)
     NetSymbols.apply(table)  # the plugins that need it count on another one to have done it
+    set_type_classes(table)
     table.join(context.symbol_space)

@@ -4,12 +4,13 @@ import gzip
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tests.guests.lab.cache import Cache, digest_of
 from tests.guests.lab.cpio import CpioArchive
+from tests.guests.lab.dynamic_program import with_libraries
 from tests.guests.lab.errors import LabError, MissingPartError
 from tests.guests.lab.kernels import Kernel
 from tests.guests.lab.modules import (
@@ -30,6 +31,9 @@ COMPILER_PACKAGES = {
 OPTIONS = ("-std=gnu11", "-O2", "-static", "-pthread", "-s", "-Wall", "-Wextra", "-Werror")
 TOOLS = ("sh", "sleep", "httpd", "nc", "true")
 """Called by path; the shell finds busybox's other tools by itself."""
+
+BASH = "bash"
+"""The machine's own, with its libraries, for guests that can run it; only a test starts it."""
 
 FEWEST_MODULES = 5
 PT_INTERP = 3
@@ -53,11 +57,15 @@ def initramfs_for(kernel: Kernel, cache: Cache, say: Callable[[str], None]) -> I
     """This is the root file system for a kernel, from the cache when nothing that goes into it changed."""
     sources = _sources()
     busybox = (kernel.busybox or _busybox()).read_bytes()
+    dynamic = {} if kernel.busybox else with_libraries(BASH)
     builder = Path(__file__).read_bytes() + _source_of(CpioArchive) + _source_of(KernelModule)
-    digest = digest_of(*sources.values(), busybox, builder, kernel.package, kernel.version)
+    digest = digest_of(
+        *sources.values(), busybox, *dynamic.values(), builder, kernel.package, kernel.version
+    )
 
     def make(folder: Path) -> dict[str, str]:
-        packed = _pack(kernel, _compiled_init(sources, kernel.architecture, cache), busybox)
+        init = _compiled_init(sources, kernel.architecture, cache)
+        packed = _pack(kernel, init, busybox, dynamic)
         (folder / FILE_NAME).write_bytes(packed)
         say(f"initramfs {kernel.series}: {len(packed) >> 10} KiB")
         return {"kernel": kernel.version}
@@ -133,7 +141,7 @@ def _compile(sources: list[Path], program: Path, architecture: str) -> None:
         ) from error
 
 
-def _pack(kernel: Kernel, init: bytes, busybox: bytes) -> bytes:
+def _pack(kernel: Kernel, init: bytes, busybox: bytes, dynamic: Mapping[str, bytes]) -> bytes:
     archive = CpioArchive()
     for name in ("bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"):
         archive.folder(name)
@@ -142,6 +150,11 @@ def _pack(kernel: Kernel, init: bytes, busybox: bytes) -> bytes:
     archive.file("bin/busybox", busybox, 0o755)
     for tool in TOOLS:
         archive.symlink(f"bin/{tool}", "busybox")
+    for folder in sorted({str(up) for name in dynamic for up in PurePosixPath(name).parents}):
+        if folder not in ("bin", "."):
+            archive.folder(folder)
+    for name, content in dynamic.items():
+        archive.file(name, content, 0o755)
     archive.file("etc/passwd", PASSWD)
     archive.file("root/marker.txt", b"hello secret-marker-4711\n")
     _add_modules(archive, kernel)

@@ -23,6 +23,7 @@
 #include "confined.h"
 #include "exotic.h"
 #include "network.h"
+#include "planted_bpf.h"
 #include "population.h"
 #include "report.h"
 #include "storm.h"
@@ -227,6 +228,27 @@ static const char *do_bpf(struct report *report, const char *rest) {
     return NULL;
 }
 
+static const char *tell_program(struct report *report, const char *problem, int fd) {
+    report_begin(report, "program");
+    report_number(report, "fd", (unsigned long long)fd);
+    report_end(report);
+    return problem;
+}
+
+static const char *do_bpf_filter(struct report *report, const char *rest) {
+    int fd = 0;
+    (void)rest;
+    const char *problem = bpf_load_filter(&fd);
+    return tell_program(report, problem, fd);
+}
+
+static const char *do_bpf_counter(struct report *report, const char *rest) {
+    int fd = 0;
+    (void)rest;
+    const char *problem = bpf_load_counter(&fd);
+    return tell_program(report, problem, fd);
+}
+
 static const char *do_load(struct report *report, const char *rest) {
     char path[256];
     (void)report;
@@ -269,7 +291,9 @@ static const struct {
     {"churn stop", do_churn_stop},
     {"exotic", do_exotic},
     {"time wait", do_time_wait},
-    {"bpf", do_bpf},
+    {"bpf filter", do_bpf_filter},
+    {"bpf counter", do_bpf_counter},
+    {"bpf", do_bpf}, /* behind those that begin with it */
     {"load", do_load},
     {"unload", do_unload},
     {"run", run},

@@ -1,0 +1,78 @@
+"""Every Linux plugin of Volatility does what the documents say on every kernel, and finds what is planted.
+
+The truth is the guest's own word, over its serial line, and what was written into its memory.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+
+import pytest
+
+from tests.guests.lab import KERNELS, Lab, MissingPartError
+from tests.guests.volatility_observation import (
+    OBSERVE_S,
+    Observation,
+    linux_plugins,
+    observe_all,
+)
+from tests.guests.volatility_survey import (
+    SOMETIMES,
+    check_planted,
+    columns_of_document,
+    outcomes_of,
+    remark_of,
+)
+
+ALL_S = OBSERVE_S * len(KERNELS)
+"""The guests are observed side by side, but on a machine of one core."""
+
+
+@pytest.fixture(scope="module")
+def observed(lab: Lab) -> Iterator[Mapping[str, Future[Observation]]]:
+    """This is what was seen in a guest of each kernel, as it comes."""
+    try:
+        for kernel in KERNELS:
+            lab.provide(kernel)  # where it is seen what it fetches
+    except MissingPartError as missing:
+        pytest.skip(str(missing))
+    with observe_all(tuple(KERNELS)) as coming:
+        yield coming
+
+
+@pytest.fixture(params=KERNELS)
+def seen(
+    request: pytest.FixtureRequest, observed: Mapping[str, Future[Observation]]
+) -> Observation:
+    """This is what was seen in a guest of one kernel."""
+    try:
+        return observed[request.param].result()
+    except MissingPartError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.timeout(ALL_S)
+def test_every_linux_plugin_does_what_the_document_says(
+    seen: Observation, proof_count: Callable[[int], None]
+) -> None:
+    outcomes = outcomes_of(seen)
+    column = list(KERNELS).index(seen.kernel)
+    written = {name: cells[column] for name, cells in columns_of_document().items()}
+    assert {name: written[name] for name in outcomes} == outcomes
+    assert SOMETIMES not in outcomes.values() or outcomes["linux.sockscan.Sockscan"] == SOMETIMES
+    proof_count(len(outcomes))
+
+
+@pytest.mark.timeout(ALL_S)
+def test_a_plugin_finds_what_was_planted_for_it_and_nothing_else(
+    seen: Observation, proof_count: Callable[[int], None]
+) -> None:
+    check_planted(seen)
+    proof_count(sum(len(one.appears) for one in seen.planted.values()))
+
+
+def test_the_document_has_every_plugin_and_no_other() -> None:
+    written = columns_of_document()
+    assert tuple(written) == linux_plugins()
+    assert {name: cells[-1] for name, cells in written.items()} == {
+        name: remark_of(name) for name in written
+    }
