@@ -1,4 +1,4 @@
-"""What is claimed of the files, sockets, mounts, mappings, words and log of an x86-64 guest, of aarch64 guests.
+"""What is claimed of an x86-64 guest's files, sockets, mounts, mappings, words and log, of aarch64 guests.
 
 The claims are the very same functions, with other guests.
 """
