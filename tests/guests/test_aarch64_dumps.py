@@ -76,7 +76,8 @@ def test_a_dump_tells_what_the_guest_told(
         path.unlink()
 
 
-def _views(guest: GuestOS) -> dict[str, Listing[object]]:
+def views_of(guest: GuestOS) -> dict[str, Listing[object]]:
+    """These are the questions that are asked of a dump in each way."""
     init = next(row for row in guest.processes() if row.pid == 1)
     of_all = {name: getattr(guest, name)() for name in OF_ALL}
     return of_all | {f"{name} of 1": getattr(guest, name)(init) for name in OF_ONE}
@@ -86,9 +87,9 @@ def test_each_view_of_a_dump_is_that_of_the_guest_that_still_stands_there(
     still: Stopped, core: tuple[Path, Truth], proof_count: Callable[[int], None]
 ) -> None:
     with qvmi.attach_sync(still.guest.qmp) as machine:
-        live = _views(machine.guest)
+        live = views_of(machine.guest)
     with qvmi.open_dump(core[0]) as dump:
-        seen = _views(dump.guest)
+        seen = views_of(dump.guest)
     for name, listing in seen.items():
         assert listing.items == live[name].items, name
         assert listing.items, name

@@ -5,12 +5,16 @@ The claims are the very same functions, with other guests.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+import qvmi
+from tests.asynchronous import asynchronous
 from tests.guests.aarch64_guests import NARROW, aarch64
 from tests.guests.lab import Guest, Lab
 from tests.guests.pool import GuestPool
+from tests.guests.test_aarch64_dumps import views_of
 from tests.guests.test_command_lines import (
     test_a_title_that_runs_into_the_environment_is_shown_as_proc_does,
     test_command_lines_equal_proc,
@@ -96,3 +100,32 @@ __all__ = [
 def guest(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(request.param)
+
+
+@pytest.fixture(scope="module")
+def still(lab: Lab) -> Iterator[Guest]:
+    """This is a guest that stands still, with a gdbstub that nobody holds."""
+    with ExitStack() as stack:
+        guest = GuestPool(lab, stack).restore(aarch64(gdbstub=True))
+        guest.monitor.execute("stop")
+        yield guest
+
+
+@pytest.mark.parametrize("source", ["QEMU's process memory", "gdbstub"])
+@asynchronous
+async def test_the_same_is_seen_over_memory_that_has_to_be_asked_for(
+    still: Guest, profiles: Path, source: str
+) -> None:
+    gdb = str(still.gdb_socket) if source == "gdbstub" else None
+    async with qvmi.attach(still.qmp, cache=profiles) as machine:
+        direct = views_of(machine.guest)
+        plugin = await machine.volatility("linux.pslist.PsList")
+    async with qvmi.attach(still.qmp, cache=profiles, sources=[source], gdb=gdb) as machine:
+        asked = await machine.query(views_of)
+        asked_plugin = await machine.volatility("linux.pslist.PsList")
+    for name, listing in asked.items():
+        assert listing.items == direct[name].items, name
+        assert listing.items, name
+        assert not listing.gaps
+    assert asked_plugin.items == plugin.items
+    assert not asked_plugin.gaps
