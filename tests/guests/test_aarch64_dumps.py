@@ -1,5 +1,6 @@
 """A dump of an aarch64 guest, in every form, tells what the guest told of itself and what is seen live."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.guests.aarch64_guests import NARROW, NOTE, RAM_START, aarch64
 from tests.guests.lab import Lab, Truth
 from tests.guests.pool import GuestPool
 from tests.guests.test_dump_sources import (
+    MIB,
     Stopped,
     as_avml,
     as_lime,
@@ -129,4 +131,18 @@ def test_without_a_note_it_is_said_what_was_looked_for(still: Stopped) -> None:
     assert any("no note is of an aarch64 kernel" in line for line in caught.value.evidence)
     done = qvmi_command("--dump", str(path), "ps")
     assert (done.returncode, done.stdout) == (4, "")
+    path.unlink()
+
+
+def test_raw_ram_that_is_more_than_the_kernel_knows_of_is_refused(still: Stopped) -> None:
+    path = copy_of_ram(still)
+    size = path.stat().st_size
+    os.truncate(path, size + 256 * MIB)
+    with (
+        qvmi.open_dump(path, use_cache=False) as dump,
+        pytest.raises(UnknownGuest, match="how the file's bytes lie") as caught,
+    ):
+        dump.guest.processes()
+    mapped = f"maps RAM at {RAM_START:#x} to {RAM_START + size:#x}"
+    assert any(mapped in line for line in caught.value.evidence)
     path.unlink()
