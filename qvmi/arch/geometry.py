@@ -13,6 +13,7 @@ from typing import Final
 from qvmi.arch.page_table import ENTRY_SIZE, EntryForm
 
 __all__ = [
+    "AARCH64_VA_BITS",
     "X86_64_4_LEVEL",
     "X86_64_5_LEVEL",
     "Geometry",
@@ -215,7 +216,8 @@ _USER_EXECUTE_NEVER: Final = 1 << 54
 _TABLE_RIGHTS_SHIFT: Final = 59
 """PXNTable, UXNTable, and APTable, which denies EL0's access and writing."""
 
-_LEAST_VA_BITS, _MOST_VA_BITS = 25, 52
+AARCH64_VA_BITS: Final = range(25, 52 + 1)
+"""Widths of addresses that there may be."""
 _VA_BITS_OF_LPA2: Final = 49
 """Wider addresses than 48 bits in pages of 4 KiB need FEAT_LPA2's form of entries."""
 
@@ -257,10 +259,9 @@ def aarch64_geometry(va_bits: int, half: Half, *, lpa2: bool = False) -> Geometr
     Raises:
         ValueError: there is no such width.
     """
-    if not _LEAST_VA_BITS <= va_bits <= _MOST_VA_BITS:
-        raise ValueError(
-            f"{va_bits} bits of addresses: there are {_LEAST_VA_BITS} to {_MOST_VA_BITS}"
-        )
+    if va_bits not in AARCH64_VA_BITS:
+        least, most = AARCH64_VA_BITS[0], AARCH64_VA_BITS[-1]
+        raise ValueError(f"{va_bits} bits of addresses: there are {least} to {most}")
     lpa2 = lpa2 or va_bits >= _VA_BITS_OF_LPA2
     levels = []
     for number in range(-1, 4):

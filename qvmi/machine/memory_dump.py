@@ -40,7 +40,7 @@ _UNMAPPED_END: Final = 64 << 20
 """Bytes at the end of a machine's RAM that the firmware may keep for itself; it keeps some 100 KiB."""
 _NOT_PLACED: Final = (
     "a kernel was found, but not how the file's bytes lie in the machine: say how much RAM it had"
-    " below 4 GiB (--raw-ram SIZE)"
+    " below 4 GiB if it was an x86 machine (--raw-ram SIZE)"
 )
 
 

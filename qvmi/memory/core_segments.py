@@ -25,7 +25,8 @@ _SECTION_INFO: Final = Struct("<44xI")
 _NOTE: Final = Struct("<III")
 _CLASS_64, _LITTLE_ENDIAN = 2, 1
 _ET_CORE: Final = 4
-_EM_X86_64: Final = 62
+_MACHINES: Final = frozenset({62, 183})
+"""``EM_X86_64`` and ``EM_AARCH64``."""
 _PT_LOAD, _PT_NOTE = 1, 4
 _PN_XNUM: Final = 0xFFFF
 _MAX_PROGRAMS: Final = 1 << 18
@@ -52,8 +53,10 @@ def core_contents(file: InputFile) -> DumpContents:
     )
     if kind != _ET_CORE:
         raise file.refusal(f"is an ELF file, but no core (e_type {kind})")
-    if machine != _EM_X86_64:
-        raise file.refusal(f"is a core of another architecture than x86-64 (e_machine {machine})")
+    if machine not in _MACHINES:
+        raise file.refusal(
+            f"is a core of another architecture than x86-64 or aarch64 (e_machine {machine})"
+        )
     if size != _PROGRAM.size:
         raise file.refusal(f"has program headers of {size} bytes, not of {_PROGRAM.size}")
     if count == _PN_XNUM:

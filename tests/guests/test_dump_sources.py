@@ -23,6 +23,7 @@ from qvmi.machine.memory_dump import MemoryDump
 from qvmi.view import Taken
 from tests.command_line import qvmi as qvmi_command
 from tests.command_line import qvmi_document
+from tests.guests.aarch64_guests import RAM_START
 from tests.guests.agreement import shown_name, start_ticks
 from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab, Task, Truth
 from tests.guests.pool import GuestPool
@@ -47,6 +48,11 @@ class Stopped:
     @property
     def ram(self) -> Path:
         return self.guest.ram_paths[0]
+
+    @property
+    def ram_start(self) -> int:
+        """The address of the first byte of that file."""
+        return RAM_START if self.guest.config.machine == "virt" else 0
 
     def place(self, name: str) -> Path:
         return self.folder / name
@@ -124,7 +130,7 @@ def as_lime(still: Stopped) -> Path:
         for start, end in still.system_ram:
             file.write(range_header(start, end - start))
             for at in range(start, end, AVML_BLOCK):
-                ram.seek(at)
+                ram.seek(at - still.ram_start)
                 file.write(ram.read(min(end, at + AVML_BLOCK) - at))
     return path
 
@@ -134,7 +140,7 @@ def as_avml(still: Stopped) -> Path:
     path = still.place("ram.avml")
     with path.open("wb") as file, still.ram.open("rb") as ram:
         for start, end in blocks(still.system_ram):
-            ram.seek(start)
+            ram.seek(start - still.ram_start)
             data = ram.read(end - start)
             if data.count(0) == len(data):
                 continue
@@ -229,7 +235,7 @@ def test_a_dump_tells_what_the_guest_told(
         assert LED_BY.get(write, "") in dump.guest.facts().evidence[0].source
         with path.open("rb") if write is without_any_note else still.ram.open("rb") as ram:
             for at in places(dump):
-                ram.seek(at)
+                ram.seek(at - still.ram_start)
                 assert dump.memory.read(Pa(at), 4096) == ram.read(4096)
     if path != still.ram:
         path.unlink()

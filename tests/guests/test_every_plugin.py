@@ -8,9 +8,12 @@ from concurrent.futures import Future
 
 import pytest
 
-from tests.guests.lab import KERNELS, Lab, MissingPartError
+from tests.guests.lab import Lab, MissingPartError
 from tests.guests.volatility_observation import (
+    AARCH64,
     OBSERVE_S,
+    X86_64,
+    Guests,
     Observation,
     linux_plugins,
     observe_all,
@@ -23,7 +26,8 @@ from tests.guests.volatility_survey import (
     remark_of,
 )
 
-ALL_S = OBSERVE_S * len(KERNELS)
+EVERY = (*X86_64, *AARCH64)
+ALL_S = OBSERVE_S * len(EVERY)
 """The guests are observed side by side, but on a machine of one core."""
 
 
@@ -31,15 +35,15 @@ ALL_S = OBSERVE_S * len(KERNELS)
 def observed(lab: Lab) -> Iterator[Mapping[str, Future[Observation]]]:
     """This is what was seen in a guest of each kernel, as it comes."""
     try:
-        for kernel in KERNELS:
+        for kernel in EVERY:
             lab.provide(kernel)  # where it is seen what it fetches
     except MissingPartError as missing:
         pytest.skip(str(missing))
-    with observe_all(tuple(KERNELS)) as coming:
+    with observe_all(EVERY) as coming:
         yield coming
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=EVERY)
 def seen(
     request: pytest.FixtureRequest, observed: Mapping[str, Future[Observation]]
 ) -> Observation:
@@ -55,14 +59,16 @@ def test_every_linux_plugin_does_what_the_document_says(
     seen: Observation, proof_count: Callable[[int], None]
 ) -> None:
     outcomes = outcomes_of(seen)
-    column = list(KERNELS).index(seen.kernel)
-    written = {name: cells[column] for name, cells in columns_of_document().items()}
+    table = AARCH64 if seen.kernel in AARCH64 else X86_64
+    column = list(table).index(seen.kernel)
+    written = {name: cells[column] for name, cells in columns_of_document(table).items()}
     assert {name: written[name] for name in outcomes} == outcomes
     assert SOMETIMES not in outcomes.values() or outcomes["linux.sockscan.Sockscan"] == SOMETIMES
     proof_count(len(outcomes))
 
 
 @pytest.mark.timeout(ALL_S)
+@pytest.mark.parametrize("seen", X86_64, indirect=True)
 def test_a_plugin_finds_what_was_planted_for_it_and_nothing_else(
     seen: Observation, proof_count: Callable[[int], None]
 ) -> None:
@@ -70,9 +76,10 @@ def test_a_plugin_finds_what_was_planted_for_it_and_nothing_else(
     proof_count(sum(len(one.appears) for one in seen.planted.values()))
 
 
-def test_the_document_has_every_plugin_and_no_other() -> None:
-    written = columns_of_document()
+@pytest.mark.parametrize("table", [X86_64, AARCH64], ids=["x86_64", "aarch64"])
+def test_the_document_has_every_plugin_and_no_other(table: Guests) -> None:
+    written = columns_of_document(table)
     assert tuple(written) == linux_plugins()
     assert {name: cells[-1] for name, cells in written.items()} == {
-        name: remark_of(name) for name in written
+        name: remark_of(name, table) for name in written
     }

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -56,6 +56,8 @@ from tests.proofs import proof_size
 CHANGE: Final = OBSERVE.plus(Grant.WRITE)
 PAGE: Final = 4096
 ENVIRONMENT: Final = 20_000
+SLEEPERS: Final = 16
+"""Processes that are tried until one has pages that do not lie side by side: most have."""
 ENDS_S: Final = 30.0
 POLL_S: Final = 0.005
 GDB_S: Final = 60
@@ -130,18 +132,22 @@ async def test_arguments_written_into_a_process_are_what_proc_tells(guest: Guest
 
 @asynchronous
 async def test_a_write_across_pages_is_whole_and_leaves_its_neighbours(guest: Guest) -> None:
-    with sleeper(guest) as pid:
-        before = guest.run(f"cat /proc/{pid}/environ")
-        first = before.index(b"X=") + 2 + 100
-        new = b"".join(b"%07d " % number for number in range(1500))
-        va = qvmi.Va(stat(guest, pid, ENV_START) + first)
-        async with qvmi.attach(guest.qmp, policy=CHANGE) as machine:
-            process = process_of(machine, pid)
-            space = machine.user_space(process)
-            frames = [space.translate(qvmi.Va(va + at)) - at for at in (0, PAGE, 2 * PAGE)]
+    new = b"".join(b"%07d " % number for number in range(1500))
+    async with qvmi.attach(guest.qmp, policy=CHANGE) as machine:
+        with ExitStack() as stack:
+            for _ in range(SLEEPERS):
+                pid = stack.enter_context(sleeper(guest))
+                before = guest.run(f"cat /proc/{pid}/environ")
+                first = before.index(b"X=") + 2 + 100
+                va = qvmi.Va(stat(guest, pid, ENV_START) + first)
+                process = process_of(machine, pid)
+                space = machine.user_space(process)
+                frames = {space.translate(qvmi.Va(va + at)) - at for at in (0, PAGE, 2 * PAGE)}
+                if len(frames) > 1:
+                    break
+            assert len(frames) > 1, "the pages lie side by side, which proves less"
             written = await machine.write_virtual(va, new, process=process, even_shared=True)
-        after = guest.run(f"cat /proc/{pid}/environ")
-    assert len(set(frames)) > 1, "the pages lie side by side, which proves less"
+            after = guest.run(f"cat /proc/{pid}/environ")
     assert written.old == before[first : first + len(new)]
     assert after == before[:first] + new + before[first + len(new) :]
 
@@ -238,6 +244,7 @@ async def test_without_the_grant_nothing_is_written_by_any_way(guest: Guest) -> 
 async def test_a_session_that_may_only_read_does_not_even_stop_the_guest(
     guest: Guest, tmp_path: Path
 ) -> None:
+    guest.monitor.execute("query-status")  # what others did is told before its answer
     guest.monitor.events.clear()
     async with qvmi.attach(guest.qmp, policy=READ_ONLY) as machine:
         for refused in (machine.paused(), machine.breakpoints("kernel_clone")):
@@ -264,7 +271,8 @@ async def test_a_page_that_the_process_may_not_write_is_refused(guest: Guest) ->
                 await machine.write_virtual(va, bytes(16), process=process)
             assert refused.value.address == va
             kernel = qvmi.Va(machine.guest.facts().kernel_base)
-            with pytest.raises(NotWritable, match="may not write there"):
+            # On aarch64 a process has page tables of the programs' half alone.
+            with pytest.raises((NotWritable, TranslationFault), match=r"may not write|lower half"):
                 await machine.write_virtual(kernel, b"x", process=process, even_shared=True)
             assert machine.user_space(process).read(va, 16) == before
     assert guest.monitor.running()

@@ -1,6 +1,6 @@
 """What came of every Linux plugin of Volatility on a guest, as the table in the documents tells it.
 
-``python -m tests.guests.volatility_survey`` writes the table of docs/volatility.md anew.
+``python -m tests.guests.volatility_survey`` writes the tables of docs/volatility.md anew.
 """
 
 import re
@@ -11,8 +11,10 @@ from typing import Any, Final
 import pytest
 
 from qvmi.semantics.volatility_bridge.table import VolatilityTable
-from tests.guests.lab import KERNELS
 from tests.guests.volatility_observation import (
+    AARCH64,
+    X86_64,
+    Guests,
     Observation,
     linux_plugins,
     observe_all,
@@ -42,7 +44,6 @@ SOMETIMES: Final = "may fail"
 PLANTED: Final = ", planted"
 """Behind `WORKS` or `NOTHING`."""
 
-_HEADER: Final = "| plugin | " + " | ".join(KERNELS) + " | |"
 _ROW: Final = re.compile(r"^\| `(linux\.[\w.]+)` \| (.+) \|$", re.MULTILINE)
 
 
@@ -59,7 +60,7 @@ class Failure:
 
     text: str
     why: str
-    kernels: tuple[str, ...] = tuple(KERNELS)
+    kernels: tuple[str, ...] = (*X86_64, *AARCH64)
     sometimes: bool = False
 
 
@@ -71,13 +72,31 @@ FAILURES: Final[Mapping[str, tuple[Failure, ...]]] = {
             "pointer_to_string takes a Pointer",
             "`--modules`, and so the default, trips over exports with relative names;"
             " `--core` works but on 7.x, whose kallsyms is place-relative",
+            tuple(X86_64),
+        ),
+        Failure(
+            "pointer_to_string takes a Pointer",
+            "as on x86-64; the addresses of `--core` are wrong too, as those of pscallstack",
+            tuple(AARCH64),
         ),
     ),
     "linux.pscallstack.PsCallStack": (
         Failure(
             "unsupported operand type(s) for -: 'NoneType' and 'int'",
             "has no place-relative kallsyms",
-            ("7.x",),
+            ("7.x", "7.x-arm64"),
+        ),
+        Failure(
+            WRONG,
+            "takes addresses in kallsyms for absolute that are not: counts on x86's form of it",
+            ("6.12-arm64",),
+        ),
+    ),
+    "linux.malware.check_idt.Check_idt": (
+        Failure(
+            "Unable to determine the data structure type for IDT entries",
+            "looks for x86's interrupt descriptor table",
+            tuple(AARCH64),
         ),
     ),
     "linux.sockscan.Sockscan": (
@@ -98,7 +117,12 @@ NOTES: Final = {
         "Table Address is as without KASLR; 6.12, 7.x: by its source the kernel calls past this table"
     ),
 }
-"""What else there is to know of a plugin's answers."""
+"""What else there is to know of a plugin's answers on x86-64."""
+
+NOTES_OF_AARCH64: Final[Mapping[str, str]] = {
+    "linux.malware.check_modules.Check_modules": NOTES["linux.malware.check_modules.Check_modules"],
+}
+"""The same of aarch64."""
 
 
 def outcomes_of(seen: Observation) -> dict[str, str]:
@@ -154,49 +178,58 @@ def _rows(table: VolatilityTable) -> list[dict[str, Any]]:
     return [{"depth": row.depth, **row.values} for row in table]
 
 
-def columns_of_document() -> dict[str, list[str]]:
-    """These are the cells of the table by plugin."""
-    rows = _ROW.findall(DOCUMENT.read_text())
+def columns_of_document(table: Guests = X86_64) -> dict[str, list[str]]:
+    """These are the cells of a table by plugin."""
+    text = DOCUMENT.read_text().partition(_header(table))[2].partition("\n\n")[0]
+    rows = _ROW.findall(text)
     return {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
 
 
-def _lines(outcomes: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """These are the lines of the table."""
-    yield _HEADER
-    yield "|---" * (len(KERNELS) + 2) + "|"
+def _header(table: Guests) -> str:
+    return f"| plugin | {' | '.join(table)} | |"
+
+
+def _lines(outcomes: Mapping[str, Mapping[str, str]], table: Guests) -> Iterator[str]:
+    """These are the lines of a table."""
+    yield _header(table)
+    yield "|---" * (len(table) + 2) + "|"
     for name in linux_plugins():
         old = old_name_of(name)
-        cells = [outcomes[kernel].get(name, "") for kernel in KERNELS]
+        cells = [outcomes[kernel].get(name, "") for kernel in table]
         if old is not None:
-            cells = [f"as {old.split('.')[-1]}"] * len(KERNELS)
-        yield f"| `{name}` | {' | '.join(cells)} | {remark_of(name)} |"
+            cells = [f"as {old.split('.')[-1]}"] * len(table)
+        yield f"| `{name}` | {' | '.join(cells)} | {remark_of(name, table)} |"
 
 
-def remark_of(name: str) -> str:
-    """This is what the table says of a plugin besides its outcomes."""
+def remark_of(name: str, table: Guests = X86_64) -> str:
+    """This is what a table says of a plugin besides its outcomes."""
     old = old_name_of(name)
     if old is not None:
         return f"an old name of `{old}`"
-    reasons = "; ".join(_reason(known) for known in FAILURES.get(name, ()))
-    return reasons or NOTES.get(name, "")
+    reasons = "; ".join(filter(None, (_reason(one, table) for one in FAILURES.get(name, ()))))
+    notes = NOTES_OF_AARCH64 if table is AARCH64 else NOTES
+    return reasons or notes.get(name, "")
 
 
-def _reason(known: Failure) -> str:
-    everywhere = known.kernels == tuple(KERNELS)
-    return known.why if everywhere else f"{', '.join(known.kernels)}: {known.why}"
+def _reason(known: Failure, table: Guests) -> str:
+    """This is why a plugin fails on the kernels of a table; empty where it fails on others."""
+    here = [kernel for kernel in table if kernel in known.kernels]
+    if len(here) in {0, len(table)}:
+        return known.why if here else ""
+    return f"{', '.join(here)}: {known.why}"
 
 
 def write_document() -> None:
     """This observes guests of all kernels and puts what came of it into the document."""
-    with observe_all(tuple(KERNELS)) as observed:
+    with observe_all((*X86_64, *AARCH64)) as observed:
         seen = [observation.result() for observation in observed.values()]
     for one in seen:
         check_planted(one)
     outcomes = {one.kernel: outcomes_of(one) for one in seen}
-    text = DOCUMENT.read_text()
-    head, _, rest = text.partition(_HEADER)
-    tail = rest.partition("\n\n")[2]
-    DOCUMENT.write_text(f"{head}{chr(10).join(_lines(outcomes))}\n\n{tail}")
+    for table in (X86_64, AARCH64):
+        head, _, rest = DOCUMENT.read_text().partition(_header(table))
+        tail = rest.partition("\n\n")[2]
+        DOCUMENT.write_text(f"{head}{chr(10).join(_lines(outcomes, table))}\n\n{tail}")
 
 
 if __name__ == "__main__":

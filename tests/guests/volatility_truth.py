@@ -21,6 +21,7 @@ COMMANDS = {
     "files": "for p in /proc/[0-9]*; do ls $p/fd 2>/dev/null | sed s,^,$p/,; done",
     "links": "ls /sys/class/net",
     "maps": "cat /proc/1/maps",
+    "stack": "cat /proc/2/stack",
     "suspicious": "grep ' rwxp 00000000 00:00 0 ' /proc/[0-9]*/maps",
     "traced": "grep TracerPid /proc/[0-9]*/status",
 }
@@ -305,6 +306,13 @@ def _elfs(rows: Rows, scene: Scene) -> None:
     assert (1, first, "/init") in {(row["PID"], row["Start"], row["File Path"]) for row in rows}
 
 
+def _callstack(rows: Rows, scene: Scene) -> None:
+    """What the second process, which starts all kernel threads, waits in."""
+    wanted = set(re.findall(r"\] (\w+)\+0x", scene.said["stack"]))
+    assert "kthreadd" in wanted
+    assert wanted <= {row["Name"] for row in rows if row["TID"] == 2}
+
+
 CHECKS: Mapping[str, Callable[[Rows, Scene], None]] = {
     "linux.boottime.Boottime": _boottime,
     "linux.capabilities.Capabilities": _capabilities,
@@ -324,6 +332,7 @@ CHECKS: Mapping[str, Callable[[Rows, Scene], None]] = {
     "linux.pidhashtable.PIDHashTable": _pidhashtable,
     "linux.proc.Maps": _maps,
     "linux.psaux.PsAux": _psaux,
+    "linux.pscallstack.PsCallStack": _callstack,
     "linux.pslist.PsList": _pslist,
     "linux.psscan.PsScan": _psscan,
     "linux.pstree.PsTree": _pstree,

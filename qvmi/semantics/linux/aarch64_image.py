@@ -9,7 +9,7 @@ arch/arm64/include/asm/memory.h (``kimage_voffset``), arch/arm64/kernel/entry.S 
 Documentation/arch/arm64/memory.rst.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
@@ -23,7 +23,7 @@ from qvmi.semantics.guest_os import Evidence
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.vmcoreinfo import VmcoreInfo, find_vmcoreinfo
 
-__all__ = ["find_aarch64_image"]
+__all__ = ["aarch64_images_by_notes", "find_aarch64_image"]
 
 _ADDRESS_BITS: Final = 64
 _ADDRESSES: Final = 1 << _ADDRESS_BITS
@@ -84,6 +84,20 @@ def find_aarch64_image(vcpus: Sequence[Registers], memory: PhysicalMemory) -> Ke
     return _noted_image(vcpus, memory, misses)
 
 
+def aarch64_images_by_notes(
+    memory: PhysicalMemory, notes: Iterable[VmcoreInfo]
+) -> Iterator[KernelImage]:
+    """This iterates the images that notes describe and page tables bear out, where no vCPU can be asked."""
+    tried: set[tuple[Pa, Va]] = set()
+    for claim in _claims_of_notes(memory, notes, []):
+        if (claim.root, claim.place) in tried:
+            continue
+        tried.add((claim.root, claim.place))
+        image = _image_of(claim, memory, ()) if len(tried) <= _MAX_CLAIMS else None
+        if image is not None:
+            yield image
+
+
 def _noted_image(
     vcpus: Sequence[Registers], memory: PhysicalMemory, misses: list[str]
 ) -> KernelImage:
@@ -94,7 +108,7 @@ def _noted_image(
     """
     found: dict[Pa, KernelImage] = {}
     tried: set[tuple[Pa, Va]] = set()
-    for claim in _claims_of_notes(memory, misses):
+    for claim in _claims_of_notes(memory, find_vmcoreinfo(memory), misses):
         # A kernel keeps a copy of its note, which says the same.
         if (claim.root, claim.place) in tried:
             continue
@@ -137,9 +151,11 @@ def _claims_of_registers(vcpus: Sequence[Registers], misses: list[str]) -> Itera
             yield _Claim(root, geometry, vcpu.vbar_el1, None, source)
 
 
-def _claims_of_notes(memory: PhysicalMemory, misses: list[str]) -> Iterator[_Claim]:
-    """This iterates what notes in RAM say of kernels, as far as their page tables agree with it."""
-    for note in find_vmcoreinfo(memory):
+def _claims_of_notes(
+    memory: PhysicalMemory, notes: Iterable[VmcoreInfo], misses: list[str]
+) -> Iterator[_Claim]:
+    """This iterates what notes say of kernels, as far as page tables agree with it."""
+    for note in notes:
         claim = _claim_of(note)
         if claim is None:
             page_size = note.values.get("PAGESIZE", "")[:_MAX_PAGE_SIZE_DIGITS]
@@ -162,7 +178,8 @@ def _claim_of(note: VmcoreInfo) -> _Claim | None:
     except ValueError:
         return None
     root, pa = (Pa((va - to_va) % _ADDRESSES) for va in (own_tables, stext))
-    who = f"swapper_pg_dir in VMCOREINFO at {note.pa or 0:#x}"
+    where = "beside the memory" if note.pa is None else f"at {note.pa:#x}"
+    who = f"swapper_pg_dir in VMCOREINFO {where}"
     source = f"page tables at {root:#x} ({who}, {geometry.name})"
     return _Claim(root, geometry, stext, pa, source)
 
@@ -206,7 +223,7 @@ def _image_of(
         start, end, pa, claim.root, claim.geometry, bool(place.steps[-1].entry & _NOT_GLOBAL),
         parts, tuple(evidence), gate, architecture="aarch64",
     )  # fmt: skip
-    return image if gate is not None else _with_what_runs(image, vcpus, memory)
+    return _with_what_runs(image, vcpus, memory) if vcpus and gate is None else image
 
 
 def _with_what_runs(

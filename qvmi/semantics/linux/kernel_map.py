@@ -18,7 +18,7 @@ from qvmi.semantics.guest_os import Evidence
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.symbols.layout import Symbols
 
-__all__ = ["with_direct_map", "with_own_tables"]
+__all__ = ["direct_map_base", "with_direct_map", "with_own_tables"]
 
 _POINTER: Final = Struct("<Q")
 _ADDRESSES: Final = 1 << 64
@@ -57,21 +57,36 @@ def with_direct_map(
 
     Without it, as early in boot, every address is walked.
     """
-    ranges = space.memory.ranges
+    found = direct_map_base(image, space, symbols)
+    if found is None:
+        return space, ()
+    base, name = found
+    runs = [
+        LinearRange(_at(base, ram.start), Va(_at(base, ram.start) + ram.size), ram.start)
+        for ram in space.memory.ranges
+    ]
+    first = runs[0].start if runs else base
+    evidence = Evidence(f"direct map of RAM at {first:#x}", f"{name} and page tables")
+    return space.with_linear([image.linear, *runs]), (evidence,)
+
+
+def direct_map_base(
+    image: KernelImage, space: AddressSpace, symbols: Symbols
+) -> tuple[Va, str] | None:
+    """This is where the map of all RAM would have physical address 0, and the variable that tells it.
+
+    The sum with a physical address is to be cut to 64 bits.
+
+    Returns:
+        None where the page tables agree with no such variable.
+    """
     for base, name in _bases(space, symbols):
         try:
-            if space.translate(_at(base, image.pa)) != image.pa:
-                continue
+            if space.translate(_at(base, image.pa)) == image.pa:
+                return Va(base % _ADDRESSES), name
         except MemoryFault:
             continue
-        runs = [
-            LinearRange(_at(base, ram.start), Va(_at(base, ram.start) + ram.size), ram.start)
-            for ram in ranges
-        ]
-        first = runs[0].start if runs else Va(base)
-        evidence = Evidence(f"direct map of RAM at {first:#x}", f"{name} and page tables")
-        return space.with_linear([image.linear, *runs]), (evidence,)
-    return space, ()
+    return None
 
 
 def _bases(space: AddressSpace, symbols: Symbols) -> Iterator[tuple[int, str]]:

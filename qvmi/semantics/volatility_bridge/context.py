@@ -7,7 +7,8 @@ from volatility3.framework import contexts, interfaces
 from qvmi.errors import GuestError
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.volatility_bridge.interruption import Interruption
-from qvmi.semantics.volatility_bridge.layers import LAYERS, GuestMemoryLayer
+from qvmi.semantics.volatility_bridge.layers import LAYERS, UPPER_ROOT, GuestMemoryLayer
+from qvmi.semantics.volatility_bridge.page_class import page_class
 from qvmi.semantics.volatility_bridge.symbol_table import KernelContent, add_symbol_table
 
 __all__ = ["KERNEL", "KERNEL_LAYER", "PHYSICAL_LAYER", "SYMBOLS", "fresh_context"]
@@ -52,10 +53,12 @@ def fresh_context(
     path = f"layers.{KERNEL_LAYER}"
     context.config[f"{path}.memory_layer"] = PHYSICAL_LAYER
     context.config[f"{path}.page_map_offset"] = int(image.root)
+    context.config[f"{path}.{UPPER_ROOT}"] = int(image.root)
     context.config[f"{path}.kernel_virtual_offset"] = guest.kernel.slide
     layer = layer_class(context, path, KERNEL_LAYER, dict(_METADATA))
     context.add_layer(layer)
-    add_symbol_table(context, SYMBOLS, content, mask=layer.address_mask)
+    page = page_class(guest)
+    add_symbol_table(context, SYMBOLS, content, mask=layer.address_mask, page=page)
     contexts.Module.create(
         context,
         module_name=KERNEL,

@@ -1,6 +1,7 @@
 """What is changed in a kernel's types for Volatility's sake: where its plugins lag behind kernels.
 
-References: Linux net/ipv6/tcp_ipv6.c (``get_tcp6_sock``), include/linux/mm_types.h (``struct page``).
+References: Linux net/ipv6/tcp_ipv6.c (``get_tcp6_sock``), include/linux/mm_types.h (``struct page``),
+arch/arm64/include/asm/processor.h (``struct thread_struct``).
 
 Each is decided by what the kernel has. An ISF file gets none of this: it tells the types as they are.
 """
@@ -24,6 +25,10 @@ _OTHER_NAMES: Final = (
     # (struct, member as Volatility calls it, member as newer kernels do)
     ("page", "index", "__folio_index"),
 )
+_WITHIN: Final = (
+    # (struct, member as Volatility looks for it, member of a struct that has it on other architectures)
+    ("thread_struct", "sp", "cpu_context"),
+)
 _UNWRAPPED: Final = (
     # (struct, member that newer kernels have put alone into a struct of its own)
     ("page", "flags"),
@@ -41,6 +46,8 @@ def corrected(types: Mapping[str, UserType]) -> Mapping[str, UserType]:
         if found is not None and _find(types, struct, name) is None:
             own = changed[struct]
             changed[struct] = UserType(own.size, own.fields | {name: found}, own.kind)
+    for struct, name, part in _WITHIN:
+        _bring_up(changed, struct, name, part)
     for struct, name in _UNWRAPPED:
         _unwrap(changed, struct, name)
     return changed
@@ -74,6 +81,17 @@ def _hide(types: dict[str, UserType], struct: str, name: str, depth: int = 0) ->
     for field in own.fields.values():
         if field.anonymous and isinstance(field.type, StructRef | UnionRef):
             _hide(types, field.type.name, name, depth + 1)
+
+
+def _bring_up(types: dict[str, UserType], struct: str, name: str, part: str) -> None:
+    """This gives a struct, if it lacks it, a member that one of its parts has."""
+    own = types.get(struct)
+    within = None if own is None else own.fields.get(part)
+    if own is None or within is None or not isinstance(within.type, StructRef):
+        return
+    found = _find(types, within.type.name, name, within.offset)
+    if found is not None and _find(types, struct, name) is None:
+        types[struct] = UserType(own.size, own.fields | {name: found}, own.kind)
 
 
 def _unwrap(types: dict[str, UserType], struct: str, name: str) -> None:

@@ -1,23 +1,27 @@
 """Guest memory as Volatility's layers: physical memory of ours, and page tables over it.
 
-References: Volatility 3 framework/interfaces/layers.py, framework/layers/intel.py; Intel SDM volume 3, 4.5.
+References: Volatility 3 framework/interfaces/layers.py, framework/layers/intel.py; Intel SDM volume 3, 4.5;
+Linux arch/arm64/include/asm/pgtable.h (``pte_dirty``) and pgtable-prot.h.
 
 A layer keeps what it has read and translated, so it is made anew for each question.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 
 from volatility3.framework import exceptions, interfaces
+from volatility3.framework.configuration import requirements
 from volatility3.framework.layers import intel
 
-from qvmi.addr import Pa
+from qvmi.addr import PAGE_SIZE, Pa, Va
 from qvmi.arch import paging
-from qvmi.errors import MemoryFault
+from qvmi.arch.geometry import AARCH64_VA_BITS
+from qvmi.errors import MemoryFault, TranslationFault
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 
-__all__ = ["LAYERS", "GuestMemoryLayer", "ScanFailed"]
+__all__ = ["LAYERS", "UPPER_ROOT", "GuestMemoryLayer", "ScanFailed"]
 
 MAX_READ: Final = 256 << 20
 """Bytes of one read. Scanners take 16 MiB at once; a length that the guest made up takes all memory."""
@@ -28,6 +32,18 @@ _PAGE: Final = 1 << 12
 _NOWHERE: Final = -1
 _MAX_PAGES: Final = 1 << 16
 """Translated pages that a layer keeps, of 256 MiB; a plugin may look at a terabyte."""
+UPPER_ROOT: Final = "upper_root"
+"""The option of a layer that says where the page tables of the kernel's half are, where that has its own."""
+
+_MAX_WALKS: Final = 1024
+"""Walks of one layer that are kept, as many as Volatility keeps of its own."""
+
+_LAST_ADDRESS: Final = (1 << 64) - 1
+
+# What an entry of aarch64's tells of writes.
+_READ_ONLY: Final = 1 << 7
+_DIRTY_BIT_MODIFIER: Final = 1 << 51
+_SOFTWARE_DIRTY: Final = 1 << 55
 
 
 class ScanFailed(BaseException):
@@ -63,7 +79,7 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
         interruption: Interruption,
     ) -> None:
         super().__init__(context, config_path, name)
-        self._memory = memory
+        self.memory = memory
         self.check_interruption = interruption.check
 
     @property
@@ -74,13 +90,11 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
     @property
     def maximum_address(self) -> int:
         """This is the last address of RAM."""
-        return max(int(ram.end) for ram in self._memory.ranges) - 1
+        return max(int(ram.end) for ram in self.memory.ranges) - 1
 
     def is_valid(self, offset: int, length: int = 1) -> bool:
         """This tells whether a range is RAM."""
-        return any(
-            ram.start <= offset and offset + length <= ram.end for ram in self._memory.ranges
-        )
+        return any(ram.start <= offset and offset + length <= ram.end for ram in self.memory.ranges)
 
     def read(self, offset: int, length: int, pad: bool = False) -> bytes:
         """This reads RAM; where ``pad`` is set, what is no RAM is read as zeros."""
@@ -88,7 +102,7 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
         if not 0 <= length <= MAX_READ:
             raise exceptions.InvalidAddressException(self.name, offset, f"{length} bytes at once")
         try:
-            return self._memory.read(Pa(offset), length)
+            return self.memory.read(Pa(offset), length)
         except MemoryFault as fault:
             if pad:
                 return b"".join(self._parts(offset, offset + length))
@@ -101,12 +115,12 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
     def _parts(self, start: int, end: int) -> Iterator[bytes]:
         """This iterates the bytes of a range, with zeros for what cannot be read."""
         here = start
-        for ram in self._memory.ranges:
+        for ram in self.memory.ranges:
             first, last = max(here, int(ram.start)), min(end, int(ram.end))
             if first < last:
                 yield bytes(first - here)
                 try:
-                    yield self._memory.read(Pa(first), last - first)
+                    yield self.memory.read(Pa(first), last - first)
                 except MemoryFault:
                     yield bytes(last - first)
                 here = last
@@ -115,6 +129,9 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
 
 class _Guarded(intel.LinuxIntel32e):
     """This is four-level paging, whose reads are bounded and can be interrupted."""
+
+    machine_code: ClassVar = "intel64"
+    """As renderers that disassemble call it."""
 
     def __init__(
         self, context: interfaces.context.ContextInterface, *arguments: Any, **named: Any
@@ -188,8 +205,89 @@ class _Intel5Level(_Guarded):
     ]
 
 
+class _AArch64(_Guarded):
+    """This is aarch64's paging in pages of 4 KiB, by our own walk.
+
+    Each half of the address space has a root of its own. Volatility knows one root and one width, to which
+    it cuts addresses: the width here is a bit more than the page tables', and this bit tells the halves
+    apart.
+
+    Plugins ask for an x86 layer by its class and by the name of its architecture, which this therefore
+    inherits, though most need no more of it than what addresses lead to.
+    """
+
+    machine_code: ClassVar = "arm64"
+    geometry: ClassVar[paging.Geometry]
+    """That of the upper half, which the lower one has too."""
+
+    def __init__(
+        self, context: interfaces.context.ContextInterface, *arguments: Any, **named: Any
+    ) -> None:
+        super().__init__(context, *arguments, **named)
+        upper, lower = self.config[UPPER_ROOT], self._page_map_offset
+        # The kernel's own layer has no programs' half.
+        self._roots = (None if lower == upper else Pa(lower), Pa(upper))
+        self._read_physical = context.layers[self._base_layer].memory.read
+        self._walk = lru_cache(_MAX_WALKS)(self._walk_page)
+
+    @classmethod
+    def get_requirements(cls) -> list[Any]:
+        """These are what a layer is made of; those of processes inherit it from the kernel's."""
+        upper = requirements.IntRequirement(name=UPPER_ROOT, optional=False)
+        return [*super().get_requirements(), upper]
+
+    def _translate(self, offset: int) -> tuple[int, int, str]:
+        self._check_interruption()
+        _, page, size = self._walk(offset & self.address_mask & -PAGE_SIZE)
+        return page + offset % PAGE_SIZE, size, self._base_layer
+
+    def _translate_entry(self, page_address: int) -> tuple[int, int]:
+        """This gives the last entry for a page, and the number of the highest bit that it does not map."""
+        entry, _, size = self._walk(page_address & self.address_mask & -PAGE_SIZE)
+        return entry, size.bit_length() - 2
+
+    def _walk_page(self, page: int) -> tuple[int, Pa, int]:
+        """This is the last entry for a page, where that lies, and how much the entry maps."""
+        bits = self.geometry.va_bits
+        upper = page >> bits
+        root = self._roots[upper]
+        if root is None:
+            raise self._fault(page, bits, 0, "these page tables have no lower half")
+        va = Va(page | -upper << bits & _LAST_ADDRESS)
+        geometry = self.geometry if upper else self.geometry.of_user()
+        try:
+            found = paging.walk(self._read_physical, root, geometry, va)
+        except TranslationFault as fault:
+            shifts = (one.shift_bits for one in geometry.levels if one.name == fault.level)
+            raise self._fault(page, next(shifts), fault.entry or 0, str(fault)) from fault
+        return found.steps[-1].entry, found.pa, found.page_size
+
+    def _fault(self, page: int, bits: int, entry: int, why: str) -> Exception:
+        """This is the error for a page, with how many bits of an address cannot be valid beside it."""
+        fault: Exception = exceptions.PagedInvalidAddressException(
+            self.name, page, bits, entry, why
+        )
+        return fault
+
+    @staticmethod
+    def _page_is_dirty(entry: int) -> bool:
+        """This tells whether the processor or the kernel noted that a page was written to."""
+        by_processor = entry & (_DIRTY_BIT_MODIFIER | _READ_ONLY) == _DIRTY_BIT_MODIFIER
+        return by_processor or bool(entry & _SOFTWARE_DIRTY)
+
+
+def _aarch64_layers() -> Iterator[tuple[str, type[intel.Intel32e]]]:
+    """This iterates a layer for each width of addresses, with and without FEAT_LPA2's entries."""
+    for bits in AARCH64_VA_BITS:
+        for lpa2 in (False, True):
+            geometry = paging.aarch64_geometry(bits, paging.Half.UPPER, lpa2=lpa2)
+            own = {"geometry": geometry, "_maxvirtaddr": bits + 1}
+            yield geometry.name, type(f"_AArch64{bits}{'LPA2' * lpa2}", (_AArch64,), own)
+
+
 LAYERS: Final[Mapping[str, type[intel.Intel32e]]] = {
     paging.X86_64_4_LEVEL.name: _Intel4Level,
     paging.X86_64_5_LEVEL.name: _Intel5Level,
+    **dict(_aarch64_layers()),
 }
-"""The layer for each geometry of page tables. One for AArch64 has its place here; Volatility has none."""
+"""The layer for each geometry of page tables."""

@@ -69,11 +69,11 @@ def _renderers() -> Mapping[str, Any]:
 
 def _harmless_grid(run: PluginRun, rendering: Rendering | None) -> Any:
     """This is the same grid, with whole addresses, and with escaped text if that is wanted."""
-    bits = run.context.layers[KERNEL_LAYER].maximum_address.bit_length()
+    layer = run.context.layers[KERNEL_LAYER]
     rows: list[tuple[int, tuple[Any, ...]]] = []
 
     def take(node: Any, _accumulator: object) -> None:
-        rows.append((node.path_depth - 1, tuple(_cells(node.values, bits, rendering))))
+        rows.append((node.path_depth - 1, tuple(_cells(node.values, layer, rendering))))
 
     run.grid.visit(None, take, None)
     grid = renderers.TreeGrid([(one.name, one.type) for one in run.grid.columns], rows)
@@ -81,12 +81,16 @@ def _harmless_grid(run: PluginRun, rendering: Rendering | None) -> Any:
     return grid
 
 
-def _cells(values: Any, bits: int, rendering: Rendering | None) -> Iterator[Any]:
+def _cells(values: Any, layer: Any, rendering: Rendering | None) -> Iterator[Any]:
+    bits = layer.maximum_address.bit_length()
     for value in values:
         if isinstance(value, interfaces.renderers.BaseAbsentValue):
             yield value
         elif isinstance(value, format_hints.Hex):
             yield format_hints.Hex(canonical(int(value), bits))
+        elif isinstance(value, renderers.Disassembly):
+            # Plugins take all code of 64 bits for x86's.
+            yield renderers.Disassembly(value.data, value.offset, layer.machine_code)
         elif isinstance(value, str) and rendering is not None:
             yield rendering.escape(value)
         elif isinstance(value, format_hints.MultiTypeData) and rendering is not None:

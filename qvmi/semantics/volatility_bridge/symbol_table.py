@@ -204,7 +204,12 @@ def _format(sections: Sections) -> Any:
 
 
 def add_symbol_table(
-    context: interfaces.context.ContextInterface, name: str, content: KernelContent, *, mask: int
+    context: interfaces.context.ContextInterface,
+    name: str,
+    content: KernelContent,
+    *,
+    mask: int,
+    page: type | None = None,
 ) -> None:
     """This adds a kernel's symbols to a context.
 
@@ -214,6 +219,7 @@ def add_symbol_table(
         content: of the kernel.
         mask: the bits of an address that its layer keeps. Without it no address has a name, for
             Volatility cuts the ones it finds to these bits, and not those of the symbols.
+        page: the class of ``struct page``; None for Volatility's own.
     """
     path = f"symbols.{name}"
     # The constructor's own argument comes too late for the part of the table that looks at it.
@@ -221,4 +227,6 @@ def add_symbol_table(
     table = _KernelTable(context, path, name, content)
     NetSymbols.apply(table)  # the plugins that need it count on another one to have done it
     set_type_classes(table)
+    if page is not None:
+        table.set_type_class("page", page)
     table.join(context.symbol_space)

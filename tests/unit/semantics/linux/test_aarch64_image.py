@@ -10,10 +10,12 @@ from qvmi.addr import Pa, Va
 from qvmi.arch.aarch64 import Registers
 from qvmi.arch.paging import Half, aarch64_geometry
 from qvmi.errors import UnknownGuest
-from qvmi.semantics.linux.aarch64_image import find_aarch64_image
+from qvmi.semantics.linux.aarch64_image import aarch64_images_by_notes, find_aarch64_image
+from qvmi.semantics.linux.dump_discovery import discover_in_dump
 from qvmi.semantics.linux.image_search import find_image
 from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.kernel_map import with_direct_map, with_own_tables
+from qvmi.semantics.linux.vmcoreinfo import find_vmcoreinfo
 from tests.hostile.bounds import cpu_seconds, peak_mib
 from tests.synthetic.aarch64_tables import PXN, READ_ONLY, UXN, Aarch64Tables
 from tests.synthetic.ram import Ram
@@ -30,6 +32,9 @@ TEXT, RODATA, DATA = START + 0x1_0000, START + 2 * MIB, START + 8 * MIB
 END = DATA + 2 * MIB
 VECTORS = TEXT + 0x800
 OWN_TABLES = RODATA + 0x1000
+OTHER_PA = RAM_START + 24 * MIB
+OTHER_START = START + 512 * MIB
+OTHER_ROOT = OTHER_PA + MIB
 NOT_GLOBAL = 1 << 11  # DDI 0487, D8.3.2
 EL0, EL1, AARCH32 = 0, 0x3C5, 0x10
 IDLE = Registers(0, (0,) * 31, Va(0), Va(TEXT + 0x100), EL1)
@@ -286,3 +291,45 @@ def test_a_linear_map_that_is_not_mapped_is_not_used(kernel: Kernel) -> None:
     image = kernel.image()
     space = image.space(kernel.ram)
     assert with_direct_map(image, space, KnownSymbols({}, {"memstart_addr": DATA})) == (space, ())
+
+
+# ------------------------------------------------------------------------------------------- in a dump
+
+
+def in_dump(kernel: Kernel) -> list[KernelImage]:
+    return list(aarch64_images_by_notes(kernel.ram, find_vmcoreinfo(kernel.ram)))
+
+
+def test_in_a_dump_the_note_alone_leads_to_the_same_image(kernel: Kernel) -> None:
+    (image,) = in_dump(kernel)
+    live = kernel.image()
+    assert replace(live, evidence=()) == replace(image, evidence=())
+    assert not any("vCPU" in item.claim for item in image.evidence)
+
+
+def test_in_a_dump_a_copy_of_the_note_is_of_the_same_kernel(kernel: Kernel) -> None:
+    kernel.note(NOTE_PA + 0x4000)
+    assert len(in_dump(kernel)) == 1
+
+
+def test_in_a_dump_a_note_that_page_tables_do_not_bear_out_leads_nowhere() -> None:
+    kernel = Kernel()
+    kernel.note(NOTE_PA, **{"SYMBOL(_stext)": f"{RODATA:x}"})  # which is no code
+    assert not in_dump(kernel)
+
+
+def test_in_a_dump_none_of_several_kernels_is_believed(kernel: Kernel) -> None:
+    """A second one could be a program's forgery, or what a reset has left."""
+    place = NOTE_PA + 0x4000
+    other = Aarch64Tables(kernel.ram, OTHER_ROOT, free=OTHER_ROOT + 4096, va_bits=kernel.va_bits)
+    other.map_run(OTHER_START, OTHER_PA, 4 * MIB, CODE)
+    other.map_run(OTHER_START + 4 * MIB, OTHER_PA + 4 * MIB, 2 * MIB, VARIABLES)
+    kernel.note(place, **{
+        "SYMBOL(swapper_pg_dir)": f"{OTHER_START + OTHER_ROOT - OTHER_PA:x}",
+        "SYMBOL(_stext)": f"{OTHER_START:x}",
+        "NUMBER(kimage_voffset)": f"{OTHER_START - OTHER_PA:#x}",
+    })  # fmt: skip
+    assert len(in_dump(kernel)) == 2
+    with pytest.raises(UnknownGuest, match="several aarch64 kernels") as caught:
+        discover_in_dump(kernel.ram)
+    assert sum("kernel image at" in line for line in caught.value.evidence) == 2

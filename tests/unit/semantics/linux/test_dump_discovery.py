@@ -134,7 +134,9 @@ def test_memory_without_a_kernel_is_told_what_was_looked_for() -> None:
     guest.ram.write(0, bytes(RAM_SIZE))
     with pytest.raises(UnknownGuest, match="neither VMCOREINFO nor any page") as caught:
         discover_in_dump(guest.ram)
-    assert caught.value.evidence == ("no page looks like the page tables of an x86-64 kernel",)
+    assert caught.value.evidence == (
+        "no page looks like the page tables of an x86-64 kernel, no note is of an aarch64 kernel",
+    )
 
 
 def test_a_kernel_whose_tables_are_spoiled_is_told_with_where_it_is() -> None:

@@ -38,6 +38,16 @@ def test_flags_in_a_struct_of_their_own_become_plain() -> None:
     assert corrected(types)["page"].fields["flags"] == Member(LONG, 0)
 
 
+def test_a_stack_pointer_is_brought_up_from_where_aarch64_keeps_it() -> None:
+    types = {
+        "thread_struct": struct(tp=Member(LONG, 0), cpu_context=Member(StructRef("context"), 16)),
+        "context": struct(fp=Member(LONG, 80), sp=Member(LONG, 88)),
+    }
+    assert corrected(types)["thread_struct"].fields["sp"] == Member(LONG, 104)
+    of_x86 = types | {"thread_struct": struct(sp=Member(LONG, 24))}
+    assert corrected(of_x86) == of_x86
+
+
 def test_a_peer_is_looked_for_where_the_kernel_itself_does() -> None:
     old = {"ipv6_pinfo": struct(daddr=Member(ADDRESS, 16)), "sock_common": struct()}
     assert corrected(old) == old
