@@ -30,8 +30,7 @@ SAME: Final = (
     ("translate", "linux_banner"),
     ("translate", "0x400000", "--pid", "1"),
     ("symbol", "init_task"),
-    *((name,) for name in ("mounts", "files", "sockets", "log")),
-    ("maps", "1"),
+    *((name,) for name in ("mounts", "files", "sockets", "maps", "log")),
     ("cmdline", "1"),
 )
 DIRECT: Final = ("shared RAM file", "QEMU's shared mapping", "QEMU's process memory")

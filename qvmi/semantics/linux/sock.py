@@ -97,7 +97,7 @@ class Sockets:
 
     def of(self, processes: Iterable[Process]) -> ListWalk[Socket]:
         """This lists the sockets of processes, each descriptor of one as a row."""
-        files = self._files.of(processes)
+        files = self._files.of(processes, operations=self._operations)
         result: ListWalk[Socket] = ListWalk(gaps=files.gaps, retries=files.retries)
         for file in files.rows.values():
             if file.kind != "socket":

@@ -18,7 +18,6 @@ LEAST = {
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
     "symbol": ["linux_banner"],
-    "maps": ["1"],
     "env": ["1"],
     "dump": ["file.core"],
     "isf": ["-o", "file.json"],
