@@ -17,7 +17,7 @@ from qvmi.errors import MemoryFault
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 
-__all__ = ["LAYERS", "GuestMemoryLayer", "ScanFailed"]
+__all__ = ["LAYERS", "GuardedReads", "GuestMemoryLayer", "ScanFailed"]
 
 MAX_READ: Final = 256 << 20
 """Bytes of one read. Scanners take 16 MiB at once; a length that the guest made up takes all memory."""
@@ -108,8 +108,8 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
         yield bytes(end - here)
 
 
-class _Guarded(intel.LinuxIntel32e):
-    """This is four-level paging, whose reads are bounded and can be interrupted."""
+class GuardedReads(interfaces.layers.DataLayerInterface):
+    """This bounds the reads of a layer that translates, and lets them be interrupted."""
 
     def __init__(
         self, context: interfaces.context.ContextInterface, *arguments: Any, **named: Any
@@ -119,6 +119,7 @@ class _Guarded(intel.LinuxIntel32e):
         self._check_interruption = context.layers[self._base_layer].check_interruption
 
     def read(self, offset: int, length: int, pad: bool = False) -> bytes:
+        """This reads, but not so much that it would take all memory."""
         self._check_interruption()
         if not 0 <= length <= MAX_READ:
             raise exceptions.InvalidAddressException(self.name, offset, f"{length} bytes at once")
@@ -142,6 +143,10 @@ class _Guarded(intel.LinuxIntel32e):
             yield from super()._scan_iterator(*arguments, **named)
         except Exception as error:
             raise ScanFailed(error) from error
+
+
+class _Guarded(GuardedReads, intel.LinuxIntel32e):
+    """This is paging as Linux uses it."""
 
 
 class _Intel4Level(_Guarded):
