@@ -15,6 +15,7 @@ from qvmi.addr import Pa, Va
 from qvmi.arch.registers import Registers
 from qvmi.errors import UsageError
 from qvmi.machine.capture import IN_A_WALK
+from qvmi.machine.completion import to_the_end
 from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
@@ -100,14 +101,15 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         choices = choices_of(isf, cache, use_cache=use_cache)
         machine = await _machine(monitor, choices, gdb=gdb, policy=policy, sources=sources)
     except BaseException:
-        await monitor.close()
+        await to_the_end(monitor.close())
         raise
     try:
         if discover:
             await machine.recognise()
         yield machine
     finally:
-        await machine.close()
+        # Half closed, it would keep QEMU's only connection from everybody else.
+        await to_the_end(machine.close())
 
 
 async def _machine(
@@ -130,7 +132,7 @@ async def _machine(
     try:
         opened = await open_memory(monitor.target, memory_map, reach, sources)
     except BaseException:
-        await control.close()
+        await to_the_end(control.close())
         raise
     return Machine(monitor, memory_map, opened, control, vcpus=vcpus.result())
 

@@ -28,6 +28,8 @@ EVERY: Final = ("shared RAM file", *REMOTE)
 REFUSED_S: Final = 3.0
 """A client that waits longer than this for a stub that another one holds is a hang to its user."""
 ENDS_S: Final = 20.0
+CLOSING_TURNS: Final = 16
+"""Turns of the event loop after which the end of a session is cancelled: from the first to past the last."""
 SCRATCH: Final = Pa(0x500)
 """Conventional memory that neither the kernel nor this guest's firmware uses after booting."""
 
@@ -236,6 +238,31 @@ async def test_an_attach_that_is_cancelled_leaves_nothing(guest: Guest, source: 
         assert not workers()
         assert guest.monitor.running()
     assert not left_behind()
+
+
+@pytest.mark.parametrize("source", EVERY)
+@asynchronous
+async def test_a_session_whose_end_is_cancelled_ends_whole(guest: Guest, source: str) -> None:
+    leaving = asyncio.Event()
+
+    async def attach() -> None:
+        async with qvmi.attach(guest.qmp, discover=False, sources=[source]):
+            leaving.set()
+
+    for turns in range(CLOSING_TURNS):
+        leaving.clear()
+        attached = asyncio.ensure_future(attach())
+        waiting = asyncio.ensure_future(leaving.wait())
+        await asyncio.wait([attached, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not leaving.is_set():
+            await attached  # raises why
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        attached.cancel()
+        await asyncio.wait([attached])
+    # QEMU serves one client at a time: were one left, this would wait in vain.
+    async with qvmi.attach(guest.qmp, discover=False, sources=[source]):
+        assert guest.monitor.running()
 
 
 @asynchronous
