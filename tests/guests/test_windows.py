@@ -47,6 +47,12 @@ async def test_a_machine_with_windows_is_recognised_and_answered_for(
         assert guest.processes().provenance.taken == "live"
 
 
+def test_a_script_gets_the_same_facts_without_symbols(windows: BareQemu) -> None:
+    with qvmi.attach_sync(windows.qmp, use_cache=False) as machine:
+        facts = machine.windows().facts()
+    assert (facts.release, facts.build_id) == ("10.0.19045", f"{GUID}-{AGE}")
+
+
 def test_info_tells_which_symbols_its_kernel_needs(windows: BareQemu) -> None:
     done = qvmi_command("--qmp", windows.qmp, "--no-cache", "info")
     assert done.returncode == 4
