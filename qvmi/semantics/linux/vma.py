@@ -154,7 +154,7 @@ class Mappings:
                 continue
             if found is not None:
                 result.rows.update(enumerate(found.rows, len(result.rows)))
-                result.gaps += found.gaps if self._counts(process, found) else []
+                result.gaps += found.gaps if self._is_incomplete(process, found) else []
             if paths.effort.spent or len(result.gaps) > _MAX_TROUBLE:
                 why = "given up: so many mappings there are, or so many lead nowhere"
                 result.gaps.append(Gap(_STRUCTURE, process.address, why))
@@ -162,8 +162,8 @@ class Mappings:
         result.retries = paths.effort.retries
         return result
 
-    def _counts(self, process: Process, found: _Map) -> bool:
-        """This tells whether what is missing in a map is missing: of a process that ended it is not."""
+    def _is_incomplete(self, process: Process, found: _Map) -> bool:
+        """This tells whether a map has gaps that count: those of a process that has ended do not."""
         return bool(found.gaps) and self._tasks.is_there(process)
 
     def _known_paths(self) -> KnownPaths:

@@ -19,6 +19,8 @@ Row = TypeVar("Row")
 
 NO_ID: Final = -1
 """A user or group id of a process: Windows has none that is a number."""
+_SYSTEM: Final = 4
+"""The process of the kernel itself, whose threads are the kernel's."""
 _EPOCH_1970_S: Final = 11_644_473_600
 """Seconds from 1601, where Windows' clock begins, to 1970."""
 
@@ -152,10 +154,6 @@ def _process(row: VolatilityRow, boot_s: float) -> Process | None:
     state = "Z" if isinstance(row["ExitTime"], datetime) else ""
     is_system = pid == _SYSTEM
     return Process(pid, pid, ppid, NO_ID, NO_ID, state, name, Va(address), is_system, start_s)
-
-
-_SYSTEM: Final = 4
-"""The process of the kernel itself, whose threads are the kernel's."""
 
 
 def _module(row: VolatilityRow) -> Module | None:
