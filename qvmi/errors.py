@@ -32,6 +32,7 @@
     ├── GuestError                    what runs in the guest
     │   ├── UnknownGuest              no operating system was recognised; lists the evidence
     │   ├── WalkFailed                a guest structure that could not be walked at all
+    │   ├── NotAnswered               a question that is not answered of this system; with the way out
     │   └── PluginFailed              a Volatility plugin that failed, by itself or over this guest
     ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotWritable                   guest memory that must not be written; nothing was changed
@@ -81,6 +82,7 @@ __all__ = [
     "MemoryFault",
     "MemoryUnreachable",
     "NotADump",
+    "NotAnswered",
     "NotDirect",
     "NotGdbstub",
     "NotQmp",
@@ -389,6 +391,22 @@ class WalkFailed(GuestError):
         super().__init__(f"cannot walk {structure}: {problem}")
         self.structure = structure
         self.problem = problem
+
+
+class NotAnswered(GuestError):
+    """This question is not answered of the system that runs in this guest.
+
+    Attributes:
+        question: that was asked.
+        system: that runs there.
+        way_out: what answers it instead.
+    """
+
+    def __init__(self, question: str, system: str, way_out: str) -> None:
+        super().__init__(f"{question} is not answered of {system}: {way_out}")
+        self.question = question
+        self.system = system
+        self.way_out = way_out
 
 
 class PluginFailed(GuestError):

@@ -255,8 +255,8 @@ class FakeGuest:
         """This lists the sockets of a process, or of all."""
         return _owned(self._answer("sockets", self._sockets), process)
 
-    def mappings(self, process: Process) -> Listing[MemoryMapping]:
-        """This lists the mappings of a process."""
+    def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
+        """This lists the mappings of a process, or of all."""
         return _owned(self._answer("mappings", self._mappings), process)
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:

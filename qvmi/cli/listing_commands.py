@@ -117,12 +117,19 @@ LISTING_COMMANDS: Final = (
     ),
     Command(
         "maps",
-        "the memory mappings of a process",
+        "the memory mappings of the guest's processes",
         "Lists what /proc/PID/maps would, but for [vsyscall], which is in no process's map.",
-        (("qvmi --qmp /run/vm/qmp.sock maps 1", "of process 1"),),
+        (
+            ("qvmi --qmp /run/vm/qmp.sock maps", "of all processes"),
+            ("qvmi --qmp /run/vm/qmp.sock maps 1", "of process 1"),
+            (
+                "qvmi maps --json | jq '.items[] | select(.permissions[1:3] == \"wx\")'",
+                "write and run",
+            ),
+        ),
         Needs.GUEST,
         "qvmi.cli.views:maps",
-        declarations.listing_of_process,
+        declarations.listing_of_processes,
         why_no_dump="",
     ),
     Command(

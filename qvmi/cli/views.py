@@ -64,6 +64,7 @@ _SOCKET: Final[Sequence[Column[Socket]]] = (
     Column("REMOTE", lambda socket: socket.remote or "-"),
 )
 _MAPPING: Final[Sequence[Column[MemoryMapping]]] = (
+    Column("PID", lambda mapping: str(mapping.pid), right=True),
     Column("START", lambda mapping: f"{mapping.start:#x}", right=True),
     Column("END", lambda mapping: f"{mapping.end:#x}", right=True),
     Column("PERM", lambda mapping: mapping.permissions),
@@ -107,9 +108,9 @@ async def sockets(machine: Inhabited, output: Output, *, pid: int | None, exact:
     return show(output, await looked(machine, output, walk, exact=exact), _SOCKET)
 
 
-async def maps(machine: Inhabited, output: Output, *, pid: int, exact: bool) -> ExitCode:
-    """This lists the memory mappings of a process."""
-    walk = _of(pid, lambda guest, process: guest.mappings(process))
+async def maps(machine: Inhabited, output: Output, *, pid: int | None, exact: bool) -> ExitCode:
+    """This lists the memory mappings of a process, or those of all."""
+    walk = perhaps_of(pid, lambda guest, process: guest.mappings(process))
     return show(output, await looked(machine, output, walk, exact=exact), _MAPPING)
 
 

@@ -91,8 +91,8 @@ class ObservedGuest:
         """This lists the sockets that a process has open, or that all have."""
         return self._noted(lambda: self._guest.sockets(process))
 
-    def mappings(self, process: Process) -> Listing[MemoryMapping]:
-        """This lists the memory mappings of a process."""
+    def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
+        """This lists the memory mappings of a process, or of all."""
         return self._noted(lambda: self._guest.mappings(process))
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:

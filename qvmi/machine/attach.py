@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.linux.guest_symbols import GuestSymbols
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
+    from qvmi.semantics.windows.guest import WindowsGuest
 
 __all__ = ["ATTACH_TIMEOUT_S", "SyncMachine", "attach", "attach_sync", "default_profile_folder"]
 
@@ -192,6 +193,10 @@ class SyncMachine:
     def drgn(self) -> "Program":
         """This is a drgn program on the guest; see `Machine.drgn`."""
         return self.machine.drgn()
+
+    def windows(self, isf: Path | None = None) -> "WindowsGuest":
+        """This is the Windows that runs in the machine; see `Machine.windows`."""
+        return self.machine.windows(isf)
 
     def registers(self) -> tuple[Registers, ...]:
         """This reads the registers of all vCPUs without stopping the guest."""

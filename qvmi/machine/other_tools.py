@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from qvmi.machine.control import Control
 from qvmi.semantics.drgn_bridge import program_of
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.selection import select_windows
+from qvmi.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from qvmi.machine.volatility import VolatilityQueries
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
+    from qvmi.semantics.windows.guest import WindowsGuest
 
 __all__ = ["OtherTools"]
 
@@ -39,6 +42,23 @@ class OtherTools(ABC):
     @abstractmethod
     def _recognised(self) -> LinuxGuest:
         """This is the guest as it is to be seen now, however its memory is read."""
+
+    @property
+    @abstractmethod
+    def view(self) -> View:
+        """This is a live look at the machine, whatever runs there."""
+
+    def windows(self, isf: "Path | None" = None) -> "WindowsGuest":
+        """This is the Windows that runs in the machine, as Volatility's plugins see it.
+
+        Args:
+            isf: a Volatility 3 symbol file of its kernel. Without one there are only the facts, which
+                tell the PDB and the GUID that the file must be of.
+
+        Raises:
+            UnknownGuest: no vCPU runs a Windows kernel.
+        """
+        return select_windows(self.view, isf)
 
     def drgn(self) -> "Program":
         """This is a drgn program on the guest, with its own types and symbols, read as it is then.

@@ -171,8 +171,8 @@ class GuestOS(Protocol):
         """This lists the sockets that a process has open, or all there are, nobody's among them."""
         ...
 
-    def mappings(self, process: Process) -> Listing[MemoryMapping]:
-        """This lists the memory mappings of a process, by address."""
+    def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
+        """This lists the memory mappings of a process by address, or those of all processes."""
         ...
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:

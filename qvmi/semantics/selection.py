@@ -2,7 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+from qvmi.errors import UnknownGuest
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.discovery import Kernel, discover, recognise
 from qvmi.semantics.linux.guest import LinuxGuest
@@ -11,7 +15,10 @@ from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
 
-__all__ = ["Choices", "remember", "select", "select_in_dump", "select_known"]
+if TYPE_CHECKING:
+    from qvmi.semantics.windows.guest import WindowsGuest
+
+__all__ = ["Choices", "remember", "select", "select_in_dump", "select_known", "select_windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +38,49 @@ def select(view: View, choices: Choices) -> LinuxGuest:
     """This works out what runs in a guest and selects the interface for it.
 
     Raises:
-        UnknownGuest: no provider recognises the guest; the evidence says what was seen.
+        UnknownGuest: no provider recognises the guest; the evidence says what was seen. Of Windows it
+            says which symbols :func:`select_windows` needs.
     """
-    kernel: Kernel = discover(view, cache=choices.cache, symbols=choices.symbols)
+    try:
+        kernel: Kernel = discover(view, cache=choices.cache, symbols=choices.symbols)
+    except UnknownGuest as unknown:
+        found = _windows().find_windows(view)
+        if found is None:
+            raise
+        seen = (*(f"{one.claim} ({one.source})" for one in found.evidence), *unknown.evidence)
+        reason = (
+            f"Windows runs here; Machine.windows(ISF) answers, with a symbol file of {found.pdb}"
+        )
+        raise UnknownGuest(reason, seen) from unknown
     return LinuxGuest(view, kernel)
+
+
+def select_windows(view: View, isf: Path | None = None) -> "WindowsGuest":
+    """This selects the interface for a Windows guest.
+
+    Args:
+        view: of the guest.
+        isf: a Volatility 3 symbol file of its kernel; without one there are only its facts.
+
+    Raises:
+        UnknownGuest: no vCPU runs a Windows kernel.
+    """
+    from qvmi.semantics.windows.guest import (  # noqa: PLC0415 - import time, for a rare need
+        WindowsGuest,
+    )
+
+    kernel = _windows().find_windows(view)
+    if kernel is None:
+        raise UnknownGuest("no Windows kernel found behind the interrupt gates of any vCPU")
+    return WindowsGuest(view, kernel, isf)
+
+
+def _windows() -> ModuleType:
+    from qvmi.semantics.windows import (  # noqa: PLC0415 - import time, for a rare need
+        discovery,
+    )
+
+    return discovery
 
 
 def select_in_dump(view: View, choices: Choices, vmcoreinfo: Sequence[bytes]) -> LinuxGuest:

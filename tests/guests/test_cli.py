@@ -34,8 +34,8 @@ EVERY_COMMAND: Final = (
     ("translate", "linux_banner"),
     ("symbol", "linux_banner"),
     ("watch", "--for", "1.5"),
-    *((name,) for name in ("mounts", "files", "sockets", "cmdline", "log")),
-    *((name, "1") for name in ("maps", "env")),
+    *((name,) for name in ("mounts", "files", "sockets", "maps", "cmdline", "log")),
+    ("env", "1"),
     *((name,) for name in ("creds", "namespaces", "cgroups")),
 )
 COLOUR: Final = re.compile(rb"\x1b\[[0-9;]*m")

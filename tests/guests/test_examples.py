@@ -3,21 +3,33 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, Final
 
 import pytest
 
+import qvmi
+from qvmi.cli.escape import escaped
 from tests.command_line import DEADLINE_S, environment
-from tests.guests.lab import Guest, GuestConfig
+from tests.guests.lab import Guest, GuestConfig, MapsLine, NetSocket
 from tests.guests.pool import GuestPool
+from tests.guests.rootkit import hide_process
 from tests.repository.tree import ROOT
 
 EXAMPLES: Final = ROOT / "examples"
 LONGEST: Final = 60  # lines; what takes more belongs into the library
-RUN_BELOW: Final = {"01_list_processes.py", "02_watch_modules.py", "03_many_machines.py"}
+PLAIN: Final = ("01_list_processes.py", "02_watch_modules.py")
+OF_A_DUMP_TOO: Final = ("04_triage.py", "05_report.py")
+RUN_BELOW: Final = {*PLAIN, "03_many_machines.py", *OF_A_DUMP_TOO}
+NETWORK: Final = ("tcp", "tcp6", "udp", "udp6", "raw")
+TAGS: Final = {
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p"),
+    *("table", "tr", "th", "td", "svg", "text", "path"),
+}
 
 
 def command(name: str, *arguments: str) -> list[str]:
@@ -104,7 +116,111 @@ def test_looks_at_many_machines_though_one_fails(guests: GuestPool, tmp_path: Pa
     assert re.match(re.escape(f"{missing}: SocketUnreachable("), lines[1])
 
 
-@pytest.mark.parametrize("name", sorted(RUN_BELOW - {"03_many_machines.py"}))
+def in_both_forms(guest: Guest, name: str, folder: Path, *arguments: str) -> tuple[str, str]:
+    """This is what an example prints of a guest that stands still, and of a dump of it."""
+    guest.monitor.execute("stop")
+    with qvmi.attach_sync(guest.qmp) as machine:
+        machine.dump(folder / "guest.core")
+    live = run(name, "--qmp", guest.qmp, *arguments)
+    dead = run(name, "--dump", str(folder / "guest.core"), *arguments)
+    assert [(done.returncode, done.stderr) for done in (live, dead)] == [(0, "")] * 2
+    return live.stdout, dead.stdout
+
+
+def code_of(guest: Guest) -> Iterator[tuple[str, int, int]]:
+    """These are the findings that the guest's own maps have: what it is, pid and address."""
+    for pid, text in guest.proc("maps").items():
+        for line in map(MapsLine.of_line, text.splitlines()):
+            if "x" in line.permissions and line.name.endswith(" (deleted)"):
+                yield "deleted", pid, line.start
+            elif "wx" in line.permissions:
+                yield "writable", pid, line.start
+
+
+def test_triage_names_what_the_guest_has_of_it_live_and_in_a_dump(
+    guest: Guest, tmp_path: Path
+) -> None:
+    truth, code = guest.settled_truth(), set(code_of(guest))
+    hidden = hide_process(guest, "files")
+    live, dead = in_both_forms(guest, "04_triage.py", tmp_path)
+    assert live == dead
+    guest.monitor.execute("cont")
+    assert set(run("04_triage.py", "--qmp", guest.qmp).stdout.splitlines()) >= set(
+        live.splitlines()
+    )
+    lines = [line.split(None, 3) for line in live.splitlines()]
+    assert {pid for kind, pid, *_ in lines if kind == "hidden"} == {str(hidden.pid)}
+    network = {more for kind, _, _, more in lines if kind == "network"}
+    for protocol in NETWORK:
+        for one in NetSocket.of_lines(protocol, truth.lines.get(f"/proc/net/{protocol}", ())):
+            assert any(f"{protocol} {one.local} {one.remote} {one.state}" in it for it in network)
+    found = {
+        (kind, int(pid), int(re.findall("0x[0-9a-f]+", more)[0], 16))
+        for kind, pid, _, more in lines
+        if kind in {"deleted", "writable"}
+    }
+    # A process that is hidden from the list is not asked for its mappings.
+    assert found == {row for row in code if row[1] != hidden.pid}
+    assert {kind for kind, *_ in found} == {"deleted", "writable"}
+
+
+class Page(HTMLParser):
+    """The page of a report: its tags with their attributes, and what stands in its cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.words += data.split("\n")
+
+
+def test_a_report_shows_every_word_of_the_guest_and_none_does_anything(
+    guest: Guest, tmp_path: Path
+) -> None:
+    truth, path = guest.settled_truth(), tmp_path / "report.html"
+    in_both_forms(guest, "05_report.py", tmp_path, str(path))
+    dead = path.read_text(encoding="utf-8")
+    assert run("05_report.py", "--qmp", guest.qmp, str(path)).returncode == 0
+    live = path.read_text(encoding="utf-8")
+    assert dead == live.replace("<p>captured,", "<p>dump,")
+    page = Page(live)
+    assert page.tags == TAGS
+    assert page.attributes.isdisjoint({"src", "href"})
+    assert not any(name.startswith("on") for name in page.attributes)
+    assert all(line.isprintable() for line in live.split("\n"))
+    # Kernel workers come and go.
+    lasting = [task.name for task in truth.processes if not task.kernel_thread]
+    names = [escaped(name.decode("utf-8", "backslashreplace")) for name in lasting]
+    assert Counter(names) - Counter(page.words) == Counter()
+    assert "<b>&amp;<script" in page.words
+    assert {module.name for module in truth.modules} <= set(page.words)
+    guest.monitor.execute("cont")
+    assert run("05_report.py", "--qmp", guest.qmp, str(path)).returncode == 0
+    assert Counter(names) - Counter(Page(path.read_text(encoding="utf-8")).words) == Counter()
+
+
+@pytest.mark.parametrize("name", OF_A_DUMP_TOO)
+def test_what_is_no_dump_is_said_so(name: str, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing.core"
+    nothing.write_bytes(b"")
+    done = run(
+        name, "--dump", str(nothing), *([str(tmp_path / "x.html")] if "report" in name else [])
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("NotADump(")
+    assert run(name).stderr.startswith("usage: ")
+    assert list(tmp_path.iterdir()) == [nothing]
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_without_a_socket_it_says_what_is_wrong(name: str, tmp_path: Path) -> None:
     done = run(name, str(tmp_path / "none.sock"))
     assert done.returncode == 1

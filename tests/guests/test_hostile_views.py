@@ -117,8 +117,11 @@ def test_a_mapping_that_lies_is_a_gap_and_hides_no_other(den: Den, member: str) 
     place = victim.address + den.offset("vm_area_struct", member)
     with den.ram.altered(den.pa(place), struct.pack("<Q", NOWHERE)):
         listing = _look(lambda: den.linux.mappings(owner))
+        every = _look(den.linux.mappings)
     assert victim.address in {gap.address for gap in listing.gaps}
     assert set(before) - set(listing) == {victim}
+    assert victim.address in {gap.address for gap in every.gaps}
+    assert set(listing) <= set(every)
 
 
 def test_a_map_without_a_beginning_is_a_gap(den: Den) -> None:
@@ -131,9 +134,13 @@ def test_a_map_without_a_beginning_is_a_gap(den: Den) -> None:
         if tree is None
         else tree.offset + den.offset("maple_tree", "ma_root")
     )
+    others = {row for row in _look(den.linux.mappings) if row.pid != owner.pid}
     with den.ram.altered(den.pa(place), struct.pack("<Q", NOWHERE << 8 & (1 << 64) - 1 | 0x0E)):
         listing = _look(lambda: den.linux.mappings(owner))
+        every = _look(den.linux.mappings)
     assert listing.gaps
+    assert every.gaps
+    assert others <= set(every)
 
 
 def test_a_page_of_the_stack_that_is_gone_is_a_gap_of_that_process(den: Den) -> None:

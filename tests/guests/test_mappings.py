@@ -57,6 +57,19 @@ async def test_equal_proc_for_every_process(
 
 
 @asynchronous
+async def test_those_of_all_are_the_rows_of_each(
+    guest: Guest, profiles: Path, proof_count: Callable[[int], None]
+) -> None:
+    async with qvmi.attach(guest.qmp, cache=profiles) as machine:
+        every = machine.guest.mappings()
+        each = [
+            row for one in machine.guest.processes() for row in machine.guest.mappings(one).items
+        ]
+    assert (list(every), every.gaps) == (each, ())
+    proof_count(len(each))
+
+
+@asynchronous
 async def test_kernel_threads_and_zombies_have_none_and_that_is_no_gap(
     guest: Guest, profiles: Path
 ) -> None:

@@ -76,6 +76,7 @@ def ask_everything(memory: KernelFiles) -> Iterator[tuple[str, ListWalk[Any]]]:
     questions: dict[str, Callable[[], ListWalk[Any]]] = {
         "mounts": partial(mounts.of_all, processes),
         "files": partial(files.of, processes),
+        "maps": partial(maps.of_all, processes),
         "lines": partial(lines.of, processes),
         "log": KernelLog(space, symbols).records,
     }
@@ -107,7 +108,7 @@ def test_wrong_words_anywhere_are_answers_gaps_or_errors_of_ours(
 @pytest.mark.parametrize("tree", [True, False])
 def test_what_is_altered_is_whole_but_for_the_pages_of_user_memory(*, tree: bool) -> None:
     walks = dict(ask_everything(populated(tree=tree)))
-    assert len(walks) == 4 + 3 * len(PIDS)
+    assert len(walks) == 5 + 3 * len(PIDS)
     assert {name.partition(" ")[0] for name, walk in walks.items() if walk.gaps} == {
         *("lines", "variables")
     }

@@ -59,7 +59,7 @@ def ask_everything(inside: LinuxGuest) -> None:
     """All questions, each of which may fail as documented; none may have gaps without end."""
     questions = (
         *(inside.processes, inside.process_ids, inside.threads, inside.modules),
-        *(inside.mounts, inside.open_files, inside.command_lines, inside.log),
+        *(inside.mounts, inside.open_files, inside.mappings, inside.command_lines, inside.log),
     )
     for question in questions:
         with suppress(QvmiError):

@@ -7,17 +7,17 @@ fs/mount.h. What has no path is named by its file system: fs/pipe.c (``pipefs_dn
 
 from collections.abc import Callable
 from struct import Struct
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from qvmi.addr import Va
 from qvmi.errors import MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.list import Implausible
-from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.record import Reader, compile_reader
 from qvmi.symbols.layout import Symbols, address, field_offset
 
-__all__ = ["FilePath", "Paths", "Place", "text_of"]
+__all__ = ["FilePath", "Paths", "Place", "Way", "text_of"]
 
 Found = TypeVar("Found")
 
@@ -33,6 +33,8 @@ _MAX_OPERATIONS: Final = 256
 """Tables of operations that are remembered: a kernel has some dozen."""
 _MAX_KIND: Final = 32
 """Bytes of a namespace's kind; the longest is ``pid_for_children``."""
+_MAX_WAY: Final = 64
+"""Dentries on a way that is kept: few paths have so many names, and those are climbed again."""
 _POINTER: Final = Struct("<Q")
 _COUNT: Final = Struct("<I")
 
@@ -66,6 +68,10 @@ class FilePath(NamedTuple):
     deleted: bool
 
 
+Way = tuple[tuple[int, tuple[Any, ...]], ...]
+"""Dentries, each with what was read of it."""
+
+
 class _Dentry(NamedTuple):
     """These are the members of a ``struct dentry`` that names are made of."""
 
@@ -85,13 +91,16 @@ class Paths:
         space: the kernel's address space.
         symbols: of the kernel.
 
+    Attributes:
+        read_dentry: reads what names depend on of the dentry at an address; raises MemoryFault.
+
     Raises:
         SymbolsError: the profile lacks what paths need, or describes no possible layout.
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
         self._space = space
-        self._read_dentry = _dentry_reader(space, symbols)
+        self.read_dentry = _dentry_reader(space, symbols)
         self._inline = field_offset(symbols, "dentry", "d_iname", "d_shortname")
         self._mount_to_vfsmount = field_offset(symbols, "mount", "mnt")
         self._read_mount = compile_reader(
@@ -157,24 +166,53 @@ class Paths:
         A count that is odd all the time is of a guest that stands still in the midst of a change.
         """
         for _ in range(_RETRIES):
-            before = self._changes()
+            before = self.changes()
             try:
                 found = look()
             except (MemoryFault, Implausible):
-                if self._changes() == before:
+                if self.changes() == before:
                     raise
             else:
-                if self._changes() == before:
+                if self.changes() == before:
                     return found
             effort.retries += 1
         raise Implausible("names or mounts change faster than they can be read")
 
-    def _changes(self) -> tuple[int, int]:
+    def changes(self) -> tuple[int, int]:
         """These are the sequence counts of ``rename_lock`` and ``mount_lock``, their first members."""
         return self._read_count(self._renames)[0], self._read_count(self._moves)[0]
 
+    def way(self, place: Place) -> Way | None:
+        """These are the dentries from a file up to its mount.
+
+        Returns:
+            None where they cannot be read, or do not say all that the path depends on: a long name
+            lies elsewhere, and what a file system makes up depends on the inode.
+        """
+        found: list[tuple[int, tuple[Any, ...]]] = []
+        dentry = place.dentry
+        try:
+            mount_root = self._read_mount(place.mount - self._mount_to_vfsmount)[2]
+            while len(found) < _MAX_WAY:
+                values = self.read_dentry(dentry)
+                its = _Dentry._make(values)
+                if not self._says_all(dentry, its):
+                    return None
+                found.append((dentry, values))
+                if dentry in {mount_root, its.parent}:
+                    return tuple(found)
+                dentry = its.parent
+        except MemoryFault:
+            return None  # whoever names the file finds out whether it is still so
+        return None
+
+    def _says_all(self, dentry: int, its: _Dentry) -> bool:
+        """This tells whether a dentry holds its own name, and nobody makes up another one."""
+        is_inline = its.name == dentry + self._inline and its.length <= _INLINE
+        return is_inline and not (its.operations and self._namer(its.operations))
+
     def _dentry(self, dentry: int) -> _Dentry:
-        return _Dentry._make(self._read_dentry(dentry))
+        return _Dentry._make(self.read_dentry(dentry))
 
     def _name_of(self, dentry: int, its: _Dentry) -> bytes:
         """This is a dentry's own name, which a short one holds itself."""
@@ -293,7 +331,7 @@ class Paths:
         )
 
 
-def _dentry_reader(space: AddressSpace, symbols: Symbols) -> Callable[[int], tuple[object, ...]]:
+def _dentry_reader(space: AddressSpace, symbols: Symbols) -> Reader:
     def dentry(*names: str) -> int:
         return field_offset(symbols, "dentry", *names)
 

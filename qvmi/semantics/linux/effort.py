@@ -24,6 +24,11 @@ class Effort:
         self._left = steps
         self.retries = 0
 
+    @property
+    def spent(self) -> bool:
+        """This tells whether nothing is left."""
+        return self._left < 0
+
     def spend(self, steps: int) -> None:
         """This takes steps from what is left.
 

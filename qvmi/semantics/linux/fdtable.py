@@ -6,6 +6,7 @@ read one looks whether the descriptor still leads to it.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
@@ -13,10 +14,11 @@ from qvmi.addr import Va
 from qvmi.errors import MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, OpenFile, Process
-from qvmi.semantics.linux.d_path import Paths, Place
+from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.effort import Effort, Spent
 from qvmi.semantics.linux.inode import Inodes
 from qvmi.semantics.linux.list import Implausible, ListWalk
+from qvmi.semantics.linux.path_memo import KnownPaths
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.task import Tasks
 from qvmi.symbols.layout import Symbols, field_offset
@@ -35,6 +37,21 @@ _READ_WRITE: Final = 3
 _ACCESS: Final = ("", "r", "w", "rw")
 """By the bits FMODE_READ and FMODE_WRITE."""
 _STRUCTURE: Final = "task_struct.files"
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """This is what one question wants to know.
+
+    Args:
+        effort: what it may cost.
+        paths: names the files it meets.
+        operations: address of the ``file_operations`` that files must have; None for any.
+    """
+
+    effort: Effort
+    paths: KnownPaths
+    operations: int | None
 
 
 class OpenFiles:
@@ -73,15 +90,25 @@ class OpenFiles:
             (field_offset(symbols, "file", "f_inode"), "Q"),
             (field_offset(symbols, "file", "f_mode"), "I"),
             (field_offset(symbols, "file", "f_pos"), "q"),
+            (field_offset(symbols, "file", "f_op"), "Q"),
         )
 
-    def of(self, processes: Iterable[Process]) -> ListWalk[OpenFile]:
-        """This lists the open files of processes; one that ends meanwhile has none."""
+    def of(
+        self, processes: Iterable[Process], *, operations: int | None = None
+    ) -> ListWalk[OpenFile]:
+        """This lists the open files of processes; one that ends meanwhile has none.
+
+        Args:
+            processes: whose files.
+            operations: address of a ``file_operations``, to list only files of that kind: the others
+                are not named, which is what takes longest.
+        """
         result: ListWalk[OpenFile] = ListWalk()
         effort = Effort()
+        question = _Question(effort, KnownPaths(self._paths, effort), operations)
         for process in processes:
             try:
-                rows = self._of(process, result.gaps, effort)
+                rows = self._of(process, result.gaps, question)
             except (MemoryFault, Implausible) as error:
                 if self._tasks.is_there(process):
                     result.gaps.append(Gap(_STRUCTURE, process.address, str(error)))
@@ -110,7 +137,7 @@ class OpenFiles:
         size, slots = self._read_table(self._read_pointer(files + self._table)[0])
         return int(self._read_pointer(slots + number * _SLOT.size)[0]) if number < size else 0
 
-    def _of(self, process: Process, gaps: list[Gap], effort: Effort) -> list[OpenFile]:
+    def _of(self, process: Process, gaps: list[Gap], question: _Question) -> list[OpenFile]:
         """This lists one process's files, again if it got another table meanwhile."""
         at = process.address + self._files
         for _ in range(_RETRIES):
@@ -118,30 +145,31 @@ class OpenFiles:
             if not files:
                 return []
             found: list[Gap] = []
-            rows = self._table_of(process, files, found, effort)
+            rows = self._table_of(process, files, found, question)
             if self._read_pointer(at)[0] == files and not (
                 found and not self._tasks.is_there(process)
             ):
                 gaps += found
                 return rows
-            effort.retries += 1
+            question.effort.retries += 1
         raise Implausible("its files_struct is replaced all the time")
 
     def _table_of(
-        self, process: Process, files: int, gaps: list[Gap], effort: Effort
+        self, process: Process, files: int, gaps: list[Gap], question: _Question
     ) -> list[OpenFile]:
         size, slots = self._read_table(self._read_pointer(files + self._table)[0])
         if size > _MAX_DESCRIPTORS:
             raise Implausible(f"a table of {size} descriptors")
-        effort.spend(size // _SLOTS_A_STEP)
+        question.effort.spend(size // _SLOTS_A_STEP)
         rows: list[OpenFile] = []
-        held = self._space.read(Va(slots), size * _SLOT.size)
+        held = self._space.read(Va(slots), size * _SLOT.size).rstrip(b"\0")
+        held += bytes(-len(held) % _SLOT.size)
         for number, (file,) in enumerate(_SLOT.iter_unpack(held)):
             if not file:
                 continue
             slot = slots + number * _SLOT.size
             try:
-                row = self._row(process.pid, number, slot, file, effort)
+                row = self._row((process.pid, number), slot, file, question)
             except (MemoryFault, Implausible) as error:
                 why = f"descriptor {number} of process {process.pid}: {error}"
                 gaps.append(Gap("fdtable.fd", Va(file), why))
@@ -152,41 +180,34 @@ class OpenFiles:
         return rows
 
     def _row(
-        self, pid: int, number: int, slot: int, file: int, effort: Effort
+        self, whose: tuple[int, int], slot: int, file: int, question: _Question
     ) -> tuple[OpenFile, ...]:
         """This makes the row of one descriptor, of what it refers to when the row is made.
 
         Returns:
-            Nothing where it was closed meanwhile.
+            Nothing where it was closed meanwhile, or is of another kind than wanted.
         """
         error: Exception = Implausible("it refers to another file each time")
         for _ in range(_RETRIES):
+            rows: tuple[OpenFile, ...] | None = None
             try:
-                row = self._file(pid, number, file, effort)
+                rows = self._file(whose, file, question)
             except (MemoryFault, Implausible) as trouble:
-                row, error = None, trouble
+                error = trouble
             now = self._read_pointer(slot)[0]
-            if now == file and row is not None:
-                return (row,)
+            if now == file and rows is not None:
+                return rows
             if not now:
                 return ()
             file = now
-            effort.retries += 1
+            question.effort.retries += 1
         raise error
 
-    def _file(self, pid: int, number: int, file: int, effort: Effort) -> OpenFile:
-        mount, dentry, inode, mode, position = self._read_file(file)
-        path = self._paths.of(Place(mount, dentry), effort)
-        its = self._inodes.at(inode)
-        return OpenFile(
-            pid,
-            number,
-            path.text,
-            its.kind,
-            _ACCESS[mode & _READ_WRITE],
-            position,
-            its.device,
-            its.number,
-            path.deleted,
-            Va(file),
-        )
+    def _file(self, whose: tuple[int, int], file: int, question: _Question) -> tuple[OpenFile, ...]:
+        mount, dentry, inode, mode, position, operations = self._read_file(file)
+        if question.operations is not None and operations != question.operations:
+            return ()
+        path, deleted = question.paths.of(mount, dentry)
+        kind, number, device = self._inodes.at(inode)
+        access = _ACCESS[mode & _READ_WRITE]
+        return (OpenFile(*whose, path, kind, access, position, device, number, deleted, Va(file)),)

@@ -193,13 +193,16 @@ class LinuxGuest:
             return self._listing(self._every_socket)
         return self._listing(lambda: self._of(process, self._sockets.of))
 
-    def mappings(self, process: Process) -> Listing[MemoryMapping]:
-        """This lists the memory mappings of a process, by address.
+    def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
+        """This lists the memory mappings of a process by address, or those of all processes.
 
         Raises:
             SymbolsError: the profile lacks what this needs.
-            WalkFailed: the process is gone, or its memory cannot be walked at all.
+            WalkFailed: the process is gone, or its memory or the list of processes cannot be walked
+                at all.
         """
+        if process is None:
+            return self._listing(lambda: self._of_all(self._mappings.of_all))
         return self._listing(lambda: self._mappings.of(process))
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:

@@ -23,6 +23,8 @@ _KINDS: Final = {
     0o140000: "socket",
 }
 _MINOR_BITS: Final = 20
+_MAX_DEVICES: Final = 1024
+"""Devices whose numbers are kept as text: a guest has some dozen."""
 
 
 def device_text(number: int) -> str:
@@ -65,6 +67,7 @@ class Inodes:
         device = field_offset(symbols, "super_block", "s_dev")
         kind = field_offset(symbols, "super_block", "s_type")
         self._read_super = compile_reader(space, (device, "I"), (kind, "Q"))
+        self._devices: dict[int, str] = {}
 
     def at(self, inode: int) -> Inode:
         """This reads one inode.
@@ -74,4 +77,9 @@ class Inodes:
         """
         mode, super_block, number = self._read(inode)
         device = self._read_super(super_block)[0]
-        return Inode(_KINDS.get(mode & _FORMAT, "anonymous"), number, device_text(device))
+        text = self._devices.get(device)
+        if text is None:
+            text = device_text(device)
+            if len(self._devices) < _MAX_DEVICES:
+                self._devices[device] = text
+        return Inode(_KINDS.get(mode & _FORMAT, "anonymous"), number, text)

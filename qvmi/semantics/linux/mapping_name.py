@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 
 from qvmi.addr import Va
 from qvmi.memory.address_space import AddressSpace
-from qvmi.semantics.linux.d_path import Paths, Place, text_of
+from qvmi.semantics.linux.d_path import text_of
 from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.inode import Inodes
+from qvmi.semantics.linux.path_memo import KnownPaths
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.symbols.layout import Symbols, field_offset
 
@@ -32,9 +33,9 @@ class Vma(NamedTuple):
     end: int
     mm: int
     flags: int
+    operations: int
     page_offset: int
     file: int
-    operations: int
     private: int
     following: int = 0
     before: int = 0
@@ -57,6 +58,7 @@ class Around:
         start_brk, brk: between them is the heap.
         stack: where the first thread's stack began.
         effort: what naming may cost.
+        paths: names files.
         files: what was read of files so far, by their addresses.
     """
 
@@ -64,6 +66,7 @@ class Around:
     brk: int
     stack: int
     effort: Effort
+    paths: KnownPaths
     files: dict[int, MappedFile] = field(default_factory=dict)
 
 
@@ -73,15 +76,13 @@ class MappingNames:
     Args:
         space: the kernel's address space.
         symbols: of the kernel.
-        paths: names the files.
 
     Raises:
         SymbolsError: the profile lacks what names need, or describes no possible layout.
     """
 
-    def __init__(self, space: AddressSpace, symbols: Symbols, paths: Paths) -> None:
+    def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
         self._space = space
-        self._paths = paths
         self._inodes = Inodes(space, symbols)
         path = field_offset(symbols, "file", "f_path")
         self._read_file = compile_reader(
@@ -106,7 +107,7 @@ class MappingNames:
         if its.file:
             known = around.files.get(its.file)
             if known is None:
-                known = around.files[its.file] = self._file(its.file, around.effort)
+                known = around.files[its.file] = self._file(its.file, around.paths)
             return known
         if its.operations and self._named_by(its.operations) == self._special:
             at = self._read_pointer(its.private + self._special_name)[0]
@@ -117,9 +118,9 @@ class MappingNames:
             return MappedFile(name="[stack]")
         return MappedFile(name=self._anonymous_name(vma))
 
-    def _file(self, file: int, effort: Effort) -> MappedFile:
+    def _file(self, file: int, paths: KnownPaths) -> MappedFile:
         mount, dentry, inode = self._read_file(file)
-        path = self._paths.of(Place(mount, dentry), effort)
+        path = paths.of(mount, dentry)
         its = self._inodes.at(inode)
         return MappedFile(its.device, its.number, path.text, path.deleted)
 

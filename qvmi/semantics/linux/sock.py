@@ -54,7 +54,7 @@ class Sockets:
     def of(self, processes: Iterable[Process]) -> ListWalk[Socket]:
         """This lists the sockets of processes, each descriptor of one as a row."""
         by_pid = {process.pid: process for process in processes}
-        files = self._files.of(by_pid.values())
+        files = self._files.of(by_pid.values(), operations=self._operations)
         result: ListWalk[Socket] = ListWalk(gaps=files.gaps, retries=files.retries)
         for file in files.rows.values():
             if file.kind != "socket":

@@ -5,7 +5,7 @@ fs/proc/task_mmu.c (``show_map_vma``: what is shown, and how what has no file is
 and the rb-tree gave way to a maple tree in 6.1 (763ecb035029).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
@@ -19,6 +19,7 @@ from qvmi.semantics.linux.effort import Effort, Spent
 from qvmi.semantics.linux.list import Implausible, ListWalk
 from qvmi.semantics.linux.maple_tree import LAST_INDEX, MapleTree, Range
 from qvmi.semantics.linux.mapping_name import Around, MappingNames, Vma
+from qvmi.semantics.linux.path_memo import KnownPaths
 from qvmi.semantics.linux.rbtree import RbTree
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.task import Tasks
@@ -34,6 +35,8 @@ _RETRIES: Final = 16
 """Looks at one mapping that is being changed; each takes some microseconds."""
 _MAX_GAPS: Final = 1000
 """A map with so many wrong entries is none."""
+_MAX_TROUBLE: Final = 2000
+"""Gaps of all maps together: each is looked at up to 256 times, which takes some milliseconds."""
 _WRITER_LOCKED: Final = 1
 """``RWSEM_WRITER_LOCKED`` (kernel/locking/rwsem.c)."""
 _READ, _WRITE, _EXECUTE, _MAY_SHARE = 1, 2, 4, 0x80
@@ -101,8 +104,8 @@ class Mappings:
     def __init__(
         self, space: AddressSpace, symbols: Symbols, *, tasks: Tasks, paths: Paths
     ) -> None:
-        self._space = space
         self._tasks = tasks
+        self._paths = paths
         self._mm = field_offset(symbols, "task_struct", "mm")
         self._count = field_offset(symbols, "mm_struct", "map_count")
         self._lock = _lock_offset(symbols)
@@ -115,7 +118,7 @@ class Mappings:
             (field_offset(symbols, "mm_struct", "start_stack"), "Q"),
         )
         self._read_vma = compile_reader(space, *_vma_members(symbols))
-        self._names = MappingNames(space, symbols, paths)
+        self._names = MappingNames(space, symbols)
         self._walk = _walker(self, space, symbols)
 
     def of(self, process: Process) -> ListWalk[MemoryMapping]:
@@ -124,19 +127,49 @@ class Mappings:
         Raises:
             WalkFailed: the process is gone, or its memory cannot be read at all.
         """
-        effort = Effort()
+        paths = self._known_paths()
         self._tasks.require_there(process)
         if process.kernel_thread:
             return ListWalk()
         try:
-            found = self._steady(process, effort)
+            found = self._steady(process, paths)
         except MemoryFault as fault:
             raise WalkFailed(_STRUCTURE, f"of process {process.pid}: {fault}") from fault
-        if found is None:
-            return ListWalk(retries=effort.retries)
-        return ListWalk(dict(enumerate(found.rows)), found.gaps, effort.retries)
+        rows, gaps = ([], []) if found is None else (found.rows, found.gaps)
+        return ListWalk(dict(enumerate(rows)), gaps, paths.effort.retries)
 
-    def _steady(self, process: Process, effort: Effort) -> _Map | None:
+    def of_all(self, processes: Iterable[Process]) -> ListWalk[MemoryMapping]:
+        """This lists the mappings of processes; one that ends meanwhile has none."""
+        result: ListWalk[MemoryMapping] = ListWalk()
+        paths = self._known_paths()
+        for process in processes:
+            if process.kernel_thread:
+                continue
+            try:
+                found = self._steady(process, paths)
+            except (MemoryFault, WalkFailed) as error:
+                if self._tasks.is_there(process):
+                    result.gaps.append(Gap(_STRUCTURE, process.address, str(error)))
+                paths.effort.retries += 1
+                continue
+            if found is not None:
+                result.rows.update(enumerate(found.rows, len(result.rows)))
+                result.gaps += found.gaps if self._is_incomplete(process, found) else []
+            if paths.effort.spent or len(result.gaps) > _MAX_TROUBLE:
+                why = "given up: so many mappings there are, or so many lead nowhere"
+                result.gaps.append(Gap(_STRUCTURE, process.address, why))
+                break
+        result.retries = paths.effort.retries
+        return result
+
+    def _is_incomplete(self, process: Process, found: _Map) -> bool:
+        """This tells whether a map has gaps that count: those of a process that has ended do not."""
+        return bool(found.gaps) and self._tasks.is_there(process)
+
+    def _known_paths(self) -> KnownPaths:
+        return KnownPaths(self._paths, Effort())
+
+    def _steady(self, process: Process, paths: KnownPaths) -> _Map | None:
         """This walks again where the memory was replaced, or has another number of mappings.
 
         Where that number changes during each of the walks, the rows are of different moments, as
@@ -151,7 +184,7 @@ class Mappings:
             if not mm:
                 return None
             start_brk, brk, stack = self._read_mm(mm)
-            found = _Map(process.pid, mm, Around(start_brk, brk, stack, effort))
+            found = _Map(process.pid, mm, Around(start_brk, brk, stack, paths.effort, paths))
             before = self._read_count(mm + self._count)[0]
             try:
                 self._walk(found)
@@ -163,7 +196,7 @@ class Mappings:
             if same and before == len(found.rows) == after and not found.gaps:
                 return found
             counts.add((before, len(found.rows), after))
-            effort.retries += 1
+            paths.effort.retries += 1
         return self._unsettled(process, found, counts)
 
     def _unsettled(
@@ -203,31 +236,31 @@ class Mappings:
             Spent: enough was looked at.
         """
         values = self._read_vma(vma)
-        its = Vma(*values)
-        if its.mm != map_.mm or not its.start < its.end or (its.start | its.end) % PAGE_SIZE:
-            raise Implausible(f"no mapping of it: {its.start:#x} to {its.end:#x} of {its.mm:#x}")
-        if bounds is not None and (its.start, its.end - 1) != (bounds.first, bounds.last):
+        start, end, mm, flags, _, page_offset, file, *_ = values
+        if mm != map_.mm or not start < end or (start | end) % PAGE_SIZE:
+            raise Implausible(f"no mapping of it: {start:#x} to {end:#x} of {mm:#x}")
+        if bounds is not None and (start != bounds.first or end - 1 != bounds.last):
             raise Implausible(
-                f"{its.start:#x} to {its.end:#x} where the tree has {bounds.first:#x} to"
+                f"{start:#x} to {end:#x} where the tree has {bounds.first:#x} to"
                 f" {bounds.last + 1:#x}"
             )
         map_.around.effort.spend(1)
-        file = self._names.of(map_.around, vma, its)
+        its = Vma(*values)
+        device, inode, name, deleted = self._names.of(map_.around, vma, its)
         if self._read_vma(vma) != values:
             raise Implausible("it has just been changed")
-        row = MemoryMapping(
+        return MemoryMapping(
             map_.pid,
-            Va(its.start),
-            Va(its.end),
-            _PERMISSIONS[its.flags & _SHOWN_FLAGS],
-            its.page_offset * PAGE_SIZE if its.file else 0,
-            file.device,
-            file.inode,
-            file.name,
-            file.deleted,
+            start,
+            end,
+            _PERMISSIONS[flags & _SHOWN_FLAGS],
+            page_offset * PAGE_SIZE if file else 0,
+            device,
+            inode,
+            name,
+            deleted,
             Va(vma),
-        )
-        return row, its
+        ), its
 
 
 def _lock_offset(symbols: Symbols) -> int | None:
@@ -239,7 +272,8 @@ def _lock_offset(symbols: Symbols) -> int | None:
 
 def _vma_members(symbols: Symbols) -> Iterator[tuple[int, str]]:
     """These are the members of :class:`Vma`."""
-    names = "vm_start vm_end vm_mm vm_flags vm_pgoff vm_file vm_ops vm_private_data"
+    # In the order of the kernel's own struct, which costs nothing to keep.
+    names = "vm_start vm_end vm_mm vm_flags vm_ops vm_pgoff vm_file vm_private_data"
     links = "" if _has_tree(symbols) else " vm_next vm_prev"
     for name in (names + links).split():
         yield field_offset(symbols, "vm_area_struct", name), "Q"

@@ -12,8 +12,9 @@ from qvmi.semantics.volatility_bridge.running import PluginRun, run_plugin
 from qvmi.semantics.volatility_bridge.symbol_table import KernelContent
 from qvmi.semantics.volatility_bridge.table import RenderedTable, Rendering, VolatilityTable
 from qvmi.semantics.volatility_bridge.values import column_names, plain_rows
+from qvmi.view import View
 
-__all__ = ["answer", "rendered_answer"]
+__all__ = ["answer", "rendered_answer", "table_of"]
 
 
 def answer(
@@ -26,7 +27,7 @@ def answer(
     """This asks a plugin; see `qvmi.semantics.volatility_bridge.running.run_plugin` for its errors."""
     at = guest.view.moment()
     run = run_plugin(guest, content, plugin, options, interruption)
-    return _table(guest, run, at)
+    return table_of(guest.view, run, at)
 
 
 def rendered_answer(
@@ -44,7 +45,7 @@ def rendered_answer(
     at = guest.view.moment()
     run = run_plugin(guest, content, plugin, options, interruption)
     text = rendered(run, rendering)
-    table = _table(guest, run, at)
+    table = table_of(guest.view, run, at)
     return RenderedTable(
         table.items,
         table.gaps,
@@ -56,10 +57,11 @@ def rendered_answer(
     )
 
 
-def _table(guest: LinuxGuest, run: PluginRun, at: float) -> VolatilityTable:
+def table_of(view: View, run: PluginRun, at: float) -> VolatilityTable:
+    """This is a run as plain rows, labelled with the view that they were read through."""
     bits = run.context.layers[KERNEL_LAYER].maximum_address.bit_length()
-    label = guest.view.provenance
-    pause_s = label.pause_s + guest.view.paused_s()
+    label = view.provenance
+    pause_s = label.pause_s + view.paused_s()
     return VolatilityTable(
         items=plain_rows(run.grid, bits),
         gaps=run.gaps,

@@ -21,7 +21,7 @@ from qvmi.errors import MemoryFault, TranslationFault
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.volatility_bridge.interruption import Interruption
 
-__all__ = ["LAYERS", "UPPER_ROOT", "GuestMemoryLayer", "ScanFailed"]
+__all__ = ["LAYERS", "UPPER_ROOT", "GuardedReads", "GuestMemoryLayer", "ScanFailed"]
 
 MAX_READ: Final = 256 << 20
 """Bytes of one read. Scanners take 16 MiB at once; a length that the guest made up takes all memory."""
@@ -127,8 +127,8 @@ class GuestMemoryLayer(interfaces.layers.DataLayerInterface):
         yield bytes(end - here)
 
 
-class _Guarded(intel.LinuxIntel32e):
-    """This is four-level paging, whose reads are bounded and can be interrupted."""
+class GuardedReads(interfaces.layers.DataLayerInterface):
+    """This bounds the reads of a layer that translates, and lets them be interrupted."""
 
     machine_code: ClassVar = "intel64"
     """As renderers that disassemble call it."""
@@ -146,7 +146,7 @@ class _Guarded(intel.LinuxIntel32e):
         """This reads what lies in one page by a translation that is kept, which takes a fifth of the time.
 
         Nearly all reads are of a field, and Volatility prepares each of them for any number of pages
-        of any number of layers.
+        of any number of layers. What is more than one page is bounded, lest it take all memory.
         """
         within = offset & (_PAGE - 1)
         if 0 < length <= _PAGE - within:
@@ -189,6 +189,10 @@ class _Guarded(intel.LinuxIntel32e):
             yield from super()._scan_iterator(*arguments, **named)
         except Exception as error:
             raise ScanFailed(error) from error
+
+
+class _Guarded(GuardedReads, intel.LinuxIntel32e):
+    """This is paging as Linux uses it."""
 
 
 class _Intel4Level(_Guarded):

@@ -29,6 +29,8 @@ from qvmi.semantics.volatility_bridge.description import (
 __all__ = ["configure", "describe", "find_plugin", "import_all", "plugin_summaries"]
 
 _OTHER_SYSTEMS: Final = ("windows.", "mac.")
+_OTHERS: Final = {"Linux": _OTHER_SYSTEMS, "Windows": ("linux.", "mac.")}
+"""Whose plugins are not for a system."""
 _SCANS_RAM: Final = frozenset({"linux.vmcoreinfo.VMCoreInfo"})
 """Plugins whose memory layer is to be the guest's physical memory, as stock Volatility gives it to them."""
 
@@ -59,8 +61,12 @@ def import_all(folders: Sequence[Path] = ()) -> tuple[str, ...]:
         raise UsageError(f"a plugin cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def find_plugin(name: str) -> tuple[str, Plugin]:
+def find_plugin(name: str, system: str = "Linux") -> tuple[str, Plugin]:
     """This finds a plugin by its full name, or by a part of it that no other has, as ``vol`` does.
+
+    Args:
+        name: of the plugin.
+        system: which runs in the guest, ``Linux`` or ``Windows``.
 
     Returns:
         Its full name, and the class.
@@ -74,14 +80,14 @@ def find_plugin(name: str) -> tuple[str, Plugin]:
         import_all()
         found = {full: one for full, one in framework.list_plugins().items() if name in full}
         found = {full: one for full, one in found.items() if full == name} or found
-    linux = {full: one for full, one in found.items() if not full.startswith(_OTHER_SYSTEMS)}
+    fitting = {full: one for full, one in found.items() if not full.startswith(_OTHERS[system])}
     if not found:
         raise UsageError(f"Volatility has no plugin {name!r}; `qvmi vol --help` lists them")
-    if not linux:
-        raise UsageError(f"the plugin {min(found)} is not for Linux, which runs in this guest")
-    if len(linux) > 1:
-        raise UsageError(f"{name!r} may be one of several plugins: {', '.join(sorted(linux))}")
-    ((full, plugin),) = linux.items()
+    if not fitting:
+        raise UsageError(f"the plugin {min(found)} is not for {system}, which runs in this guest")
+    if len(fitting) > 1:
+        raise UsageError(f"{name!r} may be one of several plugins: {', '.join(sorted(fitting))}")
+    ((full, plugin),) = fitting.items()
     return full, plugin
 
 

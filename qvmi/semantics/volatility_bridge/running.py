@@ -19,7 +19,7 @@ from qvmi.semantics.volatility_bridge.plugins import configure, find_plugin
 from qvmi.semantics.volatility_bridge.symbol_table import KernelContent
 from qvmi.semantics.volatility_bridge.table import MAX_FILES_SIZE, MAX_ROWS, VolatilityFile
 
-__all__ = ["PluginRun", "run_plugin"]
+__all__ = ["PluginRun", "run_in", "run_plugin"]
 
 _MAX_MESSAGES: Final = 1000
 """Log lines kept of one run; a plugin that stumbles over each of a million pages says the same again."""
@@ -61,6 +61,11 @@ def run_plugin(
     full, plugin = find_plugin(name)
     context = fresh_context(guest, content, interruption)
     configure(context, full, plugin, options)
+    return run_in(context, full, plugin, interruption)
+
+
+def run_in(context: Any, full: str, plugin: Any, interruption: Interruption) -> PluginRun:
+    """This runs a plugin that was configured in a context; it raises what `run_plugin` raises."""
     files = _Files()
     with _messages(full) as gaps:
         grid = _rows(_construct(context, full, plugin, files), full, gaps, interruption)

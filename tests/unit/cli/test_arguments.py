@@ -28,7 +28,6 @@ LEAST = {
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
     "symbol": ["linux_banner"],
-    "maps": ["1"],
     "env": ["1"],
     "stack": ["1"],
     "type": ["task_struct"],

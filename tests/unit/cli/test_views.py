@@ -105,8 +105,8 @@ TABLES: Final = {
         " 70   4  tcp       LISTEN  4026531840     11  0.0.0.0:80  -",
     ],
     "maps": [
-        "   START       END  PERM  OFFSET  DEVICE  INODE  NAME",
-        "0x400000  0x401000  r-xp  0x1000     0:2      9  /bin/sh",
+        "PID     START       END  PERM  OFFSET  DEVICE  INODE  NAME",
+        " 70  0x400000  0x401000  r-xp  0x1000     0:2      9  /bin/sh",
     ],
     "cmdline": ["PID  NAME  ARGUMENTS", " 70  sh    sh -c a b"],
     "env": ["NAME  VALUE", "HOME  /root"],

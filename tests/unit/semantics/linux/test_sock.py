@@ -127,6 +127,15 @@ def test_other_files_are_no_sockets() -> None:
     assert (found.rows, found.gaps) == ({}, [])
 
 
+def test_a_file_that_has_no_name_but_is_no_socket_is_no_gap_of_the_sockets() -> None:
+    memory = KernelFiles()
+    broken = memory.file(NOWHERE)
+    memory.open(memory.add_process(7), {3: broken, 4: memory.socket(memory.sock(INET))})
+    found = walk(memory)
+    assert [row.fd for row in found.rows.values()] == [4]
+    assert found.gaps == []
+
+
 # ------------------------------------------------------------------------------ what cannot be
 
 

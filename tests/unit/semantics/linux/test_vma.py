@@ -9,21 +9,33 @@ from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.vma import Mappings
+from tests.hostile.bounds import cpu_seconds
 from tests.synthetic.kernel_files import LAST, LIST_LAYOUTS, TREE_LAYOUTS, KernelFiles
 from tests.synthetic.symbols import Layouts
 
 PAGE = 0x1000
 BASE = 0x40_0000
 NOWHERE = 0x4141_4141_4141_4141
+FEW_SECONDS = 60
+"""Of processor time, several times what this takes."""
 BOTH = pytest.mark.parametrize("layouts", [TREE_LAYOUTS, LIST_LAYOUTS], ids=["tree", "list"])
 
 
-def walk(memory: KernelFiles) -> ListWalk[MemoryMapping]:
-    tasks = Tasks(memory.space, memory.symbols, ram_size=1 << 20)
+def made(memory: KernelFiles) -> tuple[Tasks, Mappings]:
+    tasks = Tasks(memory.space, memory.symbols, ram_size=4 << 20)
     paths = Paths(memory.space, memory.symbols)
-    maps = Mappings(memory.space, memory.symbols, tasks=tasks, paths=paths)
+    return tasks, Mappings(memory.space, memory.symbols, tasks=tasks, paths=paths)
+
+
+def walk(memory: KernelFiles) -> ListWalk[MemoryMapping]:
+    tasks, maps = made(memory)
     (process,) = tasks.processes().rows.values()
     return maps.of(process)
+
+
+def walk_all(memory: KernelFiles) -> ListWalk[MemoryMapping]:
+    tasks, maps = made(memory)
+    return maps.of_all(list(tasks.processes().rows.values()))
 
 
 def starts(memory: KernelFiles) -> list[int]:
@@ -277,10 +289,78 @@ def test_memory_that_is_nowhere_cannot_be_walked() -> None:
 
 def test_a_process_that_is_gone_cannot_be_walked() -> None:
     memory, _, _ = mapped(TREE_LAYOUTS, 1)
-    tasks = Tasks(memory.space, memory.symbols, ram_size=1 << 20)
-    paths = Paths(memory.space, memory.symbols)
-    maps = Mappings(memory.space, memory.symbols, tasks=tasks, paths=paths)
+    tasks, maps = made(memory)
     (process,) = tasks.processes().rows.values()
     memory.delete(memory.tasks_link(process.address))
     with pytest.raises(WalkFailed, match="is gone"):
         maps.of(process)
+
+
+# ---------------------------------------------------------------------- those of all processes
+
+
+def three(layouts: Layouts, **options: bool) -> tuple[KernelFiles, list[int]]:
+    """These are three processes with a page each, and a kernel thread."""
+    memory = KernelFiles(layouts, **options)
+    tasks = [memory.add_process(pid) for pid in (7, 8, 9)]
+    for task in tasks:
+        mm = memory.memory(task)
+        memory.link(mm, [memory.vma(mm, BASE, BASE + PAGE)])
+    memory.add_process(10)
+    return memory, tasks
+
+
+@BOTH
+def test_those_of_all_processes_are_listed_in_their_order(layouts: Layouts) -> None:
+    memory, _ = three(layouts)
+    found = walk_all(memory)
+    assert [(row.pid, row.start) for row in found.rows.values()] == [
+        *((7, BASE), (8, BASE), (9, BASE))
+    ]
+    assert found.gaps == []
+
+
+@BOTH
+def test_memory_that_is_nowhere_is_a_gap_of_its_process_and_hides_no_other(
+    layouts: Layouts,
+) -> None:
+    memory, (_, liar, _) = three(layouts)
+    memory.set_u64(liar, "mm", NOWHERE)
+    found = walk_all(memory)
+    assert [row.pid for row in found.rows.values()] == [7, 9]
+    assert [gap.address for gap in found.gaps] == [liar]
+
+
+@BOTH
+@pytest.mark.parametrize("member", ["mm", "tasks"])
+def test_one_that_ends_meanwhile_has_none_and_that_is_no_gap(layouts: Layouts, member: str) -> None:
+    memory, (_, ending, _) = three(layouts, mapped=False)
+    mm = memory.get(memory.at(ending, "task_struct", "mm"))
+
+    def end(pa: int) -> None:
+        if pa == memory.at(mm, "mm_struct", "map_count") + memory.to_pa:
+            memory.ram.before_read = None
+            if member == "mm":
+                memory.set_u64(ending, "mm", 0)
+            else:  # its memory is freed and used for something else
+                memory.delete(memory.tasks_link(ending))
+                memory.u64(memory.at(mm, "mm_struct", "map_count"), NOWHERE)
+                memory.u64(memory.at(mm, "mm_struct", "start_brk"), NOWHERE)
+
+    memory.ram.before_read = end
+    found = walk_all(memory)
+    assert {row.pid for row in found.rows.values()} >= {7, 9}
+    assert found.gaps == []
+    assert found.retries > 0
+
+
+def test_maps_of_which_so_much_is_wrong_are_given_up() -> None:
+    memory, mm, pages = mapped(TREE_LAYOUTS, 15)
+    for pid in range(8, 170):  # all of one memory, which is a lie
+        memory.set_u64(memory.add_process(pid), "mm", mm)
+    for page in pages:
+        memory.u64(memory.at(page, "vm_area_struct", "vm_mm"), NOWHERE)
+    with cpu_seconds(FEW_SECONDS):
+        found = walk_all(memory)
+    assert 2000 < len(found.gaps) < 2100
+    assert "given up" in found.gaps[-1].reason
