@@ -30,8 +30,8 @@ _ADDRESSES: Final = 1 << 64
 # Where registers are in pt_regs, which is the same on all kernels: system calls fill it in this order.
 _R13, _R10, _BP, _DX, _DI, _IP, _CS, _SP = 16, 56, 32, 96, 112, 128, 136, 152
 _SAVED: Final = {OrcBase.R13: _R13, OrcBase.R10: _R10, OrcBase.DX: _DX, OrcBase.DI: _DI}
-_LAST_FRAME: Final = 512
-"""Bytes at the beginning of a stack that pt_regs (168) and what is left free beside it may take."""
+_LAST_FRAME: Final = 184
+"""Bytes at the beginning of a stack that ``pt_regs`` (168) and, since 6.9, the padding beside it take."""
 _USER: Final = 3
 """The privilege level in ``cs``."""
 
