@@ -249,7 +249,7 @@ class ModuleSymbols:
 
 def _marks(name: str) -> bool:
     """This tells whether a name is an assembler's, such as ``$x``. Corresponds to ``is_mapping_symbol``."""
-    return name.startswith(("$", ".L", "L0"))
+    return name.startswith("$")
 
 
 def _read_names(space: AddressSpace, strtab: Va, offsets: Sequence[int]) -> list[bytes]:

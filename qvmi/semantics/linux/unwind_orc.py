@@ -30,6 +30,8 @@ _ADDRESSES: Final = 1 << 64
 # Where registers are in pt_regs, which is the same on all kernels: system calls fill it in this order.
 _R13, _R10, _BP, _DX, _DI, _IP, _CS, _SP = 16, 56, 32, 96, 112, 128, 136, 152
 _SAVED: Final = {OrcBase.R13: _R13, OrcBase.R10: _R10, OrcBase.DX: _DX, OrcBase.DI: _DI}
+_LAST_FRAME: Final = 184
+"""Bytes at the beginning of a stack that ``pt_regs`` (168) and, since 6.9, the padding beside it take."""
 _USER: Final = 3
 """The privilege level in ``cs``."""
 
@@ -95,7 +97,7 @@ class OrcUnwinder:
         if row is None:
             row, how, self._reliable = _WITH_FRAME_POINTER, How.FRAME_POINTER, False
         if row.kind is OrcKind.END:
-            raise StackEnd
+            raise StackEnd(self._why_not_the_end(state))
         if row.kind is OrcKind.NOTHING:
             raise StackEnd(f"the kernel's tables do not tell what called {state.pc:#x}")
         sp = self._place(row, state)
@@ -117,6 +119,13 @@ class OrcUnwinder:
             if not self._code.is_executable(Va(found.pc)):
                 raise StackEnd(f"{found.pc:#x}, at {found.place:#x}, is no code to return to")
         return found, how
+
+    def _why_not_the_end(self, state: _State) -> str:
+        """This is why a stack cannot end here, as old tables say of retpolines; empty where it can."""
+        stack = self._words.holding(state.sp)
+        if stack is None or stack.end - state.sp <= _LAST_FRAME:
+            return ""
+        return f"the kernel's tables do not tell what called {state.pc:#x}"
 
     def _place(self, row: OrcRow, state: _State) -> int:
         """This is what a row calls the place: behind the return address, or where registers are."""
