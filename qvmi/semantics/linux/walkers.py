@@ -1,0 +1,177 @@
+"""What walks the structures of one kernel, each part made when it is first needed."""
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import TypeVar
+
+from qvmi.semantics.guest_os import BpfProgram, Process, Socket
+from qvmi.semantics.linux.bpf import BpfPrograms
+from qvmi.semantics.linux.cgroup import CgroupTable
+from qvmi.semantics.linux.command_line import CommandLines
+from qvmi.semantics.linux.cred import CredentialTable
+from qvmi.semantics.linux.d_path import Paths
+from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.enum_names import EnumNames
+from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.memmap import MemMap
+from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.module_symbols import ModuleSymbols
+from qvmi.semantics.linux.mount import Mounts
+from qvmi.semantics.linux.nsproxy import NamespaceTable
+from qvmi.semantics.linux.page_cache import CachedFiles
+from qvmi.semantics.linux.percpu import PerCpu
+from qvmi.semantics.linux.pid import PidTable
+from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.process_memory import ProcessMemory
+from qvmi.semantics.linux.sock import Sockets
+from qvmi.semantics.linux.sock_common import Socks
+from qvmi.semantics.linux.socket_tables import SocketTables
+from qvmi.semantics.linux.task import Tasks
+from qvmi.semantics.linux.vma import Mappings
+from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
+from qvmi.view import View
+
+__all__ = ["Walkers"]
+
+Row = TypeVar("Row")
+
+
+class Walkers:
+    """These are the walkers of one kernel, and they use each other.
+
+    Args:
+        view: how the guest is looked at.
+        kernel: the kernel that runs there.
+    """
+
+    def __init__(self, view: View, kernel: Kernel) -> None:
+        self.view = view
+        self.kernel = kernel
+
+    @cached_property
+    def _tasks(self) -> Tasks:
+        ram_size = sum(ram.size for ram in self.view.memory.ranges)
+        return Tasks(self.kernel.space, self.kernel.symbols, ram_size=ram_size)
+
+    @cached_property
+    def _pid_table(self) -> PidTable:
+        return PidTable(self.kernel.space, self.kernel.symbols, self._tasks)
+
+    @cached_property
+    def _modules(self) -> Modules:
+        return Modules(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _module_symbols(self) -> ModuleSymbols:
+        return ModuleSymbols(self.kernel.space, self.kernel.symbols, self._modules)
+
+    @cached_property
+    def _paths(self) -> Paths:
+        return Paths(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _mounts(self) -> Mounts:
+        kernel = self.kernel
+        return Mounts(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _open_files(self) -> OpenFiles:
+        kernel = self.kernel
+        return OpenFiles(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _sockets(self) -> Sockets:
+        kernel = self.kernel
+        return Sockets(kernel.space, kernel.symbols, files=self._open_files, socks=self._socks)
+
+    @cached_property
+    def _socks(self) -> Socks:
+        return Socks(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _socket_tables(self) -> SocketTables:
+        return SocketTables(self.kernel.space, self.kernel.symbols, socks=self._socks)
+
+    @cached_property
+    def _bpf(self) -> BpfPrograms:
+        names = EnumNames(self.kernel.symbols)
+        return BpfPrograms(self.kernel.space, self.kernel.symbols, type_names=names.of)
+
+    @cached_property
+    def _per_cpu(self) -> PerCpu:
+        return PerCpu(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _mappings(self) -> Mappings:
+        kernel = self.kernel
+        return Mappings(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
+
+    @cached_property
+    def _command_lines(self) -> CommandLines:
+        return CommandLines(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _credential_table(self) -> CredentialTable:
+        return CredentialTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _namespace_table(self) -> NamespaceTable:
+        return NamespaceTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _cgroup_table(self) -> CgroupTable:
+        return CgroupTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
+
+    @cached_property
+    def _log(self) -> KernelLog:
+        return KernelLog(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def memmap(self) -> MemMap:
+        """This tells of each frame of RAM what it is used for.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        note = parse_vmcoreinfo(vmcoreinfo_text(self.kernel.space, self.kernel.symbols))
+        return MemMap(self.kernel.space, self.kernel.symbols, note)
+
+    @cached_property
+    def _cached_files(self) -> CachedFiles:
+        kernel, memmap = self.kernel, self.memmap
+        return CachedFiles(
+            kernel.space, kernel.symbols, memmap=memmap, paths=self._paths, mounts=self._mounts
+        )
+
+    @cached_property
+    def _process_memory(self) -> ProcessMemory:
+        kernel, files = self.kernel, self._cached_files
+        return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
+
+    def _of(
+        self, process: Process | None, walk: Callable[[Iterable[Process]], ListWalk[Row]]
+    ) -> ListWalk[Row]:
+        """This does a walk over one process, which must still be there, or over all."""
+        if process is None:
+            return self._of_all(walk)
+        self._tasks.require_there(process)
+        return walk((process,))
+
+    def _of_all(self, walk: Callable[[Iterable[Process]], ListWalk[Row]]) -> ListWalk[Row]:
+        """This does a walk over all processes; what could not be seen of them counts as its own."""
+        processes = self._tasks.processes()
+        found = walk(processes.rows.values())
+        return ListWalk(
+            found.rows, [*processes.gaps, *found.gaps], processes.retries + found.retries
+        )
+
+    def _every_socket(self) -> ListWalk[Socket]:
+        tabled = self._socket_tables.walk()
+        return self._socket_tables.with_unheld(self._of_all(self._sockets.of), tabled)
+
+    def _every_bpf_program(self) -> ListWalk[BpfProgram]:
+        sockets, files = self._every_socket(), self._of_all(self._open_files.of)
+        found = self._bpf.programs(files.rows.values(), sockets.rows.values())
+        gaps = [*dict.fromkeys((*sockets.gaps, *files.gaps)), *found.gaps]
+        return ListWalk(found.rows, gaps, sockets.retries + files.retries + found.retries)
