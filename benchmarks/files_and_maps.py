@@ -44,8 +44,8 @@ def files(guest: GuestOS) -> list[OpenFile]:
 
 
 def sockets(guest: GuestOS) -> list[Socket]:
-    """This lists the sockets of all processes."""
-    return list(guest.sockets())
+    """This lists the sockets of all processes; of those that nobody has drgn's helpers know nothing."""
+    return [row for row in guest.sockets() if row.pid is not None]
 
 
 def mappings(guest: GuestOS) -> list[MemoryMapping]:

@@ -153,7 +153,12 @@ async def test_symbols_of_kernel_and_modules_are_found_both_ways(
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
         program = machine.drgn()
         found = {name: program.symbol(name).address for name in known}
-        rows = [row for row in machine.guest.module_symbols() if row.type in "tT"][::250]
+        rows = [
+            row
+            for row in machine.guest.module_symbols()
+            if row.type in "tT" and row.name[:1] != "$"
+        ]
+        rows = rows[::250]
         for row in rows:
             assert row.address in {one.address for one in program.symbols(row.name)}
             nearest = machine.guest.nearest(row.address)

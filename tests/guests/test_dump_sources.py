@@ -406,7 +406,7 @@ def test_memory_and_symbols_of_a_dump_are_read(core: tuple[Path, Truth], tmp_pat
     [
         (("regs",), "without registers"),
         (("watch",), "nothing happens in a dump"),
-        (("dump", "copy"), "it is a dump already"),
+        (("dump", "copy"), "it is one; --pid takes a process from it"),
     ],
 )
 def test_what_a_dump_cannot_be_asked_is_told_with_the_reason(

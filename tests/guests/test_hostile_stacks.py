@@ -11,11 +11,11 @@ from typing import Final
 import pytest
 
 import qvmi
-from qvmi import Listing, Pa, Va
+from qvmi import Listing, Va
 from qvmi.semantics.guest_os import Process, StackFrame
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.symbols.layout import address, field_offset
-from tests.guests.aarch64_guests import RAM_START, aarch64
+from tests.guests.aarch64_guests import aarch64
 from tests.guests.lab import KERNELS, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.tampering import GuestRam, guest_ram
@@ -41,7 +41,6 @@ class Den:
 
     linux: LinuxGuest
     ram: GuestRam
-    ram_start: int
 
     @property
     def sleeper(self) -> Process:
@@ -57,8 +56,7 @@ class Den:
     @contextmanager
     def altered(self, va: int, data: bytes) -> Iterator[None]:
         """This changes what lies at an address; it must not cross a page."""
-        pa = self.linux.kernel.space.translate(Va(va)) - self.ram_start
-        with self.ram.altered(Pa(pa), data):
+        with self.ram.altered(self.linux.kernel.space.translate(Va(va)), data):
             yield
 
     @property
@@ -78,8 +76,7 @@ def den(lab: Lab, request: pytest.FixtureRequest, profiles: Path) -> Iterator[De
     with ExitStack() as stack:
         guest = GuestPool(lab, stack).restore(config, paused=True)
         machine = stack.enter_context(qvmi.attach_sync(guest.qmp, cache=profiles))
-        start = RAM_START if config.machine == "virt" else 0
-        yield Den(machine.guest, stack.enter_context(guest_ram(guest)), start)
+        yield Den(machine.guest, stack.enter_context(guest_ram(guest)))
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)

@@ -57,7 +57,8 @@ async def test_an_address_in_a_module_is_near_the_symbol_it_lies_in(
     guest: Guest, profiles: Path, proof_count: Callable[[int], None]
 ) -> None:
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
-        rows = machine.guest.module_symbols()
+        # The kernel does not name addresses by the marks of its assembler, either.
+        rows = [one for one in machine.guest.module_symbols() if not one.name.startswith("$")]
         places = {one.address for one in rows}
         inside = [one for one in rows if one.type in "tTdDrRbB" and one.address + 1 not in places]
         asked = inside[:: max(1, len(inside) // 40)]

@@ -188,6 +188,7 @@ def _options(guest: LinuxGuest) -> Mapping[str, dict[str, object]]:
         "linux.module_extract.ModuleExtract": {"base": guest.modules().items[0].struct_address},
         "linux.pagecache.InodePages": {"find": "/init"},
         "linux.vmaregexscan.VmaRegExScan": {"pattern": r"\x7fELF", "pid": [1]},
+        "linux.vmayarascan.VmaYaraScan": {"yara_string": "linux", "pid": [1]},
     }
 
 

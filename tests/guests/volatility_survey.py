@@ -66,7 +66,6 @@ class Failure:
 
 FAILURES: Final[Mapping[str, tuple[Failure, ...]]] = {
     "linux.graphics.fbdev.Fbdev": (Failure("PIL (pillow) module is required", "needs pillow"),),
-    "linux.vmayarascan": (Failure("no plugin 'linux.vmayarascan'", "needs yara-python"),),
     "linux.kallsyms.Kallsyms": (
         Failure(
             "pointer_to_string takes a Pointer",

@@ -50,12 +50,13 @@ class GuestSymbols:
 
     def _at(self, va: Va) -> Iterator[Symbol]:
         image = self._guest.kernel.image
-        if image.start <= va < image.end:
+        if image.start <= va <= image.end:
             nearest = self._symbols.nearest(va)
             if nearest is not None:
                 yield self._kernel_symbol(nearest.name, nearest.address, nearest.type)
             return
-        rows = self._guest.module_symbols()
+        # Assemblers' marks, such as `$x`, name no address; the kernel passes over them as well.
+        rows = [row for row in self._guest.module_symbols() if not row.name.startswith("$")]
         at = max((row.address for row in rows if row.address <= va), default=None)
         owner = None if at is None else self._guest.nearest(va)
         for row in rows:

@@ -365,7 +365,7 @@ class LinuxGuest(Walkers):
         """
         self.require_current()
         image = self.kernel.image
-        if image.start <= va < image.end:
+        if image.start <= va <= image.end:  # `_end` is a symbol, too
             return self.kernel.symbols.nearest(va)
         return self._module_symbols.nearest(va)
 
