@@ -70,13 +70,25 @@ def _run_to_end(ask: Callable[[], Coroutine[object, object, ExitCode]], *, debug
     """This runs a coroutine; what Ctrl-C tears down in mid-air complains only to those who debug."""
     if not debug:
         sys.unraisablehook = partial(_unless_ctrl_c_is_lost, sys.unraisablehook)
-    with asyncio.Runner() as runner:
-        try:
-            return runner.run(_until_ctrl_c(ask))
-        except KeyboardInterrupt:
-            if not debug:
-                runner.get_loop().set_exception_handler(lambda *_: None)
-            raise
+    try:
+        with asyncio.Runner() as runner:
+            try:
+                return runner.run(_until_ctrl_c(ask))
+            except KeyboardInterrupt:
+                if not debug:
+                    runner.get_loop().set_exception_handler(lambda *_: None)
+                    _complain_no_more()
+                raise
+    except KeyboardInterrupt:  # in its last steps, which then are left undone
+        if not debug:
+            _complain_no_more()
+        raise
+
+
+def _complain_no_more() -> None:
+    """This keeps what was torn down from complaining, now that nothing more is to be told."""
+    logging.disable()
+    sys.unraisablehook = lambda _: None
 
 
 def _unless_ctrl_c_is_lost(

@@ -15,6 +15,11 @@ FLOOD: Final = 6000
 """Lines that are more than any of these rings holds."""
 UNLIMITED: Final = "echo on > /proc/sys/kernel/printk_devkmsg"
 
+MOST_SAID_MEANWHILE: Final = 3
+"""Records that the kernel may add of itself between two looks at its log."""
+PUSHED_OUT: Final = 8
+"""Short records that a long one may take the place of."""
+
 
 def _seen(listing: Listing[LogRecord]) -> list[tuple[object, ...]]:
     assert not listing.gaps
@@ -64,6 +69,11 @@ async def test_a_ring_that_has_gone_round_begins_with_the_oldest_that_is_left(
     guest.run(f"{UNLIMITED}; {loop}")
     async with qvmi.attach(guest.qmp, cache=profiles) as machine:
         seen = _seen(machine.guest.log())
-    assert seen == _true(guest)
+    true = _true(guest)
+    # The kernel may have said something more by now, as of a clock on a loaded machine.
+    behind = len(true) - 1 - true.index(seen[-1])
+    assert behind <= MOST_SAID_MEANWHILE
+    assert seen[-(len(true) - behind) :] == true[: len(true) - behind]
+    assert len(seen) - (len(true) - behind) <= PUSHED_OUT * behind
     assert seen[0][0] != 0
-    assert seen[-1][4] == f"flood-{FLOOD - 1}"
+    assert f"flood-{FLOOD - 1}" in {record[4] for record in seen}
