@@ -5,8 +5,8 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -70,25 +70,21 @@ def _run_to_end(ask: Callable[[], Coroutine[object, object, ExitCode]], *, debug
     """This runs a coroutine; what Ctrl-C tears down in mid-air complains only to those who debug."""
     if not debug:
         sys.unraisablehook = partial(_unless_ctrl_c_is_lost, sys.unraisablehook)
+    # Around the runner, too: Ctrl-C may come in its own last steps, which then are left undone.
+    with _torn_down(debug=debug), asyncio.Runner() as runner, _torn_down(debug=debug):
+        return runner.run(_until_ctrl_c(ask))
+
+
+@contextmanager
+def _torn_down(*, debug: bool) -> Iterator[None]:
+    """This keeps what Ctrl-C tears down from complaining, as nothing more is to be told."""
     try:
-        with asyncio.Runner() as runner:
-            try:
-                return runner.run(_until_ctrl_c(ask))
-            except KeyboardInterrupt:
-                if not debug:
-                    runner.get_loop().set_exception_handler(lambda *_: None)
-                    _complain_no_more()
-                raise
-    except KeyboardInterrupt:  # in its last steps, which then are left undone
+        yield
+    except KeyboardInterrupt:
         if not debug:
-            _complain_no_more()
+            logging.disable()
+            sys.unraisablehook = lambda _: None
         raise
-
-
-def _complain_no_more() -> None:
-    """This keeps what was torn down from complaining, now that nothing more is to be told."""
-    logging.disable()
-    sys.unraisablehook = lambda _: None
 
 
 def _unless_ctrl_c_is_lost(

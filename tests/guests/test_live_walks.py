@@ -30,9 +30,6 @@ EVERY: Final = {"processes": 1, "process_ids": 5, "threads": 5, "captured": 1, "
 WORKER: Final = re.compile(r"kworker/u?\d+:\d+[A-Z]?")
 """Kernel workers come and go by themselves; the storm's log does not know them."""
 ASKED_WALKS: Final = 20
-UNLOCKED: Final = ("7.x",)
-"""Kernels that write a name over the old one while anybody may read it, and show the mix in their own
-/proc too: "may show overlapping contents if racing concurrent reads" (fs/exec.c, __set_task_comm)."""
 STORM_STATES: Final = frozenset("RSDXZ")
 
 
@@ -85,7 +82,6 @@ class Watched:
     storm: Storm
     after: Truth
     walks: dict[str, Walks]
-    names_overlap: bool
 
     def residents(self, table: str) -> set[int]:
         """These are the pids of the tasks that were there all the time."""
@@ -102,8 +98,7 @@ def watched(guest: Guest, profiles: Path) -> Watched:
             walks = _walk(machine)
         finally:
             storm = guest.stop_storm()
-    overlap = guest.config.kernel in UNLOCKED
-    return Watched(before, storm, guest.settled_truth(), walks, overlap)
+    return Watched(before, storm, guest.settled_truth(), walks)
 
 
 def _walk(machine: qvmi.SyncMachine) -> dict[str, Walks]:
@@ -150,8 +145,7 @@ def _explanations(watched: Watched) -> dict[int, Explanation]:
     storm = watched.storm
     found: dict[int, Explanation] = {}
     names = {pid: frozenset(map(shown_name, given)) for pid, given in storm.names().items()}
-    if watched.names_overlap:
-        names = {pid: given | set(_overlaps(given)) for pid, given in names.items()}
+    names = {pid: given | set(_overlaps(given)) for pid, given in names.items()}
     for serial, pid in enumerate(storm.pids):
         found[pid] = Explanation(names[pid], frozenset({storm.parent}))
         second = storm.seconds.get(serial)
@@ -161,7 +155,11 @@ def _explanations(watched: Watched) -> dict[int, Explanation]:
 
 
 def _overlaps(names: frozenset[str]) -> Iterator[str]:
-    """These are the beginnings of each name with the rest of each other one behind them."""
+    """These are the beginnings of each name with the rest of each other one behind them.
+
+    Names are written over the old ones, under a lock that nobody outside can take; newer kernels have none,
+    and show the mix in their own /proc too (fs/exec.c, __set_task_comm).
+    """
     for old, new in permutations(names, 2):
         yield from (new[:written] + old[written:] for written in range(1, len(new) + 1))
 
@@ -225,7 +223,7 @@ def asked(lab: Lab, profiles: Path, request: pytest.FixtureRequest) -> Iterator[
             finally:
                 storm = guest.stop_storm()
         found = {"processes": walks}
-        yield Watched(before, storm, guest.settled_truth(), found, names_overlap=False)
+        yield Watched(before, storm, guest.settled_truth(), found)
 
 
 def test_every_row_is_a_task_that_existed_though_memory_has_to_be_asked_for(

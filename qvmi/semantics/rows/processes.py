@@ -18,8 +18,8 @@ class Process(msgspec.Struct, frozen=True, gc=False):
         gid: real group id, in the initial user namespace.
         state: the letter that ``ps`` shows: R, S, D, T, t, X, Z, P or I.
         name: ``task_struct.comm``, bytes that are no UTF-8 written as ``\xNN``; at most 15 bytes
-            in the guest. It is the guest's word: escape it for whatever it is printed on. Kernels
-            newer than 6.12 write it unlocked: for a moment it may be half the old one, as in /proc.
+            in the guest. It is the guest's word: escape it for whatever it is printed on. In the
+            moment of a change it may be half the old one; kernels newer than 6.12 show that in /proc too.
         address: of its leader's ``task_struct``.
         kernel_thread: whether ``PF_KTHREAD`` is set.
         start_time_s: seconds after the guest's boot, suspended time included.

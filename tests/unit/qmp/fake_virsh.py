@@ -3,14 +3,19 @@
 References: virsh(1), qemu-monitor-command; its messages are those of libvirt 9.0.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
 __all__ = ["install_fake_virsh"]
 
-# Runs alone, in a few milliseconds: python -I -S virsh ARGUMENT...
-_PROGRAM = """#!{python} -IS
-import json, os, socket, sys, time
+# A first line that names Python itself could hold no path with a space in it, and none that is long.
+_VIRSH = """#!/bin/sh
+exec {python} -IS {program} "$@"
+"""
+
+# Runs alone, in a few milliseconds.
+_PROGRAM = """import json, os, socket, sys, time
 
 arguments = sys.argv[1:]
 with open({log!r}, "a") as log:
@@ -62,7 +67,10 @@ def install_fake_virsh(folder: Path, socket: str) -> Path:
         The file to which it writes a line of JSON for each run: pid, arguments, LC_ALL.
     """
     log = folder / "virsh.log"
+    program = folder / "fake_virsh.py"
+    program.write_text(_PROGRAM.format(log=str(log), socket=socket))
     virsh = folder / "virsh"
-    virsh.write_text(_PROGRAM.format(python=sys.executable, log=str(log), socket=socket))
+    words = {"python": shlex.quote(sys.executable), "program": shlex.quote(str(program))}
+    virsh.write_text(_VIRSH.format_map(words))
     virsh.chmod(0o755)
     return log
