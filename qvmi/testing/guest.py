@@ -1,28 +1,15 @@
-"""Fakes with call logs and armed faults, to test codepacks and what is built on qvmi without a machine.
+"""A guest that answers with the rows it is given."""
 
->>> from qvmi.codepacks.hidden_processes import HiddenProcesses
->>> from qvmi.testing import FakeGuest, FakeMemory, fake_process
->>> init, evil = fake_process(1, name="init"), fake_process(666, name="evil")
->>> guest = FakeGuest(processes=[init], process_ids=[init, evil])
->>> [finding.claim for finding in HiddenProcesses().inspect(guest, FakeMemory({}))]
-['process 666 (evil) is in init_pid_ns.idr but not in init_task.tasks']
->>> guest.calls
-['processes', 'process_ids', 'processes', 'process_ids']
-"""
-
-import mmap
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from qvmi.addr import PAGE_SIZE, Pa, PaRange, Va
-from qvmi.errors import MemoryFault, NotDirect, UsageError
-from qvmi.memory.physical import Window
+from qvmi.addr import Va
+from qvmi.errors import UsageError
 from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
@@ -44,9 +31,10 @@ from qvmi.semantics.guest_os import (
     Thread,
     Variable,
 )
+from qvmi.testing.faults import Faults
 from qvmi.view import Provenance, Taken
 
-__all__ = ["FakeGuest", "FakeMachine", "FakeMemory", "MemoryRead", "fake_process"]
+__all__ = ["FakeGuest", "fake_process"]
 
 _TASKS, _TASK_SPACING = 0xFFFF_8880_0000_0000, 0x4000
 
@@ -86,7 +74,6 @@ OwnedRow = TypeVar(
     Cgroup,
     StackFrame,
 )
-Found = TypeVar("Found")
 
 
 def fake_process(pid: int, *, name: str = "fake", **changes: object) -> Process:
@@ -104,22 +91,6 @@ def fake_process(pid: int, *, name: str = "fake", **changes: object) -> Process:
         start_time_s=float(pid),
     )
     return msgspec.structs.replace(process, **changes)
-
-
-class _Faults:
-    """Errors that wait to be raised by a method, each once."""
-
-    def __init__(self, methods: Iterable[str]) -> None:
-        self._armed: dict[str, deque[Exception]] = {method: deque() for method in methods}
-
-    def arm(self, method: str, error: Exception) -> None:
-        if method not in self._armed:
-            raise UsageError(f"no method {method!r}; there are {', '.join(self._armed)}")
-        self._armed[method].append(error)
-
-    def go_off(self, method: str) -> None:
-        if self._armed[method]:
-            raise self._armed[method].popleft()
 
 
 class FakeGuest:
@@ -183,7 +154,7 @@ class FakeGuest:
         self._bpf_programs = _Answers(bpf_programs)
         self._cached_files = _Answers(cached_files)
         self._stack = _Answers(stack)
-        self._faults = _Faults(_QUESTIONS)
+        self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
         """This makes the next call of a method raise the error; several wait for their turn."""
@@ -328,191 +299,3 @@ class _Answers(Generic[Row]):
     def listing(self, provenance: Provenance) -> Listing[Row]:
         rows, gaps = self._once.popleft() if self._once else self._standing
         return Listing(items=rows, gaps=gaps, provenance=provenance)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRead:
-    """This is one call of :meth:`FakeMemory.read`."""
-
-    pa: Pa
-    size: int
-
-
-class FakeMemory:
-    """This is guest memory that holds the bytes it is given.
-
-    It is a :class:`~qvmi.memory.physical.PhysicalMemory`.
-
-    Args:
-        runs: bytes by the guest physical address they begin at.
-        mapped: whether there are windows, as with a mapped RAM file, or reads only.
-
-    Attributes:
-        reads: the reads, in order, also those that failed.
-
-    Raises:
-        UsageError: runs overlap.
-    """
-
-    def __init__(self, runs: Mapping[Pa, bytes], *, mapped: bool = False) -> None:
-        self.reads: list[MemoryRead] = []
-        self._runs = _merged(runs)
-        self._faults = _Faults(("read",))
-        self._windows = tuple(_window(pa, data) for pa, data in self._runs.items() if mapped)
-
-    @property
-    def description(self) -> str:
-        """This says that the bytes are made up."""
-        return "bytes of a test"
-
-    @property
-    def ranges(self) -> Sequence[PaRange]:
-        """These are the runs, those that touch joined."""
-        return [PaRange(pa, Pa(pa + len(data))) for pa, data in self._runs.items()]
-
-    @property
-    def windows(self) -> Sequence[Window]:
-        """These are read-only mappings of the runs, if there are to be any."""
-        return self._windows
-
-    def fail_next(self, error: MemoryFault) -> None:
-        """This makes the next read raise the error; several wait for their turn."""
-        self._faults.arm("read", error)
-
-    def read(self, pa: Pa, size: int) -> bytes:
-        """This reads exactly ``size`` bytes; MemoryFault where there are none."""
-        self.reads.append(MemoryRead(pa, size))
-        self._faults.go_off("read")
-        for start, data in self._runs.items():
-            if start <= pa < start + len(data) and size >= 0:
-                found = data[pa - start : pa - start + size]
-                if len(found) < size:
-                    raise MemoryFault(pa + len(found), size, why="no RAM")
-                return found
-        raise MemoryFault(pa, size, why="no RAM")
-
-    def data_ranges(self) -> Iterator[PaRange]:
-        """These are the runs without those of their pages that hold nothing but zeros."""
-        for start, data in self._runs.items():
-            yield from _nonzero(start, data)
-
-    def close(self) -> None:
-        """This lets go of the bytes; later reads raise MemoryFault."""
-        self._runs = {}
-        for window in self._windows:
-            window.buffer.close()
-        self._windows = ()
-
-
-class FakeMachine:
-    """This is a machine with a fake guest; watches and runners take it for a real one.
-
-    Args:
-        direct: whether its memory answers at once; otherwise there is only :meth:`query`.
-
-    Attributes:
-        address: what it was attached by.
-        memory: its memory.
-        epoch: raised by :meth:`reset`.
-        calls: ``guest``, ``query``, ``capture``, ``refresh`` and ``run_state``, in order, also those
-            that failed.
-    """
-
-    def __init__(
-        self,
-        guest: FakeGuest | None = None,
-        memory: FakeMemory | None = None,
-        *,
-        address: str = "/run/fake/qmp.sock",
-        direct: bool = True,
-    ) -> None:
-        self.address = address
-        self.memory = memory or FakeMemory({})
-        self.epoch = 0
-        self.calls: list[str] = []
-        self._guest = guest or FakeGuest()
-        self._direct = direct
-        self._faults = _Faults(("guest", "query", "capture", "refresh", "run_state"))
-
-    @property
-    def guest(self) -> FakeGuest:
-        """This is the fake guest, or the error that was armed for it."""
-        self._called("guest")
-        if not self._direct:
-            raise NotDirect("the memory of this fake is not direct: use `await machine.query(…)`")
-        return self._guest
-
-    async def query(self, look: Callable[[FakeGuest], Found], *, timeout_s: float = 60.0) -> Found:
-        """This looks at the fake guest, or raises what was armed for it; it knows no time."""
-        del timeout_s
-        self._called("query")
-        return look(self._guest)
-
-    async def capture(self, walk: Callable[[FakeGuest], Found]) -> Found:
-        """This does the walk over the fake guest, or raises what was armed for it."""
-        self._called("capture")
-        return walk(self._guest)
-
-    async def refresh(self) -> None:
-        """This does nothing, or raises what was armed for it."""
-        self._called("refresh")
-
-    async def run_state(self) -> str:
-        """This says ``running``, or raises what was armed for it."""
-        self._called("run_state")
-        return "running"
-
-    def fail_next(self, member: str, error: Exception) -> None:
-        """This makes the next use of a member raise the error; several wait for their turn."""
-        self._faults.arm(member, error)
-
-    def reset(self, guest: FakeGuest) -> None:
-        """This puts another guest into the machine, as a reset does."""
-        self._guest = guest
-        self.epoch += 1
-
-    def _called(self, member: str) -> None:
-        self.calls.append(member)
-        self._faults.go_off(member)
-
-
-def _merged(runs: Mapping[Pa, bytes]) -> dict[Pa, bytes]:
-    """These are the runs in rising order, those that touch joined."""
-    merged: dict[Pa, bytes] = {}
-    start, end = Pa(0), -1
-    for pa, data in sorted(runs.items()):
-        if pa < end:
-            raise UsageError(f"runs overlap at {pa:#x}")
-        if pa > end:
-            start = pa
-        merged[start] = merged.get(start, b"") + data
-        end = pa + len(data)
-    return {pa: data for pa, data in merged.items() if data}
-
-
-def _window(pa: Pa, data: bytes) -> Window:
-    file = os.memfd_create("qvmi-fake-memory", os.MFD_CLOEXEC)
-    try:
-        os.truncate(file, len(data))
-        with mmap.mmap(file, len(data)) as writable:
-            writable[:] = data
-        buffer = mmap.mmap(file, len(data), access=mmap.ACCESS_READ)
-    finally:
-        os.close(file)
-    return Window(start=pa, end=Pa(pa + len(data)), buffer=buffer, offset=0)
-
-
-def _nonzero(start: Pa, data: bytes) -> Iterator[PaRange]:
-    """These are the parts of a run, in whole pages where it has whole ones, that are not all zero."""
-    first: int | None = None
-    position = 0
-    while position < len(data):
-        step = PAGE_SIZE - (start + position) % PAGE_SIZE
-        if any(data[position : position + step]):
-            first = position if first is None else first
-        elif first is not None:
-            yield PaRange(Pa(start + first), Pa(start + position))
-            first = None
-        position += step
-    if first is not None:
-        yield PaRange(Pa(start + first), Pa(start + len(data)))

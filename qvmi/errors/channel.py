@@ -1,0 +1,56 @@
+"""What goes wrong on the channel between codepacks, and in them."""
+
+from qvmi.errors.base import QvmiError
+
+__all__ = [
+    "BadMessage",
+    "BrokerUnavailable",
+    "BusError",
+    "BusRefused",
+    "CodepackError",
+    "LedgerFailed",
+    "OutboxFull",
+]
+
+
+class BusError(QvmiError):
+    """This is the base of what can go wrong on the channel between codepacks."""
+
+
+class BrokerUnavailable(BusError):
+    """No broker could be started or reached; the message says what to install or to use."""
+
+
+class BusRefused(BusError):
+    """The broker refused this publish or subscription."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"{topic}: refused by the broker: {reason}")
+        self.topic = topic
+        self.reason = reason
+
+
+class BadMessage(BusError):
+    """These bytes are not a message of this version of qvmi."""
+
+
+class LedgerFailed(BusError):
+    """This database of messages cannot be used; the message says why."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class OutboxFull(BusError):
+    """So many messages wait for consumers that are not there that no more are taken."""
+
+
+class CodepackError(QvmiError):
+    """This codepack cannot be loaded, or it failed."""
+
+    def __init__(self, codepack: str, problem: str) -> None:
+        super().__init__(f"codepack {codepack}: {problem}")
+        self.codepack = codepack
+        self.problem = problem
