@@ -4,6 +4,7 @@
 
     QvmiError
     ├── UsageError                    an argument that cannot be right, with the way out
+    │   └── BadSettings               a policy or manifest that cannot be right; says where
     ├── AttachError                   no session with the machine could be had
     │   ├── SocketUnreachable         nothing listens there
     │   ├── NotQmp                    something listens, but it does not speak QMP
@@ -67,6 +68,7 @@ from qvmi.errors.actions import (
     WriteFailed,
 )
 from qvmi.errors.base import (
+    BadSettings,
     QvmiError,
     UsageError,
 )
@@ -118,6 +120,7 @@ __all__ = [
     "AuditBroken",
     "AuditFailed",
     "BadMessage",
+    "BadSettings",
     "BrokerUnavailable",
     "BusError",
     "BusRefused",
