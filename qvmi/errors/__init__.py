@@ -52,6 +52,7 @@
     │   ├── LedgerFailed              a database of messages that cannot be used
     │   └── OutboxFull                too many messages wait for consumers that are not there
     └── CodepackError                 a codepack that cannot be loaded or has failed
+        └── CodepackRefused           one that is unsigned, altered, or not what it says it is
 """
 
 from qvmi.errors.actions import (
@@ -78,6 +79,7 @@ from qvmi.errors.channel import (
     BusError,
     BusRefused,
     CodepackError,
+    CodepackRefused,
     LedgerFailed,
     OutboxFull,
 )
@@ -125,6 +127,7 @@ __all__ = [
     "BusError",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "CorruptTable",
     "GdbCommandFailed",
     "GdbError",
