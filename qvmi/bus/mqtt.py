@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import aiomqtt
-from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -27,6 +26,7 @@ from qvmi.bus.mqtt_client import (
     MAX_PENDING_PUBLISHES,
     AnsweredClient,
 )
+from qvmi.bus.mqtt_packet import Arrival
 from qvmi.bus.mqtt_properties import properties_of
 from qvmi.bus.requests import Requester, Requests
 from qvmi.bus.subscription import Subscription
@@ -53,10 +53,10 @@ class _Readers:
     subscriptions: list[Subscription] = field(default_factory=list)
     numbers: dict[int, Subscription] = field(default_factory=dict)
 
-    def those_for(self, message: MQTTMessage, numbers: Sequence[int]) -> Sequence[Subscription]:
-        """These are the subscriptions that an arrival under these numbers is for."""
-        asked = [self.numbers[number] for number in numbers if number in self.numbers]
-        old = message.retain and self.retained  # else the flag is that of the publisher
+    def those_for(self, arrival: Arrival) -> Sequence[Subscription]:
+        """These are the subscriptions that an arrival is for."""
+        asked = [self.numbers[number] for number in arrival.numbers if number in self.numbers]
+        old = arrival.retained and self.retained  # else the flag is that of the publisher
         return asked if old or not asked else self.subscriptions
 
 
@@ -184,12 +184,11 @@ class MqttBus:
         if not readers.subscriptions:
             del self._readers[subscription.topics]
 
-    def _arrived(self, message: MQTTMessage) -> None:
+    def _arrived(self, arrival: Arrival) -> None:
         """This passes an arrival on to the subscriptions that the broker sent it for."""
-        numbers = getattr(message.properties, "SubscriptionIdentifier", ())
         for readers in self._readers.values():
-            for subscription in readers.those_for(message, numbers):
-                _deliver(message, subscription)
+            for subscription in readers.those_for(arrival):
+                _deliver(arrival, subscription)
 
     def _lost(self, reason: asyncio.Future[str]) -> None:
         if not reason.cancelled():
@@ -249,13 +248,13 @@ async def _first_of(asking: asyncio.Task[Answer], lost: asyncio.Future[str]) -> 
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _deliver(message: MQTTMessage, subscription: Subscription) -> None:
+def _deliver(arrival: Arrival, subscription: Subscription) -> None:
     try:
-        topic = Topic.parse(message.topic)
-    except (BadMessage, UnicodeDecodeError):
+        topic = Topic.parse(arrival.topic)
+    except BadMessage:
         subscription.refuse(None, "its topic is none of ours")
     else:
-        subscription.arrive(topic, bytes(message.payload), retained=message.retain)
+        subscription.arrive(topic, arrival.payload, retained=arrival.retained)
 
 
 def _require_granted(topic: str, code: ReasonCode | int) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Final
 
 import aiomqtt
-from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import Client, DisconnectFlags
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from qvmi.bus.account import Account
+from qvmi.bus.mqtt_packet import Arrival, identifier_and_rest, read_publish
+from qvmi.bus.refusals import Refusals
+from qvmi.errors import BadMessage
 
 __all__ = ["ANSWER_TIMEOUT_S", "AT_LEAST_ONCE", "MAX_PENDING_PUBLISHES", "AnsweredClient"]
 
@@ -42,7 +45,8 @@ class AnsweredClient(aiomqtt.Client):
     aiomqtt 2.5 drops the reason code of the PUBACK, so that a publish which the broker's ACL
     forbids looks like one that worked, and waits out its timeout where the connection breaks.
     So parts of aiomqtt that are not public are used here: `_client`, `_connected`,
-    `_disconnected` and the `_on_…` methods; the tests of this module notice when they change.
+    `_disconnected`, the `_on_…` methods, and paho's `_handle_publish`, `_in_packet` and
+    `_send_puback`; the tests of this module notice when they change.
     """
 
     def __init__(self, path: Path, account: Account) -> None:
@@ -59,11 +63,14 @@ class AnsweredClient(aiomqtt.Client):
             max_queued_outgoing_messages=2 * MAX_PENDING_PUBLISHES,
         )
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.malformed = 0
+        self._refusals = Refusals()
         self._answers: dict[int, asyncio.Future[ReasonCode]] = {}
-        self._arrived: Callable[[MQTTMessage], None] | None = None
+        self._arrived: Callable[[Arrival], None] | None = None
+        self._client._handle_publish = self._take_publish  # type: ignore[method-assign] # noqa: SLF001 - paho's own gives up over what others may send
         self._client._create_unix_socket_connection = lambda: _connected(path)  # type: ignore[method-assign] # noqa: SLF001 - paho's own leaves its socket open where nothing listens
 
-    async def open(self, *, arrived: Callable[[MQTTMessage], None]) -> None:
+    async def open(self, *, arrived: Callable[[Arrival], None]) -> None:
         """This connects; whatever happens, no socket is left behind that is not connected."""
         self._arrived = arrived
         opening = asyncio.create_task(self.__aenter__(), name="qvmi-mqtt-connect")
@@ -123,14 +130,25 @@ class AnsweredClient(aiomqtt.Client):
         if answer is not None and not answer.done():
             answer.set_result(reason_code)
 
-    def _on_message(
-        self,
-        client: Client,  # noqa: ARG002 - paho gives it
-        userdata: object,  # noqa: ARG002 - paho gives it
-        message: MQTTMessage,
-    ) -> None:
-        if self._arrived is not None:
-            self._arrived(message)
+    def _take_publish(self) -> MQTTErrorCode:
+        """This takes a publish that paho has received, in the place of paho's own method."""
+        header = self._client._in_packet["command"]  # noqa: SLF001 - it is passed nowhere else
+        packet = bytes(self._client._in_packet["packet"])  # noqa: SLF001 - as above
+        try:
+            identifier, topic, rest = identifier_and_rest(header, packet)
+        except BadMessage:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        try:
+            arrival = read_publish(header, topic, rest)
+        except BadMessage as error:
+            self.malformed += 1
+            self._refusals.note(None, str(error))
+        else:
+            if self._arrived is not None:
+                self._arrived(arrival)
+        if not identifier:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return self._client._send_puback(identifier)  # noqa: SLF001 - as paho's own method does
 
     def _note_lost(self, disconnected: asyncio.Future[None]) -> None:
         if not self.lost.done() and not disconnected.cancelled():
