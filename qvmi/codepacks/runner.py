@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from qvmi.bus.bus import Bus
+from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack
@@ -127,7 +127,7 @@ class Runner:
         self._waiting: deque[Message] = deque()
         self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
 
-    async def run(self, bus: Bus) -> None:
+    async def run(self, bus: Publisher) -> None:
         """This looks and publishes until the machine is gone.
 
         After a BusError it can be called again with another bus: it knows what it has found, and
@@ -300,7 +300,7 @@ class Runner:
         )
         self._waiting.append(message)
 
-    async def _flush(self, bus: Bus) -> None:
+    async def _flush(self, bus: Publisher) -> None:
         """This publishes what waits; what the bus does not take goes on waiting."""
         while self._waiting:
             message = self._waiting[0]
