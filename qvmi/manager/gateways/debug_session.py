@@ -31,6 +31,7 @@ from qvmi.manager.gateways.rsp_dialect import Dialect
 from qvmi.manager.gateways.rsp_rules import (
     Ask,
     Break,
+    Current,
     Introduce,
     Leave,
     List,
@@ -203,6 +204,8 @@ class DebugSession:
         match verdict:
             case WhyStopped():
                 return self._dialect.stop(StopReply(_TRAP, self._stub.current))
+            case Current():
+                return b"QC" + self._dialect.thread(self._stub.current)
             case List(first):
                 return self._dialect.threads(self._stub.threads, first=first)
             case Select(thread, kept):
@@ -218,7 +221,7 @@ class DebugSession:
                 if request[0] in _REGISTERS:
                     shown = request[:_SHOWN].decode("ascii")
                     _audit.info("%s: writes registers of vCPU %d: %s", *self._who(), shown)
-                return self._dialect.answer(await self._stub.ask("ask", self._thread, request))
+                return await self._stub.ask("ask", self._thread, request)
             case Read():
                 return await self._read(verdict)
             case Write():
@@ -287,6 +290,8 @@ class DebugSession:
 
     async def _write(self, verdict: Write) -> bytes:
         size = len(verdict.data)
+        if not size:  # gdb asks so whether it may send bytes as they are
+            return _OK
         if not await self._reachable(Grant.WRITE, verdict.address, size):
             return _FAULT
         read = read_memory(verdict.address, size)

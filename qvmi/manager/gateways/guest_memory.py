@@ -23,7 +23,7 @@ _FRESH_S: Final = 1.0
 _MAX_PAGES: Final = 4096
 """Translations that are remembered while the guest stands still."""
 _MEMORY: Final = frozenset({RegionKind.RAM, RegionKind.ROM})
-_GPA: Final = re.compile(r"gpa: (0x[0-9a-f]{1,16})\r?\n?")
+_GPA: Final = re.compile(r"gpa: (0|0x[0-9a-f]{1,16})\r?\n?")
 
 
 class GuestMemory:

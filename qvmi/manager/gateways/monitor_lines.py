@@ -20,6 +20,8 @@ MAX_PRINTED: Final = 1 << 15
 """The most bytes that one line may print; that is half a megabyte of text."""
 
 _LINES: Final[Mapping[str, Grant | None]] = {
+    "help": None,
+    "info": None,
     "info version": None,
     "info name": None,
     "info status": None,
@@ -30,7 +32,6 @@ _LINES: Final[Mapping[str, Grant | None]] = {
     "info mtree -f": None,
     "info mtree -f -o": None,
 }
-_OF_ONE_VCPU: Final = frozenset({"info registers"})
 _UNITS: Final = {"b": 1, "h": 2, "w": 4, "g": 8}
 # The instructions (i) are left out: how many bytes those have nobody knows before.
 _XP: Final = re.compile(
@@ -46,19 +47,17 @@ class MonitorLine:
         text: the line.
         grant: what it needs.
         memory: the physical memory that it reads, if it does.
-        of_one_vcpu: a vCPU may be named beside it.
     """
 
     text: str
     grant: Grant | None
     memory: PaRange | None = None
-    of_one_vcpu: bool = False
 
 
 def monitor_line(text: str) -> MonitorLine | None:
     """This reads a line; None where it may not be used."""
     if text in _LINES:
-        return MonitorLine(text, _LINES[text], of_one_vcpu=text in _OF_ONE_VCPU)
+        return MonitorLine(text, _LINES[text])
     match = _XP.fullmatch(text)
     if match is None:
         return None

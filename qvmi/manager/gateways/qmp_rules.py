@@ -90,7 +90,7 @@ def _human(request: Request) -> Allowed | Denied:
     if others:
         vcpu = request.arguments.get("cpu-index")
         number = type(vcpu) is int and 0 <= vcpu < _MAX_VCPU
-        if others != {"cpu-index"} or not line.of_one_vcpu or not number:
+        if others != {"cpu-index"} or not number:
             return Denied("not with these arguments")
         arguments["cpu-index"] = vcpu
     return Allowed(_HMP, arguments, line.grant, line.memory)

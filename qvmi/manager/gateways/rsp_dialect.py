@@ -4,7 +4,6 @@ References: GDB manual, "Stop Reply Packets", "thread-id syntax", "General Query
 ``qfThreadInfo``).
 """
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,8 +14,6 @@ __all__ = ["Dialect"]
 
 _THREADS_AT_ONCE: Final = 100
 """Threads in one packet: 20 digits and a comma each, at most, in 4 KiB."""
-_CURRENT: Final = b"QC"
-_PROCESS: Final = re.compile(rb"QCp[0-9a-fA-F]+\.")
 
 
 class Dialect:
@@ -50,12 +47,6 @@ class Dialect:
         if stop.reason is not StopReason.SIGNAL and stop.address is not None:
             said += b"%b:%x;" % (stop.reason.value.encode(), stop.address)
         return said
-
-    def answer(self, body: bytes) -> bytes:
-        """This is an answer of the stub's, whose threads all have a process."""
-        if self.multiprocess:
-            return body
-        return _PROCESS.sub(_CURRENT, body) if body.startswith(_CURRENT) else body
 
     def threads(self, threads: Sequence[ThreadId], *, first: bool) -> bytes:
         """This is the next part of the list of vCPUs, from its beginning or behind the last part."""

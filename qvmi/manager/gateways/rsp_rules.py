@@ -25,6 +25,7 @@ __all__ = [
     "PACKET_SIZE",
     "Ask",
     "Break",
+    "Current",
     "Introduce",
     "Leave",
     "List",
@@ -95,6 +96,11 @@ class WhyStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Current:
+    """This asks for the first vCPU."""
+
+
+@dataclass(frozen=True, slots=True)
 class List:
     """This asks for the next part of the list of vCPUs."""
 
@@ -160,7 +166,19 @@ class Run:
 
 
 Verdict = (
-    Say | Refuse | Introduce | Leave | WhyStopped | List | Select | Ask | Read | Write | Break | Run
+    Say
+    | Refuse
+    | Introduce
+    | Leave
+    | WhyStopped
+    | Current
+    | List
+    | Select
+    | Ask
+    | Read
+    | Write
+    | Break
+    | Run
 )
 
 _NUMBER: Final = rb"([0-9a-fA-F]{1,16})"
@@ -185,7 +203,7 @@ def _write(match: re.Match[bytes]) -> Verdict:
     address, size = int(match[1], 16), int(match[2], 16)
     if data is None or len(data) != size or size > MAX_READ or address + size > 1 << 64:
         return Say(MALFORMED)
-    return Write(address, data) if data else Say(b"OK")
+    return Write(address, data)
 
 
 def _unhexed(digits: bytes) -> bytes | None:
@@ -277,7 +295,8 @@ RULES: Final[tuple[_Rule, ...]] = (
         Grant.READ_REGISTERS,
         _asked,
     ),
-    _rule(rb"qC|g|p[0-9a-fA-F]{1,8}", Grant.READ_REGISTERS, _asked),
+    _rule(rb"qC", Grant.READ_REGISTERS, lambda _: Current()),
+    _rule(rb"g|p[0-9a-fA-F]{1,8}", Grant.READ_REGISTERS, _asked),
     _rule(rb"m" + _NUMBER + rb"," + _NUMBER, Grant.READ_MEMORY, _read),
     _rule(rb"[MX]" + _NUMBER + rb"," + _NUMBER + rb":(.*)", Grant.WRITE, _write),
     _rule(rb"G(?:[0-9a-fA-F]{2}){1,2048}", Grant.WRITE, _asked),
