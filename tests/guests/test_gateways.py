@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from qemu.qmp import QMPClient
 from tests.asynchronous import asynchronous
 from tests.command_line import QVMI, environment, qvmi_document
 from tests.command_line import qvmi as qvmi_command
+from tests.guests.bare_qemu import bare_qemu
 from tests.guests.gateways import ANSWER_S, Gateway, RawDebugger, RawQmp, gateway, gdb, wait_until
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
@@ -105,7 +106,7 @@ async def test_clients_of_qemu_qmp_share_one_qemu_and_each_hears_of_events(guest
         for client in clients:
             await client.connect(gate.qmp)
         answers = await asyncio.gather(*(one.execute("query-status") for one in clients))
-        assert [answer["running"] for answer in answers] == [True, True, True]  # type: ignore[index, call-overload]  # JSON
+        assert [answer["running"] for answer in answers] == [True, True, True]  # type: ignore[index]  # JSON
         await clients[0].execute("stop")
         for client in clients:
             async with asyncio.timeout(ANSWER_S):
@@ -255,3 +256,208 @@ def test_who_holds_the_guest_for_too_long_is_sent_away(guest: Guest, tmp_path: P
         client.negotiated().execute("stop")
         assert client.hung_up()
         wait_until(guest.monitor.running, "the guest does not run")
+
+
+# ------------------------------------------------------------------------------------ what is refused
+
+FORBIDDEN: Final = (
+    *("quit", "stop", "cont", "system_reset", "system_powerdown", "query-block", "query-chardev"),
+    *("netdev_add", "device_add", "chardev-add", "object-add", "qom-set", "qom-list", "getfd"),
+    *("pmemsave", "memsave", "dump-guest-memory", "screendump", "migrate", "savevm", "add_client"),
+    *(
+        "inject-nmi",
+        "input-send-event",
+        "xen-save-devices-state",
+        "blockdev-add",
+        "no-such-command",
+    ),
+)
+FORBIDDEN_LINES: Final = (
+    *("quit", "stop", "info registers\nquit", "info registers\rquit", "info registers;quit"),
+    *(
+        " info registers",
+        "info  registers",
+        "info registers ",
+        "info registers -a\n",
+        "info\tregisters",
+    ),
+    *(
+        "info network",
+        "info chardev",
+        "info roms",
+        "gdbserver tcp::1",
+        "gpa2hva 0x0",
+        "gva2gpa 0x0",
+    ),
+    *(
+        "xp /1xb 0x0\nquit",
+        "xp /1xb 0x0+1",
+        "xp /1xb $rip",
+        "xp /1i 0x0",
+        "xp /1xb 0",
+        "x /1xb 0x0",
+    ),
+    *(
+        "xp /999999xb 0x0",
+        "xp /99999xg 0x0",
+        "xp /1xb 0xffffffffffffffffff",
+        "xp /8xg 0xfffffffffffffff8",
+    ),
+    *('pmemsave 0 4096 "/tmp/gateway-wrote-this"', "o /1 0x64 0xfe", "sum 0 1", "info registers\0"),
+)
+ATTACKS: Final = (
+    b'{"execute":"query-status","execute":"quit"}',
+    b'{"execute":"quit","execute":"query-status"}',
+    b'{"execute":"human-monitor-command","arguments":{"command-line":"info status","command-line":"quit"}}',
+    b'{"execute":"query-status","arguments":{},"arguments":{"x":1}}',
+    b'{"execute":"\\u0071uit"}',
+    b'{"execute":"query-\\u0073tatus"}',
+    b'{"\\u0065xecute":"quit"}',
+    b'{"execute":"query-status"}{"execute":"quit"}',
+    b'{"execute":"query-status"} {"execute":"quit"}',
+    b'{"execute":"query-status"},{"execute":"quit"}',
+    b'{"exec-oob":"quit"}',
+    b'{"exec-oob":"query-status","execute":"quit"}',
+    b'{"execute":"query-status","control":{"run-oob":true}}',
+    b'{"execute":"query-status","arguments":{"x":1}}',
+    b'{"execute":"query-status","arguments":[]}',
+    b'{"execute":"query-status","id":NaN}',
+    b'{"execute":"query-status","id":1e999}',
+    b'{"execute":"query-status","id":"\\ud800"}',
+    b'{"execute":"query-status","id":' + b"9" * 5000 + b"}",
+    b'{"execute":["quit"]}',
+    b'{"execute":"quit\\n"}',
+    b'{"execute":""}',
+    b"{'execute':'quit'}",
+    b"{}",
+    b'{"execute":"qom-get","arguments":{"path":"/machine","property":"type"}}',
+    b'{"execute":"qom-get","arguments":{"path":"/objects/../machine","property":"type"}}',
+    b'{"execute":"qom-get","arguments":{"path":"/objects/secret0","property":"data"}}',
+    b'{"execute":"human-monitor-command","arguments":{"command-line":"info registers","cpu-index":"0"}}',
+    b'{"execute":"human-monitor-command","arguments":{"command-line":"info registers","cpu-index":true}}',
+    b'{"execute":"human-monitor-command","arguments":{"command-line":["quit"]}}',
+)
+ENDS: Final = (
+    b"[1]",
+    b'"quit"',
+    b"quit",
+    b'{"execute":' + b"[" * 40,
+    b'{"execute":"query-status","id":' + b"[" * 16 + b"]" * 16 + b"}",
+    b'{"execute":"query-status","id":"' + b"x" * 70_000 + b'"}',
+    b"GET / HTTP/1.1\r\n\r\n",
+)
+"""What ends the conversation: nothing behind it could be understood."""
+
+
+def test_every_attack_over_qmp_is_refused_and_the_machine_is_as_it_was(
+    proof_count: Callable[[int], None],
+) -> None:
+    with bare_qemu("-m", "64") as qemu, gateway(qemu.qmp) as gate:
+        before = qemu.monitor.execute("query-chardev")
+        with RawQmp.to(gate.qmp) as client:
+            client.negotiated()
+            for command in FORBIDDEN:
+                assert "error" in client.execute(command), command
+            for line in FORBIDDEN_LINES:
+                assert "error" in client.human(line), line
+            for request in ATTACKS:
+                refused_one = "error" in client.ask(request + b"\n")
+                assert refused_one or "error" in client.line(), request
+            assert client.execute("query-status")["return"]["running"] is True
+        for data in ENDS:
+            with RawQmp.to(gate.qmp) as client:
+                client.negotiated().send(data + b"\n")
+                assert client.hung_up()
+                assert b'"return"' not in client.heard
+        refused = sum(text.startswith("refused") for text in gate.audit())
+        assert qemu.monitor.running()
+        assert not qemu.monitor.events
+        assert qemu.monitor.execute("query-chardev") == before
+    assert not Path("/tmp/gateway-wrote-this").exists()  # noqa: S108 - it must not be there
+    tried = len(FORBIDDEN) + len(FORBIDDEN_LINES) + len(ATTACKS) + len(ENDS)
+    assert refused == tried
+    proof_count(tried)
+
+
+def test_nothing_is_done_before_the_negotiation_and_no_capability_is_offered() -> None:
+    with bare_qemu("-m", "64") as qemu, ExitStack() as stack:
+        gate = stack.enter_context(gateway(qemu.qmp, "--may-pause"))
+        with RawQmp.to(gate.qmp) as client:
+            assert client.line()["QMP"]["capabilities"] == []
+            assert client.execute("stop")["error"]["class"] == "CommandNotFound"
+            assert qemu.monitor.running()
+            with RawQmp.to(gate.qmp) as other:
+                other.negotiated()
+                qemu.monitor.execute("stop")
+                qemu.monitor.execute("cont")
+                wait_until(
+                    lambda: bool(other.execute("query-name")) and "RESUME" in other.events,
+                    "no event",
+                )
+            assert "error" in client.execute("qmp_capabilities", enable=["oob"])
+            assert client.execute("qmp_capabilities") == {"return": {}}
+            assert client.execute("qmp_capabilities")["error"]["class"] == "CommandNotFound"
+            assert client.events == []
+            qemu.monitor.execute("stop")
+            assert client.execute("query-status")["return"]["status"] == "paused"
+            wait_until(
+                lambda: bool(client.execute("query-name")) and "STOP" in client.events, "no event"
+            )
+
+
+def test_ids_come_back_as_they_were_and_answers_are_not_mixed_up() -> None:
+    with bare_qemu("-m", "64") as qemu, gateway(qemu.qmp) as gate, ExitStack() as stack:
+        clients = [stack.enter_context(RawQmp.to(gate.qmp)).negotiated() for _ in range(4)]
+        ids = [1, "1", None, {"a": [1.5, "\u00e9"]}]
+        for number, client in zip(ids, clients, strict=True):
+            for command in ("query-version", "query-status", "query-target"):
+                request = {"execute": command, "id": number}
+                client.send(json.dumps(request).encode() + b"\n")
+        for number, client in zip(ids, clients, strict=True):
+            answers = [client.line() for _ in range(3)]
+            assert [answer["id"] for answer in answers] == [number] * 3
+            assert ["qemu" in answers[0]["return"], "running" in answers[1]["return"]] == [
+                True,
+                True,
+            ]
+            assert answers[2]["return"] == {"arch": "x86_64"}
+
+
+def test_a_client_that_does_not_listen_keeps_nobody_waiting() -> None:
+    with bare_qemu("-m", "64") as qemu, gateway(qemu.qmp) as gate, ExitStack() as stack:
+        deaf = [stack.enter_context(RawQmp.to(gate.qmp)).negotiated() for _ in range(3)]
+        for client in deaf:
+            client.send(b'{"execute":"query-qmp-schema"}\n' * 40)
+        other = stack.enter_context(RawQmp.to(gate.qmp)).negotiated()
+        for _ in range(20):
+            assert other.execute("query-status")["return"]["running"]
+        assert "return" in other.execute("query-qmp-schema")
+
+
+def is_served(gate: Gateway) -> bool:
+    with RawQmp.to(gate.qmp) as client:
+        return client.more()
+
+
+def test_a_hundred_clients_come_and_go_and_a_crowd_is_sent_away() -> None:
+    with bare_qemu("-m", "64") as qemu, gateway(qemu.qmp) as gate:
+        for _ in range(100):
+            with RawQmp.to(gate.qmp) as client:
+                client.send(b'{"execute":"qmp_capab')
+        wait_until(lambda: is_served(gate), "nobody is served any more")
+        with ExitStack() as stack:
+            crowd = [stack.enter_context(RawQmp.to(gate.qmp)) for _ in range(40)]
+            served = [client for client in crowd if client.more()]
+            assert 1 <= len(served) <= 16
+            assert served[0].negotiated().execute("query-status")["return"]["running"]
+
+
+def test_the_end_of_qemu_ends_the_gateway_and_says_so() -> None:
+    with bare_qemu("-m", "64") as qemu, gateway(qemu.qmp) as gate:
+        with RawQmp.to(gate.qmp) as client:
+            client.negotiated()
+            qemu.kill()
+            assert client.hung_up()
+        assert gate.process.wait(ANSWER_S) == 3
+        assert "QEMU is gone" in (gate.folder / "said").read_text()
+        assert not Path(gate.qmp).exists()

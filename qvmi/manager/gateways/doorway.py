@@ -28,7 +28,8 @@ __all__ = ["MAX_VISITORS", "Serve", "Visitor", "listening", "receive"]
 MAX_VISITORS: Final = 16
 """Clients of one gateway at a time: more than anybody has windows open, and each costs a task or two."""
 
-_QUEUE: Final = 16
+_QUEUE: Final = 128
+"""Clients that wait to be let in; each waits for a turn of the event loop."""
 _PRIVATE: Final = 0o600
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _ACCEPT_AGAIN_S: Final = 0.1
@@ -78,7 +79,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
             os.umask(before)
         made = path.lstat()
         server.listen(_QUEUE)
-        server.setblocking(False)  # noqa: FBT003 - the standard library's own
+        server.settimeout(0)
         try:
             yield server
         finally:
@@ -110,7 +111,7 @@ def _remove_stale(path: Path) -> None:
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
         raise UsageError(f"{path} is there already, and is no socket of yours: choose another")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # noqa: FBT003 - the standard library's own
+        probe.settimeout(0)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
