@@ -293,6 +293,23 @@ def test_a_guest_that_its_owner_stops_meanwhile_stays_so(guest: Guest) -> None:
     guest.monitor.execute("cont")
 
 
+def test_a_guest_that_its_owner_lets_run_meanwhile_runs_on(guest: Guest) -> None:
+    with gateway(guest.qmp, "--may-pause") as gate:
+        for next_one in (b"c", b"g", b"D"):
+            with RawDebugger.to(gate.gdb) as debugger:
+                debugger.ask(b"?")
+                guest.monitor.execute("cont")
+                wait_until(guest.monitor.running, "the guest does not run")
+                debugger.say(next_one)
+                if next_one == b"c":
+                    assert debugger.says_nothing(QUIET_S)
+                    debugger.send(b"\x03")
+                    assert debugger.packet().startswith(b"T02")
+                else:
+                    assert debugger.packet() in {b"E16", b"OK"}
+            wait_until(guest.monitor.running, "the guest does not run")
+
+
 # ------------------------------------------------------------------------------------ what is refused
 
 

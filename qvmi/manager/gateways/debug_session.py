@@ -145,6 +145,8 @@ class DebugSession:
         if self.mode in {Mode.RUNS, Mode.STEPS}:
             self.mode = Mode.HOLDS
             self._standstill.join(self)
+            if isinstance(stop, StopReply) and stop.thread is not None:
+                self._chosen = stop.thread  # gdb takes it as chosen, as it is in QEMU's stub
             self._say(self._dialect.stop(stop))
 
     async def end(self) -> None:
@@ -203,6 +205,7 @@ class DebugSession:
         """This is the answer to what is known while the guest stands still."""
         match verdict:
             case WhyStopped():
+                self._chosen = self._stub.current
                 return self._dialect.stop(StopReply(_TRAP, self._stub.current))
             case Current():
                 return b"QC" + self._dialect.thread(self._stub.current)
@@ -269,7 +272,9 @@ class DebugSession:
 
     async def _run(self, verdict: Run) -> bytes | None:
         if not self._standstill.ours:
-            return self._refused("letting run a guest that its owner has stopped")
+            if not await self._standstill.runs():
+                return self._refused("letting run a guest that its owner has stopped")
+            await self._standstill.given_back()
         self.mode = Mode.RUNS
         if verdict.step is not None:
             thread = verdict.step if verdict.step.thread > 0 else self._thread

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvmi.errors import UsageError
+from qvmi.errors import QvmiError, UsageError
 from qvmi.machine.completion import to_the_end
 from qvmi.manager.gateways.doorway import listening, receive
 from qvmi.manager.gateways.guest_memory import GuestMemory
@@ -101,5 +101,6 @@ async def _closed(
         task.cancel()
     if serving:
         await asyncio.wait(serving)
-    await stub.close()
+    with suppress(QvmiError):  # of a QEMU that has gone there is nothing left to close
+        await stub.close()
     return await standstill.close()

@@ -57,6 +57,7 @@ _STOP_S: Final = 5.0
 _FREED_S: Final = 1.0
 """How long the stub may seem to be held that was left a moment ago."""
 _RETRY_S: Final = 0.01
+_ACKNOWLEDGED: Final = b"+"
 _TRAP: Final = 5
 _PC: Final = {"x86_64": (16, 8), "aarch64": (32, 8), "i386": (8, 4), "arm": (15, 4)}
 """The number and the size of the program counter, in the order of QEMU's ``gdb-xml``."""
@@ -139,7 +140,9 @@ class SharedStub:
             QvmiError: there is none, or somebody else has it.
         """
         async with self._lock:
-            if self._channel is None or self._channel.ended:
+            if self._channel is not None and self._channel.ended:
+                await to_the_end(self._detach())  # the guardian has let go of it, or QEMU has
+            if self._channel is None:
                 await to_the_end(self._attach())
             self._debuggers[debugger] = None
 
@@ -214,7 +217,8 @@ class SharedStub:
         try:
             if not channel.ended:
                 with suppress(QvmiError):
-                    await self._stop(channel)
+                    if channel.running:
+                        await self._stop(channel)
                     await channel.ask("leave", [VIRTUAL, WHY_STOPPED])
         finally:
             self._standstill.runner = None
@@ -287,15 +291,21 @@ class SharedStub:
 
     # ------------------------------------------------------------------------ running, stopping
 
+    @property
+    def running(self) -> bool:
+        """This tells whether the guest was let run here, and has not stopped since."""
+        return self._channel is not None and self._channel.running
+
     async def stop(self) -> None:
-        """This stops the guest, if it runs."""
-        if self._channel is not None:
+        """This stops the guest, which runs."""
+        if self._channel is not None and not self._channel.ended:
+            self._still.clear()
             await self._stop(self._channel)
 
     async def _stop(self, channel: Channel) -> None:
-        if not channel.running:
-            return
         self._asked_to_stop = True
+        # A stub whose last answer nobody has acknowledged hears nothing but the beginning of a packet.
+        channel.send_raw(_ACKNOWLEDGED)
         channel.interrupt()
         try:
             async with asyncio.timeout(_STOP_S):

@@ -32,8 +32,13 @@ _audit: Final = logging.getLogger(LOGGER)
 class Runner(Protocol):
     """This lets the guest run and stops it in place of QMP: whoever holds the gdbstub."""
 
+    @property
+    def running(self) -> bool:
+        """This tells whether the guest was let run here, and has not stopped since."""
+        ...
+
     async def stop(self) -> None:
-        """This stops the guest, if it runs."""
+        """This stops the guest, which runs."""
         ...
 
     def run(self) -> None:
@@ -61,6 +66,7 @@ class Standstill:
         self._guardian: Guardian | None = None
         self._holders: dict[object, float] = {}
         self._lock = asyncio.Lock()
+        self._starting = asyncio.Lock()
 
     @property
     def held(self) -> bool:
@@ -77,12 +83,13 @@ class Standstill:
         Raises:
             PauseError: it cannot be started, so nothing may be stopped.
         """
-        if self._guardian is None or not self._guardian.alive:
-            monitor = self._monitor
-            self._guardian = await asyncio.to_thread(
-                Guardian.start, monitor.descriptor, monitor.cont_command
-            )
-        return self._guardian
+        async with self._starting:
+            if self._guardian is None or not self._guardian.alive:
+                monitor = self._monitor
+                self._guardian = await asyncio.to_thread(
+                    Guardian.start, monitor.descriptor, monitor.cont_command
+                )
+            return self._guardian
 
     async def runs(self) -> bool:
         """This asks QEMU whether the guest runs."""
@@ -159,20 +166,32 @@ class Standstill:
                 await self._run()
 
     async def _stand(self) -> None:
-        if self.runner is not None:
+        if self.runner is not None and self.runner.running:
             await self.runner.stop()
-        elif await self.runs():
+        elif not await self.runs():
+            return
+        elif self.runner is not None:
+            await self._take_back(self.runner)
+        else:
             # From here on the guest may stand still, even if no answer to the command ever comes.
             (await self.guardian()).note_stopped(stopped=True)
             self.ours = True
             await commands.stop(self._monitor)
             _audit.info("gateway: the guest is stopped")
 
+    async def _take_back(self, runner: Runner) -> None:
+        """This stops a guest that its owner has let run while somebody held it."""
+        await self.given_back()
+        await runner.stop()
+
     async def _run(self) -> None:
         if not self.ours:
             return
         self.epoch += 1
         if self.runner is not None:
+            if not self.runner.running and await self.runs():
+                # A request to run would stop it, and be lost.
+                await self._take_back(self.runner)
             self.runner.run()
             return
         status = await commands.run_state(self._monitor)
