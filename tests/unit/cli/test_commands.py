@@ -17,7 +17,7 @@ DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
-    *("pack", "keys"),
+    *("pack", "keys", "gateway"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
 }
 
@@ -34,8 +34,10 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
     given = [one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     on_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
     on_guest = on_machine or command.needs is Needs.CODE
-    assert given == (["machine", "output"] if on_guest else ["output"])
-    assert inspect.iscoroutinefunction(handler) == on_machine
+    on_monitor = command.needs is Needs.MONITOR
+    subject = ["monitor", "gdb"] if on_monitor else ["machine"] if on_guest else []
+    assert given == [*subject, "output"]
+    assert inspect.iscoroutinefunction(handler) == (on_machine or on_monitor)
     assert sorted(parse(typed(command.name)).arguments) == sorted(own)
 
 
