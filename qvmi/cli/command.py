@@ -19,6 +19,8 @@ class Needs(StrEnum):
     """A guest, asked by a user's own code, which runs here while the session goes on beside it."""
     HOST = "host"
     """This host alone."""
+    SYSTEM = "system"
+    """This host, and a machine on it if one is named."""
     NOTHING = "nothing"
 
 

@@ -15,7 +15,7 @@ from tests.unit.cli.test_arguments import typed
 # The public commands, as documented; taking one away breaks somebody's script.
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
-    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
+    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit", "doctor"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
 }
@@ -33,8 +33,10 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
     given = [one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     on_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
     on_guest = on_machine or command.needs is Needs.CODE
-    assert given == (["machine", "output"] if on_guest else ["output"])
-    assert inspect.iscoroutinefunction(handler) == on_machine
+    subject = "options" if command.needs is Needs.SYSTEM else "machine"
+    on_subject = on_guest or command.needs is Needs.SYSTEM
+    assert given == ([subject, "output"] if on_subject else ["output"])
+    assert inspect.iscoroutinefunction(handler) == (on_machine or command.needs is Needs.SYSTEM)
     assert sorted(parse(typed(command.name)).arguments) == sorted(own)
 
 
