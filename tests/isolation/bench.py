@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -191,6 +192,13 @@ class Bench:
 
     def machine(self, *arguments: str, network: Network | None = None) -> BareQemu:
         """This starts a QEMU whose vCPUs stand still."""
+        return self._machine(network.entrance if network else (), arguments)
+
+    def machine_through(self, starter: Sequence[str], *arguments: str) -> BareQemu:
+        """This has a script become that QEMU, whose command line stands behind its own arguments."""
+        return self._machine((sys.executable, "-I", "-S", *starter), arguments)
+
+    def _machine(self, entrance: Sequence[str], arguments: Sequence[str]) -> BareQemu:
         folder = self.new_folder()
         served = [
             part
@@ -199,7 +207,7 @@ class Bench:
         ]
         base = ("qemu-system-x86_64", "-S", "-nodefaults", "-no-user-config", "-display", "none")
         command = chosen_qemu().command(*base, "-m", "32", *served, *arguments)
-        process = QemuProcess.start(((*network.entrance, *command) if network else command), folder)
+        process = QemuProcess.start((*entrance, *command), folder)
         self.stack.callback(process.end)
         stream = process.connect("own.sock", deadline=time.monotonic() + WAIT_S)
         monitor = self.stack.enter_context(Monitor.over(stream))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -47,6 +47,8 @@ from qvmi.qmp.command_line import Purpose, parse_command_line
 __all__ = ["Bus", "Target", "gather"]
 
 _CONTROLS: Final = frozenset({Purpose.QMP, Purpose.HMP, Purpose.GDB})
+_MAX_ENTERED: Final = 64
+"""Network namespaces that are entered to find a Unix socket, 30 ms each; the first two or three have it."""
 _SHARES_FOLDERS: Final = "virtiofsd"
 
 
@@ -97,6 +99,7 @@ def gather(target: Target, bus: Bus | None) -> Facts:
         no_broker = BrokerUnavailable(f"no broker with pid {bus.broker} runs (any more)")
         broker = process(bus.broker, gone=no_broker)
     view = _View.of(qemu, broker)
+    qemu, broker = view.qemu, view.broker
     addresses = list(_control_addresses(qemu))
     paths, unseen = _openings(qemu.pid, [*target.sockets, *_unix_paths(addresses)])
     facts = Facts(
@@ -131,12 +134,16 @@ class _View:
     """This is what was seen of the whole host.
 
     Args:
+        qemu: the machine's process, without what it has closed meanwhile.
+        broker: the broker's, likewise.
         sockets: by inode.
         far_ends: for a socket's inode those at its other end.
         crowd: who has them open.
         unseen: what could not be looked at.
     """
 
+    qemu: Process
+    broker: Process | None
     sockets: Mapping[int, Socket]
     far_ends: Mapping[int, tuple[int, ...]]
     crowd: Crowd
@@ -147,6 +154,7 @@ class _View:
         """This looks at all that these two have to do with."""
         both = [each for each in (qemu, broker) if each is not None]
         sockets, unseen = _tables(both)
+        both = [_without_closed(each, sockets) for each in both]
         ends = _far_ends(both, sockets)
         files = () if isinstance(qemu.shared, Unseen) else qemu.shared
         crowd = Crowd(
@@ -156,7 +164,7 @@ class _View:
             qemu.pid,
         )
         crowd.look()
-        return cls(sockets, ends, crowd, unseen)
+        return cls(both[0], both[-1] if broker else None, sockets, ends, crowd, unseen)
 
     def host(self, unseen: Sequence[str]) -> Host:
         """This is what is concluded from later."""
@@ -199,7 +207,7 @@ def _tables(both: Sequence[Process]) -> tuple[dict[int, Socket], tuple[str, ...]
     for network, pid in networks.items():
         sockets.update((each.inode, each) for each in network_sockets(pid, network) if each.inode)
     wanted = frozenset(chain.from_iterable(map(_socket_inodes, both)))
-    for network, pid in networks.items():
+    for network, pid in islice(networks.items(), _MAX_ENTERED):
         if wanted <= sockets.keys():
             break
         found = unix_sockets(pid, network)
@@ -208,6 +216,17 @@ def _tables(both: Sequence[Process]) -> tuple[dict[int, Socket], tuple[str, ...]
         else:
             sockets.update((each.inode, each) for each in found)
     return sockets, tuple(unseen)
+
+
+def _without_closed(found: Process, sockets: Mapping[int, Socket]) -> Process:
+    """This leaves out sockets that are in no table because they were closed before it was read."""
+    missing = {inode for inode in _socket_inodes(found) if inode not in sockets}
+    if not missing or isinstance(found.descriptors, Unseen):
+        return found
+    later = replace(found, descriptors=descriptors_of(found.pid))
+    closed = missing.difference(_socket_inodes(later))
+    kept = tuple(e for e in found.descriptors if not (stat.S_ISSOCK(e.mode) and e.inode in closed))
+    return replace(found, descriptors=kept)
 
 
 def _far_ends(both: Iterable[Process], sockets: Mapping[int, Socket]) -> dict[int, tuple[int, ...]]:
