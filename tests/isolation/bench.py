@@ -213,6 +213,10 @@ class Bench:
         monitor = self.stack.enter_context(Monitor.over(stream))
         return BareQemu(process, monitor, folder)
 
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """This waits for what no event tells of."""
+        until(condition, what)
+
     def new_folder(self, mode: int = 0o700) -> Path:
         """This is a new folder, which only its owner may enter unless `mode` says otherwise."""
         self.made += 1

@@ -343,6 +343,21 @@ def test_memory_that_another_machine_may_write_to(bench: Bench, *, write: bool) 
         assert (examined.code, examined.ways, examined.open) == (0, [], [])
 
 
+@pytest.mark.parametrize("mode", ["r+b", "rb"])
+def test_memory_that_a_program_on_the_bus_has_open(bench: Bench, mode: str) -> None:
+    ram = bench.new_folder() / "ram"
+    ram.touch(0o600)
+    machine = bench.machine(*memory(ram))
+    broker = bench.broker()
+    bench.member(broker)
+    bench.stack.enter_context(ram.open(mode))
+    examined = bench.examine(machine, broker)
+    if mode == "r+b":
+        assert_named(examined, f"{ram} is open for writing", f"pid {os.getpid()}", "on the bus")
+    else:
+        assert (examined.code, examined.ways, examined.open) == (0, [], [])
+
+
 def writable_maps(pid: int) -> str:
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return "\n".join(line for line in lines if re.match(r"\S+ rw.s", line))

@@ -4,8 +4,9 @@ References: proc(5): /proc/PID/fd and /proc/PID/maps.
 """
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,8 @@ from qvmi.manager.isolation.processes import MAX_DESCRIPTORS
 __all__ = ["Crowd"]
 
 _SOCKET: Final = "socket:["
+_FLAGS: Final = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
+_MAX_FDINFO: Final = 4096  # bytes; a file's has some hundred
 _LAST_STANDARD: Final = 2
 """A program's first three files are its parent's: a log or a terminal, which many may share."""
 
@@ -29,13 +32,13 @@ class Crowd:
     Args:
         sockets: inodes of the sockets whose owners are looked for.
         pipes: pipes and terminals whose owners are looked for, as ``/proc/PID/fd`` names them.
-        files: device and inode of the files that the machine has mapped.
+        files: device and inode of the files that the machine has mapped, with their paths.
         machine: the machine's pid, which is left out of all but the owners of sockets.
 
     Attributes:
         owners: who has a socket open, by inode.
         names: the programs of all that were found, by pid.
-        sharers: who has mapped one of the files so that it may write there.
+        sharers: who may write to one of the files, by mapping or descriptor.
         holders: who has one of the pipes open.
         hidden: how many processes did not let themselves be looked at.
     """
@@ -44,7 +47,7 @@ class Crowd:
         self,
         sockets: Collection[int],
         pipes: Collection[str],
-        files: Collection[tuple[int, int]],
+        files: Mapping[tuple[int, int], str],
         machine: int,
     ) -> None:
         self.owners: defaultdict[int, set[int]] = defaultdict(set)
@@ -54,7 +57,8 @@ class Crowd:
         self.hidden = 0
         self._sockets = frozenset(sockets)
         self._pipes = frozenset(pipes)
-        self._files = frozenset(files)
+        self._files = files
+        self._paths = frozenset(files.values())
         self._machine = machine
 
     def look(self) -> None:
@@ -79,6 +83,15 @@ class Crowd:
             elif target in self._pipes and number > _LAST_STANDARD and pid != self._machine:
                 self._name(pid)
                 self.holders.add((target, pid))
+            elif target in self._paths and pid != self._machine:
+                self._look_at_file(pid, number, target)
+
+    def _look_at_file(self, pid: int, number: int, target: str) -> None:
+        """This looks at a file that has the name of one of the machine's."""
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/fd/{number}").stat()
+            if (status.st_dev, status.st_ino) in self._files and _is_writable(pid, number):
+                self._share(pid, [target], "open for writing")
 
     def _look_at_memory(self, pid: int) -> None:
         if not self._files:
@@ -91,15 +104,26 @@ class Crowd:
             for each in maps.mappings()
             if each.shared and each.writable and (each.device, each.inode) in self._files
         }
-        known = host_process(pid) if found else None
-        for path in found.values():
-            name = known.program if known else ""
-            self.sharers.append(Sharer(pid, name, known.is_qemu if known else False, path))
+        self._share(pid, found.values(), "mapped writable")
+
+    def _share(self, pid: int, paths: Iterable[str], how: str) -> None:
+        known = host_process(pid)
+        for path in paths:
+            name, is_qemu = (known.program, known.is_qemu) if known else ("", False)
+            sharer = Sharer(pid, name, is_qemu, path, how)
+            if sharer not in self.sharers:
+                self.sharers.append(sharer)
 
     def _name(self, pid: int) -> None:
         if pid not in self.names:
             known = host_process(pid)
             self.names[pid] = known.program if known else ""
+
+
+def _is_writable(pid: int, number: int) -> bool:
+    with Path(f"/proc/{pid}/fdinfo/{number}").open("rb") as file:
+        flags = _FLAGS.search(file.read(_MAX_FDINFO))
+    return flags is None or int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _open_files(pid: int) -> Iterator[tuple[int, str]]:

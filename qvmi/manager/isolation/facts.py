@@ -305,19 +305,21 @@ class SharedFolder:
 
 @dataclass(frozen=True, slots=True)
 class Sharer:
-    """This is another process that has mapped a file of the machine's so that it may write there.
+    """This is another process that may write to a file that the machine has mapped.
 
     Args:
         pid: its number.
         program: the name of its program.
         is_qemu: whether it is another virtual machine.
         path: of the file.
+        how: what it has done to it: mapped, or only opened.
     """
 
     pid: int
     program: str
     is_qemu: bool
     path: str
+    how: str = "mapped writable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,7 @@ def shared_memory(facts: Facts) -> Check:
 def _sharers(facts: Facts) -> Iterator[Finding]:
     members = facts.broker.members if facts.broker else frozenset()
     for each in facts.host.sharers:
-        shown = (
-            f"{each.path} is mapped writable in {each.program or 'process'} (pid {each.pid}) too"
-        )
+        shown = f"{each.path} is {each.how} in {each.program or 'process'} (pid {each.pid}) too"
         if each.is_qemu:
             yield refuted(f"{shown}: another VM", "give it readonly=on there")
         elif each.pid in members:
