@@ -1,7 +1,5 @@
 """Symbols and types that Volatility is given and cannot use."""
 
-from typing import Any
-
 import pytest
 from volatility3.framework.contexts import Context
 
@@ -11,9 +9,9 @@ from qvmi.semantics.volatility_bridge.symbol_table import KernelContent, add_sym
 INT = {"kind": "int", "size": 4, "signed": True, "endian": "little"}
 
 
-def content(**sections: Any) -> KernelContent:
+def content(**sections: object) -> KernelContent:
     """This is what an ISF file says that has hardly anything."""
-    nothing: dict[str, Any] = {name: {} for name in ("user_types", "enums", "symbols")}
+    nothing: dict[str, object] = {name: {} for name in ("user_types", "enums", "symbols")}
     return KernelContent(
         {"metadata": {"format": "6.2.0"}, "base_types": {"int": INT}, **nothing, **sections}
     )
@@ -29,6 +27,6 @@ def content(**sections: Any) -> KernelContent:
         {"metadata": {"format": "x"}},
     ],
 )
-def test_what_volatility_cannot_use_is_an_error_of_ours(sections: dict[str, Any]) -> None:
+def test_what_volatility_cannot_use_is_an_error_of_ours(sections: dict[str, object]) -> None:
     with pytest.raises(CorruptTable, match="Volatility cannot use them: "):
         add_symbol_table(Context(), "kernel_symbols", content(**sections), mask=(1 << 48) - 1)
