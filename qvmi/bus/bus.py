@@ -95,11 +95,16 @@ class Bus(Publisher, Protocol):
 class Channel(Protocol):
     """This is what carries messages between accounts."""
 
-    async def connect(self, account: Account) -> Bus:
+    async def connect(self, account: Account, *, will: Message | None = None) -> Bus:
         """This enters the channel.
 
+        Args:
+            account: who enters.
+            will: what the channel publishes, and retains, when the bus is closed, lost, or its
+                program killed, such as the status that nobody looks any more; None for nothing.
+
         Raises:
-            BusRefused: the account is unknown, or its secret is wrong.
+            BusRefused: the account is unknown, or its secret is wrong, or the will is not its own.
             BrokerUnavailable: there is nothing to connect to.
         """
         ...

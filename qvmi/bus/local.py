@@ -24,11 +24,14 @@ class LocalChannel:
         self._buses: list[LocalBus] = []
         self._retained: dict[Topic, bytes] = {}
 
-    async def connect(self, account: Account) -> "LocalBus":
+    async def connect(self, account: Account, *, will: Message | None = None) -> "LocalBus":
         """This enters the channel; BusRefused for an account that it was not opened for."""
         if self._accounts.get(account.name) != account:
             raise BusRefused(f"connection of {account.name!r}", "unknown account or wrong secret")
-        bus = LocalBus(account, self)
+        if will is not None:
+            account.require_publish(will.topic)
+            will.to_json()
+        bus = LocalBus(account, self, will)
         self._buses.append(bus)
         return bus
 
@@ -64,11 +67,12 @@ class LocalChannel:
 class LocalBus:
     """This is one account's end of a :class:`LocalChannel`; see :class:`~qvmi.bus.bus.Bus`."""
 
-    def __init__(self, account: Account, channel: LocalChannel) -> None:
+    def __init__(self, account: Account, channel: LocalChannel, will: Message | None) -> None:
         self.subscriptions: list[Subscription] = []
         self._account = account
         self._channel = channel
         self._closed = False
+        self._will = will
         self._requester = Requester(self)
 
     async def publish(self, message: Message, *, retain: bool = False) -> None:
@@ -101,8 +105,10 @@ class LocalBus:
 
     async def close(self) -> None:
         """This leaves the channel and ends the subscriptions."""
-        self._closed = True
         self._channel.forget(self)
+        if self._will is not None and not self._closed:
+            self._channel.carry(self._will.topic, self._will.to_json(), retain=True)
+        self._closed = True
         for subscription in self.subscriptions:
             subscription.end()
         self.subscriptions.clear()

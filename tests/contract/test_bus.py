@@ -256,3 +256,60 @@ async def test_a_cancelled_publish_leaves_the_bus_usable(channel_of: OpenChannel
         sent = message(kind="status")
         await pack.publish(sent)
         assert await anext(subscription) == sent
+
+
+@every_bus
+@asynchronous
+async def test_who_subscribes_late_gets_what_was_retained_last(channel_of: OpenChannel) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        pack, reader = await channel.connect(PACK), await channel.connect(READER)
+        statuses = [message(number, kind="status") for number in range(3)]
+        for status in statuses:
+            await pack.publish(status, retain=True)
+        await pack.publish(message())
+        late = [await reader.subscribe(TopicFilter("web", kind="status")) for _ in range(2)]
+        new = message(4, kind="status")
+        await pack.publish(new)
+        for subscription in late:
+            assert [await anext(subscription) for _ in range(2)] == [statuses[2], new]
+
+
+@every_bus
+@asynchronous
+async def test_who_wants_nothing_retained_is_told_that_there_was(channel_of: OpenChannel) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        pack, reader = await channel.connect(PACK), await channel.connect(READER)
+        await pack.publish(message(1), retain=True)
+        arriving = await reader.subscribe(TopicFilter("web", kind="alert"), retained=False)
+        await pack.publish(message(2), retain=True)
+        new = message(3)
+        await pack.publish(new)
+        assert await anext(arriving) == new
+        assert arriving.refused == 2
+
+
+@every_bus
+@asynchronous
+async def test_a_bus_that_is_closed_leaves_its_will_to_all_and_for_those_to_come(
+    channel_of: OpenChannel,
+) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        will = message(kind="status")
+        pack, reader = await channel.connect(PACK, will=will), await channel.connect(READER)
+        other = await channel.connect(OTHER)
+        arriving = await reader.subscribe(TopicFilter("web"))
+        first = message(1, codepack="other")
+        await other.publish(first)
+        for _ in range(2):
+            await pack.close()
+        assert [await anext(arriving) for _ in range(2)] == [first, will]
+        late = await reader.subscribe(TopicFilter("web", "pack", "status"))
+        assert await anext(late) == will
+
+
+@every_bus
+@asynchronous
+async def test_nobody_leaves_a_will_in_the_name_of_another(channel_of: OpenChannel) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        with pytest.raises(BusRefused):
+            await channel.connect(PACK, will=message(codepack="other", kind="status"))

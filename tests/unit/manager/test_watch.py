@@ -65,10 +65,10 @@ class Opened:
         async with mosquitto(accounts) as self.broker:
             yield self
 
-    async def connect(self, account: Account) -> Bus:
+    async def connect(self, account: Account, *, will: Message | None = None) -> Bus:
         """Connects to mosquitto, and notes from then on what is published."""
         assert self.broker is not None
-        return NotedBus(await self.broker.connect(account), self.given)
+        return NotedBus(await self.broker.connect(account, will=will), self.given)
 
     @property
     def pid(self) -> int:
