@@ -1,7 +1,7 @@
 """The bounded queue between a bus and one reader of it."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
@@ -25,7 +25,7 @@ class Subscription:
     Attributes:
         topics: what was subscribed to.
         retained: whether it takes what was published to be retained.
-        dropped: messages lost because the reader was too slow.
+        dropped: messages lost because the reader was too slow; those of whoever had most waiting.
         refused: arrivals that were no message of ours, or not from where they said.
     """
 
@@ -43,6 +43,7 @@ class Subscription:
         self._forget = forget
         self._refusals = Refusals()
         self._waiting: deque[Message] = deque()
+        self._speakers: Counter[tuple[str, str]] = Counter()
         self._changed = asyncio.Event()
         self._closing = False
         self._ended = False
@@ -59,7 +60,9 @@ class Subscription:
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
-        return self._waiting.popleft()
+        message = self._waiting.popleft()
+        self._forget_speaker(message)
+        return message
 
     async def close(self) -> None:
         """This ends the subscription; what has arrived can still be read. Twice does nothing."""
@@ -78,11 +81,28 @@ class Subscription:
         if retained and not self.retained:
             self.refuse(topic, "it was to be retained")
             return
-        if len(self._waiting) >= MAX_WAITING_MESSAGES:
-            self.dropped += 1
-            return
         self._waiting.append(message)
+        self._speakers[message.vm, message.codepack] += 1
+        if len(self._waiting) > MAX_WAITING_MESSAGES:
+            self._drop_one()
         self._changed.set()
+
+    def _drop_one(self) -> None:
+        """This drops the last message of whoever has most waiting: a flood costs its speaker alone."""
+        self.dropped += 1
+        most = max(self._speakers, key=self._speakers.__getitem__)
+        for place in range(len(self._waiting) - 1, -1, -1):
+            message = self._waiting[place]
+            if (message.vm, message.codepack) == most:
+                del self._waiting[place]
+                self._forget_speaker(message)
+                return
+
+    def _forget_speaker(self, message: Message) -> None:
+        speaker = (message.vm, message.codepack)
+        self._speakers[speaker] -= 1
+        if not self._speakers[speaker]:
+            del self._speakers[speaker]
 
     def refuse(self, topic: Topic | None, reason: str) -> None:
         """This counts an arrival that is not passed on, and has the audit log tell of it."""

@@ -313,3 +313,28 @@ async def test_nobody_leaves_a_will_in_the_name_of_another(channel_of: OpenChann
     async with channel_of(ACCOUNTS) as channel:
         with pytest.raises(BusRefused):
             await channel.connect(PACK, will=message(codepack="other", kind="status"))
+
+
+@every_bus
+@asynchronous
+async def test_a_flood_that_a_slow_reader_cannot_take_costs_nobody_else_a_message(
+    channel_of: OpenChannel,
+) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        pack, other = await channel.connect(PACK), await channel.connect(OTHER)
+        reader = await channel.connect(READER)
+        slow = await reader.subscribe(TopicFilter("web"))
+        seen = await reader.subscribe(TopicFilter("web", "pack"))
+        for number in range(MAX_WAITING_MESSAGES + 50):
+            await pack.publish(message(number))
+            await anext(seen)
+        sent = [message(number, codepack="other") for number in range(100)]
+        for one in sent:
+            await other.publish(one)
+        await fence(other, "other")
+        arrived = await until_fence(slow)
+        assert [one for one in arrived if one.codepack == "other"] == sent
+        assert [one.body["number"] for one in arrived if one.codepack == "pack"] == list(
+            range(MAX_WAITING_MESSAGES - 101)
+        )
+        assert slow.dropped == 151
