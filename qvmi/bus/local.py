@@ -1,12 +1,13 @@
 """The bus within one process, for a program that needs no broker."""
 
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import Message
 from qvmi.bus.requests import Requester, Requests
-from qvmi.bus.subscription import Subscription
+from qvmi.bus.subscription import Subscription, require_new
 from qvmi.bus.topic import REQUEST, Topic, TopicFilter
 from qvmi.errors import BusError, BusRefused
 
@@ -23,6 +24,7 @@ class LocalChannel:
         self._accounts = {account.name: account for account in accounts}
         self._buses: list[LocalBus] = []
         self._retained: dict[Topic, bytes] = {}
+        self._turns: Counter[str] = Counter()
 
     async def connect(self, account: Account, *, will: Message | None = None) -> "LocalBus":
         """This enters the channel; BusRefused for an account that it was not opened for."""
@@ -43,9 +45,17 @@ class LocalChannel:
         """This gives a message to every subscription that wants it, and keeps it if it is to."""
         if retain:
             self._retained[topic] = data
+        sharing: defaultdict[str, list[Subscription]] = defaultdict(list)
         for subscription in self.subscriptions():
-            if subscription.topics.matches(topic):
+            if not subscription.topics.matches(topic):
+                continue
+            if subscription.group:
+                sharing[subscription.filter_text].append(subscription)
+            else:
                 subscription.arrive(topic, data, retained=retain)
+        for shared, members in sharing.items():
+            turn = self._turns[shared] = self._turns[shared] + 1
+            members[turn % len(members)].arrive(topic, data, retained=retain)
 
     def catch_up(self, subscription: Subscription) -> None:
         """This gives a new subscription what was kept."""
@@ -83,13 +93,17 @@ class LocalBus:
         self._account.require_publish(topic)
         self._channel.carry(topic, data, retain=retain)
 
-    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+    async def subscribe(
+        self, topics: TopicFilter, *, retained: bool = True, group: str | None = None
+    ) -> Subscription:
         """This starts to receive what is published from now on, and first what was retained."""
         self._require_open()
         self._account.require_read(topics)
-        subscription = Subscription(topics, forget=self._forget, retained=retained)
+        require_new(self.subscriptions, topics, retained=retained, group=group)
+        subscription = Subscription(topics, forget=self._forget, retained=retained, group=group)
         self.subscriptions.append(subscription)
-        self._channel.catch_up(subscription)
+        if group is None:
+            self._channel.catch_up(subscription)
         return subscription
 
     async def request(
@@ -98,9 +112,12 @@ class LocalBus:
         """This asks a service, and waits for its answer."""
         return await self._requester.request(topic, body, deadline_s=deadline_s)
 
-    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+    async def serve(
+        self, service: str, *, vm: str | None = None, group: str | None = None
+    ) -> Requests:
         """This starts to receive what a service is asked from now on."""
-        arriving = await self.subscribe(TopicFilter(vm, None, REQUEST, service), retained=False)
+        topics = TopicFilter(vm, None, REQUEST, service)
+        arriving = await self.subscribe(topics, retained=False, group=group)
         return Requests(self, service, arriving)
 
     async def close(self) -> None:

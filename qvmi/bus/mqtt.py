@@ -31,9 +31,9 @@ from qvmi.bus.mqtt_client import (
 from qvmi.bus.mqtt_packet import Arrival
 from qvmi.bus.mqtt_properties import properties_of
 from qvmi.bus.requests import Requester, Requests
-from qvmi.bus.subscription import Subscription
+from qvmi.bus.subscription import Subscription, require_new
 from qvmi.bus.topic import REQUEST, Topic, TopicFilter
-from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused, UsageError
+from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused
 
 __all__ = ["MqttBus", "MqttChannel", "broker_at"]
 
@@ -76,7 +76,7 @@ class MqttBus:
         self._subscribing = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_PENDING_PUBLISHES)
         self._publishing: set[asyncio.Task[ReasonCode]] = set()
-        self._readers: dict[TopicFilter, _Readers] = {}
+        self._readers: dict[str, _Readers] = {}
         self._numbers = itertools.count(1)
         self._requester = Requester(self)
 
@@ -127,23 +127,23 @@ class MqttBus:
         publishing.add_done_callback(self._published)
         _require_granted(topic, await asyncio.shield(publishing))
 
-    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+    async def subscribe(
+        self, topics: TopicFilter, *, retained: bool = True, group: str | None = None
+    ) -> Subscription:
         """This subscribes, and waits until the broker has granted or refused it."""
         # mosquitto grants what its ACL forbids, and stays silent.
         self._account.require_read(topics)
-        subscription = Subscription(topics, forget=self._forget, retained=retained)
+        subscription = Subscription(topics, forget=self._forget, retained=retained, group=group)
         async with self._subscribing:
             self._require_open()
-            readers = self._readers.setdefault(topics, _Readers(retained))
-            if readers.retained != retained:
-                raise UsageError(
-                    f"{topics.text}: already subscribed to with retained={not retained}"
-                )
+            open_ones = (one for them in self._readers.values() for one in them.subscriptions)
+            require_new(open_ones, topics, retained=retained, group=group)
+            readers = self._readers.setdefault(subscription.filter_text, _Readers(retained))
             number = next(self._numbers)
             readers.subscriptions.append(subscription)  # first: messages may overtake the answer
             readers.numbers[number] = subscription
             try:
-                await self._request_subscription(topics, number, retained=retained)
+                await self._request_subscription(subscription, number)
             except BaseException:
                 self._remove(subscription)
                 raise
@@ -155,9 +155,12 @@ class MqttBus:
         """This asks a service, and waits for its answer."""
         return await self._requester.request(topic, body, deadline_s=deadline_s)
 
-    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+    async def serve(
+        self, service: str, *, vm: str | None = None, group: str | None = None
+    ) -> Requests:
         """This starts to receive what a service is asked from now on."""
-        arriving = await self.subscribe(TopicFilter(vm, None, REQUEST, service), retained=False)
+        topics = TopicFilter(vm, None, REQUEST, service)
+        arriving = await self.subscribe(topics, retained=False, group=group)
         return Requests(self, service, arriving)
 
     async def close(self) -> None:
@@ -174,31 +177,30 @@ class MqttBus:
         if not publishing.cancelled():
             publishing.exception()  # seen: a caller that was cancelled does not look
 
-    async def _request_subscription(
-        self, topics: TopicFilter, number: int, *, retained: bool
-    ) -> None:
+    async def _request_subscription(self, subscription: Subscription, number: int) -> None:
         properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call] # paho's
         properties.SubscriptionIdentifier = number
         # Whoever takes nothing retained must be told of it also while it is published.
-        options = SubscribeOptions(qos=AT_LEAST_ONCE, retainAsPublished=not retained)
-        request = self._client.subscribe(topics.text, options=options, properties=properties)
+        options = SubscribeOptions(qos=AT_LEAST_ONCE, retainAsPublished=not subscription.retained)
+        text = subscription.filter_text
+        request = self._client.subscribe(text, options=options, properties=properties)
         for code in await self._answer(request):
-            _require_granted(topics.text, code)
+            _require_granted(text, code)
 
     async def _forget(self, subscription: Subscription) -> None:
         """This unsubscribes; what the broker had sent before it knew is still delivered."""
         async with self._subscribing:
-            readers = self._readers[subscription.topics].subscriptions
+            readers = self._readers[subscription.filter_text].subscriptions
             if readers == [subscription]:
                 with suppress(BusError):  # a lost broker has forgotten it already
-                    await self._answer(self._client.unsubscribe(subscription.topics.text))
+                    await self._answer(self._client.unsubscribe(subscription.filter_text))
             self._remove(subscription)
 
     def _remove(self, subscription: Subscription) -> None:
-        readers = self._readers[subscription.topics]
+        readers = self._readers[subscription.filter_text]
         readers.subscriptions.remove(subscription)
         if not readers.subscriptions:
-            del self._readers[subscription.topics]
+            del self._readers[subscription.filter_text]
 
     def _arrived(self, arrival: Arrival) -> None:
         """This passes an arrival on to the subscriptions that the broker sent it for."""

@@ -13,8 +13,8 @@ from qvmi.bus.local import in_process
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES, Subscription
 from qvmi.bus.topic import TopicFilter
-from qvmi.errors import BadMessage, BusError, BusRefused
-from tests.asynchronous import asynchronous
+from qvmi.errors import BadMessage, BusError, BusRefused, UsageError
+from tests.asynchronous import asynchronous, until
 
 PACK = Account.of_codepack("web", "pack")
 OTHER = Account.of_codepack("web", "other")
@@ -338,3 +338,55 @@ async def test_a_flood_that_a_slow_reader_cannot_take_costs_nobody_else_a_messag
             range(MAX_WAITING_MESSAGES - 101)
         )
         assert slow.dropped == 151
+
+
+@every_bus
+@asynchronous
+async def test_those_of_a_group_share_the_messages_and_others_get_all(
+    channel_of: OpenChannel,
+) -> None:
+    second = Account.of_reader("second", TopicFilter("web"))
+    async with channel_of([*ACCOUNTS, second]) as channel:
+        pack = await channel.connect(PACK)
+        buses = [await channel.connect(READER), await channel.connect(second)]
+        topics = TopicFilter("web", "pack", "alert")
+        members = [await bus.subscribe(topics, group="night") for bus in buses]
+        alone = await buses[0].subscribe(topics)
+        sent = [message(number) for number in range(100)]
+        for one in sent:
+            await pack.publish(one)
+        assert [await anext(alone) for _ in sent] == sent
+        shares: list[list[Message]] = [[], []]
+
+        async def take(member: Subscription, share: list[Message]) -> None:
+            async for one in member:
+                share.append(one)  # noqa: PERF401 - it is looked at meanwhile
+
+        taking = [
+            asyncio.create_task(take(member, share))
+            for member, share in zip(members, shares, strict=True)
+        ]
+        await until(lambda: sum(map(len, shares)) >= len(sent))
+        for bus in buses:
+            await bus.close()
+        await asyncio.gather(*taking)
+        assert sorted(one.id for share in shares for one in share) == sorted(one.id for one in sent)
+        assert min(map(len, shares)) > 25
+
+
+@every_bus
+@asynchronous
+async def test_refuses_a_subscription_that_a_broker_could_not_tell_from_another(
+    channel_of: OpenChannel,
+) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        reader = await channel.connect(READER)
+        await reader.subscribe(TopicFilter("web"), group="night")
+        await reader.subscribe(TopicFilter("web"))
+        with pytest.raises(UsageError, match="in the group"):
+            await reader.subscribe(TopicFilter("web"), group="night")
+        with pytest.raises(UsageError, match="retained=True"):
+            await reader.subscribe(TopicFilter("web"), retained=False)
+        for group in ("", "a/b", "+", "#"):
+            with pytest.raises(UsageError):
+                await reader.subscribe(TopicFilter("web"), group=group)

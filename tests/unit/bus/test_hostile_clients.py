@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -317,6 +318,45 @@ async def test_a_revoked_account_stays_out_when_the_broker_was_killed() -> None:
         await (await broker.connect(OTHER)).close()
         with pytest.raises(BusRefused):
             await broker.connect(PACK)
+
+
+WITH_A_WILL = """
+import asyncio, sys
+from pathlib import Path
+from qvmi.bus.account import Account
+from qvmi.bus.message import Message
+from qvmi.bus.mqtt import MqttBus
+
+async def main():
+    pack = Account.of_codepack("web", "other")
+    object.__setattr__(pack, "secret", sys.stdin.readline().strip())
+    will = Message(vm="web", codepack="other", kind="status", time=0.0, body={"sight": "gone"})
+    bus = await MqttBus.connect(Path(sys.argv[1]), pack, will=will)
+    print("connected", flush=True)
+    await asyncio.sleep(100)
+
+asyncio.run(main())
+"""
+
+
+@asynchronous
+async def test_the_broker_tells_of_a_codepack_that_was_killed() -> None:
+    async with mosquitto(EVERYBODY) as broker:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", WITH_A_WILL, str(broker.socket)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{OTHER.secret}\n".encode())
+        assert await process.stdout.readline() == b"connected\n"
+        process.kill()
+        await process.wait()
+        listening = client(
+            broker, READER, "mosquitto_sub", "-t", "qvmi/v1/web/other/status", "-C", "1", "-W", "25"
+        )
+        assert json.loads(await output_of(listening))["body"] == {"sight": "gone"}
 
 
 # ------------------------------------------------------------------------------------------- a flood
