@@ -150,6 +150,7 @@ def test_several_qvmis_list_the_guests_own_processes_at_the_same_time(guest: Gue
             printed, _ = process.communicate(timeout=2 * ANSWER_S)
             assert process.returncode == 0
             assert {row["pid"] for row in json.loads(printed)["items"]} == pids
+        assert "pmemsave" not in " ".join(gate.audit()), "the RAM was mapped"
 
 
 def test_a_qvmi_that_wants_one_moment_gets_it_where_stopping_is_granted(guest: Guest) -> None:
