@@ -162,10 +162,9 @@ def test_the_guest_runs_on_however_gdb_ends(stormy: Guest, fork: int, last: str)
 
 def test_the_guest_runs_on_when_gdb_is_killed_at_a_breakpoint(stormy: Guest, fork: int) -> None:
     with gateway(stormy.qmp, "--may-break") as gate:
-        command = gdb_arguments(
-            gate, f"break *{fork:#x}", "continue", "echo hit\\n", "shell sleep 600"
-        )
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+        command = gdb_arguments(gate, f"break *{fork:#x}", "continue", "echo hit\\n")
+        command = tuple(word for word in command if word != "-batch")  # it waits for more
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
             assert running.stdout
             for line in running.stdout:
                 if line.startswith(b"hit"):
