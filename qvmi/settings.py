@@ -116,7 +116,7 @@ class Table:
 
     def _line_of(self, key: str) -> int | None:
         """This is the line on which a key of this table is given; None where that is not seen."""
-        whole = (*self.keys, re.split(r"[.\[]", key, maxsplit=1)[0])
+        whole = (*self.keys, *re.split(r"[.\[]", key))
         best, nearest = 0, None
         table: tuple[str, ...] = ()
         for number, line in enumerate(self.text.splitlines(), start=1):

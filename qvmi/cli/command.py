@@ -21,6 +21,8 @@ class Needs(StrEnum):
     """A machine's QEMU alone: nothing of its memory is looked at."""
     HOST = "host"
     """This host alone."""
+    SYSTEM = "system"
+    """This host, and a machine on it if one is named."""
     NOTHING = "nothing"
 
 

@@ -57,7 +57,16 @@ def _run(request: Request, output: Output, *, debug: bool) -> ExitCode:
         return _run_to_end(lambda: _ask_machine(request, handler, output), debug=debug)
     if request.command.needs is Needs.MONITOR:
         return _run_to_end(lambda: _ask_monitor(request, handler, output), debug=debug)
+    if request.command.needs is Needs.SYSTEM:
+        return _run_to_end(lambda: _ask_system(request, handler, output), debug=debug)
     code: ExitCode = handler(output, **request.arguments)
+    return code
+
+
+async def _ask_system(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
+    if request.options.dump is not None:
+        raise UsageError(f"{request.command.name} cannot be asked of a dump")
+    code: ExitCode = await handler(request.options, output, **request.arguments)
     return code
 
 

@@ -50,8 +50,10 @@
     │   ├── BusRefused                the broker refused what was asked
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
-    │   └── OutboxFull                too many messages wait for consumers that are not there
+    │   ├── OutboxFull                too many messages wait for consumers that are not there
+    │   └── RequestTimeout            a request that nobody answered in time
     └── CodepackError                 a codepack that cannot be loaded or has failed
+        └── CodepackRefused           one that is unsigned, altered, or not what it says it is
 """
 
 from qvmi.errors.actions import (
@@ -78,8 +80,10 @@ from qvmi.errors.channel import (
     BusError,
     BusRefused,
     CodepackError,
+    CodepackRefused,
     LedgerFailed,
     OutboxFull,
+    RequestTimeout,
 )
 from qvmi.errors.guests import (
     CorruptTable,
@@ -125,6 +129,7 @@ __all__ = [
     "BusError",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "CorruptTable",
     "GdbCommandFailed",
     "GdbError",
@@ -156,6 +161,7 @@ __all__ = [
     "QmpTimeout",
     "QueryTimeout",
     "QvmiError",
+    "RequestTimeout",
     "ScanFailed",
     "SocketUnreachable",
     "StaleView",
