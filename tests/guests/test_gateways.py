@@ -246,6 +246,7 @@ def test_a_gateway_that_is_ended_leaves_a_running_guest_and_no_socket(guest: Gue
         assert guest.monitor.running()
         assert client.hung_up()
         client.close()
+        assert re.search(r"stood still for \d+\.\d ms in all", (gate.folder / "said").read_text())
         assert not Path(gate.qmp).exists()
         assert not Path(gate.gdb).exists()
 
