@@ -389,6 +389,15 @@ def test_a_qemu_that_keeps_its_tap_to_itself_is_found_out(bench: Bench, bus: Net
     assert_named(examined, "QEMU has the interface tap5 open, and tells of none")
 
 
+def test_a_qemu_that_keeps_its_slirp_to_itself_is_not_believed(bench: Bench) -> None:
+    broker = bench.broker()
+    machine = bench.machine("-nic", "user,id=u")
+    with lying(machine, hide="type=user") as path:
+        examined = bench.examine(machine, broker, "--pid", str(machine.pid), qmp=str(path))
+    assert (examined.code, examined.ways) == (4, [])
+    assert any("1 networks by slirp, and QEMU tells of 0" in found for found in examined.open)
+
+
 @contextmanager
 def lying(machine: BareQemu, *, hide: str) -> Iterator[Path]:
     """This is a QMP socket that leaves lines out of what QEMU's human monitor says."""

@@ -134,13 +134,13 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         "netdevs",
         REFUTED,
         "guestfwd=tcp:1-unix:/run/bus/mqtt.sock leads to the broker",
-        set_to(("options", (OptionOfNetdev("u", ("tcp:1-unix:/run/bus/mqtt.sock",)),))),
+        set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-unix:/run/bus/mqtt.sock",)),))),
     ),
     (
         "netdevs",
         OPEN,
         "runs a program",
-        set_to(("options", (OptionOfNetdev("u", ("tcp:1-cmd:cat",)),))),
+        set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-cmd:cat",)),))),
     ),
     ("netdevs", OPEN, "plugged in later", set_to(("machine.netdevs", (SLIRP,)))),
     # what the kernel tells of interfaces
@@ -282,6 +282,22 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         "tells of the tap tap0",
         set_to(("machine.netdevs", (TAP_NETDEV,))),
     ),
+    (
+        "agreement",
+        OPEN,
+        "1 networks by slirp, and QEMU tells of 0",
+        set_to(("options", (OptionOfNetdev("u", "user"),))),
+    ),
+    (
+        "agreement",
+        OPEN,
+        "u: QEMU tells of restrict=on",
+        set_to(
+            ("options", (OptionOfNetdev("u", "user"),)),
+            ("machine.netdevs", (replace(SLIRP, details="restrict=on"),)),
+        ),
+    ),
+    ("devices", OPEN, "object o: colo-compare", set_to(("machine.objects", {"o": "colo-compare"}))),
     ("agreement", OPEN, "of which no netdev", lambda f: with_sockets(f, TCP, owner=300)),
     # memory, sockets and folders of the machine
     ("shared_memory", OPEN, "hidden", set_to(("qemu.shared", NOT_SEEN))),
@@ -458,19 +474,19 @@ def test_every_check_has_a_case() -> None:
         pytest.param(
             set_to(
                 ("machine.netdevs", (SLIRP,)),
-                ("options", (OptionOfNetdev("u", ()),)),
+                ("options", (OptionOfNetdev("u"),)),
                 ("broker.listening", (PORT,)),
             ),
             id="slirp beside a bus with a network of its own",
         ),
         pytest.param(
-            beside(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("u", ()),))),
+            beside(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("u"),))),
             id="slirp and a broker on a Unix socket",
         ),
         pytest.param(
             beside(
                 ("machine.netdevs", (replace(SLIRP, details="restrict=on"),)),
-                ("options", (OptionOfNetdev("u", ()),)),
+                ("options", (OptionOfNetdev("u"),)),
                 ("broker.listening", (PORT,)),
             ),
             id="slirp with restrict beside a broker on a port",
@@ -502,7 +518,7 @@ def test_every_check_has_a_case() -> None:
         pytest.param(
             set_to(
                 ("machine.netdevs", (SLIRP,)),
-                ("options", (OptionOfNetdev("u", ()),)),
+                ("options", (OptionOfNetdev("u"),)),
                 ("broker.listening", (PORT,)),
                 ("broker.links", (replace(UP, up=False),)),
                 ("bridge", None),
