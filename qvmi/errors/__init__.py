@@ -4,6 +4,7 @@
 
     QvmiError
     ├── UsageError                    an argument that cannot be right, with the way out
+    │   └── BadSettings               a policy or manifest that cannot be right; says where
     ├── AttachError                   no session with the machine could be had
     │   ├── SocketUnreachable         nothing listens there
     │   ├── NotQmp                    something listens, but it does not speak QMP
@@ -49,8 +50,10 @@
     │   ├── BusRefused                the broker refused what was asked
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
-    │   └── OutboxFull                too many messages wait for consumers that are not there
+    │   ├── OutboxFull                too many messages wait for consumers that are not there
+    │   └── RequestTimeout            a request that nobody answered in time
     └── CodepackError                 a codepack that cannot be loaded or has failed
+        └── CodepackRefused           one that is unsigned, altered, or not what it says it is
 """
 
 from qvmi.errors.actions import (
@@ -67,6 +70,7 @@ from qvmi.errors.actions import (
     WriteFailed,
 )
 from qvmi.errors.base import (
+    BadSettings,
     QvmiError,
     UsageError,
 )
@@ -76,8 +80,10 @@ from qvmi.errors.channel import (
     BusError,
     BusRefused,
     CodepackError,
+    CodepackRefused,
     LedgerFailed,
     OutboxFull,
+    RequestTimeout,
 )
 from qvmi.errors.guests import (
     CorruptTable,
@@ -118,10 +124,12 @@ __all__ = [
     "AuditBroken",
     "AuditFailed",
     "BadMessage",
+    "BadSettings",
     "BrokerUnavailable",
     "BusError",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "CorruptTable",
     "GdbCommandFailed",
     "GdbError",
@@ -153,6 +161,7 @@ __all__ = [
     "QmpTimeout",
     "QueryTimeout",
     "QvmiError",
+    "RequestTimeout",
     "ScanFailed",
     "SocketUnreachable",
     "StaleView",

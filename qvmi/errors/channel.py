@@ -8,8 +8,10 @@ __all__ = [
     "BusError",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "LedgerFailed",
     "OutboxFull",
+    "RequestTimeout",
 ]
 
 
@@ -47,6 +49,15 @@ class OutboxFull(BusError):
     """So many messages wait for consumers that are not there that no more are taken."""
 
 
+class RequestTimeout(BusError):
+    """This request was not answered before its deadline; whether it was carried out is not known."""
+
+    def __init__(self, topic: str, deadline_s: float) -> None:
+        super().__init__(f"{topic}: no answer within {deadline_s:g} s")
+        self.topic = topic
+        self.deadline_s = deadline_s
+
+
 class CodepackError(QvmiError):
     """This codepack cannot be loaded, or it failed."""
 
@@ -54,3 +65,7 @@ class CodepackError(QvmiError):
         super().__init__(f"codepack {codepack}: {problem}")
         self.codepack = codepack
         self.problem = problem
+
+
+class CodepackRefused(CodepackError):
+    """This codepack is not run: it is not signed, not as it was signed, or not what it says it is."""
