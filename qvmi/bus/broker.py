@@ -14,6 +14,7 @@ from typing import Final
 from qvmi.bus.account import Account
 from qvmi.bus.mosquitto_config import CONFIG_FILE, SOCKET, files
 from qvmi.bus.mqtt import MqttBus
+from qvmi.bus.place import HERE, Place
 from qvmi.bus.private_folder import private_folder
 from qvmi.bus.unix_socket import MAX_SOCKET_PATH, accepts
 from qvmi.errors import BrokerUnavailable
@@ -67,9 +68,14 @@ def find_mosquitto(path: str | None = None) -> Path:
 
 @asynccontextmanager
 async def mosquitto(
-    accounts: Sequence[Account], *, program: Path | None = None
+    accounts: Sequence[Account], *, program: Path | None = None, place: Place = HERE
 ) -> AsyncIterator["Broker"]:
     """This runs a mosquitto that these accounts may enter, until the block ends.
+
+    Args:
+        accounts: who may enter.
+        program: mosquitto; None for the one of this host.
+        place: where it runs, and what it listens on beside its Unix socket.
 
     Raises:
         BrokerUnavailable: there is no mosquitto, or it does not start; the message holds its words.
@@ -77,10 +83,10 @@ async def mosquitto(
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder())
-            _write_files(folder, accounts)
+            _write_files(folder, accounts, place)
         except OSError as error:
             raise BrokerUnavailable(f"no folder for the broker: {error}") from error
-        broker = Broker(program or find_mosquitto(), folder)
+        broker = Broker(program or find_mosquitto(), folder, place)
         supervision = asyncio.create_task(broker.supervise(), name="qvmi-broker")
         try:
             await broker.accepting()
@@ -95,11 +101,13 @@ class Broker:
 
     Attributes:
         socket: the Unix socket it listens on.
+        place: where it runs.
         starts: how often it was started.
     """
 
-    def __init__(self, program: Path, folder: Path) -> None:
+    def __init__(self, program: Path, folder: Path, place: Place = HERE) -> None:
         self.socket = folder / SOCKET
+        self.place = place
         self.starts = 0
         self._program = program
         self._folder = folder
@@ -187,6 +195,7 @@ class Broker:
         """This starts mosquitto in a session of its own, so that ^C at a terminal does not end it."""
         self.starts += 1
         return await asyncio.create_subprocess_exec(
+            *self.place.enter,  # first: who enters a user namespace loses the lifeline
             *(sys.executable, "-I", "-S", _LIFELINE, str(os.getpid())),
             *(self._program, "-c", CONFIG_FILE),
             cwd=self._folder,
@@ -212,8 +221,9 @@ class Broker:
         return reason
 
 
-def _write_files(folder: Path, accounts: Sequence[Account]) -> None:
-    for name, text in files(accounts, root=os.geteuid() == 0).items():
+def _write_files(folder: Path, accounts: Sequence[Account], place: Place) -> None:
+    root = place.as_root or os.geteuid() == 0
+    for name, text in files(accounts, root=root, place=place).items():
         path = folder / name
         path.touch(mode=0o600)
         path.write_text(text, encoding="ascii")

@@ -11,6 +11,7 @@ from typing import Final
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import MAX_MESSAGE_BYTES
+from qvmi.bus.place import HERE, Place
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES
 
 __all__ = ["ACCESS_FILE", "CONFIG_FILE", "PASSWORD_FILE", "SOCKET", "files"]
@@ -36,25 +37,26 @@ _MEMORY_LIMIT: Final = 256 * 1024 * 1024
 """Heap of the broker; two readers that have stopped reading fit into it with full queues."""
 
 
-def files(accounts: Sequence[Account], *, root: bool) -> Mapping[str, str]:
+def files(accounts: Sequence[Account], *, root: bool, place: Place = HERE) -> Mapping[str, str]:
     """This is the text of each file, by name; paths in them are relative to their folder.
 
     Args:
         accounts: who may enter.
         root: whether mosquitto will run as root, which it must be told to remain: it would give up
             the right to its own folder.
+        place: what it listens on beside its socket.
     """
     return {
-        CONFIG_FILE: _config(root=root),
+        CONFIG_FILE: _config(place, root=root),
         PASSWORD_FILE: "".join(map(_password_line, accounts)),
         ACCESS_FILE: "".join(map(_access_lines, accounts)),
     }
 
 
-def _config(*, root: bool) -> str:
+def _config(place: Place, *, root: bool) -> str:
     lines = [
-        f"listener 0 {SOCKET}",  # the only one: no port, so nothing to reach from a network
-        f"max_connections {_MAX_CONNECTIONS}",
+        *_listener(f"0 {SOCKET}"),  # no port, so nothing to reach from a network
+        *(_listener(f"{place.port} {place.address}") if place.address else ()),
         "use_username_as_clientid true",  # nobody can take over another account's session
         "allow_anonymous false",
         f"password_file {PASSWORD_FILE}",
@@ -73,6 +75,11 @@ def _config(*, root: bool) -> str:
     if root:
         lines.append("user root")
     return "\n".join(lines) + "\n"
+
+
+def _listener(where: str) -> tuple[str, ...]:
+    """This is one listener, always at an address of its own: without one it would be at all of them."""
+    return f"listener {where}", f"max_connections {_MAX_CONNECTIONS}"
 
 
 def _password_line(account: Account) -> str:

@@ -47,6 +47,8 @@
     ├── BusError                      the channel between codepacks
     │   ├── BrokerUnavailable         no broker could be started or reached
     │   ├── BusRefused                the broker refused what was asked
+    │   ├── IsolationRefused          no network for the bus that the user VM cannot reach; says why
+    │   ├── BusNetworkFailed          a command that makes that network failed
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
     │   └── OutboxFull                too many messages wait for consumers that are not there
@@ -74,8 +76,10 @@ from qvmi.errors.channel import (
     BadMessage,
     BrokerUnavailable,
     BusError,
+    BusNetworkFailed,
     BusRefused,
     CodepackError,
+    IsolationRefused,
     LedgerFailed,
     OutboxFull,
 )
@@ -120,6 +124,7 @@ __all__ = [
     "BadMessage",
     "BrokerUnavailable",
     "BusError",
+    "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
     "CorruptTable",
@@ -132,6 +137,7 @@ __all__ = [
     "GdbstubTimeout",
     "GuestError",
     "GuestRunning",
+    "IsolationRefused",
     "LayoutNotFound",
     "LedgerFailed",
     "MachineGone",
