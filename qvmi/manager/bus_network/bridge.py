@@ -31,7 +31,7 @@ _FIRST_SEAT: Final = 2
 """The broker has the first address."""
 
 _MAC_PREFIX: Final = "52:54:00:77:00"
-"""QEMU's prefix; the last byte is the address's. A bridge without one takes it from its ports, as they come."""
+"""QEMU's prefix; the last byte is the address's. A bridge without one changes it with its ports."""
 
 _SETTINGS: Final[Mapping[str, int]] = {
     "ipv6/conf/all/disable_ipv6": 1,
@@ -105,8 +105,11 @@ class Bridge:
         return "\n".join(lines) + "\n"
 
     def address_words(self, port: Port) -> str:
-        """This is the line for ``bridge -batch`` that ties a VM's address to its port."""
-        return f"fdb replace {port.mac} dev {port.tap} master static\n"
+        """This is the line for ``bridge -batch`` that ties a VM's address to its port.
+
+        Without ``sticky`` a frame from another port that learns would take it there.
+        """
+        return f"fdb replace {port.mac} dev {port.tap} master static sticky\n"
 
 
 def quiet_script() -> str:
