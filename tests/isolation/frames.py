@@ -4,6 +4,7 @@ References: RFC 826 (ARP); RFC 791, 768, 793; RFC 8200; IEEE 802.1Q, 802.1ad.
 """
 
 import ipaddress
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -29,27 +30,27 @@ TAGS: Final = (
 
 
 def hostile_frames(macs: Sequence[str], addresses: Sequence[str], port: int) -> list[bytes]:
-    """These go to each of the addresses, and come from each of them as well."""
+    """These come from each card and go to each and to all, tagged or not; one card gets every kind."""
     found = []
-    targets = (*macs, BROADCAST, IPV4_GROUP, IPV6_GROUP, SPANNING_TREE)
+    groups = (BROADCAST, IPV4_GROUP, IPV6_GROUP, SPANNING_TREE)
+    everything = list(_payloads(macs[0], addresses, port))
     for source in macs:
-        for target in targets:
+        for target in (*macs, *groups):
             head = _mac(target) + _mac(source)
-            plain = list(_payloads(source, addresses, port))
-            found += [head + payload for payload in plain]
-            found += [head + tag + plain[0] for tag in TAGS[1:]]
+            found += [head + tag + everything[0] for tag in TAGS]
+            found += [head + payload for payload in everything[-2:]]
+        head = _mac(macs[1]) + _mac(source)
+        found += [head + payload for payload in everything]
     return [frame.ljust(60, b"\0") for frame in found]
 
 
 def _payloads(source: str, addresses: Sequence[str], port: int) -> Iterator[bytes]:
     """Each begins with its type: IPv4 and ARP from each address to each other, IPv6, an experiment."""
-    for sender in addresses:
-        for receiver in addresses:
-            if sender != receiver:
-                yield b"\x08\x00" + _ipv4(sender, receiver, 17, _udp(port))
-                yield b"\x08\x00" + _ipv4(sender, receiver, 6, _syn(sender, receiver, port))
-                yield _arp(1, source, sender, receiver)
-                yield _arp(2, source, sender, receiver)
+    for sender, receiver in itertools.permutations(addresses, 2):
+        yield b"\x08\x00" + _ipv4(sender, receiver, 17, _udp(port))
+        yield b"\x08\x00" + _ipv4(sender, receiver, 6, _syn(sender, receiver, port))
+        yield _arp(1, source, sender, receiver)
+        yield _arp(2, source, sender, receiver)
     yield b"\x86\xdd" + _ipv6(_udp(port))
     yield b"\x88\xb5" + MARKER
 

@@ -33,17 +33,20 @@ def take_place(folder: str, seat: int) -> "int | None":
 
 
 def carry(stream: socket.socket) -> None:
-    """This copies both ways until either side ends."""
+    """This copies both ways until the socket ends; that the guest has no more to say is passed on."""
+    sources = [0, stream.fileno()]
     while True:
-        ready, _, _ = select.select((0, stream.fileno()), (), ())
-        for source in ready:
-            data = os.read(0, BLOCK) if source == 0 else stream.recv(BLOCK)
-            if not data:
-                return
-            if source == 0:
+        ready, _, _ = select.select(sources, (), ())
+        if 0 in ready:
+            if data := os.read(0, BLOCK):
                 stream.sendall(data)
             else:
-                _write_all(1, data)
+                stream.shutdown(socket.SHUT_WR)
+                sources.remove(0)
+        if stream.fileno() in ready:
+            if not (data := stream.recv(BLOCK)):
+                return
+            _write_all(1, data)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

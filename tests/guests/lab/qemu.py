@@ -49,7 +49,14 @@ class Qemu:
         # Without its cache the loader finds no library of the machine's own.
         loader = (str(self.root / LOADER), "--inhibit-cache")
         libraries = ("--library-path", str(self.root / LIBRARIES))
-        return (*self.within, *loader, *libraries, str(self.root / PROGRAMS / program), *data, *arguments)
+        return (
+            *self.within,
+            *loader,
+            *libraries,
+            str(self.root / PROGRAMS / program),
+            *data,
+            *arguments,
+        )
 
     def version(self, program: str = "qemu-system-x86_64") -> str:
         """This is its own word for its version, package included; empty when it is not here."""
