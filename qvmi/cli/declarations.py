@@ -9,6 +9,7 @@ __all__ = [
     "audit",
     "cached",
     "completion",
+    "doctor",
     "drgn",
     "dump",
     "gdb",
@@ -284,6 +285,22 @@ def vol(parser: ArgumentParser) -> None:
     )
 
 
+def doctor(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``doctor``."""
+    parser.add_argument(
+        "--broker",
+        metavar="PID|PATH",
+        type=values.given,
+        help="of the bus: its broker's pid, its socket, or the folder of that",
+    )
+    parser.add_argument(
+        "--bridge", metavar="NAME", type=values.given, help="the bus's bridge, where it has one"
+    )
+    parser.add_argument(
+        "--pid", metavar="PID", type=values.count, help="QEMU's, where the socket does not tell it"
+    )
+
+
 def watch(parser: ArgumentParser) -> None:
     """This adds the arguments of ``watch``."""
     parser.add_argument(
@@ -299,6 +316,20 @@ def watch(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--for", dest="duration_s", metavar="S", type=values.seconds, help="end after so long"
+    )
+    parser.add_argument(
+        "--load",
+        metavar="FOLDER",
+        type=values.given,
+        action="append",
+        default=[],
+        help="a codepack of somebody else's, which must be signed; may be given again",
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", type=values.given, help="what codepacks are granted"
+    )
+    parser.add_argument(
+        "--keys", metavar="FOLDER", type=values.given, help="of keys, if not the usual one"
     )
 
 

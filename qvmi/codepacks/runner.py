@@ -6,11 +6,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from qvmi.bus.bus import Bus
+from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack
@@ -32,7 +32,7 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
 
-__all__ = ["InspectedMachine", "Runner"]
+__all__ = ["LOOK_DEADLINE_S", "InspectedMachine", "Runner"]
 
 LOOK_DEADLINE_S: Final = 5.0
 """Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
@@ -55,6 +55,9 @@ _RESET: Final = "the guest was reset, or its kernel replaced"
 _log: Final = logging.getLogger(__name__)
 
 
+Found = TypeVar("Found")
+
+
 class InspectedMachine(Protocol):
     """This is what a runner needs of a machine."""
 
@@ -63,7 +66,7 @@ class InspectedMachine(Protocol):
         """This is the guest as of now; what it raises is reported, but NotDirect."""
         ...
 
-    async def query(self, look: Callable[[GuestOS], Look], *, timeout_s: float) -> Look:
+    async def query(self, look: Callable[[GuestOS], Found], *, timeout_s: float) -> Found:
         """This looks at a guest whose memory is not direct; QueryTimeout if that takes too long."""
         ...
 
@@ -124,7 +127,7 @@ class Runner:
         self._waiting: deque[Message] = deque()
         self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
 
-    async def run(self, bus: Bus) -> None:
+    async def run(self, bus: Publisher) -> None:
         """This looks and publishes until the machine is gone.
 
         After a BusError it can be called again with another bus: it knows what it has found, and
@@ -297,7 +300,7 @@ class Runner:
         )
         self._waiting.append(message)
 
-    async def _flush(self, bus: Bus) -> None:
+    async def _flush(self, bus: Publisher) -> None:
         """This publishes what waits; what the bus does not take goes on waiting."""
         while self._waiting:
             message = self._waiting[0]

@@ -4,6 +4,7 @@
 
     QvmiError
     ├── UsageError                    an argument that cannot be right, with the way out
+    │   └── BadSettings               a policy or manifest that cannot be right; says where
     ├── AttachError                   no session with the machine could be had
     │   ├── SocketUnreachable         nothing listens there
     │   ├── NotQmp                    something listens, but it does not speak QMP
@@ -51,8 +52,10 @@
     │   ├── BusNetworkFailed          a command that makes that network failed
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
-    │   └── OutboxFull                too many messages wait for consumers that are not there
+    │   ├── OutboxFull                too many messages wait for consumers that are not there
+    │   └── RequestTimeout            a request that nobody answered in time
     └── CodepackError                 a codepack that cannot be loaded or has failed
+        └── CodepackRefused           one that is unsigned, altered, or not what it says it is
 """
 
 from qvmi.errors.actions import (
@@ -69,6 +72,7 @@ from qvmi.errors.actions import (
     WriteFailed,
 )
 from qvmi.errors.base import (
+    BadSettings,
     QvmiError,
     UsageError,
 )
@@ -79,9 +83,11 @@ from qvmi.errors.channel import (
     BusNetworkFailed,
     BusRefused,
     CodepackError,
+    CodepackRefused,
     IsolationRefused,
     LedgerFailed,
     OutboxFull,
+    RequestTimeout,
 )
 from qvmi.errors.guests import (
     CorruptTable,
@@ -122,11 +128,13 @@ __all__ = [
     "AuditBroken",
     "AuditFailed",
     "BadMessage",
+    "BadSettings",
     "BrokerUnavailable",
     "BusError",
     "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "CorruptTable",
     "GdbCommandFailed",
     "GdbError",
@@ -159,6 +167,7 @@ __all__ = [
     "QmpTimeout",
     "QueryTimeout",
     "QvmiError",
+    "RequestTimeout",
     "ScanFailed",
     "SocketUnreachable",
     "StaleView",

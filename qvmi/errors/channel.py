@@ -9,9 +9,11 @@ __all__ = [
     "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "IsolationRefused",
     "LedgerFailed",
     "OutboxFull",
+    "RequestTimeout",
 ]
 
 
@@ -72,6 +74,15 @@ class BusNetworkFailed(BusError):
         self.said = said
 
 
+class RequestTimeout(BusError):
+    """This request was not answered before its deadline; whether it was carried out is not known."""
+
+    def __init__(self, topic: str, deadline_s: float) -> None:
+        super().__init__(f"{topic}: no answer within {deadline_s:g} s")
+        self.topic = topic
+        self.deadline_s = deadline_s
+
+
 class CodepackError(QvmiError):
     """This codepack cannot be loaded, or it failed."""
 
@@ -79,3 +90,7 @@ class CodepackError(QvmiError):
         super().__init__(f"codepack {codepack}: {problem}")
         self.codepack = codepack
         self.problem = problem
+
+
+class CodepackRefused(CodepackError):
+    """This codepack is not run: it is not signed, not as it was signed, or not what it says it is."""

@@ -46,6 +46,9 @@ FRAMES_A_REQUEST: Final = 20
 
 MQTT_PORT: Final = 1883
 
+SCAN_S: Final = 3600.0
+"""A scan of all ports takes minutes; the test's own timeout comes first."""
+
 WAIT_MS: Final = 150
 """How long ports that do not answer are waited for; what comes too late, the captures still see."""
 
@@ -128,9 +131,9 @@ class NetworkGuest:
         """This tries to connect to each port, and sends a datagram to each."""
         found = attempts.open.setdefault(address, set())
         for first, last in ports:
-            (row,) = self.guest.ask(f"probe tcp {address} {first} {last} {wait_ms}", seconds=600)
+            (row,) = self.guest.ask(f"probe tcp {address} {first} {last} {wait_ms}", seconds=SCAN_S)
             found.update(row["open"])
-            self.guest.ask(f"probe udp {address} {first} {last} {MARKER.decode()}", seconds=600)
+            self.guest.ask(f"probe udp {address} {first} {last} {MARKER.decode()}", seconds=SCAN_S)
             attempts.tried += last - first + 1
 
     def send_frames(self, targets: Sequence[Target], addresses: Sequence[str], port: int) -> int:
@@ -157,9 +160,9 @@ class NetworkGuest:
         self.configure(f"{own}/24", gateway, OWN_MAC)
         for target in targets:
             self.scan(target.address, ports, attempts)
-            if self.answered_arp(target.address):
-                attempts.arp.add(target.address)
-        self.guest.run("ping6 -c 1 -w 1 ff02::1%eth0")
+        words = (f"arping -f -c 1 -w 1 -I eth0 {target.address}" for target in targets)
+        said = self.shell(f"{' & '.join(words)} & ping6 -c 1 -w 1 ff02::1%eth0; wait")
+        attempts.arp |= {one.address for one in targets if f"reply from {one.address}" in said}
 
     def as_one(
         self,
