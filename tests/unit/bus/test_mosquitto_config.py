@@ -66,4 +66,5 @@ def test_a_listener_of_a_network_has_an_address_and_the_same_bounds() -> None:
         "listener 1883 10.77.0.1",
     ]
     assert lines.count("max_connections 256") == 2
+    assert lines.count("use_username_as_clientid true") == 2
     assert "allow_anonymous false" in lines
