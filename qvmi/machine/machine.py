@@ -19,6 +19,7 @@ from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.machine.other_tools import OtherTools
 from qvmi.machine.pause import Pause
 from qvmi.machine.query import QUERY_TIMEOUT_S, Query
+from qvmi.machine.still_looks import StillLooks
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
@@ -71,8 +72,7 @@ class Machine(OtherTools):
         self._recognition = control.recognition
         self._run_control = control.run_control
         self._run_control.reader = opened.remote
-        self._exact: LinuxGuest | None = None
-        self._still_view: View | None = None
+        self._stills = StillLooks()
         self._stub_pause_s = 0.0
         self.memory_map = memory_map
 
@@ -136,7 +136,7 @@ class Machine(OtherTools):
     @property
     def _recognised(self) -> LinuxGuest:
         """This is the guest, however its memory is read; raises as :attr:`guest` does."""
-        guest = self._exact or self._recognition.require()
+        guest = self._stills.guest or self._recognition.require()
         guest.view.require_current()
         return guest
 
@@ -187,7 +187,7 @@ class Machine(OtherTools):
         live = self.view
         async with self._run_control.paused() as pause:
             vcpus = await self._control.stub.do(lambda client: client.registers.vcpus())
-            if self._still_view is not None:
+            if self._stills.view is not None:
                 return self._still(pause, vcpus)
         provenance = Provenance(Taken.CAPTURED, pause.at, pause.lasted_s, live.provenance.epoch)
         return replace(live, vcpus=vcpus, provenance=provenance)
@@ -268,14 +268,8 @@ class Machine(OtherTools):
         self.policy.require(Grant.PAUSE, "pause the guest")
         async with self._run_control.paused() as pause:
             vcpus = await commands.registers(self._monitor)
-            view, before = self._still(pause, vcpus), (self._exact, self._still_view)
-            self._still_view = view
-            if self._recognition.guest is not None:
-                self._exact = self._recognition.guest.over(view)
-            try:
+            with self._stills.at(self._still(pause, vcpus), self._recognition.guest) as view:
                 yield view
-            finally:
-                self._exact, self._still_view = before
 
     async def query(
         self,
@@ -314,7 +308,7 @@ class Machine(OtherTools):
         """This is :meth:`query` for a look that asks for no system that was recognised."""
         remote = self._opened.remote
         query = Query(self._run_control, self._still, remote, timeout_s=timeout_s, still=still)
-        return await query.of(look, self.view, self._still_view)
+        return await query.of(look, self.view, self._stills.view)
 
     async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
         """This does a walk that sees the guest at one moment, with the shortest pause that can be had.
