@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qvmi.machine.gdb_host import GdbHost
     from qvmi.machine.stub_loan import StubLoan
     from qvmi.machine.writing import Writing
+    from qvmi.qmp.events import EventStream
 
 __all__ = ["Control"]
 
@@ -70,6 +71,10 @@ class Control:
         return Writing(
             self._monitor, self.run_control, self.stub, policy=self.policy, guest=self._current
         )
+
+    def events(self) -> "EventStream":
+        """This opens a stream of QEMU's events from now on."""
+        return self._monitor.events()
 
     def gdb_host(self, *, may_write: bool) -> "GdbHost":
         """This gives the machine to gdb, if the policy lets it.
