@@ -10,7 +10,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from qvmi.bus.bus import Bus
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack
@@ -32,7 +31,7 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
 
-__all__ = ["InspectedMachine", "Runner"]
+__all__ = ["InspectedMachine", "Publisher", "Runner"]
 
 LOOK_DEADLINE_S: Final = 5.0
 """Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
@@ -86,6 +85,19 @@ class InspectedMachine(Protocol):
         ...
 
 
+class Publisher(Protocol):
+    """This takes what a runner says: a bus, or what stands before one."""
+
+    async def publish(self, message: Message) -> None:
+        """This takes a message; see :meth:`qvmi.bus.bus.Bus.publish`."""
+        ...
+
+
+def _none() -> tuple[str, ...]:
+    """This says that there is nothing to beware of."""
+    return ()
+
+
 class Runner:
     """This runs one codepack against one machine.
 
@@ -98,6 +110,7 @@ class Runner:
         vm: the machine's name on the bus.
         look_deadline_s: longest look; one that takes longer is reported and left to itself, and
             no other is begun until it ends.
+        caveats: tells what whoever reads an alert must know of how it was watched.
     """
 
     def __init__(
@@ -107,7 +120,9 @@ class Runner:
         *,
         vm: str,
         look_deadline_s: float = LOOK_DEADLINE_S,
+        caveats: Callable[[], tuple[str, ...]] = _none,
     ) -> None:
+        self._caveats = caveats
         self._codepack = codepack
         self._machine = machine
         self._vm = vm
@@ -124,7 +139,7 @@ class Runner:
         self._waiting: deque[Message] = deque()
         self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
 
-    async def run(self, bus: Bus) -> None:
+    async def run(self, bus: Publisher) -> None:
         """This looks and publishes until the machine is gone.
 
         After a BusError it can be called again with another bus: it knows what it has found, and
@@ -261,6 +276,7 @@ class Runner:
                 codepack=self._codepack.name,
                 provenance=provenance,
                 cleared_because=cleared_because,
+                caveats=self._caveats(),
             )
             self._queue(alert.state, alert, provenance)
 
@@ -297,7 +313,7 @@ class Runner:
         )
         self._waiting.append(message)
 
-    async def _flush(self, bus: Bus) -> None:
+    async def _flush(self, bus: Publisher) -> None:
         """This publishes what waits; what the bus does not take goes on waiting."""
         while self._waiting:
             message = self._waiting[0]

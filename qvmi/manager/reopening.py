@@ -1,0 +1,60 @@
+"""Whether a process that was given guest RAM for reading can get at it for writing, by trying to."""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+__all__ = ["ways_to_write"]
+
+_FOR_ALL: Final = 0o666
+
+
+def ways_to_write(descriptors: Iterable[int], processes: Iterable[int]) -> tuple[str, ...]:
+    """These are the ways that lead to writing guest RAM, tried by this process as it is now.
+
+    Nothing is written. A mode that could be changed is changed back.
+
+    Args:
+        descriptors: of the RAM, open for reading.
+        processes: that have it mapped or open for writing, such as QEMU.
+    """
+    found: list[str] = []
+    for number in descriptors:
+        link = f"/proc/self/fd/{number}"
+        found += _tried(f"{link} opens for writing", lambda link=link: _open(link))
+        with _open_to_all(number) as changed:
+            if changed:
+                found += _tried(f"the mode of {link} can be changed", lambda link=link: _open(link))
+    for process in processes:
+        memory = f"/proc/{process}/mem"
+        found += _tried(f"{memory} opens for writing", lambda memory=memory: _open(memory))
+    return tuple(found)
+
+
+def _tried(way: str, attempt: Callable[[], None]) -> Iterator[str]:
+    try:
+        attempt()
+    except OSError:
+        return
+    yield way
+
+
+def _open(path: str) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
+@contextmanager
+def _open_to_all(number: int) -> Iterator[bool]:
+    """This lets everybody write the file meanwhile, and tells whether that could be done."""
+    before = stat.S_IMODE(os.fstat(number).st_mode)
+    try:
+        os.fchmod(number, _FOR_ALL)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.fchmod(number, before)
