@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from qvmi.bus.receipt import RECEIPT
-from qvmi.bus.topic import Topic, TopicFilter, is_name
+from qvmi.bus.topic import ANY, REPLY, REQUEST, Topic, TopicFilter, is_name
 from qvmi.errors import BusRefused, UsageError
 
 __all__ = ["Account"]
@@ -39,16 +39,27 @@ class Account:
             raise UsageError(f"account {self.name!r} is no name")
 
     @classmethod
-    def of_codepack(cls, vm: str, codepack: str) -> Self:
-        """This is an account that speaks for one codepack about one machine and reads nothing."""
-        own = TopicFilter(vm, codepack)
-        return cls(f"{vm}.{codepack}", publishes=(own,))
+    def of_codepack(cls, vm: str, codepack: str, *, services: Iterable[str] = ()) -> Self:
+        """This is an account that speaks for one codepack about one machine.
+
+        It reads nothing but the replies of the services that it may ask. It cannot write below its
+        own ``reply``: what lies there is from the service that the topic names, and nobody else.
+        """
+        replies = tuple(TopicFilter(vm, codepack, REPLY, service) for service in services)
+        return cls(f"{vm}.{codepack}", publishes=_spoken_by(vm, codepack), reads=replies)
+
+    @classmethod
+    def of_service(cls, vm: str, name: str) -> Self:
+        """This is an account that answers what codepacks ask a service about one machine."""
+        replies = TopicFilter(vm, None, REPLY, name)
+        requests = TopicFilter(vm, None, REQUEST, name)
+        return cls(f"{vm}.{name}", publishes=(*_spoken_by(vm, name), replies), reads=(requests,))
 
     @classmethod
     def of_sender(cls, vm: str, codepack: str, consumers: Iterable[str]) -> Self:
         """This is a codepack's account that may also read the receipts for what it sends."""
         receipts = tuple(TopicFilter(vm, consumer, RECEIPT) for consumer in consumers)
-        return cls(f"{vm}.{codepack}", publishes=(TopicFilter(vm, codepack),), reads=receipts)
+        return cls(f"{vm}.{codepack}", publishes=_spoken_by(vm, codepack), reads=receipts)
 
     @classmethod
     def of_consumer(cls, vm: str, name: str) -> Self:
@@ -70,3 +81,8 @@ class Account:
         """This raises BusRefused unless the account may read all that the filter selects."""
         if not any(allowed.covers(topics) for allowed in self.reads):
             raise BusRefused(topics.text, f"account {self.name!r} may not read there")
+
+
+def _spoken_by(vm: str, codepack: str) -> tuple[TopicFilter, ...]:
+    """These are the topics of what a codepack says, and of what it asks anybody."""
+    return TopicFilter(vm, codepack, ANY), TopicFilter(vm, codepack, REQUEST, ANY)

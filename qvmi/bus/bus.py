@@ -1,25 +1,28 @@
 """What a bus is, whatever carries it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import Message
+from qvmi.bus.requests import Requests
 from qvmi.bus.subscription import Subscription
-from qvmi.bus.topic import TopicFilter
+from qvmi.bus.topic import Topic, TopicFilter
 
-__all__ = ["Bus", "Channel", "OpenChannel", "first_of"]
+__all__ = ["Bus", "Channel", "OpenChannel", "Publisher", "first_of"]
 
 
-class Bus(Protocol):
-    """This is one account's end of a channel.
+class Publisher(Protocol):
+    """This is the half of a bus that speaks, which is all that most codepacks need."""
 
-    Every implementation passes ``tests/contract/test_bus.py``.
-    """
-
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, *, retain: bool = False) -> None:
         """This gives the message to the channel and returns once the channel has taken it.
+
+        Args:
+            message: what to publish.
+            retain: whether the channel keeps it, in the place of the one before at its topic, for
+                those who subscribe later.
 
         Raises:
             BusRefused: the account may not publish there.
@@ -28,8 +31,55 @@ class Bus(Protocol):
         """
         ...
 
-    async def subscribe(self, topics: TopicFilter) -> Subscription:
-        """This starts to receive what is published from now on.
+
+class Bus(Publisher, Protocol):
+    """This is one account's end of a channel.
+
+    Every implementation passes ``tests/contract/test_bus.py``.
+    """
+
+    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+        """This starts to receive what is published from now on, and first what was retained.
+
+        Args:
+            topics: what to receive.
+            retained: whether to take what was published to be retained; if not, it is refused and
+                counted, before or now.
+
+        Raises:
+            BusRefused: the account may not read there.
+            BusError: the channel is closed or lost, or does not answer.
+        """
+        ...
+
+    async def request(
+        self, topic: Topic, body: Mapping[str, object], *, deadline_s: float
+    ) -> Message:
+        """This asks a service, and waits for its answer.
+
+        Args:
+            topic: where to ask; see :meth:`~qvmi.bus.topic.Topic.of_request`.
+            body: what is asked.
+            deadline_s: how long an answer is of use; the service is told.
+
+        Returns:
+            The answer. That the service, and nobody else, gave it is what the channel guards.
+
+        Raises:
+            RequestTimeout: there was no answer in time.
+            BusRefused: the account may not ask there, or not read the answer.
+            BadMessage: the body is no JSON, or too long.
+            UsageError: the deadline cannot be.
+            BusError: the channel is closed or lost, or does not answer.
+        """
+        ...
+
+    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+        """This starts to receive what a service is asked from now on.
+
+        Args:
+            service: its name.
+            vm: only about this machine; None for all.
 
         Raises:
             BusRefused: the account may not read there.

@@ -1,12 +1,13 @@
 """The bus within one process, for a program that needs no broker."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import Message
+from qvmi.bus.requests import Requester, Requests
 from qvmi.bus.subscription import Subscription
-from qvmi.bus.topic import TopicFilter
+from qvmi.bus.topic import REQUEST, Topic, TopicFilter
 from qvmi.errors import BusError, BusRefused
 
 __all__ = ["LocalBus", "LocalChannel", "in_process"]
@@ -21,6 +22,7 @@ class LocalChannel:
     def __init__(self, accounts: Sequence[Account]) -> None:
         self._accounts = {account.name: account for account in accounts}
         self._buses: list[LocalBus] = []
+        self._retained: dict[Topic, bytes] = {}
 
     async def connect(self, account: Account) -> "LocalBus":
         """This enters the channel; BusRefused for an account that it was not opened for."""
@@ -33,6 +35,20 @@ class LocalChannel:
     def subscriptions(self) -> list[Subscription]:
         """These are the subscriptions of all buses."""
         return [subscription for bus in self._buses for subscription in bus.subscriptions]
+
+    def carry(self, topic: Topic, data: bytes, *, retain: bool) -> None:
+        """This gives a message to every subscription that wants it, and keeps it if it is to."""
+        if retain:
+            self._retained[topic] = data
+        for subscription in self.subscriptions():
+            if subscription.topics.matches(topic):
+                subscription.arrive(topic, data, retained=retain)
+
+    def catch_up(self, subscription: Subscription) -> None:
+        """This gives a new subscription what was kept."""
+        for topic, data in self._retained.items():
+            if subscription.topics.matches(topic):
+                subscription.arrive(topic, data, retained=True)
 
     def forget(self, bus: "LocalBus") -> None:
         """This lets a closed bus go."""
@@ -53,24 +69,35 @@ class LocalBus:
         self._account = account
         self._channel = channel
         self._closed = False
+        self._requester = Requester(self)
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, *, retain: bool = False) -> None:
         """This hands the message, as JSON, to every subscription that wants it."""
         self._require_open()
         data = message.to_json()
         topic = message.topic
         self._account.require_publish(topic)
-        for subscription in self._channel.subscriptions():
-            if subscription.topics.matches(topic):
-                subscription.arrive(topic, data)
+        self._channel.carry(topic, data, retain=retain)
 
-    async def subscribe(self, topics: TopicFilter) -> Subscription:
-        """This starts to receive what is published from now on."""
+    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+        """This starts to receive what is published from now on, and first what was retained."""
         self._require_open()
         self._account.require_read(topics)
-        subscription = Subscription(topics, forget=self._forget)
+        subscription = Subscription(topics, forget=self._forget, retained=retained)
         self.subscriptions.append(subscription)
+        self._channel.catch_up(subscription)
         return subscription
+
+    async def request(
+        self, topic: Topic, body: Mapping[str, object], *, deadline_s: float
+    ) -> Message:
+        """This asks a service, and waits for its answer."""
+        return await self._requester.request(topic, body, deadline_s=deadline_s)
+
+    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+        """This starts to receive what a service is asked from now on."""
+        arriving = await self.subscribe(TopicFilter(vm, None, REQUEST, service), retained=False)
+        return Requests(self, service, arriving)
 
     async def close(self) -> None:
         """This leaves the channel and ends the subscriptions."""
@@ -79,6 +106,7 @@ class LocalBus:
         for subscription in self.subscriptions:
             subscription.end()
         self.subscriptions.clear()
+        await self._requester.close()
 
     async def _forget(self, subscription: Subscription) -> None:
         self.subscriptions.remove(subscription)

@@ -29,8 +29,8 @@ _SALT_BYTES: Final = 12
 _MAX_CONNECTIONS: Final = 256
 """Far more codepacks and readers than one bus has."""
 
-_PACKET_OVERHEAD: Final = 1024
-"""Room in an MQTT packet for topic (at most 208 bytes) and properties."""
+_PACKET_OVERHEAD: Final = 2048
+"""Room in an MQTT packet for topic (at most 272 bytes) and properties (with the longest names, 800)."""
 
 _MEMORY_LIMIT: Final = 256 * 1024 * 1024
 """Heap of the broker; two readers that have stopped reading fit into it with full queues."""

@@ -1,158 +1,63 @@
 """The bus over MQTT 5: aiomqtt on a Unix socket, with every refusal of the broker made an error.
 
-References: MQTT Version 5.0 (OASIS), 2.4 Reason Code, 3.4 PUBACK, 3.8.2.1.2 Subscription Identifier,
-3.9 SUBACK.
+References: MQTT Version 5.0 (OASIS), 2.4 Reason Code, 3.8.2.1.2 Subscription Identifier,
+3.8.3.1 Subscription Options, 3.9 SUBACK.
 """
 
 import asyncio
 import itertools
-import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
 import aiomqtt
-from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import Message
+from qvmi.bus.mqtt_client import (
+    ANSWER_TIMEOUT_S,
+    AT_LEAST_ONCE,
+    MAX_PENDING_PUBLISHES,
+    AnsweredClient,
+)
+from qvmi.bus.mqtt_packet import Arrival
+from qvmi.bus.mqtt_properties import properties_of
+from qvmi.bus.requests import Requester, Requests
 from qvmi.bus.subscription import Subscription
-from qvmi.bus.topic import Topic, TopicFilter
-from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused
+from qvmi.bus.topic import REQUEST, Topic, TopicFilter
+from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused, UsageError
 
 __all__ = ["MqttBus", "MqttChannel"]
-
-ANSWER_TIMEOUT_S: Final = 5.0
-"""Longest wait for the broker's answer; it takes 0.4 ms on a Unix socket of an idle machine."""
-
-KEEPALIVE_S: Final = 10
-"""A broker that hangs is noticed within twice this time."""
-
-MAX_PENDING_PUBLISHES: Final = 16
-"""Publishes awaiting their answer; further ones wait. Below paho's 20, so that none queue there."""
-
-_AT_LEAST_ONCE: Final = 1
-"""QoS 1: the lowest at which the broker answers a publish, and so can refuse it."""
 
 _FIRST_REFUSAL: Final = 0x80
 """Reason codes from here on say no."""
 
-_UNIX_PORT: Final = 1
-"""paho insists on a port above 0 even where there is none."""
-
 Answer = TypeVar("Answer")
-
-
-class _AnsweredClient(aiomqtt.Client):
-    """This is aiomqtt's client, which also tells what the broker answered to a publish.
-
-    aiomqtt 2.5 drops the reason code of the PUBACK, so that a publish which the broker's ACL
-    forbids looks like one that worked, and waits out its timeout where the connection breaks.
-    So parts of aiomqtt that are not public are used here: `_client`, `_connected`,
-    `_disconnected` and the `_on_…` methods; the tests of this module notice when they change.
-    """
-
-    def __init__(self, path: Path, account: Account) -> None:
-        super().__init__(
-            str(path),
-            _UNIX_PORT,
-            transport="unix",
-            protocol=aiomqtt.ProtocolVersion.V5,
-            username=account.name,
-            password=account.secret,
-            identifier=account.name,
-            timeout=ANSWER_TIMEOUT_S,
-            keepalive=KEEPALIVE_S,
-            max_queued_outgoing_messages=2 * MAX_PENDING_PUBLISHES,
-        )
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._answers: dict[int, asyncio.Future[ReasonCode]] = {}
-        self._arrived: Callable[[MQTTMessage], None] | None = None
-        self._client._create_unix_socket_connection = lambda: _connected(path)  # type: ignore[method-assign] # noqa: SLF001 - paho's own leaves its socket open where nothing listens
-
-    async def open(self, *, arrived: Callable[[MQTTMessage], None]) -> None:
-        """This connects; whatever happens, no socket is left behind that is not connected."""
-        self._arrived = arrived
-        opening = asyncio.create_task(self.__aenter__(), name="qvmi-mqtt-connect")
-        try:
-            await asyncio.shield(opening)
-        except BaseException:
-            await asyncio.wait({opening})  # a thread connects; it cannot be told to stop
-            await self.shut()
-            raise
-        self._disconnected.add_done_callback(self._note_lost)
-
-    async def shut(self) -> None:
-        """This disconnects, by force if the broker does not let go."""
-        if self._connected.done() and not self._connected.exception():
-            with suppress(aiomqtt.MqttError):
-                await self.__aexit__(None, None, None)
-        if self._client.socket() is not None:
-            self._client._sock_close()  # noqa: SLF001 - paho has no public way without the broker's help
-
-    async def publish_answered(self, topic: str, data: bytes) -> ReasonCode:
-        """This publishes at QoS 1 and returns the reason code of the PUBACK."""
-        info = self._client.publish(topic, data, qos=_AT_LEAST_ONCE)
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise aiomqtt.MqttCodeError(info.rc)
-        answer: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
-        self._answers[info.mid] = answer
-        try:
-            return await answer
-        finally:
-            del self._answers[info.mid]
-
-    def _on_disconnect(
-        self,
-        client: Client,
-        userdata: object,
-        flags: DisconnectFlags,
-        reason_code: ReasonCode,
-        properties: Properties | None = None,
-    ) -> None:
-        if not self._connected.done():  # aiomqtt would wait for its timeout
-            self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
-
-    def _on_publish(
-        self,
-        client: Client,  # noqa: ARG002 - paho gives it
-        userdata: object,  # noqa: ARG002 - paho gives it
-        mid: int,
-        reason_code: ReasonCode,
-        properties: Properties,  # noqa: ARG002 - paho gives it
-    ) -> None:
-        answer = self._answers.get(mid)
-        if answer is not None and not answer.done():
-            answer.set_result(reason_code)
-
-    def _on_message(
-        self,
-        client: Client,  # noqa: ARG002 - paho gives it
-        userdata: object,  # noqa: ARG002 - paho gives it
-        message: MQTTMessage,
-    ) -> None:
-        if self._arrived is not None:
-            self._arrived(message)
-
-    def _note_lost(self, disconnected: asyncio.Future[None]) -> None:
-        if not self.lost.done() and not disconnected.cancelled():
-            error = disconnected.exception()
-            self.lost.set_result(str(error) if error else "the connection was closed")
 
 
 @dataclass(slots=True)
 class _Readers:
-    """The subscriptions that share one topic filter, which the broker knows by a number."""
+    """The subscriptions that share one topic filter.
 
-    identifier: int
+    The broker knows a client's filter once only. Each new subscription asks for it again, under a new
+    number, so that the broker sends what is retained again, which is for the new one alone.
+    """
+
+    retained: bool
     subscriptions: list[Subscription] = field(default_factory=list)
+    numbers: dict[int, Subscription] = field(default_factory=dict)
+
+    def those_for(self, arrival: Arrival) -> Sequence[Subscription]:
+        """These are the subscriptions that an arrival is for."""
+        asked = [self.numbers[number] for number in arrival.numbers if number in self.numbers]
+        old = arrival.retained and self.retained  # else the flag is that of the publisher
+        return asked if old or not asked else self.subscriptions
 
 
 class MqttBus:
@@ -161,7 +66,7 @@ class MqttBus:
     It does not come back by itself: once the broker is lost, everything raises BusError.
     """
 
-    def __init__(self, account: Account, client: _AnsweredClient) -> None:
+    def __init__(self, account: Account, client: AnsweredClient) -> None:
         self._account = account
         self._client = client
         self._closed = False
@@ -169,7 +74,8 @@ class MqttBus:
         self._slots = asyncio.Semaphore(MAX_PENDING_PUBLISHES)
         self._publishing: set[asyncio.Task[ReasonCode]] = set()
         self._readers: dict[TopicFilter, _Readers] = {}
-        self._identifiers = itertools.count(1)
+        self._numbers = itertools.count(1)
+        self._requester = Requester(self)
 
     @classmethod
     async def connect(cls, path: Path, account: Account) -> "MqttBus":
@@ -179,7 +85,7 @@ class MqttBus:
             BrokerUnavailable: nothing listens there, or it does not answer.
             BusRefused: the broker does not accept the account.
         """
-        client = _AnsweredClient(path, account)
+        client = AnsweredClient(path, account)
         bus = cls(account, client)
         try:
             await client.open(arrived=bus._arrived)
@@ -190,45 +96,61 @@ class MqttBus:
         client.lost.add_done_callback(bus._lost)
         return bus
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, *, retain: bool = False) -> None:
         """This publishes, and waits until the broker has taken or refused the message."""
         data = message.to_json()
         topic = message.topic.text
         await self._slots.acquire()
         # It goes on where the caller is cancelled: paho holds the message until the broker answers,
         # and has room for so many only.
-        publishing = asyncio.create_task(self._publish(topic, data), name="qvmi-mqtt-publish")
+        answer = self._client.publish_answered(
+            topic, data, retain=retain, properties=properties_of(message)
+        )
+        publishing = asyncio.create_task(self._answer(answer), name="qvmi-mqtt-publish")
         self._publishing.add(publishing)
         publishing.add_done_callback(self._published)
         _require_granted(topic, await asyncio.shield(publishing))
 
-    async def subscribe(self, topics: TopicFilter) -> Subscription:
+    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
         """This subscribes, and waits until the broker has granted or refused it."""
-        self._account.require_read(
-            topics
-        )  # mosquitto grants what its ACL forbids, and stays silent
-        subscription = Subscription(topics, forget=self._forget)
+        # mosquitto grants what its ACL forbids, and stays silent.
+        self._account.require_read(topics)
+        subscription = Subscription(topics, forget=self._forget, retained=retained)
         async with self._subscribing:
             self._require_open()
-            readers = self._readers.setdefault(topics, _Readers(next(self._identifiers)))
+            readers = self._readers.setdefault(topics, _Readers(retained))
+            if readers.retained != retained:
+                raise UsageError(
+                    f"{topics.text}: already subscribed to with retained={not retained}"
+                )
+            number = next(self._numbers)
             readers.subscriptions.append(subscription)  # first: messages may overtake the answer
+            readers.numbers[number] = subscription
             try:
-                if len(readers.subscriptions) == 1:
-                    await self._request_subscription(topics, readers.identifier)
+                await self._request_subscription(topics, number, retained=retained)
             except BaseException:
                 self._remove(subscription)
                 raise
         return subscription
+
+    async def request(
+        self, topic: Topic, body: Mapping[str, object], *, deadline_s: float
+    ) -> Message:
+        """This asks a service, and waits for its answer."""
+        return await self._requester.request(topic, body, deadline_s=deadline_s)
+
+    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+        """This starts to receive what a service is asked from now on."""
+        arriving = await self.subscribe(TopicFilter(vm, None, REQUEST, service), retained=False)
+        return Requests(self, service, arriving)
 
     async def close(self) -> None:
         """This leaves the broker and ends the subscriptions."""
         if not self._closed:
             self._closed = True
             self._end_subscriptions()
+            await self._requester.close()
             await self._client.shut()
-
-    async def _publish(self, topic: str, data: bytes) -> ReasonCode:
-        return await self._answer(self._client.publish_answered(topic, data))
 
     def _published(self, publishing: asyncio.Task[ReasonCode]) -> None:
         self._publishing.discard(publishing)
@@ -236,10 +158,14 @@ class MqttBus:
         if not publishing.cancelled():
             publishing.exception()  # seen: a caller that was cancelled does not look
 
-    async def _request_subscription(self, topics: TopicFilter, identifier: int) -> None:
+    async def _request_subscription(
+        self, topics: TopicFilter, number: int, *, retained: bool
+    ) -> None:
         properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call] # paho's
-        properties.SubscriptionIdentifier = identifier
-        request = self._client.subscribe(topics.text, qos=_AT_LEAST_ONCE, properties=properties)
+        properties.SubscriptionIdentifier = number
+        # Whoever takes nothing retained must be told of it also while it is published.
+        options = SubscribeOptions(qos=AT_LEAST_ONCE, retainAsPublished=not retained)
+        request = self._client.subscribe(topics.text, options=options, properties=properties)
         for code in await self._answer(request):
             _require_granted(topics.text, code)
 
@@ -253,18 +179,16 @@ class MqttBus:
             self._remove(subscription)
 
     def _remove(self, subscription: Subscription) -> None:
-        readers = self._readers[subscription.topics].subscriptions
-        readers.remove(subscription)
-        if not readers:
+        readers = self._readers[subscription.topics]
+        readers.subscriptions.remove(subscription)
+        if not readers.subscriptions:
             del self._readers[subscription.topics]
 
-    def _arrived(self, message: MQTTMessage) -> None:
+    def _arrived(self, arrival: Arrival) -> None:
         """This passes an arrival on to the subscriptions that the broker sent it for."""
-        identifiers = getattr(message.properties, "SubscriptionIdentifier", ())
         for readers in self._readers.values():
-            if readers.identifier in identifiers:
-                for subscription in readers.subscriptions:
-                    _deliver(message, subscription)
+            for subscription in readers.those_for(arrival):
+                _deliver(arrival, subscription)
 
     def _lost(self, reason: asyncio.Future[str]) -> None:
         if not reason.cancelled():
@@ -324,24 +248,13 @@ async def _first_of(asking: asyncio.Task[Answer], lost: asyncio.Future[str]) -> 
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _connected(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _deliver(arrival: Arrival, subscription: Subscription) -> None:
     try:
-        connection.settimeout(ANSWER_TIMEOUT_S)
-        connection.connect(str(path))
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def _deliver(message: MQTTMessage, subscription: Subscription) -> None:
-    try:
-        topic = Topic.parse(message.topic)
-    except (BadMessage, UnicodeDecodeError):
-        subscription.refused += 1
+        topic = Topic.parse(arrival.topic)
+    except BadMessage:
+        subscription.refuse(None, "its topic is none of ours")
     else:
-        subscription.arrive(topic, bytes(message.payload))
+        subscription.arrive(topic, arrival.payload, retained=arrival.retained)
 
 
 def _require_granted(topic: str, code: ReasonCode | int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
 from qvmi.bus.message import Message
+from qvmi.bus.refusals import Refusals
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.errors import BadMessage, BusError
 
@@ -23,17 +24,24 @@ class Subscription:
 
     Attributes:
         topics: what was subscribed to.
+        retained: whether it takes what was published to be retained.
         dropped: messages lost because the reader was too slow.
         refused: arrivals that were no message of ours, or not from where they said.
     """
 
     def __init__(
-        self, topics: TopicFilter, *, forget: Callable[["Subscription"], Awaitable[None]]
+        self,
+        topics: TopicFilter,
+        *,
+        forget: Callable[["Subscription"], Awaitable[None]],
+        retained: bool = True,
     ) -> None:
         self.topics = topics
+        self.retained = retained
         self.dropped = 0
         self.refused = 0
         self._forget = forget
+        self._refusals = Refusals()
         self._waiting: deque[Message] = deque()
         self._changed = asyncio.Event()
         self._closing = False
@@ -60,18 +68,26 @@ class Subscription:
             await self._forget(self)
             self.end()
 
-    def arrive(self, topic: Topic, data: bytes) -> None:
+    def arrive(self, topic: Topic, data: bytes, *, retained: bool = False) -> None:
         """This is called by the bus with the bytes found at a topic."""
         try:
             message = Message.from_json(data, topic=topic)
-        except BadMessage:
-            self.refused += 1
+        except BadMessage as error:
+            self.refuse(topic, str(error))
+            return
+        if retained and not self.retained:
+            self.refuse(topic, "it was to be retained")
             return
         if len(self._waiting) >= MAX_WAITING_MESSAGES:
             self.dropped += 1
             return
         self._waiting.append(message)
         self._changed.set()
+
+    def refuse(self, topic: Topic | None, reason: str) -> None:
+        """This counts an arrival that is not passed on, and has the audit log tell of it."""
+        self.refused += 1
+        self._refusals.note(topic, reason)
 
     def end(self, *, lost: str = "") -> None:
         """This is called by the bus when nothing more will arrive; ``lost`` says why, if it broke."""

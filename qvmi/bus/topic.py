@@ -5,18 +5,49 @@ References: MQTT Version 5.0 (OASIS), 4.7 Topic Names and Topic Filters.
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, Self
 
 from qvmi.errors import BadMessage, UsageError
 
-__all__ = ["TOPIC_ROOT", "Topic", "TopicFilter", "is_name", "name_from"]
+__all__ = [
+    "ANY",
+    "REPLY",
+    "REQUEST",
+    "TOPIC_ROOT",
+    "Each",
+    "Topic",
+    "TopicFilter",
+    "is_name",
+    "name_from",
+]
 
 TOPIC_ROOT: Final = "qvmi/v1"
 """Every topic of ours lies below it; the number is the version of the message format."""
 
+REQUEST: Final = "request"
+"""The kind of a message that asks a service something; its topic names the service behind the kind."""
+
+REPLY: Final = "reply"
+"""The kind of a service's answer. It lies below the prefix of whoever asked, and names the service too."""
+
+
+class Each(Enum):
+    """This stands in a filter for any one name; it is no text, so that no name can turn into it."""
+
+    ANY = "+"
+
+
+ANY: Final = Each.ANY
+
+_ADDRESSED: Final = frozenset({REQUEST, REPLY})
+"""The kinds whose topics name a peer."""
+
 _NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
 _OUTSIDE_NAME: Final = re.compile(r"[^a-z0-9]+")
 _NAME_MAX: Final = 63
+_LEVELS: Final = (3, 4)
+"""Names in a topic behind the root: without a peer, or with one."""
 
 
 def is_name(text: str) -> bool:
@@ -32,28 +63,47 @@ def name_from(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """This is the place of one message: ``qvmi/v1/<vm>/<codepack>/<kind>``.
+    """This is the place of one message: ``qvmi/v1/<vm>/<codepack>/<kind>``, or that and ``/<peer>``.
 
     Args:
         vm: the watched machine.
-        codepack: who speaks.
+        codepack: whose it is: who speaks or, for a reply, who had asked.
         kind: such as ``alert``.
+        peer: the service that a request is for, or that replies; None for other kinds.
 
     Raises:
-        UsageError: a part is no name.
+        UsageError: a part is no name, or a peer is missing or too much.
     """
 
     vm: str
     codepack: str
     kind: str
+    peer: str | None = None
 
     def __post_init__(self) -> None:
         _require_names(vm=self.vm, codepack=self.codepack, kind=self.kind)
+        if self.peer is not None:
+            _require_names(peer=self.peer)
+        if (self.peer is not None) != (self.kind in _ADDRESSED):
+            raise UsageError(
+                f"kind {self.kind!r} with peer {self.peer!r}: requests and replies have one"
+            )
+
+    @classmethod
+    def of_request(cls, vm: str, codepack: str, service: str) -> Self:
+        """This is where a codepack asks a service about a machine."""
+        return cls(vm, codepack, REQUEST, service)
+
+    @property
+    def reply(self) -> "Topic":
+        """This is where the answer to a request of this topic lies: below the asker's own prefix."""
+        return Topic(self.vm, self.codepack, REPLY, self.peer)
 
     @property
     def text(self) -> str:
         """This is the topic as MQTT has it."""
-        return f"{TOPIC_ROOT}/{self.vm}/{self.codepack}/{self.kind}"
+        text = f"{TOPIC_ROOT}/{self.vm}/{self.codepack}/{self.kind}"
+        return text if self.peer is None else f"{text}/{self.peer}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -64,56 +114,67 @@ class Topic:
         """
         root, _, rest = text.partition(f"{TOPIC_ROOT}/")
         parts = rest.split("/")
-        if root or len(parts) != 3 or not all(map(is_name, parts)):  # noqa: PLR2004 - vm, codepack, kind
-            raise BadMessage(f"topic {text!r} is not {TOPIC_ROOT}/<vm>/<codepack>/<kind>")
-        return cls(*parts)
+        try:
+            if not root and len(parts) in _LEVELS:
+                return cls(*parts)
+        except UsageError:
+            pass
+        raise BadMessage(f"topic {text!r} is not {TOPIC_ROOT}/<vm>/<codepack>/<kind>[/<peer>]")
 
 
 @dataclass(frozen=True, slots=True)
 class TopicFilter:
-    """This selects topics; None stands for any.
+    """This selects topics.
 
     Args:
-        vm: only of this machine.
-        codepack: only of this speaker.
-        kind: only of this kind.
+        vm: only of this machine; None for any.
+        codepack: only below this codepack's name; None for any.
+        kind: only of this kind; ``ANY`` for those that name no peer, None for all.
+        peer: only with this peer; ``ANY`` for any; None for topics without one, where a kind is given.
 
     Raises:
-        UsageError: a part is no name.
+        UsageError: a part is no name, or a peer is given without a kind.
     """
 
     vm: str | None = None
     codepack: str | None = None
-    kind: str | None = None
+    kind: str | Each | None = None
+    peer: str | Each | None = None
 
     def __post_init__(self) -> None:
-        parts = {"vm": self.vm, "codepack": self.codepack, "kind": self.kind}
-        _require_names(**{role: name for role, name in parts.items() if name is not None})
+        parts = {"vm": self.vm, "codepack": self.codepack, "kind": self.kind, "peer": self.peer}
+        _require_names(**{role: name for role, name in parts.items() if isinstance(name, str)})
+        if self.peer is not None and self.kind is None:
+            raise UsageError(f"peer {self.peer!r} without a kind selects nothing")
 
     @property
     def text(self) -> str:
         """This is the filter as MQTT has it, such as ``qvmi/v1/web/#``."""
-        levels = [level or "+" for level in (self.vm, self.codepack, self.kind)]
-        while levels and levels[-1] == "+":
-            levels.pop()
-        below = [] if self.kind else ["#"]
-        return "/".join([TOPIC_ROOT, *levels, *below])
+        levels = [self.vm or ANY.value, self.codepack or ANY.value]
+        if self.kind is None:
+            while levels and levels[-1] == ANY.value:
+                levels.pop()
+            return "/".join([TOPIC_ROOT, *levels, "#"])
+        below = [self.kind] if self.peer is None else [self.kind, self.peer]
+        names = [name.value if isinstance(name, Each) else name for name in below]
+        return "/".join([TOPIC_ROOT, *levels, *names])
 
     def matches(self, topic: Topic) -> bool:
         """This tells whether the filter selects the topic."""
-        return (
-            self.vm in (None, topic.vm)
-            and self.codepack in (None, topic.codepack)
-            and self.kind in (None, topic.kind)
-        )
+        return self.covers(topic)
 
-    def covers(self, other: "TopicFilter") -> bool:
+    def covers(self, other: "TopicFilter | Topic") -> bool:
         """This tells whether every topic that the other filter selects is selected by this one."""
         return (
             self.vm in (None, other.vm)
             and self.codepack in (None, other.codepack)
-            and self.kind in (None, other.kind)
+            and (self.kind is None or self._covers_kind(other))
         )
+
+    def _covers_kind(self, other: "TopicFilter | Topic") -> bool:
+        if other.kind is None or (self.peer is None) != (other.peer is None):
+            return False
+        return self.kind in (ANY, other.kind) and self.peer in (None, ANY, other.peer)
 
 
 def _require_names(**names: str) -> None:

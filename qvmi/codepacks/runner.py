@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack
@@ -31,7 +32,7 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
 
-__all__ = ["InspectedMachine", "Publisher", "Runner"]
+__all__ = ["InspectedMachine", "Runner"]
 
 LOOK_DEADLINE_S: Final = 5.0
 """Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
@@ -82,14 +83,6 @@ class InspectedMachine(Protocol):
 
     async def run_state(self) -> object:
         """This asks the machine how it is; MachineGone if there is none any more."""
-        ...
-
-
-class Publisher(Protocol):
-    """This takes what a runner says: a bus, or what stands before one."""
-
-    async def publish(self, message: Message) -> None:
-        """This takes a message; see :meth:`qvmi.bus.bus.Bus.publish`."""
         ...
 
 

@@ -49,7 +49,8 @@
     │   ├── BusRefused                the broker refused what was asked
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
-    │   └── OutboxFull                too many messages wait for consumers that are not there
+    │   ├── OutboxFull                too many messages wait for consumers that are not there
+    │   └── RequestTimeout            a request that nobody answered in time
     └── CodepackError                 a codepack that cannot be loaded or has failed
 """
 
@@ -78,6 +79,7 @@ from qvmi.errors.channel import (
     CodepackError,
     LedgerFailed,
     OutboxFull,
+    RequestTimeout,
 )
 from qvmi.errors.guests import (
     CorruptTable,
@@ -153,6 +155,7 @@ __all__ = [
     "QmpTimeout",
     "QueryTimeout",
     "QvmiError",
+    "RequestTimeout",
     "ScanFailed",
     "SocketUnreachable",
     "StaleView",

@@ -10,6 +10,7 @@ __all__ = [
     "CodepackError",
     "LedgerFailed",
     "OutboxFull",
+    "RequestTimeout",
 ]
 
 
@@ -45,6 +46,15 @@ class LedgerFailed(BusError):
 
 class OutboxFull(BusError):
     """So many messages wait for consumers that are not there that no more are taken."""
+
+
+class RequestTimeout(BusError):
+    """This request was not answered before its deadline; whether it was carried out is not known."""
+
+    def __init__(self, topic: str, deadline_s: float) -> None:
+        super().__init__(f"{topic}: no answer within {deadline_s:g} s")
+        self.topic = topic
+        self.deadline_s = deadline_s
 
 
 class CodepackError(QvmiError):

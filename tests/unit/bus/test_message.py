@@ -79,6 +79,56 @@ def test_takes_fields_that_a_later_sender_added() -> None:
     assert Message.from_json(data).body == {"later": 1}
 
 
+def test_keeps_the_fields_of_the_envelope_that_it_does_not_know() -> None:
+    later = {"signature": "later", "further": {"further": [1, None]}, "extra": 2.5}
+    written = json.loads(Message.from_json(wire(**later)).to_json())
+    assert written == WIRE | later
+
+
+def test_an_unknown_field_cannot_be_made_to_stand_for_a_known_one() -> None:
+    for name in ("vm", "peer", "deadline"):
+        with pytest.raises(BadMessage):
+            Message(
+                vm="web", codepack="pack", kind="alert", time=0.0, body={}, further={name: "other"}
+            )
+
+
+ASKED = {"kind": "request", "peer": "clock", "deadline": 1700000009.5}
+ANSWERED = {"kind": "reply", "peer": "clock", "answers": "0123456789abcdef0123456789abcdef"}
+
+
+@pytest.mark.parametrize("fields", [ASKED, ANSWERED])
+def test_requests_and_replies_travel_whole(fields: dict[str, object]) -> None:
+    topic = Topic("web", "pack", str(fields["kind"]), "clock")
+    message = Message.from_json(wire(**fields), topic=topic)
+    assert json.loads(message.to_json()) == WIRE | fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        (fields, wrong)
+        for fields, others in ((ASKED, ["answers"]), (ANSWERED, ["deadline"]), ({}, []))
+        for wrong in (
+            [{name: None} for name in fields if name != "kind"]
+            + [{name: (ASKED | ANSWERED)[name]} for name in others]
+            + (
+                []
+                if fields
+                else [{name: (ASKED | ANSWERED)[name]} for name in ("peer", "deadline")]
+            )
+            + ([{"deadline": "soon"}, {"peer": "+"}, {"answers": "a/b"}] if fields else [])
+        )
+    ],
+)
+def test_refuses_requests_and_replies_that_lack_a_field_or_have_anothers(
+    fields: dict[str, object], wrong: dict[str, object]
+) -> None:
+    Message.from_json(wire(**fields))
+    with pytest.raises(BadMessage):
+        Message.from_json(wire(**{**fields, **wrong}))
+
+
 @pytest.mark.parametrize("field", ["version", "vm", "codepack", "kind", "time", "body"])
 def test_refuses_a_message_without_a_field(field: str) -> None:
     data = json.dumps({name: value for name, value in WIRE.items() if name != field}).encode()

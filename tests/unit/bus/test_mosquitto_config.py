@@ -33,7 +33,8 @@ def test_mosquitto_stays_root_only_where_it_begins_as_root() -> None:
 
 def test_a_codepack_may_write_below_its_name_and_a_reader_read_its_machine() -> None:
     assert files([PACK, READER], root=False)[ACCESS_FILE] == (
-        "user web.pack\ntopic write qvmi/v1/web/pack/#\n\nuser watch\ntopic read qvmi/v1/web/#\n\n"
+        "user web.pack\ntopic write qvmi/v1/web/pack/+\n"
+        "topic write qvmi/v1/web/pack/request/+\n\nuser watch\ntopic read qvmi/v1/web/#\n\n"
     )
 
 

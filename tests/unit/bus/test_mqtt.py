@@ -259,7 +259,7 @@ async def test_a_message_that_names_another_speaker_than_its_topic_is_refused_an
         subscription = await reader.subscribe(TopicFilter())
         async with raw_client(broker, PACK) as pack:
             await pack.publish("qvmi/v1/web/pack/alert", forged, qos=1)
-            await pack.publish("qvmi/v1/web/pack/deeper/alert", genuine.to_json(), qos=1)
+            await pack.publish("qvmi/v1/web/pack/request/alert", genuine.to_json(), qos=1)
             await pack.publish("qvmi/v1/web/pack/<b>[red]", genuine.to_json(), qos=1)
             await pack.publish("qvmi/v1/web/pack/alert", b"\xff{", qos=1)
             await pack.publish("qvmi/v1/web/pack/alert", None, qos=1)

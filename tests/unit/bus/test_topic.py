@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvmi.bus.topic import TOPIC_ROOT, Topic, TopicFilter, is_name, name_from
+from qvmi.bus.topic import ANY, TOPIC_ROOT, Topic, TopicFilter, is_name, name_from
 from qvmi.errors import BadMessage, UsageError
 
 HOSTILE_NAMES = [
@@ -37,14 +37,19 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_topic_takes_no_name_that_could_leave_it(name: str) -> None:
-    for parts in ((name, "b", "c"), ("a", name, "c"), ("a", "b", name)):
+    for parts in (
+        (name, "b", "c"),
+        ("a", name, "c"),
+        ("a", "b", name),
+        ("a", "b", "request", name),
+    ):
         with pytest.raises(UsageError):
             Topic(*parts)
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_filter_takes_no_name_that_could_widen_it(name: str) -> None:
-    for parts in ((name, "b", "c"), ("a", name, "c"), ("a", "b", name)):
+    for parts in ((name, "b", "c"), ("a", name, "c"), ("a", "b", name), ("a", "b", "c", name)):
         with pytest.raises(UsageError):
             TopicFilter(*parts)
 
@@ -67,6 +72,11 @@ def test_every_topic_that_can_be_read_has_four_slashes_and_no_wildcard(text: str
         "qvmi/v1",
         "qvmi/v1/a/b",
         "qvmi/v1/a/b/c/d",
+        "qvmi/v1/a/b/request",
+        "qvmi/v1/a/b/reply",
+        "qvmi/v1/a/b/request/",
+        "qvmi/v1/a/b/request/+",
+        "qvmi/v1/a/b/request/c/d",
         "qvmi/v2/a/b/c",
         "x/qvmi/v1/a/b/c",
         "/qvmi/v1/a/b/c",
@@ -95,6 +105,9 @@ def test_longest_names_are_accepted() -> None:
         (TopicFilter("web", "pack", "alert"), "qvmi/v1/web/pack/alert"),
         (TopicFilter(kind="alert"), "qvmi/v1/+/+/alert"),
         (TopicFilter(codepack="pack"), "qvmi/v1/+/pack/#"),
+        (TopicFilter("web", "pack", ANY), "qvmi/v1/web/pack/+"),
+        (TopicFilter("web", "pack", "request", ANY), "qvmi/v1/web/pack/request/+"),
+        (TopicFilter("web", None, "reply", "clock"), "qvmi/v1/web/+/reply/clock"),
     ],
 )
 def test_a_filter_has_the_text_that_the_standard_gives_it(topics: TopicFilter, text: str) -> None:
@@ -116,6 +129,33 @@ def test_a_filter_covers_narrower_ones_and_no_wider_ones() -> None:
     assert not TopicFilter("web", "pack").covers(TopicFilter("web"))
     assert not TopicFilter("web").covers(TopicFilter())
     assert not TopicFilter("web").covers(TopicFilter(codepack="pack"))
+
+
+def test_a_filter_of_kinds_without_a_peer_covers_none_with_one_nor_the_other_way() -> None:
+    plain, asked = TopicFilter("web", "pack", ANY), TopicFilter("web", "pack", "request", ANY)
+    alert, request = Topic("web", "pack", "alert"), Topic.of_request("web", "pack", "clock")
+    assert (plain.matches(alert), asked.matches(alert)) == (True, False)
+    assert (plain.matches(request), asked.matches(request)) == (False, True)
+    assert not asked.matches(request.reply)
+    assert asked.covers(TopicFilter("web", "pack", "request", "clock"))
+    for wider in (TopicFilter("web", "pack"), TopicFilter("web", None, "request", ANY)):
+        assert not plain.covers(wider)
+        assert not asked.covers(wider)
+    assert not TopicFilter("web", "pack", "request", "clock").covers(asked)
+    assert not TopicFilter("web", "pack", "alert").covers(plain)
+
+
+def test_a_peer_without_a_kind_selects_nothing_and_is_refused() -> None:
+    with pytest.raises(UsageError):
+        TopicFilter("web", "pack", None, "clock")
+
+
+@pytest.mark.parametrize(("kind", "peer"), [("alert", "clock"), ("request", None), ("reply", None)])
+def test_requests_and_replies_name_a_peer_and_nothing_else_does(
+    kind: str, peer: str | None
+) -> None:
+    with pytest.raises(UsageError):
+        Topic("web", "pack", kind, peer)
 
 
 @given(st.text())

@@ -5,15 +5,13 @@ from collections import deque
 from collections.abc import Callable
 
 from qvmi.bus.message import Message
-from qvmi.bus.subscription import Subscription
-from qvmi.bus.topic import TopicFilter
 from qvmi.errors import BusError
 
 __all__ = ["RecordingBus"]
 
 
 class RecordingBus:
-    """One account's end of a channel that leads nowhere; see :class:`~qvmi.bus.bus.Bus`.
+    """One account's end of a channel that leads nowhere; see :class:`~qvmi.bus.bus.Publisher`.
 
     Attributes:
         messages: what was published, in order.
@@ -37,7 +35,7 @@ class RecordingBus:
         async with asyncio.timeout(10), self._changed:
             await self._changed.wait_for(condition)
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, *, retain: bool = False) -> None:  # noqa: ARG002 - as a bus has it
         """Keeps the message, or raises what was armed."""
         if self._faults:
             raise self._faults.popleft()
@@ -45,10 +43,3 @@ class RecordingBus:
         async with self._changed:
             self.messages.append(message)
             self._changed.notify_all()
-
-    async def subscribe(self, topics: TopicFilter) -> Subscription:
-        """Is not what this bus is for."""
-        raise BusError(f"nothing to read at {topics.text}")
-
-    async def close(self) -> None:
-        """Does nothing."""

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from qvmi.bus.broker import Broker, mosquitto
 from qvmi.bus.bus import Bus, Channel, OpenChannel
 from qvmi.bus.local import in_process
 from qvmi.bus.message import Message
+from qvmi.bus.requests import Requests
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES, Subscription
-from qvmi.bus.topic import TopicFilter
+from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.hidden_processes import HiddenProcesses
@@ -91,12 +92,20 @@ class NotedBus:
     bus: Bus
     given: list[str]
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, *, retain: bool = False) -> None:
         self.given.append(message.kind)
-        await self.bus.publish(message)
+        await self.bus.publish(message, retain=retain)
 
-    async def subscribe(self, topics: TopicFilter) -> Subscription:
-        return await self.bus.subscribe(topics)
+    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+        return await self.bus.subscribe(topics, retained=retained)
+
+    async def request(
+        self, topic: Topic, body: Mapping[str, object], *, deadline_s: float
+    ) -> Message:
+        return await self.bus.request(topic, body, deadline_s=deadline_s)
+
+    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+        return await self.bus.serve(service, vm=vm)
 
     async def close(self) -> None:
         await self.bus.close()
