@@ -6,6 +6,7 @@ from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
+from qvmi.cli.pack_commands import PACK_COMMANDS
 from qvmi.cli.scan_command import SCAN
 from qvmi.cli.words import PACKS
 
@@ -197,16 +198,22 @@ COMMANDS: Final = (
         "Runs codepacks until Ctrl-C, and prints alerts and their clearing as they come; with\n"
         "--json one document a line, each with its kind: alert, cleared or status. Ends with 1\n"
         "when there was an alert, else with 4 when a codepack could not see all it wanted to.\n"
-        f"Codepacks: {', '.join(PACKS)}.",
+        f"Codepacks: {', '.join(PACKS)}, and those of others in folders, which must be signed by a\n"
+        "key that is trusted. What they are granted says the policy: without one, they may only read.",
         (
             ("qvmi --qmp /run/vm/qmp.sock watch", "until Ctrl-C"),
             ("qvmi --qmp /run/vm/qmp.sock watch hidden-processes --for 60 --json", "a minute"),
+            (
+                "qvmi --qmp /run/vm/qmp.sock watch --load ./my-pack --policy policy.toml",
+                "others too",
+            ),
         ),
         Needs.GUEST,
         "qvmi.cli.watching:watch",
         declarations.watch,
         why_no_dump="nothing happens in a dump any more",
     ),
+    *PACK_COMMANDS,
     Command(
         "audit",
         "check the log of what was done to guests and refused",

@@ -300,6 +300,20 @@ def watch(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--for", dest="duration_s", metavar="S", type=values.seconds, help="end after so long"
     )
+    parser.add_argument(
+        "--load",
+        metavar="FOLDER",
+        type=values.given,
+        action="append",
+        default=[],
+        help="a codepack of somebody else's, which must be signed; may be given again",
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", type=values.given, help="what codepacks are granted"
+    )
+    parser.add_argument(
+        "--keys", metavar="FOLDER", type=values.given, help="of keys, if not the usual one"
+    )
 
 
 def completion(parser: ArgumentParser) -> None:

@@ -5,19 +5,26 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
+from qvmi import __version__
 from qvmi.bus.message import Message
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.words import ALL_PACKS, PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.key_ring import KeyRing
+from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.errors import QvmiError
+from qvmi.codepacks.third_party import ThirdParty, load_signed
+from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
+from qvmi.policy import Policies, read_policies
 
 __all__ = ["PACK_MAKERS", "watch"]
 
@@ -25,29 +32,44 @@ _DEFAULT_INTERVAL_S: Final = 1.0
 PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "hidden-processes": HiddenProcesses
 }
+_FACTS_TIMEOUT_S: Final = 30.0
+"""Longest wait for what system runs; it is known already, and only the time is read."""
 _CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
-async def watch(
+async def watch(  # noqa: PLR0913 - one for each argument of the command
     machine: WatchedMachine,
     output: Output,
     *,
     packs: Sequence[str],
     interval: float | None,
     duration_s: float | None,
+    load: Sequence[str] = (),
+    policy: str | None = None,
+    keys: str | None = None,
 ) -> ExitCode:
     """This watches until Ctrl-C, until the time is up, or until the machine is gone.
 
     Raises:
         BusError, CodepackError: nothing can be watched.
+        PolicyDenied, UsageError: a codepack may not run, or the policy or the keys cannot be used.
         MachineGone: the machine ended, and there had been no alert.
     """
-    names = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
+    policies = Policies() if policy is None else read_policies(Path(policy))
+    others = _loaded(load, policies, key_ring(keys))
+    own = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
+    manifests = [*map(built_in_manifest, own), *(other.manifest for other in others)]
+    names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
     try:
         with _stop_signal() as stop:
-            running = [PACK_MAKERS[name](interval or _DEFAULT_INTERVAL_S) for name in names]
-            async with watch_machine(machine, packs=running) as messages:
+            running = [PACK_MAKERS[name](interval or _DEFAULT_INTERVAL_S) for name in own]
+            running += [other.codepack for other in others]
+            deadlines = {one.name: one.management.deadline_s for one in manifests}
+            await _require_fitting(machine, manifests)
+            async with watch_machine(
+                machine, packs=running, policy=policies, deadlines_s=deadlines
+            ) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
@@ -55,6 +77,25 @@ async def watch(
             raise
         output.message(str(error))
     return report.exit_code
+
+
+def _loaded(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[ThirdParty]:
+    """These are the codepacks in the folders, each verified before a line of it runs."""
+    now = time.time()
+    return [
+        load_signed(Path(folder), ring=ring, policies=policies, qvmi_version=__version__, now=now)
+        for folder in folders
+    ]
+
+
+async def _require_fitting(machine: WatchedMachine, manifests: Sequence[Manifest]) -> None:
+    """This raises CodepackRefused where a codepack is not made for the guest, as far as that is known."""
+    try:
+        facts = await machine.query(lambda guest: guest.facts(), timeout_s=_FACTS_TIMEOUT_S)
+    except (UnknownGuest, StaleView, QueryTimeout):
+        return  # whatever runs there, the codepack will say that it cannot see it
+    for manifest in manifests:
+        manifest.require_guest(facts.os, facts.architecture)
 
 
 async def _follow(

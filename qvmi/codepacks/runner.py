@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -32,7 +32,7 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
 
-__all__ = ["InspectedMachine", "Runner"]
+__all__ = ["LOOK_DEADLINE_S", "InspectedMachine", "Runner"]
 
 LOOK_DEADLINE_S: Final = 5.0
 """Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
@@ -55,6 +55,9 @@ _RESET: Final = "the guest was reset, or its kernel replaced"
 _log: Final = logging.getLogger(__name__)
 
 
+Found = TypeVar("Found")
+
+
 class InspectedMachine(Protocol):
     """This is what a runner needs of a machine."""
 
@@ -63,7 +66,7 @@ class InspectedMachine(Protocol):
         """This is the guest as of now; what it raises is reported, but NotDirect."""
         ...
 
-    async def query(self, look: Callable[[GuestOS], Look], *, timeout_s: float) -> Look:
+    async def query(self, look: Callable[[GuestOS], Found], *, timeout_s: float) -> Found:
         """This looks at a guest whose memory is not direct; QueryTimeout if that takes too long."""
         ...
 

@@ -4,6 +4,7 @@
 
     QvmiError
     ├── UsageError                    an argument that cannot be right, with the way out
+    │   └── BadSettings               a policy or manifest that cannot be right; says where
     ├── AttachError                   no session with the machine could be had
     │   ├── SocketUnreachable         nothing listens there
     │   ├── NotQmp                    something listens, but it does not speak QMP
@@ -52,6 +53,7 @@
     │   ├── OutboxFull                too many messages wait for consumers that are not there
     │   └── RequestTimeout            a request that nobody answered in time
     └── CodepackError                 a codepack that cannot be loaded or has failed
+        └── CodepackRefused           one that is unsigned, altered, or not what it says it is
 """
 
 from qvmi.errors.actions import (
@@ -68,6 +70,7 @@ from qvmi.errors.actions import (
     WriteFailed,
 )
 from qvmi.errors.base import (
+    BadSettings,
     QvmiError,
     UsageError,
 )
@@ -77,6 +80,7 @@ from qvmi.errors.channel import (
     BusError,
     BusRefused,
     CodepackError,
+    CodepackRefused,
     LedgerFailed,
     OutboxFull,
     RequestTimeout,
@@ -120,10 +124,12 @@ __all__ = [
     "AuditBroken",
     "AuditFailed",
     "BadMessage",
+    "BadSettings",
     "BrokerUnavailable",
     "BusError",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "CorruptTable",
     "GdbCommandFailed",
     "GdbError",

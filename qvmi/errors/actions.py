@@ -99,12 +99,20 @@ class StaleView(QvmiError):
 
 
 class PolicyDenied(QvmiError):
-    """This action needs a grant that the session was not opened with."""
+    """This action needs a grant that is not held, or not so far.
 
-    def __init__(self, action: str, grant: str) -> None:
-        super().__init__(f"{action}: not granted (needs grant {grant!r})")
+    Attributes:
+        action: what was refused.
+        grant: what it needs.
+        reason: which limit of the grant it is beyond; empty where the grant is not held at all.
+    """
+
+    def __init__(self, action: str, grant: str, *, reason: str = "") -> None:
+        beyond = f"grant {grant!r}: {reason}" if reason else f"needs grant {grant!r}"
+        super().__init__(f"{action}: not granted ({beyond})")
         self.action = action
         self.grant = grant
+        self.reason = reason
 
 
 class AuditFailed(QvmiError):

@@ -8,6 +8,7 @@ __all__ = [
     "BusError",
     "BusRefused",
     "CodepackError",
+    "CodepackRefused",
     "LedgerFailed",
     "OutboxFull",
     "RequestTimeout",
@@ -64,3 +65,7 @@ class CodepackError(QvmiError):
         super().__init__(f"codepack {codepack}: {problem}")
         self.codepack = codepack
         self.problem = problem
+
+
+class CodepackRefused(CodepackError):
+    """This codepack is not run: it is not signed, not as it was signed, or not what it says it is."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol, Self
 
@@ -17,10 +17,10 @@ from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.runner import MAX_SENT_KEPT, InspectedMachine, Runner
+from qvmi.codepacks.runner import LOOK_DEADLINE_S, MAX_SENT_KEPT, InspectedMachine, Runner
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
-from qvmi.policy import READ_ONLY, Policy
+from qvmi.policy import READ_ONLY, Grant, Policies, Policy
 
 __all__ = ["Watch", "WatchedMachine", "watch"]
 
@@ -57,7 +57,8 @@ async def watch(
     packs: Sequence[Codepack],
     bus: OpenChannel = mosquitto,
     vm: str | None = None,
-    policy: Policy = READ_ONLY,
+    policy: Policy | Policies = READ_ONLY,
+    deadlines_s: Mapping[str, float] | None = None,
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -69,21 +70,30 @@ async def watch(
         bus: opens the channel that they speak on; a mosquitto of our own unless told otherwise,
             such as :func:`qvmi.bus.local.in_process`.
         vm: the machine's name on the bus; None makes one of its address.
-        policy: what codepacks may be granted.
+        policy: what codepacks may be granted: one for all, or each its own.
+        deadlines_s: the longest look of a codepack by its name, in seconds, where it has one of its own.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
         CodepackError: a codepack's name or interval cannot be used.
-        PolicyDenied: a codepack needs a grant that the policy does not hold.
+        PolicyDenied: a codepack needs a grant that its policy does not hold, or may not read all
+            memory: what runs in this process is given all of it.
         UsageError: there are no codepacks, or two of one name.
     """
     _require_distinct(packs)
+    policies = Policies(policy) if isinstance(policy, Policy) else policy
     for pack in packs:
-        _require_usable(pack, policy)
+        _require_usable(pack, policies.of(pack.name))
     name = vm or name_from(machine.address)
     reader = Account.of_reader(_NAME, TopicFilter(name))
     runners = {
-        Account.of_codepack(name, pack.name): Runner(pack, machine, vm=name) for pack in packs
+        Account.of_codepack(name, pack.name): Runner(
+            pack,
+            machine,
+            vm=name,
+            look_deadline_s=(deadlines_s or {}).get(pack.name, LOOK_DEADLINE_S),
+        )
+        for pack in packs
     }
     async with bus([reader, *runners]) as channel:
         documents = Watch(name, reader, runners)
@@ -255,3 +265,5 @@ def _require_usable(pack: Codepack, policy: Policy) -> None:
         raise CodepackError(pack.name, f"its interval of {pack.interval_s} s is too short")
     for grant in pack.grants:
         policy.require(grant, f"codepack {pack.name}")
+    # Nothing can take a page or a second of it back from code in this process.
+    policy.require_all(Grant.READ_MEMORY, f"give the guest's memory to codepack {pack.name}")

@@ -25,6 +25,8 @@ from qvmi.qmp.monitor import ANSWER_TIMEOUT_S
 LEAST = {
     "percpu": ["kstat"],
     "audit": ["verify", "a.log"],
+    "pack": ["list"],
+    "keys": ["list"],
     "read": ["linux_banner"],
     "translate": ["linux_banner"],
     "symbol": ["linux_banner"],

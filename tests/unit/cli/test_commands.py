@@ -17,6 +17,7 @@ DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
+    *("pack", "keys"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
 }
 

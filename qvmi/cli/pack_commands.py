@@ -1,0 +1,85 @@
+"""The commands about codepacks and the keys that sign them, as data."""
+
+from argparse import ArgumentParser
+from typing import Final
+
+from qvmi.cli import values
+from qvmi.cli.command import Command, Needs
+
+__all__ = ["PACK_COMMANDS"]
+
+
+def _pack(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``pack``."""
+    parser.add_argument(
+        "action", choices=["list", "info", "sign", "verify"], help="what to do with it"
+    )
+    parser.add_argument(
+        "what",
+        metavar="PACK",
+        nargs="?",
+        type=values.given,
+        help="its folder; for info also the name of one that comes with qvmi",
+    )
+    parser.add_argument("--key", metavar="NAME", type=values.given, help="sign: the key")
+    parser.add_argument(
+        "--days", metavar="N", type=values.count, help="sign: how long the signature holds"
+    )
+    _keys_folder(parser)
+
+
+def _keys(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``keys``."""
+    parser.add_argument(
+        "action", choices=["new", "list", "trust", "revoke"], help="what to do with it"
+    )
+    parser.add_argument(
+        "what",
+        metavar="KEY",
+        nargs="?",
+        type=values.given,
+        help="new: its name; trust: its .pub file; revoke: its name or id",
+    )
+    _keys_folder(parser)
+
+
+def _keys_folder(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--keys",
+        metavar="FOLDER",
+        type=values.given,
+        help="the folder of keys; keys in the folder of qvmi's configuration",
+    )
+
+
+PACK_COMMANDS: Final = (
+    Command(
+        "pack",
+        "codepacks: list them, say what they need, sign and verify them",
+        "A codepack is a folder with a codepack.toml. list and info tell what comes with qvmi, info of a\n"
+        "folder what is in it, believed or not. sign writes codepack.sig, which covers every file; verify\n"
+        "says whether all is as somebody who is trusted has signed it, and ends with 1 where not.",
+        (
+            ("qvmi pack info hidden-processes", "what it needs"),
+            ("qvmi pack sign ./my-pack --key alice --days 365", "so that others can run it"),
+            ("qvmi pack verify ./my-pack --json", "for a program"),
+        ),
+        Needs.HOST,
+        "qvmi.cli.packs:pack",
+        _pack,
+    ),
+    Command(
+        "keys",
+        "the keys that sign codepacks, and those that are believed",
+        "new makes a key of your own. trust believes what a key has signed; revoke believes it no more,\n"
+        "whenever it was signed, and for good.",
+        (
+            ("qvmi keys new alice", "prints the file to give to others"),
+            ("qvmi keys trust alice.pub", "run what she signs"),
+            ("qvmi keys revoke alice", "run it no more"),
+        ),
+        Needs.HOST,
+        "qvmi.cli.keys:keys",
+        _keys,
+    ),
+)

@@ -1,0 +1,143 @@
+"""A codepack's code, imported from the bytes that were verified: no file is opened again.
+
+References: Python's ``importlib.abc`` (``MetaPathFinder``, ``InspectLoader``).
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import CodeType, ModuleType
+from typing import Final
+
+from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.look import in_words
+from qvmi.codepacks.manifest import Manifest
+from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.errors import CodepackRefused
+from qvmi.policy import Grant
+
+__all__ = ["load"]
+
+_ROOT: Final = "qvmi_codepack_"
+"""What the modules of codepacks are below, so that none can stand in for a module of anybody else's."""
+_DIGEST_DIGITS: Final = 16
+_INIT: Final = "__init__.py"
+
+
+def load(pack: VerifiedPack, **options: object) -> Codepack:
+    """This makes a codepack out of its verified bytes.
+
+    Its modules import each other relatively (``from .rules import …``); what is not among the verified
+    bytes is not found there, whatever lies in the folder by now.
+
+    Args:
+        pack: what was verified.
+        options: what its entry point is called with, in place of its baseline.
+
+    Raises:
+        CodepackRefused: it cannot be imported, or is another than its manifest says.
+    """
+    manifest = pack.folder.manifest
+    finder = _Finder(_package_of(pack), pack.folder.files, manifest.name)
+    if not any(isinstance(one, _Finder) and one.package == finder.package for one in sys.meta_path):
+        sys.meta_path.insert(0, finder)
+    module, _, name = manifest.entry.partition(":")
+    arguments = {
+        "interval_s": manifest.management.interval_s,
+        **manifest.baseline,
+        **options,
+    }
+    try:
+        made: Codepack = getattr(import_module(f"{finder.package}.{module}"), name)(**arguments)
+        _require_as_declared(made, manifest)
+    except CodepackRefused:
+        raise
+    except (Exception, SystemExit) as error:
+        raise CodepackRefused(
+            manifest.name, f"{manifest.entry} fails: {in_words(error)}"
+        ) from error
+    return made
+
+
+def _require_as_declared(made: Codepack, manifest: Manifest) -> None:
+    """This raises CodepackRefused where the code is another than its manifest says."""
+    if made.name != manifest.name:
+        raise CodepackRefused(manifest.name, f"its code calls itself {made.name!r}")
+    if more := {Grant(grant) for grant in made.grants} - manifest.grants:
+        asked = ", ".join(sorted(more))
+        raise CodepackRefused(manifest.name, f"its code asks for more than its manifest: {asked}")
+    inspect: object = made.inspect
+    if not callable(inspect) or not float(made.interval_s) > 0:
+        raise CodepackRefused(manifest.name, f"{manifest.entry} makes no codepack")
+
+
+def _package_of(pack: VerifiedPack) -> str:
+    """This is the name of its root package: another one for other bytes, which are other code."""
+    digest = hashlib.sha256()
+    for path, data in sorted(pack.folder.files.items()):
+        digest.update(f"{len(path)} {path} {len(data)}\n".encode())
+        digest.update(data)
+    name = pack.folder.manifest.name.replace("-", "_")
+    return f"{_ROOT}{name}_{digest.hexdigest()[:_DIGEST_DIGITS]}"
+
+
+class _Finder(MetaPathFinder, InspectLoader):
+    """This finds the modules of one codepack in its verified bytes.
+
+    Args:
+        package: the name of its root package.
+        files: the verified bytes by path.
+        codepack: as tracebacks name it.
+    """
+
+    def __init__(self, package: str, files: Mapping[str, bytes], codepack: str) -> None:
+        self.package: Final = package
+        self._files = files
+        self._codepack = codepack
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """This is the module's spec; None where the module is not of this codepack."""
+        del path, target
+        if fullname != self.package and not fullname.startswith(f"{self.package}."):
+            return None
+        file = self._file_of(fullname)
+        if file is None and not self.is_package(fullname):
+            return None
+        return spec_from_loader(
+            fullname, self, origin=self._origin(file), is_package=self.is_package(fullname)
+        )
+
+    def is_package(self, fullname: str) -> bool:
+        """This tells whether the module is a folder; such a one need not have an ``__init__.py``."""
+        folder = self._path(fullname)
+        return not folder or any(path.startswith(f"{folder}/") for path in self._files)
+
+    def get_source(self, fullname: str) -> str:
+        """This is the module's source, as tracebacks show it."""
+        return self._data(fullname).decode("utf-8", "backslashreplace")
+
+    def get_code(self, fullname: str) -> CodeType:
+        """This compiles the module."""
+        origin = self._origin(self._file_of(fullname))
+        return compile(self._data(fullname), origin, "exec", dont_inherit=True)
+
+    def _data(self, fullname: str) -> bytes:
+        file = self._file_of(fullname)
+        return b"" if file is None else self._files[file]
+
+    def _file_of(self, fullname: str) -> str | None:
+        path = self._path(fullname)
+        init = f"{path}/{_INIT}" if path else _INIT
+        return next((file for file in (init, f"{path}.py") if file in self._files), None)
+
+    def _path(self, fullname: str) -> str:
+        return fullname[len(self.package) + 1 :].replace(".", "/")
+
+    def _origin(self, file: str | None) -> str:
+        return f"<codepack {self._codepack}>/{file or ''}"
