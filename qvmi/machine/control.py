@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qvmi.machine.gdb_host import GdbHost
     from qvmi.machine.stub_loan import StubLoan
     from qvmi.machine.writing import Writing
-    from qvmi.qmp.events import EventStream
 
 __all__ = ["Control"]
 
@@ -31,6 +30,7 @@ class Control:
         policy: what may be done to the guest.
 
     Attributes:
+        monitor: the conversation with QEMU.
         run_control: stops the guest and lets it run.
         stub_named: whether the user has named the gdbstub.
     """
@@ -42,7 +42,7 @@ class Control:
         self.recognition = recognition
         self.policy = policy
         self.stub_named = gdb is not None
-        self._monitor = monitor
+        self.monitor = self._monitor = monitor
         self._gdb = gdb
 
     @cached_property
@@ -71,10 +71,6 @@ class Control:
         return Writing(
             self._monitor, self.run_control, self.stub, policy=self.policy, guest=self._current
         )
-
-    def events(self) -> "EventStream":
-        """This opens a stream of QEMU's events from now on."""
-        return self._monitor.events()
 
     def gdb_host(self, *, may_write: bool) -> "GdbHost":
         """This gives the machine to gdb, if the policy lets it.

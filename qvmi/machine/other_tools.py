@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from qvmi.gdbstub.gdb_session import GdbSession
     from qvmi.machine.gdb_host import GdbHost
-    from qvmi.qmp.events import EventStream
+    from qvmi.qmp.monitor import Monitor
 
 __all__ = ["OtherTools"]
 
@@ -25,13 +25,10 @@ class OtherTools(GuestTools):
     def __init__(self, control: Control) -> None:
         self._control = control
 
-    def events(self) -> "EventStream":
-        """This opens a stream of QEMU's events from now on.
-
-        Raises:
-            UsageError: this way to QEMU has none.
-        """
-        return self._control.events()
+    @property
+    def monitor(self) -> "Monitor":
+        """This is the conversation with QEMU, for those who manage the machine."""
+        return self._control.monitor
 
     def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
         """This is gdb on the live guest, with the names of its kernel and modules, for a block.

@@ -24,7 +24,7 @@ _LAST_UID: Final = 65_519
 """The range that systemd gives to users that exist while a service does; distributions leave it alone."""
 
 _PRIVATE: Final = 0o600
-_DELETED: Final = "/memfd:"
+_MEMFD: Final = "/memfd:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def close_modes(descriptors: Iterable[int]) -> None:
     """
     for number in descriptors:
         with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{number}").startswith(_DELETED):
+            if str(Path(f"/proc/self/fd/{number}").readlink()).startswith(_MEMFD):
                 os.fchmod(number, stat.S_IMODE(os.fstat(number).st_mode) & _PRIVATE)
 
 

@@ -101,6 +101,10 @@ class ControlService:
         form: dict[str, object] = msgspec.to_builtins(answer)
         return form
 
+    def note_gone(self) -> None:
+        """This is told that QEMU has ended."""
+        self._gone = True
+
     async def forget(self, codepack: str) -> None:
         """This ends what a codepack holds, as its process is gone."""
         await self._leases.end_all(codepack)

@@ -27,6 +27,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         socket: the broker's.
         secret: for the codepack's account.
         outbox_secret: for that of its outbox.
+        profiles: the folder of what is known of kernels, for reading.
         memory: where the RAM lies in the files that are inherited.
         descriptors: of those files.
         landlock: whether to give up writing outside of the codepack's own folder.
@@ -45,6 +46,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     secret: str
     outbox_secret: str
+    profiles: str
     memory: HandedMemory
     descriptors: tuple[int, ...]
     landlock: bool

@@ -32,10 +32,7 @@ from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.profile import ProfileCache
 
-__all__ = ["PROFILES", "run_pack"]
-
-PROFILES: Final = "profiles"
-"""The folder, in the codepack's own, of what is known of kernels."""
+__all__ = ["run_pack"]
 
 _OUTBOX: Final = "outbox.db"
 _FIRST_PAUSE_S: Final = 0.05
@@ -81,7 +78,7 @@ class _PackSession:
         self.machine = RemoteMachine(
             self._ask,
             orders.memory.mapped(orders.descriptors),
-            Choices(cache=ProfileCache(Path.cwd() / PROFILES)),
+            Choices(cache=ProfileCache(Path(orders.profiles))),
             address=orders.address,
         )
 
@@ -161,11 +158,12 @@ class _Publisher:
         self._bus = bus
         self._outbox = outbox
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, *, retain: bool = False) -> None:
+        """This takes a message; see :meth:`qvmi.bus.bus.Bus.publish`."""
         if message.kind in DURABLE_KINDS:
             await self._outbox.publish(message)
         else:
-            await self._bus.publish(message)
+            await self._bus.publish(message, retain=retain)
 
 
 def _codepack(orders: Orders) -> Codepack:

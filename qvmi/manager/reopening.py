@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -23,26 +23,22 @@ def ways_to_write(descriptors: Iterable[int], processes: Iterable[int]) -> tuple
     found: list[str] = []
     for number in descriptors:
         link = f"/proc/self/fd/{number}"
-        found += _tried(f"{link} opens for writing", lambda link=link: _open(link))
+        found += _tried(link, f"{link} opens for writing")
         with _open_to_all(number) as changed:
             if changed:
-                found += _tried(f"the mode of {link} can be changed", lambda link=link: _open(link))
+                found += _tried(link, f"the mode of {link} can be changed")
     for process in processes:
         memory = f"/proc/{process}/mem"
-        found += _tried(f"{memory} opens for writing", lambda memory=memory: _open(memory))
+        found += _tried(memory, f"{memory} opens for writing")
     return tuple(found)
 
 
-def _tried(way: str, attempt: Callable[[], None]) -> Iterator[str]:
+def _tried(path: str, way: str) -> list[str]:
     try:
-        attempt()
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError:
-        return
-    yield way
-
-
-def _open(path: str) -> None:
-    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        return []
+    return [way]
 
 
 @contextmanager
