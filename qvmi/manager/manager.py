@@ -124,6 +124,7 @@ class Manager:
         self._supervisors: list[Supervisor] = []
         self._arrived: deque[Message] = deque(maxlen=MAX_STATUSES)
         self._alerts: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+        self._is_handed_out = False
         self._news = asyncio.Event()
         self._end: Exception | None = None
 
@@ -131,8 +132,12 @@ class Manager:
         return self
 
     async def __anext__(self) -> Message:
+        if self._is_handed_out:
+            self._is_handed_out = False
+            self._alerts.task_done()
         while True:
             if not self._alerts.empty():
+                self._is_handed_out = True
                 return self._alerts.get_nowait()
             if self._arrived:
                 return self._arrived.popleft()
@@ -261,6 +266,7 @@ class Manager:
         async for message in self._log.messages():
             await self._alerts.put(message)
             self._news.set()
+            await self._alerts.join()
         raise AssertionError("there is always one more to wait for")
 
     async def _read(self, channel: Channel) -> Never:
