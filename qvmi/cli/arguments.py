@@ -259,7 +259,7 @@ def _add_options(parser: ArgumentParser, needs: Needs, *, but: Container[str] = 
     None has a default here, so that one before the command is not overwritten behind it.
     """
     group = parser.add_argument_group("options of every command")
-    about_machine = needs in {Needs.GUEST, Needs.MACHINE, Needs.CODE}
+    about_machine = needs not in {Needs.HOST, Needs.NOTHING}
     for option in _OPTIONS:
         if option.flag in but:
             continue

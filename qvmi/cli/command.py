@@ -17,8 +17,12 @@ class Needs(StrEnum):
     """A machine, whatever runs in it."""
     CODE = "code"
     """A guest, asked by a user's own code, which runs here while the session goes on beside it."""
+    MONITOR = "monitor"
+    """A machine's QEMU alone: nothing of its memory is looked at."""
     HOST = "host"
     """This host alone."""
+    SYSTEM = "system"
+    """This host, and a machine on it if one is named."""
     NOTHING = "nothing"
 
 

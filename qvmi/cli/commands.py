@@ -4,6 +4,7 @@ from typing import Final
 
 from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
+from qvmi.cli.gateway_command import GATEWAY
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
 from qvmi.cli.pack_commands import PACK_COMMANDS
@@ -214,6 +215,25 @@ COMMANDS: Final = (
         why_no_dump="nothing happens in a dump any more",
     ),
     *PACK_COMMANDS,
+    GATEWAY,
+    Command(
+        "doctor",
+        "proves that a machine has no way to the bus, or names the way; checks this host's set-up",
+        "Looks at what QEMU tells, and at what the kernel tells of QEMU and the broker: NICs, sockets\n"
+        "and who is at their other ends, interfaces, shared memory and folders, file modes, listeners.\n"
+        "Ends with 1 when there is a way, which is named, and with 4 when something could not be\n"
+        "looked at: as root all can. It is true of the moment. Without --qmp only the set-up is\n"
+        "checked, without --broker only what the machine itself has open.",
+        (
+            ("qvmi doctor", "is all there that qvmi needs?"),
+            ("qvmi --qmp /run/vm/qmp.sock doctor", "what does this machine reach?"),
+            ("qvmi --qmp /run/vm/qmp.sock doctor --broker /run/bus", "and the bus?"),
+            ("qvmi doctor --broker 4711 --bridge qvmi0 --json", "with QVMI_QMP set"),
+        ),
+        Needs.SYSTEM,
+        "qvmi.cli.doctor:doctor",
+        declarations.doctor,
+    ),
     Command(
         "audit",
         "check the log of what was done to guests and refused",

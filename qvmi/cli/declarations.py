@@ -9,6 +9,7 @@ __all__ = [
     "audit",
     "cached",
     "completion",
+    "doctor",
     "drgn",
     "dump",
     "gdb",
@@ -281,6 +282,22 @@ def vol(parser: ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="taken; no progress is shown")
     parser.add_argument(
         "--exact", action="store_true", help="see one moment, for which the guest stands still"
+    )
+
+
+def doctor(parser: ArgumentParser) -> None:
+    """This adds the arguments of ``doctor``."""
+    parser.add_argument(
+        "--broker",
+        metavar="PID|PATH",
+        type=values.given,
+        help="of the bus: its broker's pid, its socket, or the folder of that",
+    )
+    parser.add_argument(
+        "--bridge", metavar="NAME", type=values.given, help="the bus's bridge, where it has one"
+    )
+    parser.add_argument(
+        "--pid", metavar="PID", type=values.count, help="QEMU's, where the socket does not tell it"
     )
 
 

@@ -55,7 +55,18 @@ def _run(request: Request, output: Output, *, debug: bool) -> ExitCode:
         if request.options.dump is not None:
             return _ask_dump(request, handler, output, debug=debug)
         return _run_to_end(lambda: _ask_machine(request, handler, output), debug=debug)
+    if request.command.needs is Needs.MONITOR:
+        return _run_to_end(lambda: _ask_monitor(request, handler, output), debug=debug)
+    if request.command.needs is Needs.SYSTEM:
+        return _run_to_end(lambda: _ask_system(request, handler, output), debug=debug)
     code: ExitCode = handler(output, **request.arguments)
+    return code
+
+
+async def _ask_system(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
+    if request.options.dump is not None:
+        raise UsageError(f"{request.command.name} cannot be asked of a dump")
+    code: ExitCode = await handler(request.options, output, **request.arguments)
     return code
 
 
@@ -141,6 +152,24 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
                 f" is read by {machine.memory.description}"
             )
     return code
+
+
+async def _ask_monitor(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:
+    """This lets a command talk with QEMU that needs nothing else of the machine."""
+    from qvmi.machine.attach import ATTACH_TIMEOUT_S
+    from qvmi.machine.completion import to_the_end
+    from qvmi.qmp.open import open_monitor
+
+    options = request.options
+    if options.dump is not None:
+        raise UsageError(f"{request.command.name} needs a machine that runs, not a dump")
+    timeout_s = options.timeout_s or ATTACH_TIMEOUT_S
+    monitor = await open_monitor(_address(options), timeout_s=timeout_s)
+    try:
+        code: ExitCode = await handler(monitor, options.gdb, output, **request.arguments)
+        return code
+    finally:
+        await to_the_end(monitor.close())
 
 
 def _run_code(request: Request, handler: Callable[..., Any], output: Output) -> ExitCode:

@@ -1,10 +1,8 @@
 """The command that runs codepacks and prints alerts as they come: ``watch``."""
 
 import asyncio
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +11,7 @@ from qvmi.bus.message import Message
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
+from qvmi.cli.stop_signal import stop_signal
 from qvmi.cli.words import ALL_PACKS, PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
@@ -62,7 +61,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
     try:
-        with _stop_signal() as stop:
+        with stop_signal() as stop:
             running = [PACK_MAKERS[name](interval or _DEFAULT_INTERVAL_S) for name in own]
             running += [other.codepack for other in others]
             deadlines = {one.name: one.management.deadline_s for one in manifests}
@@ -119,34 +118,6 @@ async def _follow(
         reading.cancel()
         stopping.cancel()
         await asyncio.wait({reading, stopping})
-
-
-@contextmanager
-def _stop_signal() -> Iterator[asyncio.Event]:
-    """This turns the first Ctrl-C or SIGTERM into an event: it is how a watch ends well.
-
-    A second one works as ever, for those who cannot wait.
-    """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def heard() -> None:
-        stop.set()
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            # asyncio would put Python's own in its place, which tears the event loop apart.
-            if loop.remove_signal_handler(number):
-                signal.signal(number, handler or signal.SIG_DFL)
-
-    for number in before:
-        loop.add_signal_handler(number, heard)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 class _Report:

@@ -31,6 +31,7 @@ _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr
 _QUESTION: Final = struct.Struct("=BBHIIIII")  # unix_diag_req
 _END: Final = struct.Struct("=BBBBIII")  # unix_diag_msg
 _ATTRIBUTE: Final = struct.Struct("=HH")  # nlattr
+_TCP_LISTEN: Final = 10  # Unix sockets use TCP's numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,13 @@ class UnixEnd:
         name: the path it was bound to, empty for a client's end.
         inode: its own inode.
         peer: the other end's inode; 0 while nobody has accepted the connection, None without one.
+        listening: it takes connections.
     """
 
     name: str
     inode: int
     peer: int | None
+    listening: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,21 @@ class TcpEnd:
     listening: bool
 
 
-def unix_ends() -> Iterator[UnixEnd]:
-    """This asks the kernel for all Unix sockets of our network namespace.
+def unix_ends(kernel: socket.socket | None = None) -> Iterator[UnixEnd]:
+    """This asks the kernel for all Unix sockets of a network namespace.
+
+    Args:
+        kernel: a ``NETLINK_SOCK_DIAG`` socket that was made in that namespace, which is closed; by
+            default ours.
 
     Raises:
         OSError: the kernel gives no answer (a sandbox without netlink).
     """
     question = _QUESTION.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME_AND_PEER, 0, 0)
     header = _HEADER.pack(_HEADER.size + len(question), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+    if kernel is None:
+        kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    with kernel:
         kernel.settimeout(_KERNEL_TIMEOUT_S)
         kernel.send(header + question)
         received = 0
@@ -101,10 +110,12 @@ def _unix_end(body: bytes) -> UnixEnd:
     attributes = dict(_pieces(body[_END.size :], _ATTRIBUTE))
     peer = attributes.get(_PEER)
     name = attributes.get(_NAME, b"").rstrip(b"\0")
+    state, _, inode = _END.unpack_from(body)[2:5]
     return UnixEnd(
         name=name.decode(errors="surrogateescape"),
-        inode=_END.unpack_from(body)[4],
+        inode=inode,
         peer=int.from_bytes(peer, "little") if peer else None,
+        listening=state == _TCP_LISTEN,
     )
 
 

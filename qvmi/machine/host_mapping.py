@@ -31,6 +31,7 @@ class HostMapping:
         start: first host virtual address.
         end: first host virtual address behind it.
         shared: whether writes reach the file.
+        writable: whether the process may write there.
         offset: of ``start`` in the file, in bytes.
         device: number of the file's device, as ``os.makedev`` gives it.
         inode: of the file, 0 for none.
@@ -40,6 +41,7 @@ class HostMapping:
     start: int
     end: int
     shared: bool
+    writable: bool
     offset: int
     device: int
     inode: int
@@ -139,11 +141,12 @@ def _mappings(lines: Iterable[bytes]) -> Iterator[HostMapping]:
         match = _LINE.fullmatch(line)
         if match is None:
             continue
-        start, end, _, kind, offset, major, minor, inode, path = match.groups()
+        start, end, rights, kind, offset, major, minor, inode, path = match.groups()
         yield HostMapping(
             int(start, 16),
             int(end, 16),
             kind == b"s",
+            b"w" in rights,
             int(offset, 16),
             os.makedev(int(major, 16), int(minor, 16)),
             int(inode),

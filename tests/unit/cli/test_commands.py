@@ -15,9 +15,9 @@ from tests.unit.cli.test_arguments import typed
 # The public commands, as documented; taking one away breaks somebody's script.
 DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
-    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit"),
+    *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit", "doctor"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
-    *("pack", "keys"),
+    *("pack", "keys", "gateway"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
 }
 
@@ -34,8 +34,10 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
     given = [one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     on_machine = command.needs in {Needs.GUEST, Needs.MACHINE}
     on_guest = on_machine or command.needs is Needs.CODE
-    assert given == (["machine", "output"] if on_guest else ["output"])
-    assert inspect.iscoroutinefunction(handler) == on_machine
+    subjects = {Needs.MONITOR: ["monitor", "gdb"], Needs.SYSTEM: ["options"]}
+    subject = subjects.get(command.needs, ["machine"] if on_guest else [])
+    assert given == [*subject, "output"]
+    assert inspect.iscoroutinefunction(handler) == (on_machine or command.needs in subjects)
     assert sorted(parse(typed(command.name)).arguments) == sorted(own)
 
 

@@ -41,7 +41,7 @@ def test_tells_an_accepted_unix_connection_from_a_waiting_one(stack: ExitStack) 
     first, second = connected(stack, server), connected(stack, server)
     accepted = stack.enter_context(server.accept()[0])
     ends = {end.inode: end for end in unix_ends()}
-    assert ends[inode(server)] == UnixEnd(path, inode(server), None)
+    assert ends[inode(server)] == UnixEnd(path, inode(server), None, listening=True)
     assert ends[inode(accepted)] == UnixEnd(path, inode(accepted), inode(first))
     assert ends[inode(first)].peer == inode(accepted)
     assert ends[inode(second)].peer == 0

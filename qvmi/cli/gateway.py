@@ -1,0 +1,77 @@
+"""The command that serves other tools: ``gateway``."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.output import Output
+from qvmi.cli.stop_signal import stop_signal
+from qvmi.errors import UsageError
+from qvmi.manager.gateways.gateway import Gateway, Places, gateways
+from qvmi.policy import READ_ONLY, Grant, Policy, read_policies
+from qvmi.qmp.monitor import Monitor
+
+__all__ = ["gateway"]
+
+_HOLDER: Final = "gateway"
+"""What a policy file calls the clients of a gateway."""
+
+
+async def gateway(  # noqa: PLR0913 - what its command declares
+    monitor: Monitor,
+    gdb: str | None,
+    output: Output,
+    *,
+    qmp_listen: str | None,
+    gdb_listen: str | None,
+    policy: str | None,
+    grants: Sequence[tuple[str, ...]],
+) -> ExitCode:
+    """This serves until Ctrl-C, or until the machine is gone.
+
+    Raises:
+        UsageError: a socket cannot be made, or there is nothing to serve on.
+        MachineGone: QEMU has ended.
+    """
+    places = Places(
+        None if qmp_listen is None else Path(qmp_listen),
+        None if gdb_listen is None else Path(gdb_listen),
+    )
+    if monitor.descriptor is None:
+        raise UsageError(f"{monitor.target}: libvirt holds this machine's monitor, not qvmi")
+    granted = READ_ONLY if policy is None else read_policies(Path(policy)).of(_HOLDER)
+    granted = granted.plus(*(Grant(name) for names in grants for name in names))
+    opened = gateways(monitor, places, granted, gdb=gdb)
+    with stop_signal() as stop:
+        async with opened as serving:
+            _tell(output, places, granted)
+            await _until(stop, serving)
+    return ExitCode.FINE
+
+
+def _tell(output: Output, places: Places, policy: Policy) -> None:
+    grants = ", ".join(sorted(grant.value for grant in policy.grants))
+    for what, path in (("QMP", places.qmp), ("gdb", places.gdb)):
+        if path is not None:
+            output.message(f"{what} on {path}: {grants or 'nothing'}; Ctrl-C ends it")
+    if places.gdb is not None and not policy.allows(Grant.PAUSE):
+        output.message(
+            "gdb stops the guest, which is not granted: it can look at one that stands still already;"
+            " see --may-pause"
+        )
+
+
+async def _until(stop: asyncio.Event, opened: Gateway) -> None:
+    """This waits for the signal, or raises why there is nothing left to serve."""
+    stopping = asyncio.create_task(stop.wait(), name="qvmi-stop")
+    serving = asyncio.create_task(opened.until_gone(), name="qvmi-gateway")
+    try:
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+    finally:
+        stopping.cancel()
+        serving.cancel()
+        await asyncio.wait({stopping, serving})

@@ -1,0 +1,1 @@
+"""Gateways: other tools look at a machine through these while qvmi holds its sockets."""

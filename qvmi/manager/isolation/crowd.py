@@ -1,0 +1,133 @@
+"""One look at every process of this host: who is at the other end of what a machine has open.
+
+References: proc(5): /proc/PID/fd and /proc/PID/maps.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from qvmi.host.host_process import host_process, pids
+from qvmi.machine.host_mapping import HostMaps
+from qvmi.manager.isolation.facts import Sharer
+from qvmi.manager.isolation.processes import MAX_DESCRIPTORS
+
+__all__ = ["Crowd"]
+
+_SOCKET: Final = "socket:["
+_FLAGS: Final = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
+_MAX_FDINFO: Final = 4096  # bytes; a file's has some hundred
+_LAST_STANDARD: Final = 2
+"""A program's first three files are its parent's: a log or a terminal, which many may share."""
+
+
+class Crowd:
+    """This is what all processes have to do with one machine and one broker.
+
+    Args:
+        sockets: inodes of the sockets whose owners are looked for.
+        pipes: pipes and terminals whose owners are looked for, as ``/proc/PID/fd`` names them.
+        files: device and inode of the files that the machine has mapped, with their paths.
+        machine: the machine's pid, which is left out of all but the owners of sockets.
+
+    Attributes:
+        owners: who has a socket open, by inode.
+        names: the programs of all that were found, by pid.
+        sharers: who may write to one of the files, by mapping or descriptor.
+        holders: who has one of the pipes open.
+        hidden: how many processes did not let themselves be looked at.
+    """
+
+    def __init__(
+        self,
+        sockets: Collection[int],
+        pipes: Collection[str],
+        files: Mapping[tuple[int, int], str],
+        machine: int,
+    ) -> None:
+        self.owners: defaultdict[int, set[int]] = defaultdict(set)
+        self.names: dict[int, str] = {}
+        self.sharers: list[Sharer] = []
+        self.holders: set[tuple[str, int]] = set()
+        self.hidden = 0
+        self._sockets = frozenset(sockets)
+        self._pipes = frozenset(pipes)
+        self._files = files
+        self._paths = frozenset(files.values())
+        self._machine = machine
+
+    def look(self) -> None:
+        """This looks at each process; one that ends meanwhile has nothing open any more."""
+        for pid in pids():
+            try:
+                self._look_at_files(pid)
+                if pid != self._machine:
+                    self._look_at_memory(pid)
+            except PermissionError:
+                self.hidden += 1
+            except OSError:
+                continue
+
+    def _look_at_files(self, pid: int) -> None:
+        for number, target in _open_files(pid):
+            if target.startswith(_SOCKET):
+                inode = int(target[len(_SOCKET) : -1])
+                if inode in self._sockets:
+                    self._name(pid)
+                    self.owners[inode].add(pid)
+            elif target in self._pipes and number > _LAST_STANDARD and pid != self._machine:
+                self._name(pid)
+                self.holders.add((target, pid))
+            elif target in self._paths and pid != self._machine:
+                self._look_at_file(pid, number, target)
+
+    def _look_at_file(self, pid: int, number: int, target: str) -> None:
+        """This looks at a file that has the name of one of the machine's."""
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/fd/{number}").stat()
+            if (status.st_dev, status.st_ino) in self._files and _is_writable(pid, number):
+                self._share(pid, [target], "open for writing")
+
+    def _look_at_memory(self, pid: int) -> None:
+        if not self._files:
+            return
+        maps = HostMaps(pid)
+        if not any(b" %d " % inode in maps.text for _, inode in self._files):
+            return
+        found = {
+            (each.device, each.inode): each.path
+            for each in maps.mappings()
+            if each.shared and each.writable and (each.device, each.inode) in self._files
+        }
+        self._share(pid, found.values(), "mapped writable")
+
+    def _share(self, pid: int, paths: Iterable[str], how: str) -> None:
+        known = host_process(pid)
+        for path in paths:
+            name, is_qemu = (known.program, known.is_qemu) if known else ("", False)
+            sharer = Sharer(pid, name, is_qemu, path, how)
+            if sharer not in self.sharers:
+                self.sharers.append(sharer)
+
+    def _name(self, pid: int) -> None:
+        if pid not in self.names:
+            known = host_process(pid)
+            self.names[pid] = known.program if known else ""
+
+
+def _is_writable(pid: int, number: int) -> bool:
+    with Path(f"/proc/{pid}/fdinfo/{number}").open("rb") as file:
+        flags = _FLAGS.search(file.read(_MAX_FDINFO))
+    return flags is None or int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _open_files(pid: int) -> Iterator[tuple[int, str]]:
+    names: Sequence[Path] = [*islice(Path(f"/proc/{pid}/fd").iterdir(), MAX_DESCRIPTORS)]
+    for name in names:
+        with suppress(OSError):
+            yield int(name.name), os.readlink(name)  # noqa: PTH115 - thousands: a Path takes longer

@@ -1,0 +1,42 @@
+"""What the facts prove: every check, in the order in which they are told."""
+
+from qvmi.manager.isolation.check import Check, Report, not_checkable, proven
+from qvmi.manager.isolation.facts import Facts
+from qvmi.manager.isolation.judge_broker import access, bridge, bus_files, listeners, users
+from qvmi.manager.isolation.judge_channels import agreement, chardevs, devices, sockets
+from qvmi.manager.isolation.judge_files import (
+    control_sockets,
+    folders,
+    memory_files,
+    shared_memory,
+)
+from qvmi.manager.isolation.judge_network import netdevs, taps
+
+__all__ = ["judge"]
+
+_OF_THE_MACHINE = (
+    *(netdevs, taps, sockets, chardevs, devices, agreement),
+    *(shared_memory, memory_files, control_sockets, folders),
+)
+
+
+def judge(facts: Facts) -> Report:
+    """This says what the facts prove, refute and leave open."""
+    checks = [_process(facts), *(check(facts) for check in _OF_THE_MACHINE)]
+    broker = facts.broker
+    if broker is not None:
+        checks += [listeners(broker), access(broker), bus_files(broker)]
+        checks += [*bridge(facts, broker), users(facts, broker)]
+    return Report(tuple(checks))
+
+
+def _process(facts: Facts) -> Check:
+    """This judges whether it is QEMU that was looked at: who made the QMP socket may be another."""
+    name = "what was looked at is the QEMU behind the QMP socket"
+    if not facts.qemu.is_qemu:
+        fix = "name QEMU's own pid with --pid"
+        return Check(name, (not_checkable(f"{facts.qemu} is no QEMU", fix),))
+    if facts.listener == facts.qemu.pid:
+        return Check(name, (proven(f"{facts.qemu}, by the credentials of its QMP socket"),))
+    made = f"pid {facts.listener} made its QMP socket" if facts.listener else "its QMP tells no pid"
+    return Check(name, (proven(f"{facts.qemu}, as named; {made}"),))

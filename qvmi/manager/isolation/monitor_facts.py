@@ -1,0 +1,149 @@
+"""What QEMU says of its own ways out: network, character devices, devices, objects.
+
+References: QEMU ``net/net.c`` (``hmp_info_network``), ``net/slirp.c`` and libslirp ``src/misc.c``
+(``slirp_connection_info``) for ``info usernet``, ``softmmu/qdev-monitor.c`` (``qdev_print``) for
+``info qtree``, ``qapi/char.json``, ``qapi/qom.json``; ``qemu-options.hx`` for -netdev, -nic and -net.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from typing import Final, TypeVar
+
+import msgspec
+
+from qvmi.errors import QmpProtocolError
+from qvmi.manager.isolation.facts import Chardev, Machine, Netdev, OptionOfNetdev
+from qvmi.qmp.monitor import Monitor
+
+__all__ = ["ask_machine", "network_options"]
+
+_T = TypeVar("_T")
+
+_MAX_LINES: Final = 100_000
+"""Lines of an answer: ``info qtree`` has 20 for each device; QMP's messages are bounded, too."""
+_MAX_NETDEVS: Final = 4096
+"""QEMU has at most 256 NICs of 8 queues each, and as many netdevs."""
+
+_NETDEV: Final = re.compile(
+    r"[ \\]*(?P<name>[^:]*(?:: [^:]+)?): index=\d+,type=(?P<kind>[\w-]+),?(?P<rest>.*)"
+)
+_DEVICE: Final = re.compile(r" *dev: (?P<model>[\w.,-]+),")
+_FILTERS: Final = "filters:"
+_FORWARD: Final = "HOST_FORWARD]"
+_CHILD: Final = re.compile(r"child<(.+)>")
+_OPTIONS: Final = frozenset({"netdev", "nic", "net"})
+_ID: Final = re.compile(r"(?:^|,)id=([^,]+)")
+_RESTRICT: Final = re.compile(r"(?:^|,)restrict=(?:on|yes|true|y)(?:,|$)")
+_GUESTFWD: Final = re.compile(r"(?:^|,)guestfwd=((?:[^,]|,,)*)")
+
+
+class _Chardev(msgspec.Struct, frozen=True):
+    label: str
+    filename: str
+
+
+class _Object(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+
+
+async def ask_machine(monitor: Monitor) -> Machine:
+    """This asks QEMU; what it says is its own word alone.
+
+    Raises:
+        QmpCommandFailed: it refused a question.
+        QmpProtocolError: an answer has not the documented form.
+    """
+    network = await _lines(monitor, "info network")
+    chardevs = _typed("query-chardev", await monitor.execute("query-chardev"), tuple[_Chardev, ...])
+    objects = _typed(
+        "qom-list", await monitor.execute("qom-list", {"path": "/objects"}), tuple[_Object, ...]
+    )
+    devices = await _lines(monitor, "info qtree")
+    forwards = await _lines(monitor, "info usernet")
+    return Machine(
+        netdevs=tuple(_netdevs(network)),
+        filters=tuple(_filters(network)),
+        forwards=tuple(line.strip() for line in forwards if _FORWARD in line),
+        chardevs=tuple(Chardev(each.label, each.filename) for each in chardevs),
+        devices=frozenset(match["model"] for line in devices if (match := _DEVICE.match(line))),
+        objects=_children(objects),
+    )
+
+
+async def _lines(monitor: Monitor, line: str) -> Sequence[str]:
+    lines = (await monitor.hmp(line)).splitlines()
+    if len(lines) > _MAX_LINES:
+        raise QmpProtocolError(line, f"more than {_MAX_LINES} lines")
+    return lines
+
+
+def _netdevs(lines: Sequence[str]) -> Iterator[Netdev]:
+    for line in lines[:_MAX_NETDEVS]:
+        if line.startswith(_FILTERS):
+            return
+        match = _NETDEV.fullmatch(line)
+        if match:
+            name = match["name"].rpartition(": ")[2]
+            yield Netdev(name, match["kind"], match["rest"].rstrip(","))
+        elif line.strip() and not line.startswith("hub "):
+            yield Netdev(line.strip(), "", "")  # in a form that is not known, and so told
+
+
+def _filters(lines: Sequence[str]) -> Iterator[str]:
+    found = False
+    for line in lines:
+        if found and line.strip().startswith("- "):
+            yield line.strip()[2:]
+        found = found or line.startswith(_FILTERS)
+
+
+def _children(objects: Sequence[_Object]) -> Mapping[str, str]:
+    matches = ((each.name, _CHILD.fullmatch(each.type)) for each in objects)
+    return {name: match[1] for name, match in matches if match}
+
+
+def _typed(command: str, value: object, kind: type[_T]) -> _T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise QmpProtocolError(command, str(error)) from error
+
+
+def network_options(arguments: Sequence[str]) -> tuple[OptionOfNetdev, ...]:
+    """These are the network options of a command line; what is odd in it is passed over."""
+    found = (
+        _option(value)
+        for option, value in pairwise(arguments)
+        if option.startswith("-") and option.lstrip("-") in _OPTIONS
+    )
+    return tuple(islice(found, _MAX_NETDEVS))
+
+
+def _option(value: str) -> OptionOfNetdev:
+    if value.startswith("{"):
+        return _json_option(value)
+    name = _ID.search(value)
+    forwards = [each.replace(",,", ",") for each in _GUESTFWD.findall(value)]
+    kind, restricted = value.partition(",")[0], _RESTRICT.search(value) is not None
+    return OptionOfNetdev(name[1] if name else "", kind, restricted, tuple(forwards))
+
+
+def _json_option(value: str) -> OptionOfNetdev:
+    try:
+        options = json.loads(value)
+    except (ValueError, RecursionError):
+        return OptionOfNetdev("")
+    forwards = options.get("guestfwd", [])
+    forwards = forwards if isinstance(forwards, list) else [forwards]
+    shown = [
+        str(each.get("str", each)) if isinstance(each, dict) else str(each) for each in forwards
+    ]
+    return OptionOfNetdev(
+        str(options.get("id", "")),
+        str(options.get("type", "")),
+        options.get("restrict") is True,
+        tuple(shown),
+    )

@@ -1,0 +1,576 @@
+"""Each fact that opens a way is told by its check, and by no other verdict than its own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qvmi.manager.isolation.check import Check, Finding, Report, Verdict
+from qvmi.manager.isolation.facts import (
+    BrokerConfig,
+    BusPath,
+    Chardev,
+    Descriptor,
+    Facts,
+    Link,
+    Netdev,
+    Opening,
+    OptionOfNetdev,
+    SharedFile,
+    SharedFolder,
+    Sharer,
+    Socket,
+    Unseen,
+)
+from qvmi.manager.isolation.judge import judge
+from tests.unit.manager.isolation.facts import (
+    BROKER,
+    BUS_NETWORK,
+    OUTSIDE,
+    QEMU,
+    facts,
+    with_,
+    with_sockets,
+)
+
+REFUTED, OPEN = Verdict.REFUTED, Verdict.NOT_CHECKABLE
+Change = Callable[[Facts], Facts]
+
+TAP = Descriptor(14, "/dev/net/tun", interface="tap0")
+TAP_NETDEV = Netdev("t", "tap", "ifname=tap0")
+SLIRP = Netdev("u", "user", "net=10.0.2.0,restrict=off")
+PORT = Socket(901, "tcp", BUS_NETWORK, "10.77.0.1:1883", listening=True)
+LOOPBACK = replace(PORT, local="127.0.0.1:1883")
+UP = Link(9, "eth0", "", 0, loopback=False)
+UNIX = Socket(50, "unix", OUTSIDE, "", peer=51)
+TCP = Socket(50, "tcp", OUTSIDE, "10.0.0.1:999", "10.0.0.2:80")
+NOT_SEEN = Unseen("hidden from us")
+
+
+def set_to(*changes: tuple[str, object]) -> Change:
+    def change(given: Facts) -> Facts:
+        for path, value in changes:
+            given = with_(given, path, value)
+        return given
+
+    return change
+
+
+def beside(*changes: tuple[str, object]) -> Change:
+    """This puts the machine into the broker's network namespace."""
+    return set_to(("qemu.network", BUS_NETWORK), *changes)
+
+
+def tap(*changes: tuple[str, object]) -> tuple[tuple[str, object], ...]:
+    return (
+        ("qemu.descriptors", (TAP,)),
+        ("machine.netdevs", (TAP_NETDEV,)),
+        *changes,
+    )
+
+
+CASES: list[tuple[str, Verdict, str, Change]] = [
+    # what QEMU tells of networks
+    ("netdevs", OPEN, "hidden", set_to(("machine", NOT_SEEN))),
+    (
+        "netdevs",
+        REFUTED,
+        "u: slirp without restrict=on reaches 10.77.0.1:1883",
+        beside(("machine.netdevs", (SLIRP,)), ("broker.listening", (PORT,))),
+    ),
+    (
+        "netdevs",
+        REFUTED,
+        "reaches 127.0.0.1:1883",
+        beside(("machine.netdevs", (SLIRP,)), ("broker.listening", (LOOPBACK,))),
+    ),
+    (
+        "netdevs",
+        REFUTED,
+        "a way out by eth0",
+        set_to(
+            ("machine.netdevs", (SLIRP,)),
+            ("broker.listening", (PORT,)),
+            ("broker.links", (UP,)),
+        ),
+    ),
+    (
+        "netdevs",
+        OPEN,
+        "hidden",
+        set_to(
+            ("machine.netdevs", (SLIRP,)),
+            ("broker.listening", (PORT,)),
+            ("broker.links", NOT_SEEN),
+        ),
+    ),
+    (
+        "netdevs",
+        OPEN,
+        "hidden",
+        set_to(("machine.netdevs", (SLIRP,)), ("qemu.network", NOT_SEEN)),
+    ),
+    (
+        "netdevs",
+        REFUTED,
+        "m: socket socket: mcast=230.0.0.1:1",
+        beside(("machine.netdevs", (Netdev("m", "socket", "socket: mcast=230.0.0.1:1"),))),
+    ),
+    (
+        "netdevs",
+        OPEN,
+        "s: stream",
+        set_to(("machine.netdevs", (Netdev("s", "stream", ""),))),
+    ),
+    (
+        "netdevs",
+        OPEN,
+        "x: brand-new",
+        set_to(("machine.netdevs", (Netdev("x", "brand-new", ""),))),
+    ),
+    ("netdevs", OPEN, "odd", set_to(("machine.netdevs", (Netdev("odd", "", ""),)))),
+    ("netdevs", REFUTED, "hostfwd", beside(("machine.forwards", ("TCP[HOST_FORWARD] 15",)))),
+    (
+        "netdevs",
+        REFUTED,
+        "guestfwd=tcp:1-unix:/run/bus/mqtt.sock leads to the broker",
+        set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-unix:/run/bus/mqtt.sock",)),))),
+    ),
+    (
+        "netdevs",
+        OPEN,
+        "runs a program",
+        set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-cmd:cat",)),))),
+    ),
+    ("netdevs", OPEN, "plugged in later", set_to(("machine.netdevs", (SLIRP,)))),
+    # what the kernel tells of interfaces
+    ("taps", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
+    ("taps", OPEN, "hidden", set_to(*tap(("links", NOT_SEEN)))),
+    ("taps", OPEN, "hidden", set_to(*tap(("broker.links", NOT_SEEN)))),
+    (
+        "taps",
+        REFUTED,
+        "a port of bridge vmnet0, which is the bus's",
+        beside(*tap(("bridge", "vmnet0"))),
+    ),
+    (
+        "taps",
+        REFUTED,
+        "Linux takes packets",
+        beside(*tap(("broker.listening", (PORT,)))),
+    ),
+    ("taps", OPEN, "route_localnet", beside(*tap(("broker.listening", (LOOPBACK,))))),
+    ("taps", OPEN, "was not found", beside(*tap(("links", ())))),
+    ("taps", OPEN, "hidden", beside(*tap(("broker.process.descriptors", NOT_SEEN)))),
+    (
+        "taps",
+        REFUTED,
+        "is in the broker's network namespace",
+        set_to(*tap(("links", ()), ("broker.links", (Link(3, "tap0", "tun", 0, loopback=False),)))),
+    ),
+    (
+        "taps",
+        OPEN,
+        "one of that name",
+        set_to(*tap(("broker.links", (Link(3, "tap0", "tun", 0, loopback=False),)))),
+    ),
+    ("taps", OPEN, "was not found", set_to(*tap(("links", ())))),
+    (
+        "taps",
+        REFUTED,
+        "a way out by eth0",
+        set_to(*tap(("broker.listening", (PORT,)), ("broker.links", (UP,)))),
+    ),
+    # sockets
+    ("sockets", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
+    ("sockets", OPEN, "not found anywhere", set_to(("host.unseen", ("not found anywhere",)))),
+    (
+        "sockets",
+        OPEN,
+        "no table",
+        lambda f: with_(with_sockets(f, UNIX), "host.sockets", {}),
+    ),
+    (
+        "sockets",
+        REFUTED,
+        "mosquitto (pid 200), which is the broker",
+        lambda f: with_(with_sockets(f, UNIX, owner=BROKER), "host.names", {200: "mosquitto"}),
+    ),
+    (
+        "sockets",
+        REFUTED,
+        "consumer (pid 201), which is on the bus",
+        lambda f: with_sockets(f, TCP, owner=201),
+    ),
+    ("sockets", OPEN, "other end was not found", lambda f: with_sockets(f, UNIX)),
+    ("sockets", OPEN, "raw frames", lambda f: with_sockets(f, replace(UNIX, protocol="packet"))),
+    (
+        "sockets",
+        OPEN,
+        "only QEMU could say",
+        lambda f: with_(
+            with_sockets(f, replace(TCP, remote="", listening=True)), "machine", NOT_SEEN
+        ),
+    ),
+    # character devices, filters, pipes
+    ("chardevs", OPEN, "hidden", set_to(("machine", NOT_SEEN))),
+    (
+        "chardevs",
+        REFUTED,
+        "c: disconnected:unix:/run/bus/mqtt.sock leads to the broker",
+        set_to(("machine.chardevs", (Chardev("c", "disconnected:unix:/run/bus/mqtt.sock"),))),
+    ),
+    (
+        "chardevs",
+        REFUTED,
+        "c: disconnected:tcp:10.77.0.1:1883",
+        beside(
+            ("machine.chardevs", (Chardev("c", "disconnected:tcp:10.77.0.1:1883"),)),
+            ("broker.listening", (PORT,)),
+        ),
+    ),
+    (
+        "chardevs",
+        OPEN,
+        "copies the guest's frames",
+        set_to(
+            ("machine.filters", ("fm: type=filter-mirror,outdev=c2,netdev=u",)),
+            ("machine.chardevs", (Chardev("c2", "unix:/x,server=on"),)),
+        ),
+    ),
+    (
+        "chardevs",
+        REFUTED,
+        "/dev/pts/3 is open in consumer (pid 201)",
+        set_to(("host.pipes", (("/dev/pts/3", 201),))),
+    ),
+    # devices
+    ("devices", OPEN, "hidden", set_to(("machine", NOT_SEEN))),
+    ("devices", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
+    (
+        "devices",
+        REFUTED,
+        "vhost-vsock-pci leads to every vsock",
+        set_to(("machine.devices", frozenset({"vhost-vsock-pci"}))),
+    ),
+    (
+        "devices",
+        REFUTED,
+        "fd 9: /dev/vhost-vsock",
+        set_to(("qemu.descriptors", (Descriptor(9, "/dev/vhost-vsock"),))),
+    ),
+    *(
+        ("devices", OPEN, model, set_to(("machine.devices", frozenset({model}))))
+        for model in ("vhost-user-fs-pci", "ivshmem-doorbell", "vfio-pci")
+    ),
+    *(
+        ("devices", OPEN, path, set_to(("qemu.descriptors", (Descriptor(9, path),))))
+        for path in ("/dev/vfio/12", "/dev/tap7")
+    ),
+    # QEMU against the kernel
+    ("agreement", OPEN, "hidden", set_to(("machine", NOT_SEEN))),
+    ("agreement", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
+    (
+        "agreement",
+        REFUTED,
+        "interface tap0 open, and tells of none",
+        set_to(("qemu.descriptors", (TAP,))),
+    ),
+    (
+        "agreement",
+        REFUTED,
+        "tells of the tap tap0",
+        set_to(("machine.netdevs", (TAP_NETDEV,))),
+    ),
+    (
+        "agreement",
+        OPEN,
+        "1 networks by slirp, and QEMU tells of 0",
+        set_to(("options", (OptionOfNetdev("u", "user"),))),
+    ),
+    (
+        "agreement",
+        OPEN,
+        "u: QEMU tells of restrict=on",
+        set_to(
+            ("options", (OptionOfNetdev("u", "user"),)),
+            ("machine.netdevs", (replace(SLIRP, details="restrict=on"),)),
+        ),
+    ),
+    ("devices", OPEN, "object o: colo-compare", set_to(("machine.objects", {"o": "colo-compare"}))),
+    ("agreement", OPEN, "of which no netdev", lambda f: with_sockets(f, TCP, owner=300)),
+    # memory, sockets and folders of the machine
+    ("shared_memory", OPEN, "hidden", set_to(("qemu.shared", NOT_SEEN))),
+    (
+        "shared_memory",
+        REFUTED,
+        "another VM",
+        set_to(("host.sharers", (Sharer(300, "qemu-system-x86_64", is_qemu=True, path="/ram"),))),
+    ),
+    (
+        "shared_memory",
+        REFUTED,
+        "on the bus",
+        set_to(("host.sharers", (Sharer(201, "consumer", is_qemu=False, path="/ram"),))),
+    ),
+    (
+        "shared_memory",
+        OPEN,
+        "is not known",
+        set_to(("host.sharers", (Sharer(300, "dpdk", is_qemu=False, path="/ram"),))),
+    ),
+    ("memory_files", OPEN, "hidden", set_to(("qemu.shared", NOT_SEEN))),
+    (
+        "memory_files",
+        REFUTED,
+        "/ram (uid 7, mode 0644) can be opened by everybody",
+        set_to(
+            (
+                "qemu.shared",
+                (
+                    SharedFile(
+                        "/ram",
+                        1,
+                        2,
+                        4096,
+                        writable=True,
+                        opening=Opening("/ram", 7, 0o644, "everybody"),
+                    ),
+                ),
+            )
+        ),
+    ),
+    ("control_sockets", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
+    (
+        "control_sockets",
+        REFUTED,
+        "can be opened by group kvm",
+        set_to(("control_sockets", (Opening("/run/vm/qmp.sock", 7, 0o770, "group kvm"),))),
+    ),
+    (
+        "control_sockets",
+        REFUTED,
+        "127.0.0.1:4444 takes anybody",
+        lambda f: with_sockets(f, Socket(50, "tcp", OUTSIDE, "127.0.0.1:4444", listening=True)),
+    ),
+    ("folders", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
+    (
+        "folders",
+        REFUTED,
+        "/run, open in QEMU, holds /run/bus/mqtt.sock",
+        set_to(
+            ("folders", (SharedFolder("QEMU", "/run", 1, 2),)),
+            ("paths", (BusPath("/run/bus/mqtt.sock", frozenset({(1, 2), (1, 3)})),)),
+        ),
+    ),
+    # the broker
+    ("listeners", OPEN, "hidden", set_to(("broker.process.descriptors", NOT_SEEN))),
+    (
+        "listeners",
+        OPEN,
+        "no listening socket",
+        set_to(("broker.listening", ()), ("broker.sockets", ())),
+    ),
+    (
+        "listeners",
+        REFUTED,
+        "[::]:1883: on every interface",
+        set_to(("broker.listening", (replace(PORT, local="[::]:1883"),))),
+    ),
+    (
+        "listeners",
+        REFUTED,
+        "to which everybody may connect",
+        set_to(("broker.sockets", (Opening("/run/bus/mqtt.sock", 8, 0o777, "everybody"),))),
+    ),
+    ("access", REFUTED, "let somebody in", set_to(("broker.anonymous", True))),
+    ("access", OPEN, "hidden", set_to(("broker.config", NOT_SEEN))),
+    (
+        "access",
+        REFUTED,
+        "allows those without a name",
+        set_to(("broker.config.anonymous", True), ("broker.anonymous", NOT_SEEN)),
+    ),
+    ("access", REFUTED, "no access list", set_to(("broker.config.has_access_list", False))),
+    ("access", OPEN, "plugin", set_to(("broker.config.beyond", ("plugin",)))),
+    ("bus_files", OPEN, "hidden", set_to(("broker.config", NOT_SEEN))),
+    (
+        "bus_files",
+        REFUTED,
+        "/run/bus/access (mode 0644) can be opened by everybody",
+        set_to(("broker.config.files", (Opening("/run/bus/access", 8, 0o644, "everybody"),))),
+    ),
+    ("bridge", OPEN, "hidden", set_to(("broker.links", NOT_SEEN))),
+    ("bridge", OPEN, "none of that name", set_to(("bridge", "br9"))),
+    (
+        "bridge",
+        REFUTED,
+        "its port eth0 is a network card",
+        set_to(
+            (
+                "broker.links",
+                (Link(2, "qvmi0", "bridge", 0, loopback=False), replace(UP, master=2)),
+            )
+        ),
+    ),
+    ("process", OPEN, "is no QEMU", set_to(("qemu.is_qemu", False))),
+]
+
+NAMES = {
+    "process": "what was looked at",
+    "netdevs": "no network of the guest's",
+    "taps": "no interface of QEMU's",
+    "sockets": "no socket of QEMU's",
+    "chardevs": "no character device",
+    "devices": "no device leads",
+    "agreement": "QEMU says what",
+    "shared_memory": "nobody but QEMU",
+    "memory_files": "the guest's memory",
+    "control_sockets": "the machine's control",
+    "folders": "no folder",
+    "listeners": "the broker listens",
+    "access": "the broker lets",
+    "bus_files": "the broker's files",
+    "bridge": "bridge ",
+}
+
+
+def check_of(report: Report, name: str) -> Check:
+    (found,) = (check for check in report.checks if check.name.startswith(NAMES[name]))
+    return found
+
+
+def test_the_facts_that_the_cases_change_prove_isolation() -> None:
+    report = judge(facts())
+    assert report.verdict is Verdict.PROVEN
+    assert {check.verdict for check in report.checks} == {Verdict.PROVEN}
+    assert report.paths == ()
+    assert len(report.checks) == len(NAMES) + 1  # the advice
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "words", "change"), CASES, ids=lambda part: str(part)[:30]
+)
+def test_a_fact_that_opens_a_way_is_told(
+    name: str, verdict: Verdict, words: str, change: Change
+) -> None:
+    report = judge(change(facts()))
+    check = check_of(report, name)
+    told = [each for each in check.findings if words in each.evidence]
+    assert [each.verdict for each in told] == [verdict] * len(told)
+    assert told, check.findings
+    assert check.verdict is verdict
+    assert report.verdict is not Verdict.PROVEN
+    assert (report.verdict is REFUTED) == bool(report.paths)
+
+
+def test_every_check_has_a_case() -> None:
+    assert {name for name, _, _, _ in CASES} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            set_to(
+                ("machine.netdevs", (SLIRP,)),
+                ("options", (OptionOfNetdev("u"),)),
+                ("broker.listening", (PORT,)),
+            ),
+            id="slirp beside a bus with a network of its own",
+        ),
+        pytest.param(
+            beside(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("u"),))),
+            id="slirp and a broker on a Unix socket",
+        ),
+        pytest.param(
+            beside(
+                ("machine.netdevs", (replace(SLIRP, details="restrict=on"),)),
+                ("options", (OptionOfNetdev("u"),)),
+                ("broker.listening", (PORT,)),
+            ),
+            id="slirp with restrict beside a broker on a port",
+        ),
+        pytest.param(
+            set_to(*tap(("broker.listening", (PORT,)))), id="a tap and a bus with its own network"
+        ),
+        pytest.param(beside(*tap()), id="a tap and a broker on a Unix socket"),
+        pytest.param(
+            set_to(("machine.forwards", ("TCP[HOST_FORWARD] 15",))), id="a port of another network"
+        ),
+        pytest.param(
+            lambda f: with_sockets(f, replace(UNIX, local="/run/vm/qmp.sock"), owner=201),
+            id="somebody on the bus holds a monitor",
+        ),
+        pytest.param(
+            lambda f: with_(with_sockets(f, UNIX, owner=201), "host.far_ends", {50: (77,)}),
+            id="our own session",
+        ),
+        pytest.param(
+            lambda f: with_sockets(f, UNIX, owner=300), id="a console that somebody else reads"
+        ),
+        pytest.param(
+            lambda f: with_sockets(f, Socket(50, "netlink", OUTSIDE)), id="a netlink socket"
+        ),
+        pytest.param(
+            set_to(("host.pipes", (("/dev/pts/3", 300),))), id="a terminal of somebody else's"
+        ),
+        pytest.param(
+            set_to(
+                ("machine.netdevs", (SLIRP,)),
+                ("options", (OptionOfNetdev("u"),)),
+                ("broker.listening", (PORT,)),
+                ("broker.links", (replace(UP, up=False),)),
+                ("bridge", None),
+            ),
+            id="an interface that is down",
+        ),
+        pytest.param(set_to(("broker.anonymous", NOT_SEEN)), id="the broker was not asked"),
+        pytest.param(
+            set_to(
+                ("machine.filters", ("fd: type=filter-dump,file=/x,netdev=u",)),
+            ),
+            id="a filter that writes a file",
+        ),
+    ],
+)
+def test_what_opens_no_way_is_not_accused(change: Change) -> None:
+    report = judge(change(facts()))
+    assert [
+        check for check in report.checks if check.decides and check.verdict is not Verdict.PROVEN
+    ] == []
+
+
+def test_one_user_for_all_is_advice() -> None:
+    report = judge(with_(facts(), "qemu.uid", 8))
+    assert report.verdict is Verdict.PROVEN
+    assert [check.verdict for check in report.checks if not check.decides] == [REFUTED]
+
+
+def test_without_a_bus_only_the_machines_own_doors_are_judged() -> None:
+    given = with_(with_(facts(), "broker", None), "bridge", None)
+    report = judge(with_(given, "machine.netdevs", (SLIRP,)))
+    assert report.verdict is Verdict.PROVEN
+    assert not any("broker" in check.name for check in report.checks)
+
+
+def test_a_qemu_that_was_named_says_who_made_its_socket() -> None:
+    check = check_of(judge(with_(facts(), "listener", 42)), "process")
+    assert (
+        check.findings[0].evidence
+        == f"qemu-system-x86_64 (pid {QEMU}), as named; pid 42 made its QMP socket"
+    )
+
+
+def test_nothing_looked_at_is_nothing_proven() -> None:
+    assert Report(()).verdict is OPEN
+    assert Check("empty", ()).verdict is OPEN
+    worse = (Finding(Verdict.PROVEN, "a"), Finding(OPEN, "b"), Finding(REFUTED, "c"))
+    assert Check("all", worse).verdict is REFUTED
+    assert Check("two", worse[:2]).verdict is OPEN
+
+
+def test_settings_that_nobody_can_read_are_no_proof() -> None:
+    config = BrokerConfig("", anonymous=True, has_access_list=False, beyond=(), files=())
+    report = judge(with_(facts(), "broker.config", config))
+    assert "a broker without a configuration file names no access list" in report.paths
