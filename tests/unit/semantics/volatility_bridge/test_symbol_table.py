@@ -1,5 +1,6 @@
 """Symbols and types that Volatility is given and cannot use."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from qvmi.semantics.volatility_bridge.symbol_table import KernelContent, add_sym
 INT = {"kind": "int", "size": 4, "signed": True, "endian": "little"}
 
 
-def content(**sections: Any) -> KernelContent:
+def content(**sections: Mapping[str, Any]) -> KernelContent:
     """This is what an ISF file says that has hardly anything."""
-    nothing: dict[str, Any] = {name: {} for name in ("user_types", "enums", "symbols")}
+    nothing: dict[str, dict[str, Any]] = {name: {} for name in ("user_types", "enums", "symbols")}
     return KernelContent(
         {"metadata": {"format": "6.2.0"}, "base_types": {"int": INT}, **nothing, **sections}
     )
@@ -29,6 +30,8 @@ def content(**sections: Any) -> KernelContent:
         {"metadata": {"format": "x"}},
     ],
 )
-def test_what_volatility_cannot_use_is_an_error_of_ours(sections: dict[str, Any]) -> None:
+def test_what_volatility_cannot_use_is_an_error_of_ours(
+    sections: dict[str, Mapping[str, Any]],
+) -> None:
     with pytest.raises(CorruptTable, match="Volatility cannot use them: "):
         add_symbol_table(Context(), "kernel_symbols", content(**sections), mask=(1 << 48) - 1)
