@@ -17,12 +17,13 @@ from typing import Final
 
 from qvmi.manager import landlock
 
-__all__ = ["Confinement", "close_modes", "confinements", "own_uids"]
+__all__ = ["Confinement", "close_modes", "confinements", "is_reserved", "own_uids"]
 
 _FIRST_UID: Final = 61_184
 _LAST_UID: Final = 65_519
 """The range that systemd gives to users that exist while a service does; distributions leave it alone."""
 
+_MARK: Final = "qvmi-uid-"
 _PRIVATE: Final = 0o600
 _MEMFD: Final = "/memfd:"
 
@@ -81,10 +82,19 @@ def own_uids(count: int) -> Iterator[list[int]]:
         yield found
 
 
+def is_reserved(number: int) -> bool:
+    """This tells whether a manager on this host has reserved an id; only root can give it to others."""
+    try:
+        names = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
+    return f"@{_MARK}{number}" in names
+
+
 def _reserved(uid: int, stack: ExitStack) -> bool:
     mark = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     try:
-        mark.bind(f"\0qvmi-uid-{uid}")
+        mark.bind(f"\0{_MARK}{uid}")
     except OSError:
         return False
     return True

@@ -54,7 +54,7 @@ class ControlService:
     Args:
         machine: which this asks; its own policy must hold what any codepack's does.
         policies: what each codepack may do, by its name; others may do nothing.
-        lease_s: how long a pause or a breakpoint holds unless it is renewed.
+        lease_s: how long a pause or a breakpoint holds unless it is renewed; of new ones it can be changed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ControlService:
     ) -> None:
         self._machine = machine
         self._policies = policies
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self._gone = False
         self._leases = Leases()
         self._streams: dict[str, HitStream] = {}
@@ -145,7 +145,7 @@ class ControlService:
             told = VcpusTold.of(view.vcpus)
             lease = self._begin(codepack, "pause", stack.pop_all())
         ours = view.paused_s() > 0
-        return PauseTold(lease.name, ours, view.provenance.at, told, self._lease_s)
+        return PauseTold(lease.name, ours, view.provenance.at, told, self.lease_s)
 
     async def _set_breakpoint(self, codepack: str, question: SetBreakpoint) -> LeaseTold:
         self._require(codepack, Grant.BREAKPOINT, f"set a breakpoint at {question.place!r}")
@@ -158,7 +158,7 @@ class ControlService:
             _audit.info("codepack %s sets a breakpoint at %#x", codepack, question.address)
             lease = self._begin(codepack, "breakpoint", stack.pop_all())
         self._streams[lease.name] = stream
-        return LeaseTold(lease.name, self._lease_s)
+        return LeaseTold(lease.name, self.lease_s)
 
     async def _take_hits(self, codepack: str, question: TakeHits) -> HitsTold:
         lease = self._leases.of(codepack, question.lease)
@@ -166,7 +166,7 @@ class ControlService:
         stream = self._streams.get(lease.name)
         if stream is None:
             raise UsageError("this lease is one of a pause, which has no hits")
-        hits = await _next_hits(stream, min(question.wait_s, self._lease_s / 2))
+        hits = await _next_hits(stream, min(question.wait_s, self.lease_s / 2))
         lease.renew()
         return HitsTold(tuple(map(HitTold.of, hits)), stream.hits, stream.dropped)
 
@@ -181,7 +181,7 @@ class ControlService:
         return LeaseTold(lease.name, 0.0)
 
     def _begin(self, codepack: str, what: str, hold: AsyncExitStack) -> Lease:
-        lease = self._leases.begin(codepack, what, hold, lasts_s=self._lease_s)
+        lease = self._leases.begin(codepack, what, hold, lasts_s=self.lease_s)
         hold.callback(self._streams.pop, lease.name, None)
         return lease
 

@@ -64,14 +64,14 @@ class IsolationWatch:
         changed: Callable[[IsolationVerdict], Awaitable[None]],
         *,
         allowed: bool,
-        interval_s: float = CHECK_S,
+        interval_s: float | None = None,
     ) -> None:
         self.verdict = IsolationVerdict(proven=False, why="it was not checked yet")
         self.permitted = asyncio.Event()
         self._check = check
         self._changed = changed
         self._allowed = allowed
-        self._interval_s = interval_s
+        self._interval_s = CHECK_S if interval_s is None else interval_s
         self._asked = asyncio.Event()
 
     @property

@@ -157,8 +157,6 @@ class Manager:
         stack.push_async_callback(self._log.close)
         own = [self._service.account, self._consumer, self._reader]
         self._broker = await stack.enter_async_context(mosquitto([*own, *self.fleet.accounts]))
-        if self._group is not None:
-            share_socket(self._broker.socket, self._group)
         self.fleet.socket = self._broker.socket
 
     async def prepare(self, make_check: MakeCheck | None, *, allowed: bool) -> None:
@@ -170,8 +168,10 @@ class Manager:
         """
         check = _unproven if make_check is None else make_check(self._broker)
         self._isolation = IsolationWatch(check, self._isolation_changed, allowed=allowed)
-        await self._isolation.require()
         await self.fleet.find_jail()
+        if self._group is not None and self.fleet.jail.confinement.other_uid:
+            share_socket(self._broker.socket, self._group)
+        await self._isolation.require()
         record("codepacks of %s: %s", self.vm, self.fleet.jail.in_words)
         self.fleet.beware(self._isolation.caveats)
 
