@@ -22,7 +22,7 @@ import qvmi
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.errors import IsolationNotProven
-from qvmi.manager import isolation_watch, reopening
+from qvmi.manager import reopening
 from qvmi.manager.confinement import close_modes, own_uids
 from qvmi.manager.control_service import ControlService
 from qvmi.manager.isolation_watch import NOT_PROVEN, IsolationVerdict
@@ -30,7 +30,6 @@ from qvmi.manager.jail import ADVISORY
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_process import PackProcess
 from qvmi.manager.pack_spec import PackSpec
-from qvmi.manager.proven_isolation import examined
 from qvmi.policy import OBSERVE, READ_ONLY
 from qvmi.remote.handed_memory import HandedMemory
 from tests.asynchronous import asynchronous, until
@@ -120,30 +119,37 @@ async def test_no_codepack_is_started_where_isolation_is_not_proven(
     with pytest.raises(IsolationNotProven, match="this test proves nothing"):
         async with managing(guest, state, allowed=False):
             raise AssertionError("it runs")
-    assert not children_of(os.getpid())
+    assert not packs_of(os.getpid())
 
 
 @asynchronous
-async def test_the_doctor_proves_it_and_a_chardev_that_is_plugged_in_ends_the_codepacks(
-    guests: GuestPool, state: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_chardev_plugged_in_to_the_bus_ends_codepacks_until_it_is_gone(
+    guests: GuestPool, state: Path
 ) -> None:
-    monkeypatch.setattr(isolation_watch, "CHECK_S", 0.5)
     guest = guests.restore(GuestConfig("6.1"))
-    async with (
-        qvmi.attach(guest.qmp, cache=state / "cache") as machine,
-        manage(machine, [HIDDEN], vm="web", state=state, isolation=examined(machine)) as manager,
-    ):
-        await next_of_kind(manager, "status", "hidden-processes")
-        assert NOT_PROVEN not in manager.fleet.caveats
-        broker = str(manager.broker.socket)
-        address = {"type": "unix", "data": {"path": broker}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    program = ManagerProgram(guest, state, "examined")
+    program.start()
+    try:
+        await until(lambda: program.ready() and program.alerts() > 0, within_s=WAIT_S)
+        (socket,) = broker_sockets(program.process.pid)
+        backend = {
+            "type": "socket",
+            "data": {"addr": {"type": "unix", "data": {"path": socket}}, "server": False},
+        }
         guest.monitor.execute("chardev-add", id="leak", backend=backend)
-        await until(lambda: not manager.fleet.running, within_s=WAIT_S)
-        assert NOT_PROVEN in manager.fleet.caveats
+        await until(lambda: not packs_of(program.process.pid), within_s=WAIT_S)
         guest.monitor.execute("chardev-remove", id="leak")
-        await until(lambda: bool(manager.fleet.running), within_s=WAIT_S)
-        assert NOT_PROVEN not in manager.fleet.caveats
+        await until(lambda: bool(packs_of(program.process.pid)), within_s=WAIT_S)
+    finally:
+        program.kill()
+    assert b"is connected with" in (state / "log").read_bytes()
+
+
+def broker_sockets(pid: int) -> list[str]:
+    """These are the Unix sockets on which mosquitto listens that is a process's child, by ss."""
+    broker = [one for one in children_of(pid) if "mosquitto" in command_line(one)]
+    listening = subprocess.check_output(["ss", "-xlpH"], text=True).splitlines()
+    return [line.split()[4] for line in listening if any(f"pid={one}," in line for one in broker)]
 
 
 # ------------------------------------------------------------------------- what a codepack may hold
@@ -177,10 +183,14 @@ async def test_pauses_and_breakpoints_that_nobody_renews_end(guest: Guest, profi
         place = machine.guest.kernel.image.start
         question = {"type": "breakpoint", "place": "start", "address": place}
         assert (await control.answer("pack", question))["refusal"] is None
-        stubs = lambda: guest.monitor.execute("query-chardev")  # noqa: E731 - asked again and again
-        await until(lambda: not any(one["label"] == "gdb" for one in stubs()), within_s=WAIT_S)
+        await until(lambda: "gdb" not in chardevs(guest), within_s=WAIT_S)
         assert guest.monitor.running()
         await control.close()
+
+
+def chardevs(guest: Guest) -> list[str]:
+    """These are the names of QEMU's character devices; a gdbstub is one."""
+    return [one["label"] for one in guest.monitor.execute("query-chardev")]
 
 
 @asynchronous
@@ -216,21 +226,20 @@ def tried_by(uid: int | None, descriptor: int) -> list[str]:
         "ways = runpy.run_path(sys.argv[1])['ways_to_write'];"
         "print('\\n'.join(ways([int(sys.argv[2])], [])))"
     )
-    ids = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
-    command = ["/usr/bin/python3", "-I", "-c", code, str(REOPENING), str(descriptor)]
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "reopening.py"
         Path(folder).chmod(0o755)
         script.write_text(REOPENING.read_text())
-        command[4] = str(script)
         ended = subprocess.run(
-            command,
+            ["/usr/bin/python3", "-I", "-c", code, str(script), str(descriptor)],
             pass_fds=[descriptor],
             capture_output=True,
             check=True,
             cwd="/",
             text=True,
-            **ids,  # type: ignore[arg-type] # mypy takes each value for one of all arguments
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else [],
         )
     return ended.stdout.split("\n")[:-1] if ended.stdout.strip() else []
 
@@ -285,6 +294,18 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """This is how a process was called; empty for one that is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def packs_of(pid: int) -> list[int]:
+    """These are the processes of codepacks of a manager."""
+    return [one for one in children_of(pid) if "pack_program" in command_line(one)]
+
+
 def is_there(pid: int) -> bool:
     """This tells whether a process runs: one that was killed and is not waited for yet does not."""
     with contextlib.suppress(OSError):
@@ -295,8 +316,9 @@ def is_there(pid: int) -> bool:
 class ManagerProgram:
     """This is the manager as a program, started again when it is killed."""
 
-    def __init__(self, guest: Guest, state: Path) -> None:
-        self._command = [sys.executable, "-m", "tests.guests.managed", guest.qmp, str(state)]
+    def __init__(self, guest: Guest, state: Path, *words: str) -> None:
+        module = "tests.guests.managed"
+        self._command = [sys.executable, "-m", module, guest.qmp, str(state), *words]
         self._log = state / "log"
         self.starts = 0
 
