@@ -89,6 +89,11 @@ class InspectedMachine(Protocol):
         ...
 
 
+def _none() -> tuple[str, ...]:
+    """This says that there is nothing to beware of."""
+    return ()
+
+
 class Runner:
     """This runs one codepack against one machine.
 
@@ -101,6 +106,7 @@ class Runner:
         vm: the machine's name on the bus.
         look_deadline_s: longest look; one that takes longer is reported and left to itself, and
             no other is begun until it ends.
+        caveats: tells what whoever reads an alert must know of how it was watched.
     """
 
     def __init__(
@@ -110,7 +116,9 @@ class Runner:
         *,
         vm: str,
         look_deadline_s: float = LOOK_DEADLINE_S,
+        caveats: Callable[[], tuple[str, ...]] = _none,
     ) -> None:
+        self._caveats = caveats
         self._codepack = codepack
         self._machine = machine
         self._vm = vm
@@ -271,6 +279,7 @@ class Runner:
                 codepack=self._codepack.name,
                 provenance=provenance,
                 cleared_because=cleared_because,
+                caveats=self._caveats(),
             )
             self._queue(alert.state, alert, provenance)
 

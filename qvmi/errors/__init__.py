@@ -42,6 +42,7 @@
     ├── QueryTimeout                  a query did not end in the time it was given
     ├── ScanFailed                    a scan of memory that came to no end
     ├── StaleView                     the guest was reset or replaced since the view was taken
+    ├── IsolationNotProven            the watched machine may have a way to the bus: nothing is started
     ├── PolicyDenied                  an action without its grant
     ├── AuditFailed                   the audit log cannot be written or read: nothing was done
     ├── AuditBroken                   the audit log is not as it was written
@@ -62,6 +63,7 @@ from qvmi.errors.actions import (
     AuditBroken,
     AuditFailed,
     GuestRunning,
+    IsolationNotProven,
     NotDirect,
     NotWritable,
     PauseError,
@@ -145,6 +147,7 @@ __all__ = [
     "GdbstubTimeout",
     "GuestError",
     "GuestRunning",
+    "IsolationNotProven",
     "IsolationRefused",
     "LayoutNotFound",
     "LedgerFailed",

@@ -33,6 +33,7 @@ class Control:
         policy: what may be done to the guest.
 
     Attributes:
+        monitor: the conversation with QEMU.
         run_control: stops the guest and lets it run.
         stub_named: whether the user has named the gdbstub.
     """
@@ -45,7 +46,7 @@ class Control:
         self.policy = policy
         self._gate = PolicyGate("", policy)
         self.stub_named = gdb is not None
-        self._monitor = monitor
+        self.monitor = self._monitor = monitor
         self._gdb = gdb
 
     def require(self, grant: Grant, action: str, place: AddressRange | None = None) -> None:

@@ -21,6 +21,7 @@ from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.machine.other_tools import OtherTools
 from qvmi.machine.pause import Pause
 from qvmi.machine.query import QUERY_TIMEOUT_S, Query
+from qvmi.machine.still_looks import StillLooks
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
@@ -70,8 +71,7 @@ class Machine(Intervention, OtherTools):
         self._recognition = control.recognition
         self._run_control = control.run_control
         self._run_control.reader = opened.remote
-        self._exact: LinuxGuest | None = None
-        self._still_view: View | None = None
+        self._stills = StillLooks()
         self._stub_pause_s = 0.0
         self.memory_map = memory_map
         self._memory: PhysicalMemory = opened.memory
@@ -147,7 +147,7 @@ class Machine(Intervention, OtherTools):
     def _recognised(self) -> LinuxGuest:
         """This is the guest, however its memory is read; raises as :attr:`guest` does."""
         self.policy.require_all(Grant.READ_MEMORY, "understand the guest")
-        guest = self._exact or self._recognition.require()
+        guest = self._stills.guest or self._recognition.require()
         guest.view.require_current()
         return guest
 
@@ -203,7 +203,7 @@ class Machine(Intervention, OtherTools):
         live = self.view
         async with self._control.paused("read registers by the gdbstub") as pause:
             vcpus = await self._control.stub.do(lambda client: client.registers.vcpus())
-            if self._still_view is not None:
+            if self._stills.view is not None:
                 return self._still(pause, vcpus)
         provenance = Provenance(Taken.CAPTURED, pause.at, pause.lasted_s, live.provenance.epoch)
         return replace(live, vcpus=vcpus, provenance=provenance)
@@ -289,14 +289,8 @@ class Machine(Intervention, OtherTools):
         """
         async with self._control.paused("pause the guest") as pause:
             vcpus = self._allowed(await commands.registers(self._monitor))
-            view, before = self._still(pause, vcpus), (self._exact, self._still_view)
-            self._still_view = view
-            if self._recognition.guest is not None:
-                self._exact = self._recognition.guest.over(view)
-            try:
+            with self._stills.at(self._still(pause, vcpus), self._recognition.guest) as view:
                 yield view
-            finally:
-                self._exact, self._still_view = before
 
     async def query(
         self,
@@ -335,7 +329,7 @@ class Machine(Intervention, OtherTools):
         """This is :meth:`query` for a look that asks for no system that was recognised."""
         remote = self._opened.remote
         query = Query(self._run_control, self._still, remote, timeout_s=timeout_s, still=still)
-        return await query.of(look, self.view, self._still_view)
+        return await query.of(look, self.view, self._stills.view)
 
     async def capture(self, walk: Callable[[LinuxGuest], Result]) -> Result:
         """This does a walk that sees the guest at one moment, with the shortest pause that can be had.
