@@ -79,9 +79,10 @@ def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
 
 def _config(*, root: bool, tls: TlsListener | None) -> str:
     lines = [
+        # First, so that whoever finds the Unix socket open knows that the port is.
+        *(_tls_lines(tls) if tls else ()),
         f"listener 0 {SOCKET}",  # without tls the only one: no port to reach from a network
         *_EACH_LISTENER,
-        *(_tls_lines(tls) if tls else ()),
         "allow_anonymous false",
         f"password_file {PASSWORD_FILE}",
         f"acl_file {ACCESS_FILE}",  # what is not listed there is forbidden
@@ -94,7 +95,8 @@ def _config(*, root: bool, tls: TlsListener | None) -> str:
         "log_dest stderr",
         "log_type error",
         "log_type warning",
-        "connection_messages false",
+        "log_type notice",  # says who was refused, which nobody else does
+        "connection_messages true",
     ]
     if root:
         lines.append("user root")
