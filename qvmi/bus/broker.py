@@ -24,6 +24,7 @@ from qvmi.bus.mosquitto_config import (
     files,
 )
 from qvmi.bus.mqtt import MqttBus
+from qvmi.bus.place import HERE, Place
 from qvmi.bus.private_folder import private_folder
 from qvmi.bus.tls_listener import TlsListener
 from qvmi.bus.unix_socket import MAX_SOCKET_PATH, accepts
@@ -86,6 +87,7 @@ async def mosquitto(
     *,
     program: Path | None = None,
     tls: TlsListener | None = None,
+    place: Place = HERE,
 ) -> AsyncIterator["Broker"]:
     """This runs a mosquitto that these accounts may enter, until the block ends.
 
@@ -93,6 +95,7 @@ async def mosquitto(
         accounts: who may enter.
         program: mosquitto itself; None looks for it.
         tls: where it listens besides its Unix socket; None for nowhere.
+        place: where it runs, and an address that it listens at there.
 
     Raises:
         UsageError: the listener's certificate or key cannot be read.
@@ -101,12 +104,13 @@ async def mosquitto(
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder())
-            _write(folder, files(accounts, root=os.geteuid() == 0, tls=tls))
+            root = place.as_root or os.geteuid() == 0
+            _write(folder, files(accounts, root=root, tls=tls, place=place))
             if tls:
                 _write(folder, dict(zip((CERTIFICATE_FILE, KEY_FILE), tls.pem(), strict=True)))
         except OSError as error:
             raise BrokerUnavailable(f"no folder for the broker: {error}") from error
-        broker = Broker(program or find_mosquitto(), folder, accounts)
+        broker = Broker(program or find_mosquitto(), folder, accounts, place)
         supervision = asyncio.create_task(broker.supervise(), name="qvmi-broker")
         try:
             await broker.accepting()
@@ -121,12 +125,16 @@ class Broker:
 
     Attributes:
         socket: the Unix socket it listens on.
+        place: where it runs.
         starts: how often it was started.
         log: whom it has refused by itself.
     """
 
-    def __init__(self, program: Path, folder: Path, accounts: Sequence[Account]) -> None:
+    def __init__(
+        self, program: Path, folder: Path, accounts: Sequence[Account], place: Place = HERE
+    ) -> None:
         self.socket = folder / SOCKET
+        self.place = place
         self.starts = 0
         self.log = BrokerLog()
         self._program = program
@@ -265,6 +273,7 @@ class Broker:
         """This starts mosquitto in a session of its own, so that ^C at a terminal does not end it."""
         self.starts += 1
         return await asyncio.create_subprocess_exec(
+            *self.place.enter,  # first: who enters a user namespace loses the lifeline
             *(sys.executable, "-I", "-S", _LIFELINE, str(os.getpid())),
             *(self._program, "-c", CONFIG_FILE),
             cwd=self._folder,

@@ -11,6 +11,7 @@ from typing import Final
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import MAX_MESSAGE_BYTES
+from qvmi.bus.place import HERE, Place
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES
 from qvmi.bus.tls_listener import TlsListener
 
@@ -56,7 +57,11 @@ _MEMORY_LIMIT: Final = 256 * 1024 * 1024
 
 
 def files(
-    accounts: Sequence[Account], *, root: bool, tls: TlsListener | None = None
+    accounts: Sequence[Account],
+    *,
+    root: bool,
+    tls: TlsListener | None = None,
+    place: Place = HERE,
 ) -> Mapping[str, str]:
     """This is the text of each file, by name; paths in them are relative to their folder.
 
@@ -65,8 +70,9 @@ def files(
         root: whether mosquitto will run as root, which it must be told to remain: it would give up
             the right to its own folder.
         tls: a listener besides the Unix socket.
+        place: where it runs, and an address that it listens at there.
     """
-    return {CONFIG_FILE: _config(root=root, tls=tls), **account_files(accounts)}
+    return {CONFIG_FILE: _config(root=root, tls=tls, place=place), **account_files(accounts)}
 
 
 def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
@@ -77,11 +83,12 @@ def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
     }
 
 
-def _config(*, root: bool, tls: TlsListener | None) -> str:
+def _config(*, root: bool, tls: TlsListener | None, place: Place) -> str:
     lines = [
-        # First, so that whoever finds the Unix socket open knows that the port is.
+        # First, so that whoever finds the Unix socket open knows that the ports are.
         *(_tls_lines(tls) if tls else ()),
-        f"listener 0 {SOCKET}",  # without tls the only one: no port to reach from a network
+        *(_place_lines(place) if place.address else ()),
+        f"listener 0 {SOCKET}",  # without tls and place the only one: no port to reach from a network
         *_EACH_LISTENER,
         "allow_anonymous false",
         f"password_file {PASSWORD_FILE}",
@@ -110,6 +117,11 @@ def _tls_lines(tls: TlsListener) -> Sequence[str]:
         f"certfile {CERTIFICATE_FILE}",
         f"keyfile {KEY_FILE}",
     ]
+
+
+def _place_lines(place: Place) -> Sequence[str]:
+    """This is a listener at one address: without one it would be at all of them."""
+    return [f"listener {place.port} {place.address}", *_EACH_LISTENER]
 
 
 def _password_line(account: Account) -> str:

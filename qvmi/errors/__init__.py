@@ -48,6 +48,8 @@
     ├── BusError                      the channel between codepacks
     │   ├── BrokerUnavailable         no broker could be started or reached
     │   ├── BusRefused                the broker refused what was asked
+    │   ├── IsolationRefused          no network for the bus that the user VM cannot reach; says why
+    │   ├── BusNetworkFailed          a command that makes that network failed
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
     │   ├── OutboxFull                too many messages wait for consumers that are not there
@@ -78,9 +80,11 @@ from qvmi.errors.channel import (
     BadMessage,
     BrokerUnavailable,
     BusError,
+    BusNetworkFailed,
     BusRefused,
     CodepackError,
     CodepackRefused,
+    IsolationRefused,
     LedgerFailed,
     OutboxFull,
     RequestTimeout,
@@ -127,6 +131,7 @@ __all__ = [
     "BadSettings",
     "BrokerUnavailable",
     "BusError",
+    "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
@@ -140,6 +145,7 @@ __all__ = [
     "GdbstubTimeout",
     "GuestError",
     "GuestRunning",
+    "IsolationRefused",
     "LayoutNotFound",
     "LedgerFailed",
     "MachineGone",

@@ -234,6 +234,10 @@ class Bench:
         assert done.stdout, done.stderr
         return Examined(done.returncode, json.loads(done.stdout))
 
+    def start(self, *command: str) -> int:
+        """This starts a program that runs as long as the test, and returns its pid."""
+        return self._started(("setpriv", "--pdeathsig", "KILL", *command)).pid
+
     def _started(
         self, command: Sequence[str], *, cwd: Path | None = None
     ) -> "subprocess.Popen[bytes]":

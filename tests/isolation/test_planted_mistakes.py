@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -327,6 +328,38 @@ def test_a_shared_folder_that_holds_the_socket_of_the_bus(bench: Bench) -> None:
     assert_named(examined, f"{broker.folder.parent}, open in qemu", f"holds {broker.socket}")
 
 
+def test_a_folder_with_the_socket_of_the_bus_that_virtiofsd_shares(bench: Bench) -> None:
+    broker = bench.broker()
+    path = bench.new_folder() / "fs.sock"
+    program = shutil.which("virtiofsd", path="/usr/lib/qemu:/usr/libexec:/usr/lib")
+    if program is None:
+        pytest.skip("there is no virtiofsd")
+    shared = broker.folder.parent
+    bench.start(program, f"--socket-path={path}", "-o", f"source={shared}")
+    bench.until(path.is_socket, "virtiofsd does not listen")
+    machine = bench.machine(
+        *("-object", "memory-backend-memfd,id=ram,size=32M,share=on"),
+        *("-machine", "q35,memory-backend=ram", "-chardev", f"socket,id=c,path={path}"),
+        *("-device", "vhost-user-fs-pci,chardev=c,tag=x"),
+    )
+    examined = bench.examine(machine, broker)
+    assert_named(examined, "open in virtiofsd", f"holds {broker.socket}")
+
+
+def test_a_filter_that_copies_frames_to_who_knows_whom_is_not_said_to_be_isolated(
+    bench: Bench,
+) -> None:
+    path = bench.new_folder() / "frames"
+    machine = bench.machine(
+        *("-nic", "user,id=u,restrict=on"),
+        *("-chardev", f"socket,id=c,path={path},server=on,wait=off"),
+        *("-object", "filter-mirror,id=fm,netdev=u,queue=all,outdev=c"),
+    )
+    examined = bench.examine(machine, bench.broker())
+    assert (examined.code, examined.ways) == (4, [])
+    assert any("fm: type=filter-mirror copies the guest's frames" in e for e in examined.open)
+
+
 @pytest.mark.parametrize("write", [True, False])
 def test_memory_that_another_machine_may_write_to(bench: Bench, *, write: bool) -> None:
     ram = bench.new_folder() / "ram"
@@ -387,6 +420,15 @@ def test_a_qemu_that_keeps_its_tap_to_itself_is_found_out(bench: Bench, bus: Net
         examined = bench.examine(machine, broker, "--pid", str(machine.pid), qmp=str(path))
     assert (honest.code, honest.ways, honest.open) == (0, [], [])
     assert_named(examined, "QEMU has the interface tap5 open, and tells of none")
+
+
+def test_a_qemu_that_keeps_its_slirp_to_itself_is_not_believed(bench: Bench) -> None:
+    broker = bench.broker()
+    machine = bench.machine("-nic", "user,id=u")
+    with lying(machine, hide="type=user") as path:
+        examined = bench.examine(machine, broker, "--pid", str(machine.pid), qmp=str(path))
+    assert (examined.code, examined.ways) == (4, [])
+    assert any("1 networks by slirp, and QEMU tells of 0" in found for found in examined.open)
 
 
 @contextmanager

@@ -190,11 +190,15 @@ class OptionOfNetdev:
 
     Args:
         name: its id; empty without one.
+        kind: such as ``user``.
+        restricted: whether ``restrict=on`` is among its options.
         guestfwd: where it sends what the guest sends to an address, each as it was written.
     """
 
     name: str
-    guestfwd: tuple[str, ...]
+    kind: str = ""
+    restricted: bool = False
+    guestfwd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Final
 from qvmi.manager.isolation.check import Check, Finding, not_checkable, proven, refuted
 from qvmi.manager.isolation.facts import Descriptor, Facts, Socket, Unseen
 from qvmi.manager.isolation.judge_network import TUN, interface_names
-from qvmi.manager.isolation.reach import network_listeners
+from qvmi.manager.isolation.reach import is_place_of, network_listeners
 
 __all__ = ["agreement", "chardevs", "devices", "sockets"]
 
@@ -16,6 +16,10 @@ _AS_ROOT: Final = "run qvmi as root"
 _OUTDEV: Final = re.compile(r"\boutdev=([^,]+)")
 _OPEN_ENDED: Final = re.compile(r"(disconnected:)?(unix|tcp|udp|telnet|websocket|tn3270|vsock)\b")
 _NETWORKED: Final = re.compile(r"(disconnected:)?(tcp|udp|telnet|websocket|tn3270)\b")
+_OBJECTS: Final = frozenset({
+    *("can-host-socketcan", "colo-compare", "cryptodev-vhost-user", "vfio-user-server"),
+    *("x-remote-object", "x-vfio-user-server"),
+})  # fmt: skip
 _CHARACTER_NETWORK: Final = re.compile(r"/dev/tap\d+")
 _HAVE_NO_SOCKETS: Final = frozenset({"nic", "hubport", "tap"})
 
@@ -50,21 +54,31 @@ def _socket(facts: Facts, descriptor: Descriptor, socket: Socket | None) -> Iter
 
 
 def _connection(facts: Facts, socket: Socket, shown: str) -> Iterator[Finding]:
-    owners = facts.owners_behind(socket.inode) - {facts.qemu.pid}
+    ends = facts.host.far_ends.get(socket.inode, ())
+    owners = facts.owners_behind(socket.inode)
+    others = owners - {facts.qemu.pid}
     members = facts.broker.members if facts.broker else frozenset()
-    for pid in sorted(owners & members):
+    for pid in sorted(others & members):
         is_broker = facts.broker is not None and pid == facts.broker.process.pid
         role = "the broker" if is_broker else "on the bus"
         yield refuted(f"{shown} is connected with {facts.name_of(pid)}, which is {role}", _CUT)
-    others = ", ".join(facts.name_of(pid) for pid in sorted(owners - members))
-    if others and not owners & members:
-        yield proven(f"{shown} is connected with {others}")
-    if socket.protocol == "unix" and socket.peer is not None and not _has_owner(facts, socket):
+    if others & members:
+        return
+    if _goes_to_the_broker(facts, socket):
+        yield refuted(f"{shown} is connected with {socket.remote}, where the broker listens", _CUT)
+    elif not owners and (ends or socket.peer is not None):
         yield not_checkable(f"{shown}: who is at its other end was not found", _AS_ROOT)
+    elif others:
+        names = ", ".join(facts.name_of(pid) for pid in sorted(others))
+        yield proven(f"{shown} is connected with {names}")
 
 
-def _has_owner(facts: Facts, socket: Socket) -> bool:
-    return bool(facts.owners_behind(socket.inode))
+def _goes_to_the_broker(facts: Facts, socket: Socket) -> bool:
+    """This tells whether a connection leads to a port of the broker's, which may not have accepted it."""
+    return facts.broker is not None and any(
+        each.network == socket.network and is_place_of(each, socket.remote)
+        for each in network_listeners(facts.broker)
+    )
 
 
 def _is_control(facts: Facts, socket: Socket) -> bool:
@@ -141,6 +155,10 @@ def devices(facts: Facts) -> Check:
     else:
         for model in sorted(facts.machine.devices):
             found += _device(facts, model)
+        for each, kind in sorted(facts.machine.objects.items()):
+            if kind in _OBJECTS and facts.broker is not None:
+                what = f"object {each}: {kind}: what is behind it cannot be seen"
+                found.append(not_checkable(what, "take the object out"))
     return Check.of(name, found, else_proven="no vsock, vhost-user, shared-memory server or vfio")
 
 
@@ -181,7 +199,11 @@ def agreement(facts: Facts) -> Check:
     unseen = [each for each in (facts.machine, facts.qemu.descriptors) if isinstance(each, Unseen)]
     if unseen:
         return Check(name, (not_checkable(unseen[0].reason, "let qvmi have its QMP, as root"),))
-    found = [*_tun_disagreements(facts), *_socket_disagreements(facts)]
+    found = [
+        *_tun_disagreements(facts),
+        *_socket_disagreements(facts),
+        *_slirp_disagreements(facts),
+    ]
     return Check.of(name, found, else_proven="interfaces and network sockets are those it tells of")
 
 
@@ -213,6 +235,27 @@ def _socket_disagreements(facts: Facts) -> Iterator[Finding]:
                 f"fd {each.number}: {socket.protocol} {socket.local} to {socket.remote or 'anybody'}, of"
                 " which no netdev and no character device tells",
                 "find out what it is for: a disk over the network has one, too",
+            )
+
+
+def _slirp_disagreements(facts: Facts) -> Iterator[Finding]:
+    """This compares the command line, the only other witness: slirp has no interface of the kernel's."""
+    machine = facts.machine
+    if isinstance(machine, Unseen):
+        return
+    told = {each.name: each for each in machine.netdevs if each.kind == "user"}
+    given = [each for each in facts.options if each.kind == "user"]
+    if len(told) < len(given):
+        yield not_checkable(
+            f"the command line has {len(given)} networks by slirp, and QEMU tells of {len(told)}",
+            "start the machine without those that were unplugged",
+        )
+    for each in given:
+        netdev = told.get(each.name)
+        if netdev and "restrict=on" in netdev.details.split(",") and not each.restricted:
+            yield not_checkable(
+                f"{each.name}: QEMU tells of restrict=on, and its command line does not",
+                "give restrict=on on the command line",
             )
 
 

@@ -35,6 +35,7 @@ _FORWARD: Final = "HOST_FORWARD]"
 _CHILD: Final = re.compile(r"child<(.+)>")
 _OPTIONS: Final = frozenset({"netdev", "nic", "net"})
 _ID: Final = re.compile(r"(?:^|,)id=([^,]+)")
+_RESTRICT: Final = re.compile(r"(?:^|,)restrict=(?:on|yes|true|y)(?:,|$)")
 _GUESTFWD: Final = re.compile(r"(?:^|,)guestfwd=((?:[^,]|,,)*)")
 
 
@@ -126,18 +127,23 @@ def _option(value: str) -> OptionOfNetdev:
         return _json_option(value)
     name = _ID.search(value)
     forwards = [each.replace(",,", ",") for each in _GUESTFWD.findall(value)]
-    return OptionOfNetdev(name[1] if name else "", tuple(forwards))
+    kind, restricted = value.partition(",")[0], _RESTRICT.search(value) is not None
+    return OptionOfNetdev(name[1] if name else "", kind, restricted, tuple(forwards))
 
 
 def _json_option(value: str) -> OptionOfNetdev:
     try:
         options = json.loads(value)
     except (ValueError, RecursionError):
-        return OptionOfNetdev("", ())
+        return OptionOfNetdev("")
     forwards = options.get("guestfwd", [])
-    if not isinstance(forwards, list):
-        return OptionOfNetdev(str(options.get("id", "")), (str(forwards),))
+    forwards = forwards if isinstance(forwards, list) else [forwards]
     shown = [
         str(each.get("str", each)) if isinstance(each, dict) else str(each) for each in forwards
     ]
-    return OptionOfNetdev(str(options.get("id", "")), tuple(shown))
+    return OptionOfNetdev(
+        str(options.get("id", "")),
+        str(options.get("type", "")),
+        options.get("restrict") is True,
+        tuple(shown),
+    )

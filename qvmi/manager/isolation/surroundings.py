@@ -142,6 +142,7 @@ def _may_meet(one: Socket, other: Socket) -> bool:
 
 
 def socket_inodes(found: Process) -> list[int]:
+    """These are the sockets that a process has open."""
     if isinstance(found.descriptors, Unseen):
         return []
     return [each.inode for each in found.descriptors if stat.S_ISSOCK(each.mode)]

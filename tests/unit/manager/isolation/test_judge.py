@@ -134,13 +134,13 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         "netdevs",
         REFUTED,
         "guestfwd=tcp:1-unix:/run/bus/mqtt.sock leads to the broker",
-        set_to(("options", (OptionOfNetdev("u", ("tcp:1-unix:/run/bus/mqtt.sock",)),))),
+        set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-unix:/run/bus/mqtt.sock",)),))),
     ),
     (
         "netdevs",
         OPEN,
         "runs a program",
-        set_to(("options", (OptionOfNetdev("u", ("tcp:1-cmd:cat",)),))),
+        set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-cmd:cat",)),))),
     ),
     ("netdevs", OPEN, "plugged in later", set_to(("machine.netdevs", (SLIRP,)))),
     # what the kernel tells of interfaces
@@ -203,6 +203,25 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         lambda f: with_sockets(f, TCP, owner=201),
     ),
     ("sockets", OPEN, "other end was not found", lambda f: with_sockets(f, UNIX)),
+    (
+        "sockets",
+        OPEN,
+        "other end was not found",
+        lambda f: with_(with_sockets(f, TCP), "host.far_ends", {50: (51,)}),
+    ),
+    *(
+        (
+            "sockets",
+            REFUTED,
+            "is connected with 10.77.0.1:1883, where the broker listens",
+            lambda f, place=place: with_(
+                with_sockets(f, replace(TCP, network=BUS_NETWORK, remote="10.77.0.1:1883")),
+                "broker.listening",
+                (replace(PORT, local=place),),
+            ),
+        )
+        for place in ("10.77.0.1:1883", "0.0.0.0:1883", "[::]:1883")
+    ),
     ("sockets", OPEN, "raw frames", lambda f: with_sockets(f, replace(UNIX, protocol="packet"))),
     (
         "sockets",
@@ -282,6 +301,22 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         "tells of the tap tap0",
         set_to(("machine.netdevs", (TAP_NETDEV,))),
     ),
+    (
+        "agreement",
+        OPEN,
+        "1 networks by slirp, and QEMU tells of 0",
+        set_to(("options", (OptionOfNetdev("u", "user"),))),
+    ),
+    (
+        "agreement",
+        OPEN,
+        "u: QEMU tells of restrict=on",
+        set_to(
+            ("options", (OptionOfNetdev("u", "user"),)),
+            ("machine.netdevs", (replace(SLIRP, details="restrict=on"),)),
+        ),
+    ),
+    ("devices", OPEN, "object o: colo-compare", set_to(("machine.objects", {"o": "colo-compare"}))),
     ("agreement", OPEN, "of which no netdev", lambda f: with_sockets(f, TCP, owner=300)),
     # memory, sockets and folders of the machine
     ("shared_memory", OPEN, "hidden", set_to(("qemu.shared", NOT_SEEN))),
@@ -458,19 +493,19 @@ def test_every_check_has_a_case() -> None:
         pytest.param(
             set_to(
                 ("machine.netdevs", (SLIRP,)),
-                ("options", (OptionOfNetdev("u", ()),)),
+                ("options", (OptionOfNetdev("u"),)),
                 ("broker.listening", (PORT,)),
             ),
             id="slirp beside a bus with a network of its own",
         ),
         pytest.param(
-            beside(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("u", ()),))),
+            beside(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("u"),))),
             id="slirp and a broker on a Unix socket",
         ),
         pytest.param(
             beside(
                 ("machine.netdevs", (replace(SLIRP, details="restrict=on"),)),
-                ("options", (OptionOfNetdev("u", ()),)),
+                ("options", (OptionOfNetdev("u"),)),
                 ("broker.listening", (PORT,)),
             ),
             id="slirp with restrict beside a broker on a port",
@@ -494,6 +529,25 @@ def test_every_check_has_a_case() -> None:
             lambda f: with_sockets(f, UNIX, owner=300), id="a console that somebody else reads"
         ),
         pytest.param(
+            lambda f: with_(
+                with_(
+                    with_sockets(f, replace(TCP, remote="10.77.0.1:1883")),
+                    "broker.listening",
+                    (PORT,),
+                ),
+                "machine.chardevs",
+                (Chardev("c", "tcp:10.0.0.1:999"),),
+            ),
+            id="the broker's address in another network",
+        ),
+        pytest.param(
+            set_to(
+                ("options", (OptionOfNetdev("u", guestfwd=("tcp:10.0.2.1:1883-unix:/x",)),)),
+                ("broker.listening", (PORT,)),
+            ),
+            id="a guestfwd whose own port is the broker's",
+        ),
+        pytest.param(
             lambda f: with_sockets(f, Socket(50, "netlink", OUTSIDE)), id="a netlink socket"
         ),
         pytest.param(
@@ -502,7 +556,7 @@ def test_every_check_has_a_case() -> None:
         pytest.param(
             set_to(
                 ("machine.netdevs", (SLIRP,)),
-                ("options", (OptionOfNetdev("u", ()),)),
+                ("options", (OptionOfNetdev("u"),)),
                 ("broker.listening", (PORT,)),
                 ("broker.links", (replace(UP, up=False),)),
                 ("bridge", None),

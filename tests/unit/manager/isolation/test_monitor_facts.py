@@ -135,19 +135,22 @@ async def test_an_answer_in_another_form_is_told(question: str, answer: object) 
     ("arguments", "expected"),
     [
         (("-m", "64"), ()),
-        (("-nic", "user,id=u,restrict=on"), (OptionOfNetdev("u", ()),)),
-        (("-nic", "user"), (OptionOfNetdev("", ()),)),
+        (("-nic", "user,id=u,restrict=on"), (OptionOfNetdev("u", "user", restricted=True),)),
+        (("-nic", "user"), (OptionOfNetdev("", "user"),)),
         (
             ("--netdev", "user,id=u,guestfwd=tcp:1:2-cmd:a b,guestfwd=tcp:3:4-unix:/x,,y"),
-            (OptionOfNetdev("u", ("tcp:1:2-cmd:a b", "tcp:3:4-unix:/x,y")),),
+            (OptionOfNetdev("u", "user", guestfwd=("tcp:1:2-cmd:a b", "tcp:3:4-unix:/x,y")),),
         ),
         (
-            ("-netdev", '{"type":"user","id":"u","guestfwd":[{"str":"tcp:1:2-cmd:a"}]}'),
-            (OptionOfNetdev("u", ("tcp:1:2-cmd:a",)),),
+            (
+                "-netdev",
+                '{"type":"user","id":"u","restrict":true,"guestfwd":[{"str":"tcp:1:2-cmd:a"}]}',
+            ),
+            (OptionOfNetdev("u", "user", restricted=True, guestfwd=("tcp:1:2-cmd:a",)),),
         ),
-        (("-netdev", '{"id":"u","guestfwd":"odd"}'), (OptionOfNetdev("u", ("odd",)),)),
-        (("-netdev", '{"id":'), (OptionOfNetdev("", ()),)),
-        (("-netdev", "{" * 100_000), (OptionOfNetdev("", ()),)),
+        (("-netdev", '{"id":"u","guestfwd":"odd"}'), (OptionOfNetdev("u", guestfwd=("odd",)),)),
+        (("-netdev", '{"id":'), (OptionOfNetdev(""),)),
+        (("-netdev", "{" * 100_000), (OptionOfNetdev(""),)),
         (("-netdev",), ()),
     ],
 )

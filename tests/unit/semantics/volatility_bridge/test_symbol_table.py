@@ -1,6 +1,5 @@
 """Symbols and types that Volatility is given and cannot use."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def content(**sections: dict[str, Any]) -> KernelContent:
     ],
 )
 def test_what_volatility_cannot_use_is_an_error_of_ours(
-    sections: dict[str, Mapping[str, Any]],
+    sections: dict[str, dict[str, Any]],
 ) -> None:
     with pytest.raises(CorruptTable, match="Volatility cannot use them: "):
         add_symbol_table(Context(), "kernel_symbols", content(**sections), mask=(1 << 48) - 1)
