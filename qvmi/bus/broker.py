@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from qvmi.bus.account import Account
+from qvmi.bus.broker_log import BrokerLog
 from qvmi.bus.message import Message
 from qvmi.bus.mosquitto_config import (
     CERTIFICATE_FILE,
@@ -51,9 +52,6 @@ _REREAD_POLL_S: Final = 0.02
 
 _MARK: Final = "qvmi.accounts-are-read"
 """The account that shows it."""
-
-_LAST_WORDS_BYTES: Final = 4096
-"""What is kept of mosquitto's log, for the error that says why it ended."""
 
 _SYSTEM_FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin")
 """Where distributions install mosquitto, which are not in every user's PATH."""
@@ -129,6 +127,7 @@ class Broker:
         socket: the Unix socket it listens on.
         place: where it runs.
         starts: how often it was started.
+        log: whom it has refused by itself.
     """
 
     def __init__(
@@ -137,6 +136,7 @@ class Broker:
         self.socket = folder / SOCKET
         self.place = place
         self.starts = 0
+        self.log = BrokerLog()
         self._program = program
         self._folder = folder
         self._accounts = {account.name: account for account in accounts}
@@ -254,7 +254,7 @@ class Broker:
             process = self._process = await self._spawn()
         except OSError as error:
             return self._fail(f"{self._program} cannot be run: {error}")
-        log = asyncio.create_task(_end_of_log(process.stderr), name="qvmi-broker-log")
+        log = asyncio.create_task(self.log.follow(process.stderr), name="qvmi-broker-log")
         accepted = False
         try:
             accepted = await self._accepts(process)
@@ -306,15 +306,6 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
         new.touch(mode=0o600)
         new.write_text(text, encoding="ascii")
         new.replace(folder / name)
-
-
-async def _end_of_log(stream: asyncio.StreamReader | None) -> str:
-    """This reads a log to its end and returns the last of it as one line."""
-    kept = b""
-    while stream is not None and (data := await stream.read(_LAST_WORDS_BYTES)):
-        kept = (kept + data)[-_LAST_WORDS_BYTES:]
-    lines = kept.decode("utf-8", "backslashreplace").splitlines()
-    return "; ".join(line.strip() for line in lines) or "it said nothing"
 
 
 async def _stop(process: Process) -> None:

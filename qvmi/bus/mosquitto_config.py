@@ -85,10 +85,11 @@ def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
 
 def _config(*, root: bool, tls: TlsListener | None, place: Place) -> str:
     lines = [
-        f"listener 0 {SOCKET}",  # without tls and place the only one: no port to reach from a network
-        *_EACH_LISTENER,
+        # First, so that whoever finds the Unix socket open knows that the ports are.
         *(_tls_lines(tls) if tls else ()),
         *(_place_lines(place) if place.address else ()),
+        f"listener 0 {SOCKET}",  # without tls and place the only one: no port to reach from a network
+        *_EACH_LISTENER,
         "allow_anonymous false",
         f"password_file {PASSWORD_FILE}",
         f"acl_file {ACCESS_FILE}",  # what is not listed there is forbidden
@@ -101,7 +102,8 @@ def _config(*, root: bool, tls: TlsListener | None, place: Place) -> str:
         "log_dest stderr",
         "log_type error",
         "log_type warning",
-        "connection_messages false",
+        "log_type notice",  # says who was refused, which nobody else does
+        "connection_messages true",
     ]
     if root:
         lines.append("user root")

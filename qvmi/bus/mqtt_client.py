@@ -160,7 +160,7 @@ class AnsweredClient(aiomqtt.Client):
             arrival = read_publish(header, topic, rest)
         except BadMessage as error:
             self.malformed += 1
-            self._refusals.note(None, str(error))
+            self._refusals.note("a stranger", str(error))
         else:
             if self._arrived is not None:
                 self._arrived(arrival)

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from typing import Final
 
-from qvmi.bus.topic import Topic
 from qvmi.errors import AuditFailed
 
 __all__ = ["MAX_SPEAKERS", "Refusals"]
@@ -28,9 +27,8 @@ class Refusals:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def note(self, topic: Topic | None, reason: str) -> None:
-        """This counts one more; None stands for a topic that is none of ours."""
-        speaker = "a stranger" if topic is None else f"{topic.vm}.{topic.codepack}"
+    def note(self, speaker: str, reason: str) -> None:
+        """This counts one more refusal of somebody."""
         if speaker not in self._counts and len(self._counts) >= MAX_SPEAKERS:
             speaker = "others"
         self._counts[speaker] += 1

@@ -115,7 +115,8 @@ class Subscription:
     def refuse(self, topic: Topic | None, reason: str) -> None:
         """This counts an arrival that is not passed on, and has the audit log tell of it."""
         self.refused += 1
-        self._refusals.note(topic, reason)
+        speaker = "a stranger" if topic is None else f"{topic.vm}.{topic.codepack}"
+        self._refusals.note(speaker, reason)
 
     def end(self, *, lost: str = "") -> None:
         """This is called by the bus when nothing more will arrive; ``lost`` says why, if it broke."""

@@ -15,14 +15,14 @@ import pytest
 from qvmi.audit import AuditLog, verify
 from qvmi.bus.account import Account
 from qvmi.bus.broker import Broker, mosquitto
-from qvmi.bus.message import Message
+from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.mqtt import MqttBus
 from qvmi.bus.refusals import Refusals
 from qvmi.bus.throttle import Throttle
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.errors import BusError, BusRefused
 from tests.asynchronous import asynchronous, until
-from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, RawClient, greet_raw
+from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, RawClient, greet_raw, publish_raw
 
 PACK = Account.of_codepack("web", "pack", services=["clock"])
 OTHER = Account.of_codepack("web", "other", services=["clock"])
@@ -249,6 +249,30 @@ async def test_a_property_that_paho_gives_up_over_throws_nobody_out() -> None:
 
 
 @asynchronous
+async def test_whom_the_broker_refuses_by_itself_is_counted_and_audited(tmp_path: Path) -> None:
+    with AuditLog(tmp_path / "audit.log"):
+        async with mosquitto(EVERYBODY) as broker:
+            for _ in range(3):
+                assert (
+                    greet_raw(broker.socket, Account.of_codepack("web", "pack")) == NOT_AUTHORIZED
+                )
+            topic = b"qvmi/v1/web/pack/alert"
+            publish_raw(broker.socket, PACK, topic, bytes(2 * MAX_MESSAGE_BYTES))
+            publish_raw(broker.socket, PACK, topic + b"\xff", b"{}")
+            publish_raw(broker.socket, PACK, topic + b"/#", b"{}")
+            await until(lambda: sum(broker.log.refused.values()) == 6)
+            assert broker.log.refused == {
+                "not authorised": 3,
+                "oversize packet": 1,
+                "malformed packet": 1,
+                "protocol error": 1,
+            }
+    told = (tmp_path / "audit.log").read_text()
+    for words in ("a stranger, 2 until now: not authorised", "web.pack, 1 until now: oversize"):
+        assert words in told
+
+
+@asynchronous
 async def test_a_client_id_of_another_takes_over_nobodys_session() -> None:
     async with mosquitto(EVERYBODY) as broker:
         other = await broker.connect(OTHER)
@@ -324,7 +348,7 @@ WITH_A_WILL = """
 import asyncio, sys
 from pathlib import Path
 from qvmi.bus.account import Account
-from qvmi.bus.message import Message
+from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.mqtt import MqttBus
 
 async def main():
@@ -409,5 +433,5 @@ def test_a_million_refusals_are_twenty_lines(caplog: pytest.LogCaptureFixture) -
     refusals = Refusals()
     with caplog.at_level(logging.WARNING, "qvmi.audit"):
         for _ in range(1_000_000):
-            refusals.note(Topic("web", "pack", "alert"), "x")
+            refusals.note("web.pack", "x")
     assert len(caplog.records) == 20

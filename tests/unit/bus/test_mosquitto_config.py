@@ -62,8 +62,8 @@ def test_a_listener_of_a_network_has_an_address_and_the_same_bounds() -> None:
     place = Place(address="10.77.0.1", port=1883)
     lines = files([PACK], root=False, place=place)[CONFIG_FILE].splitlines()
     assert [line for line in lines if line.startswith("listener")] == [
-        "listener 0 mqtt.sock",
         "listener 1883 10.77.0.1",
+        "listener 0 mqtt.sock",
     ]
     assert lines.count("max_connections 256") == 2
     assert lines.count("use_username_as_clientid true") == 2
