@@ -124,8 +124,8 @@ class _Client:
     @classmethod
     def to(cls, path: str) -> Self:
         connection = socket.socket(socket.AF_UNIX)
+        connection.connect(path)  # blocking: with a timeout it would fail where the queue is full
         connection.settimeout(ANSWER_S)
-        connection.connect(path)
         return cls(connection)
 
     def __enter__(self) -> Self:
