@@ -20,6 +20,8 @@ __all__ = ["private_folder"]
 _PREFIX: Final = "qvmi-bus-"
 _LOCK: Final = "owner.lock"
 _PRIVATE: Final = 0o700
+_MODES: Final = (_PRIVATE, 0o2710)
+"""The second one is of a folder through which its owner lets a group pass, to the broker's socket."""
 
 _MAX_SWEPT: Final = 64
 """Folders of the dead looked at in one start, so that a littered folder for temporary files costs little."""
@@ -68,7 +70,7 @@ def _is_ours(folder: Path) -> bool:
         status = folder.lstat()
     except OSError:
         return False
-    private = stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == _PRIVATE
+    private = stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) in _MODES
     return private and status.st_uid == os.geteuid()
 
 

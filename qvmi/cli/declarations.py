@@ -3,7 +3,7 @@
 from argparse import REMAINDER, ArgumentParser
 
 from qvmi.cli import values
-from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
+from qvmi.cli.words import ALL_PACKS, PACKS, PLACEMENTS, SHELLS
 
 __all__ = [
     "audit",
@@ -330,6 +330,23 @@ def watch(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keys", metavar="FOLDER", type=values.given, help="of keys, if not the usual one"
+    )
+    parser.add_argument(
+        "--placement",
+        choices=PLACEMENTS,
+        default=PLACEMENTS[0],
+        help="where codepacks run: in this process, or each in one of its own",
+    )
+    parser.add_argument(
+        "--state",
+        metavar="FOLDER",
+        type=values.given,
+        help="what a manager keeps, if not the usual",
+    )
+    parser.add_argument(
+        "--allow-unproven-isolation",
+        action="store_true",
+        help="run them though nothing proves that the guest cannot reach the bus; alerts say so",
     )
 
 

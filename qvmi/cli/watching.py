@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
-from qvmi.cli.words import ALL_PACKS, PACKS
+from qvmi.cli.words import ALL_PACKS, HERE, PACKS, PROCESS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
@@ -20,7 +22,7 @@ from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.third_party import ThirdParty, load_signed
-from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest
+from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
@@ -46,6 +48,9 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     load: Sequence[str] = (),
     policy: str | None = None,
     keys: str | None = None,
+    placement: str = HERE,
+    state: str | None = None,
+    allow_unproven_isolation: bool = False,
 ) -> ExitCode:
     """This watches until Ctrl-C, until the time is up, or until the machine is gone.
 
@@ -54,6 +59,10 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
         PolicyDenied, UsageError: a codepack may not run, or the policy or the keys cannot be used.
         MachineGone: the machine ended, and there had been no alert.
     """
+    placed = _Placement(
+        process=placement == PROCESS, state=state, allow_unproven=allow_unproven_isolation
+    )
+    placed.require_fitting(load)
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _loaded(load, policies, key_ring(keys))
     own = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
@@ -62,13 +71,9 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     report = _Report(output, names)
     try:
         with stop_signal() as stop:
-            running = [PACK_MAKERS[name](interval or _DEFAULT_INTERVAL_S) for name in own]
-            running += [other.codepack for other in others]
-            deadlines = {one.name: one.management.deadline_s for one in manifests}
             await _require_fitting(machine, manifests)
-            async with watch_machine(
-                machine, packs=running, policy=policies, deadlines_s=deadlines
-            ) as messages:
+            chosen = _Chosen(own, others, manifests, policies, interval or _DEFAULT_INTERVAL_S)
+            async with _opened(machine, output, chosen, placed) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
@@ -76,6 +81,59 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
             raise
         output.message(str(error))
     return report.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """This is where codepacks run, and what goes with it."""
+
+    process: bool
+    state: str | None
+    allow_unproven: bool
+
+    def require_fitting(self, load: Sequence[str]) -> None:
+        if not self.process and (self.state is not None or self.allow_unproven):
+            raise UsageError("--state and --allow-unproven-isolation go with --placement process")
+        if self.process and load:
+            raise UsageError(
+                "--load: codepacks of others run in this process; leave out --placement"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """These are the codepacks that are to run, and what they may do."""
+
+    own: Sequence[str]
+    others: Sequence[ThirdParty]
+    manifests: Sequence[Manifest]
+    policies: Policies
+    interval_s: float
+
+
+def _opened(
+    machine: WatchedMachine, output: Output, chosen: _Chosen, placed: _Placement
+) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+    """This runs codepacks where they are to run, for as long as a block lasts."""
+    if placed.process:
+        from qvmi.cli.managing import managed
+
+        return managed(
+            machine,
+            output,
+            chosen.manifests,
+            interval_s=chosen.interval_s,
+            policies=chosen.policies,
+            state=placed.state,
+            allow_unproven=placed.allow_unproven,
+        )
+    running = [PACK_MAKERS[name](chosen.interval_s) for name in chosen.own]
+    return watch_machine(
+        machine,
+        packs=[*running, *(other.codepack for other in chosen.others)],
+        policy=chosen.policies,
+        deadlines_s={one.name: one.management.deadline_s for one in chosen.manifests},
+    )
 
 
 def _loaded(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[ThirdParty]:
@@ -167,6 +225,7 @@ class _Report:
         finding = alert.finding
         self.alerts += alert.state is AlertState.RAISED
         because = f" ({alert.reason})" if alert.reason else ""
+        because += "".join(f" [{caveat}]" for caveat in alert.caveats)
         return [
             f"{finding.severity} {finding.technique} {alert.codepack}: {finding.claim}{because}",
             *(_in_words(observation) for observation in finding.evidence),

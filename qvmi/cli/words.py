@@ -2,12 +2,17 @@
 
 from typing import Final
 
-__all__ = ["ALL_PACKS", "PACKS", "SHELLS"]
+__all__ = ["ALL_PACKS", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
 
 PACKS: Final = ("hidden-processes",)
 """The names of the codepacks that ``watch`` can run."""
 
 ALL_PACKS: Final = "all"
+
+HERE: Final = "here"
+PROCESS: Final = "process"
+PLACEMENTS: Final = (HERE, PROCESS)
+"""Where ``watch`` can run codepacks."""
 
 SHELLS: Final = ("bash", "zsh", "fish")
 """The shells that ``completion`` makes scripts for."""

@@ -33,6 +33,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         first_seen: when it was first seen, seconds since the Unix epoch on the host's clock.
         last_seen: when it was last seen.
         reason: why it was cleared; empty for a raised one.
+        caveats: what speaks against relying on it, such as ``policy: advisory``; none as a rule.
     """
 
     state: AlertState
@@ -44,6 +45,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     first_seen: float
     last_seen: float
     reason: str = ""
+    caveats: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -53,6 +55,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         codepack: str,
         provenance: Provenance,
         cleared_because: str = "",
+        caveats: tuple[str, ...] = (),
     ) -> Self:
         """This makes the alert of a confirmed finding; one that is cleared says why."""
         return cls(
@@ -65,6 +68,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
             first_seen=confirmed.first_seen,
             last_seen=confirmed.last_seen,
             reason=cleared_because,
+            caveats=caveats,
         )
 
 

@@ -42,12 +42,15 @@
     ├── QueryTimeout                  a query did not end in the time it was given
     ├── ScanFailed                    a scan of memory that came to no end
     ├── StaleView                     the guest was reset or replaced since the view was taken
+    ├── IsolationNotProven            the watched machine may have a way to the bus: nothing is started
     ├── PolicyDenied                  an action without its grant
     ├── AuditFailed                   the audit log cannot be written or read: nothing was done
     ├── AuditBroken                   the audit log is not as it was written
     ├── BusError                      the channel between codepacks
     │   ├── BrokerUnavailable         no broker could be started or reached
     │   ├── BusRefused                the broker refused what was asked
+    │   ├── IsolationRefused          no network for the bus that the user VM cannot reach; says why
+    │   ├── BusNetworkFailed          a command that makes that network failed
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
     │   ├── OutboxFull                too many messages wait for consumers that are not there
@@ -60,6 +63,7 @@ from qvmi.errors.actions import (
     AuditBroken,
     AuditFailed,
     GuestRunning,
+    IsolationNotProven,
     NotDirect,
     NotWritable,
     PauseError,
@@ -78,9 +82,11 @@ from qvmi.errors.channel import (
     BadMessage,
     BrokerUnavailable,
     BusError,
+    BusNetworkFailed,
     BusRefused,
     CodepackError,
     CodepackRefused,
+    IsolationRefused,
     LedgerFailed,
     OutboxFull,
     RequestTimeout,
@@ -127,6 +133,7 @@ __all__ = [
     "BadSettings",
     "BrokerUnavailable",
     "BusError",
+    "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
@@ -140,6 +147,8 @@ __all__ = [
     "GdbstubTimeout",
     "GuestError",
     "GuestRunning",
+    "IsolationNotProven",
+    "IsolationRefused",
     "LayoutNotFound",
     "LedgerFailed",
     "MachineGone",

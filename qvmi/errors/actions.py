@@ -8,6 +8,7 @@ __all__ = [
     "AuditBroken",
     "AuditFailed",
     "GuestRunning",
+    "IsolationNotProven",
     "NotDirect",
     "NotWritable",
     "PauseError",
@@ -29,6 +30,10 @@ class GuestRunning(QvmiError):
     def __init__(self, doing: str, why: str) -> None:
         super().__init__(f"{doing}: {why}")
         self.doing = doing
+
+
+class IsolationNotProven(QvmiError):
+    """Nothing proves that the watched machine has no way to the bus, so no codepack is started."""
 
 
 class PauseError(QvmiError):

@@ -78,6 +78,11 @@ class HitStream:
         self._news = asyncio.Event()
         self._end: Exception | None = None
 
+    @property
+    def waiting(self) -> int:
+        """This is how many hits wait for the consumer."""
+        return len(self._waiting)
+
     def put(self, hit: Hit) -> None:
         """This takes a hit in; it never waits and never raises."""
         self.hits += 1

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final, Never, TypeVar
 
 from qvmi.errors import PauseError, QueryTimeout, QvmiError
-from qvmi.machine.pause import Pause, RunControl
+from qvmi.machine.pause import Pause, PauseMaker
 from qvmi.machine.query import captured, with_pause
 from qvmi.machine.remote_memory import RemoteMemory
 from qvmi.machine.worker import in_worker
@@ -54,7 +54,7 @@ class Capture:
     """
 
     def __init__(
-        self, run_control: RunControl, guest: LinuxGuest, still: Callable[[Pause], View]
+        self, run_control: PauseMaker, guest: LinuxGuest, still: Callable[[Pause], View]
     ) -> None:
         self._run_control = run_control
         self._guest = guest

@@ -30,7 +30,7 @@ from qvmi.qmp.monitor import Monitor
 if TYPE_CHECKING:
     from qvmi.machine.debugger import Work  # it is imported with the first breakpoint
 
-__all__ = ["Pause", "RunControl", "StillReader", "StubHolder"]
+__all__ = ["Pause", "PauseMaker", "RunControl", "StillReader", "StubHolder"]
 
 Result = TypeVar("Result")
 
@@ -109,6 +109,18 @@ class Pause:
             raise StaleView("the pause has ended: look within its block")
         if self.broken:
             raise StaleView(_SOMEBODY_ELSE)
+
+
+class PauseMaker(Protocol):
+    """This stops a guest and lets it run, here or by the hand of another process."""
+
+    async def prepare(self) -> object:
+        """This does beforehand what the first pause would wait for."""
+        ...
+
+    def paused(self) -> AbstractAsyncContextManager[Pause]:
+        """This keeps the guest from running for as long as the block lasts."""
+        ...
 
 
 class StillReader(Protocol):

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from qvmi.machine.pause import Pause, RunControl
+from qvmi.machine.pause import Pause, PauseMaker
 from qvmi.machine.remote_memory import RemoteMemory
 from qvmi.machine.worker import WatchedMemory, in_worker
 from qvmi.memory.physical import PhysicalMemory
@@ -35,7 +35,7 @@ class Query:
 
     def __init__(
         self,
-        run_control: RunControl,
+        run_control: PauseMaker,
         view_of: Callable[[Pause], View],
         remote: RemoteMemory | None,
         *,

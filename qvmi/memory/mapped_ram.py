@@ -8,7 +8,7 @@ import errno
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
@@ -32,11 +32,14 @@ class RamFile:
         range: guest physical addresses.
         path: of the file; may be a ``/proc/PID/fd/N`` link.
         offset: of the run's first byte in the file, in bytes.
+        descriptor: of the file where it was handed over open, which stays the caller's; None for one
+            that is to be opened.
     """
 
     range: PaRange
     path: Path
     offset: int
+    descriptor: int | None = None
 
 
 class MappedRam:
@@ -190,7 +193,7 @@ def _without_seams(by_address: Sequence[RamFile]) -> Iterator[RamFile]:
     for file in by_address:
         if pending is not None and _goes_on(pending, file):
             whole = PaRange(pending.range.start, file.range.end)
-            pending = RamFile(whole, pending.path, pending.offset)
+            pending = replace(pending, range=whole)
             continue
         if pending is not None:
             yield pending
@@ -217,7 +220,10 @@ def _check_disjoint(by_address: Sequence[RamFile]) -> None:
 
 def _open(file: RamFile) -> tuple[int, mmap]:
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        if file.descriptor is None:
+            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            descriptor = os.dup(file.descriptor)
     except OSError as error:
         why = f"{file.path}: {error.strerror}"
         raise MemoryFault(file.range.start, file.range.size, why=why) from error

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from qvmi.manager.confinement import is_reserved
 from qvmi.manager.isolation.facts import BusPath, Opening
 
 __all__ = ["bus_path", "opening", "reachable_by"]
@@ -80,6 +81,7 @@ def _has_other_members(gid: int, owner: int) -> bool:
     try:
         named = {*grp.getgrgid(gid).gr_mem}
     except KeyError:
-        return True  # nobody knows of whom it consists
+        # Nobody knows of whom it consists, unless a manager has reserved it for its codepacks.
+        return not is_reserved(gid)
     users = [user for user in pwd.getpwall() if user.pw_gid == gid or user.pw_name in named]
     return any(user.pw_uid not in {0, owner} for user in users)

@@ -1,0 +1,64 @@
+"""Watching with codepacks in processes of their own: what the command makes of the manager."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from qvmi.bus.message import Message
+from qvmi.cli.output import Output
+from qvmi.codepacks.manifest import Manifest
+from qvmi.errors import UsageError
+from qvmi.machine.machine import Machine
+from qvmi.manager.manager import manage
+from qvmi.manager.pack_spec import PackSpec
+from qvmi.manager.proven_isolation import examined
+from qvmi.policy import Policies
+
+__all__ = ["managed"]
+
+_ENTRIES: Final[Mapping[str, str]] = {
+    "hidden-processes": "qvmi.codepacks.hidden_processes:HiddenProcesses"
+}
+
+
+@asynccontextmanager
+async def managed(  # noqa: PLR0913 - one for each argument of the command
+    machine: object,
+    output: Output,
+    manifests: Sequence[Manifest],
+    *,
+    interval_s: float,
+    policies: Policies,
+    state: str | None,
+    allow_unproven: bool,
+) -> AsyncIterator[AsyncIterator[Message]]:
+    """This has the manager run built-in codepacks as processes for as long as the block lasts.
+
+    Raises:
+        UsageError: what is watched is no live machine.
+        QvmiError: what `qvmi.manager.manager.manage` raises.
+    """
+    if not isinstance(machine, Machine):
+        raise UsageError("codepacks in processes of their own watch a live machine")
+    specs = [
+        PackSpec(
+            one.name,
+            _ENTRIES[one.name],
+            interval_s,
+            policies.of(one.name),
+            look_s=one.management.deadline_s,
+        )
+        for one in manifests
+    ]
+    async with manage(
+        machine,
+        specs,
+        state=None if state is None else Path(state),
+        isolation=examined(machine),
+        allow_unproven=allow_unproven,
+    ) as manager:
+        output.message(manager.fleet.jail.in_words)
+        for caveat in manager.fleet.caveats:
+            output.message(f"each alert says: {caveat}")
+        yield manager

@@ -1,0 +1,65 @@
+"""Who may say and hear what on the bus of one machine: the manager, and each codepack in two roles."""
+
+from typing import Final
+
+from qvmi.bus.account import Account
+from qvmi.bus.receipt import RECEIPT
+from qvmi.bus.topic import TopicFilter
+from qvmi.codepacks.alert import AlertState
+
+__all__ = [
+    "ALERTS",
+    "DURABLE_KINDS",
+    "MACHINE",
+    "MANAGER",
+    "consumer_account",
+    "outbox_account",
+    "pack_account",
+    "reader_account",
+    "service_account",
+]
+
+MANAGER: Final = "manager"
+"""The service that codepacks ask."""
+
+ALERTS: Final = "alerts"
+"""The consumer that takes in the alerts of all codepacks, and gives receipts for them."""
+
+MACHINE: Final = "machine"
+"""The kind of the manager's messages on the machine itself."""
+
+DURABLE_KINDS: Final = (str(AlertState.RAISED), str(AlertState.CLEARED))
+"""The kinds of messages that must not be lost: they go through an outbox."""
+
+_OUTBOX: Final = "outbox"
+_READER: Final = "watch"
+
+
+def service_account(vm: str) -> Account:
+    """This is who answers, and tells of the machine."""
+    return Account.of_service(vm, MANAGER)
+
+
+def consumer_account(vm: str) -> Account:
+    """This is who takes in alerts."""
+    return Account.of_consumer(vm, ALERTS)
+
+
+def reader_account(vm: str) -> Account:
+    """This is who reads what else codepacks and manager say."""
+    return Account.of_reader(f"{vm}.{_READER}", TopicFilter(vm))
+
+
+def pack_account(vm: str, codepack: str, secret: str | None = None) -> Account:
+    """This is who asks the manager, hears of the machine, and speaks for a codepack."""
+    model = Account.of_codepack(vm, codepack, services=[MANAGER])
+    reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
+    return Account(model.name, model.publishes, reads, secret or model.secret)
+
+
+def outbox_account(vm: str, codepack: str, secret: str | None = None) -> Account:
+    """This is who sends a codepack's alerts until there are receipts for them."""
+    speaks = tuple(TopicFilter(vm, codepack, kind) for kind in DURABLE_KINDS)
+    receipts = TopicFilter(vm, ALERTS, RECEIPT)
+    model = Account(f"{vm}.{codepack}.{_OUTBOX}", speaks, (receipts,))
+    return model if secret is None else Account(model.name, speaks, (receipts,), secret)

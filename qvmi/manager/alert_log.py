@@ -1,0 +1,80 @@
+"""The alerts of all codepacks as the manager has taken them in: each once, and kept until it was shown."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Final, Self
+
+from qvmi.bus.account import Account
+from qvmi.bus.bus import Channel
+from qvmi.bus.inbox import Inbox
+from qvmi.bus.ledger import Transaction
+from qvmi.bus.message import Message
+from qvmi.manager.accounts import ALERTS, DURABLE_KINDS
+
+__all__ = ["AlertLog"]
+
+MAX_SHOWN: Final = 10_000
+"""Alerts kept after they were shown, for those who look into the file; the oldest go first."""
+
+_PAGE: Final = 64
+_TABLES: Final = (
+    (
+        "CREATE TABLE IF NOT EXISTS alert (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL,"
+        " data BLOB NOT NULL, shown INTEGER NOT NULL DEFAULT 0) STRICT"
+    ),
+    "CREATE INDEX IF NOT EXISTS unshown ON alert (seq) WHERE shown = 0",
+)
+
+
+class AlertLog:
+    """This takes in alerts and gives them out; only :meth:`open` makes one."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def open(cls, path: Path, account: Account, *, vm: str) -> Self:
+        """This opens the log, with what was taken in and not shown before.
+
+        Raises:
+            LedgerFailed: it cannot be used, or another manager has it.
+        """
+        return cls(await Inbox.open(path, account, vm=vm, name=ALERTS, tables=_TABLES))
+
+    async def consume(self, channel: Channel) -> None:
+        """This takes in what outboxes send, until it is cancelled; raises as `Inbox.consume`."""
+        await self._inbox.consume(channel, DURABLE_KINDS, self._take)
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """This iterates what was not shown yet; one counts as shown when the next is asked for."""
+        while True:
+            self._news.clear()
+            page = await self._inbox.ask(_unshown)
+            for seq, data in page:
+                yield Message.from_json(data)
+                await self._inbox.ask(partial(_shown, seq=seq))
+            if not page:
+                await self._news.wait()
+
+    async def close(self) -> None:
+        """This lets go of the file."""
+        await self._inbox.close()
+
+    def _take(self, message: Message, database: Transaction) -> None:
+        row = (message.id, message.to_json())
+        database.execute("INSERT INTO alert (id, data) VALUES (?, ?)", row)
+        self._loop.call_soon_threadsafe(self._news.set)
+
+
+def _unshown(database: Transaction) -> list[tuple[int, bytes]]:
+    query = "SELECT seq, data FROM alert WHERE shown = 0 ORDER BY seq LIMIT ?"
+    return list(database.execute(query, (_PAGE,)))
+
+
+def _shown(database: Transaction, *, seq: int) -> None:
+    database.execute("UPDATE alert SET shown = 1 WHERE seq = ?", (seq,))
+    database.execute("DELETE FROM alert WHERE shown = 1 AND seq <= ?", (seq - MAX_SHOWN,))

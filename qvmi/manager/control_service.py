@@ -1,0 +1,216 @@
+"""What the manager does for codepacks in other processes: what they ask, if the policy lets them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import msgspec
+
+from qvmi.audit import LOGGER
+from qvmi.errors import MachineGone, PolicyDenied, QvmiError, UsageError
+from qvmi.gdbstub.packets import BreakpointKind
+from qvmi.machine.breakpoints import Hit, HitStream
+from qvmi.machine.machine import Machine
+from qvmi.manager.leases import Lease, Leases
+from qvmi.manager.records import record
+from qvmi.policy import Grant, Policy
+from qvmi.remote.messages import (
+    LEASE_S,
+    MAX_HITS,
+    Answer,
+    AskFacts,
+    AskRunState,
+    BeginPause,
+    EndLease,
+    FactsTold,
+    HitsTold,
+    HitTold,
+    KeepLease,
+    LeaseTold,
+    MachineState,
+    PauseTold,
+    Question,
+    ReadRegisters,
+    RegistersTold,
+    RunStateTold,
+    SetBreakpoint,
+    SystemRegistersTold,
+    TakeHits,
+    VcpusTold,
+    read_question,
+)
+from qvmi.remote.refusal import Refusal
+
+__all__ = ["ControlService"]
+
+_audit: Final = logging.getLogger(LOGGER)
+
+
+class ControlService:
+    """This answers the questions of codepacks about one machine.
+
+    Args:
+        machine: which this asks; its own policy must hold what any codepack's does.
+        policies: what each codepack may do, by its name; others may do nothing.
+        lease_s: how long a pause or a breakpoint holds unless it is renewed; of new ones it can be changed.
+    """
+
+    def __init__(
+        self, machine: Machine, policies: Mapping[str, Policy], *, lease_s: float = LEASE_S
+    ) -> None:
+        self._machine = machine
+        self._policies = policies
+        self.lease_s = lease_s
+        self._gone = False
+        self._leases = Leases()
+        self._streams: dict[str, HitStream] = {}
+        self._handlers: dict[type, Callable[[str, Any], Awaitable[msgspec.Struct]]] = {
+            ReadRegisters: self._read_registers,
+            AskRunState: self._run_state,
+            AskFacts: self._facts,
+            BeginPause: self._begin_pause,
+            SetBreakpoint: self._set_breakpoint,
+            TakeHits: self._take_hits,
+            KeepLease: self._keep_lease,
+            EndLease: self._end_lease,
+        }
+
+    @property
+    def state(self) -> MachineState:
+        """This is what every view of the machine depends on."""
+        return MachineState(self._machine.epoch, gone=self._gone)
+
+    async def answer(self, codepack: str, body: dict[str, object]) -> dict[str, object]:
+        """This answers a question; a refusal is an answer too, and a record in the audit log.
+
+        Args:
+            codepack: who asks, as the bus vouches for.
+            body: of the request.
+        """
+        try:
+            told = await self._told(codepack, read_question(body))
+        except QvmiError as error:
+            self._gone = self._gone or isinstance(error, MachineGone)
+            if not isinstance(error, PolicyDenied):  # the policy has told the audit log of those
+                record("codepack %s was refused: %s", codepack, error)
+            answer = Answer(self.state, refusal=Refusal.of(error))
+        else:
+            answer = Answer(self.state, told=msgspec.to_builtins(told))
+        form: dict[str, object] = msgspec.to_builtins(answer)
+        return form
+
+    def note_gone(self) -> None:
+        """This is told that QEMU has ended."""
+        self._gone = True
+
+    async def forget(self, codepack: str) -> None:
+        """This ends what a codepack holds, as its process is gone."""
+        await self._leases.end_all(codepack)
+
+    async def close(self) -> None:
+        """This ends all that anybody holds."""
+        await self._leases.end_all()
+
+    async def _told(self, codepack: str, question: Question) -> msgspec.Struct:
+        return await self._handlers[type(question)](codepack, question)
+
+    def _require(self, codepack: str, grant: Grant, action: str) -> None:
+        policy = self._policies.get(codepack, _NOTHING)
+        policy.require(grant, f"codepack {codepack}: {action}")
+
+    async def _read_registers(self, codepack: str, question: ReadRegisters) -> msgspec.Struct:
+        self._require(codepack, Grant.READ_REGISTERS, "read registers")
+        if not question.system:
+            return RegistersTold(VcpusTold.of(await self._machine.registers()))
+        self._require(codepack, Grant.PAUSE, "read registers by the gdbstub")
+        view = await self._machine.system_registers()
+        return SystemRegistersTold(VcpusTold.of(view.vcpus), view.provenance)
+
+    async def _run_state(self, codepack: str, _: AskRunState) -> RunStateTold:
+        self._require_known(codepack)
+        return RunStateTold(await self._machine.run_state())
+
+    async def _facts(self, codepack: str, _: AskFacts) -> FactsTold:
+        self._require_known(codepack)
+        return FactsTold(await self._machine.facts())
+
+    async def _begin_pause(self, codepack: str, _: BeginPause) -> PauseTold:
+        self._require(codepack, Grant.PAUSE, "pause the guest")
+        self._leases.require_room(codepack)
+        async with AsyncExitStack() as stack:
+            view = await stack.enter_async_context(self._machine.paused())
+            _audit.info("codepack %s pauses the guest", codepack)
+            told = VcpusTold.of(view.vcpus)
+            lease = self._begin(codepack, "pause", stack.pop_all())
+        ours = view.paused_s() > 0
+        return PauseTold(lease.name, ours, view.provenance.at, told, self.lease_s)
+
+    async def _set_breakpoint(self, codepack: str, question: SetBreakpoint) -> LeaseTold:
+        self._require(codepack, Grant.BREAKPOINT, f"set a breakpoint at {question.place!r}")
+        self._leases.require_room(codepack)
+        kind = None if question.kind is None else _breakpoint_kind(question.kind)
+        async with AsyncExitStack() as stack:
+            stream = await stack.enter_async_context(
+                self._machine.breakpoints(question.address, kind=kind, size=question.size)
+            )
+            _audit.info("codepack %s sets a breakpoint at %#x", codepack, question.address)
+            lease = self._begin(codepack, "breakpoint", stack.pop_all())
+        self._streams[lease.name] = stream
+        return LeaseTold(lease.name, self.lease_s)
+
+    async def _take_hits(self, codepack: str, question: TakeHits) -> HitsTold:
+        lease = self._leases.of(codepack, question.lease)
+        lease.renew()
+        stream = self._streams.get(lease.name)
+        if stream is None:
+            raise UsageError("this lease is one of a pause, which has no hits")
+        hits = await _next_hits(stream, min(question.wait_s, self.lease_s / 2))
+        lease.renew()
+        return HitsTold(tuple(map(HitTold.of, hits)), stream.hits, stream.dropped)
+
+    async def _keep_lease(self, codepack: str, question: KeepLease) -> LeaseTold:
+        lease = self._leases.of(codepack, question.lease)
+        lease.renew()
+        return LeaseTold(lease.name, lease.lasts_s)
+
+    async def _end_lease(self, codepack: str, question: EndLease) -> LeaseTold:
+        lease = self._leases.of(codepack, question.lease)
+        await self._leases.end(lease)
+        return LeaseTold(lease.name, 0.0)
+
+    def _begin(self, codepack: str, what: str, hold: AsyncExitStack) -> Lease:
+        lease = self._leases.begin(codepack, what, hold, lasts_s=self.lease_s)
+        hold.callback(self._streams.pop, lease.name, None)
+        return lease
+
+    def _require_known(self, codepack: str) -> None:
+        self._require(codepack, Grant.READ_REGISTERS, "ask how the machine is")
+
+
+_NOTHING: Final = Policy(frozenset())
+"""What those may do of whom nobody knows."""
+
+
+async def _next_hits(stream: HitStream, wait_s: float) -> list[Hit]:
+    """These are the next hits; none where none comes in time, and an error once there are no more."""
+    hits: list[Hit] = []
+    try:
+        async with asyncio.timeout(wait_s):
+            hits.append(await anext(stream))
+        while len(hits) < MAX_HITS and stream.waiting:
+            hits.append(await anext(stream))
+    except TimeoutError:
+        pass
+    except StopAsyncIteration:
+        if not hits:
+            raise UsageError("the breakpoint was removed") from None
+    return hits
+
+
+def _breakpoint_kind(number: int) -> BreakpointKind:
+    try:
+        return BreakpointKind(number)
+    except ValueError as error:
+        raise UsageError(f"there is no kind of breakpoint {number}") from error

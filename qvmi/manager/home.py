@@ -1,0 +1,109 @@
+"""The folders in which a manager keeps what must outlive it: alerts, and the outboxes of codepacks.
+
+Each codepack has a folder that only it may enter. What lies beside it is the manager's, and what a
+codepack is to read of it, such as profiles of kernels, it may read and not change.
+"""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from qvmi.errors import QvmiError, UsageError
+from qvmi.machine.machine import Machine
+from qvmi.symbols.profile import ProfileCache
+
+__all__ = ["Home", "default_state_folder", "share_socket"]
+
+_OF_ROOT: Final = Path("/var/lib/qvmi")
+_PASSABLE: Final = 0o711
+_PRIVATE: Final = 0o700
+_READABLE: Final = 0o755
+_SHARED_FOLDER: Final = 0o2710
+"""Its group may pass through it, and owns what is made in it."""
+_SHARED_SOCKET: Final = 0o660
+
+
+def default_state_folder() -> Path:
+    """This is where state is kept: of root where other users' processes can reach it too."""
+    return _OF_ROOT if os.geteuid() == 0 else Path(platformdirs.user_state_dir("qvmi"))
+
+
+class Home:
+    """This is the folder of one machine's manager.
+
+    Args:
+        state: the folder of all.
+        vm: the machine's name on the bus.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+
+    def __init__(self, state: Path, vm: str) -> None:
+        self.folder = state / vm
+        try:
+            for folder in (state, self.folder, self._packs):
+                folder.mkdir(mode=_PASSABLE, parents=True, exist_ok=True)
+            self.profiles.mkdir(mode=_READABLE, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder}: cannot be made ({error.strerror}); see --state"
+            ) from error
+
+    @property
+    def alerts(self) -> Path:
+        """This is the database of the alerts that were taken in."""
+        return self.folder / "alerts.db"
+
+    @property
+    def profiles(self) -> Path:
+        """This is the folder of profiles that every codepack may read."""
+        return self.folder / "profiles"
+
+    @property
+    def _packs(self) -> Path:
+        return self.folder / "packs"
+
+    def of_pack(self, name: str, uid: int | None, gid: int | None) -> Path:
+        """This makes the folder of a codepack, and gives it and what lies in it to a user.
+
+        Raises:
+            UsageError: it cannot be made.
+        """
+        folder = self._packs / name
+        try:
+            folder.mkdir(mode=_PRIVATE, exist_ok=True)
+            owner = os.geteuid() if uid is None else uid
+            for path in (folder, *folder.iterdir()):
+                # Not what a link of the codepack's leads to.
+                os.chown(path, owner, os.getegid() if gid is None else gid, follow_symlinks=False)
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
+        return folder
+
+    def note_profile(self, machine: Machine) -> None:
+        """This keeps what is known of the guest's kernel where codepacks find it; else they look anew."""
+        with suppress(QvmiError):
+            kernel = machine.guest.kernel
+            if kernel.profile is not None:
+                path = ProfileCache(self.profiles).save(kernel.profile, kernel.image.start)
+                path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o044)
+
+
+def share_socket(path: Path, gid: int) -> None:
+    """This lets a group reach a socket in a private folder, and those that take its place later.
+
+    Raises:
+        UsageError: that cannot be done.
+    """
+    try:
+        os.chown(path.parent, -1, gid)
+        path.parent.chmod(_SHARED_FOLDER)
+        os.chown(path, -1, gid)
+        path.chmod(_SHARED_SOCKET)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be shared with codepacks: {error}") from error

@@ -1,0 +1,112 @@
+"""Holds on a guest that end by themselves: a pause or a breakpoint of a codepack that is not heard of."""
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+from typing import Final
+
+from qvmi.errors import QvmiError, StaleView, UsageError
+from qvmi.manager.records import record
+
+__all__ = ["MAX_LEASES", "Lease", "Leases"]
+
+MAX_LEASES: Final = 16
+"""Leases of one codepack at a time; who needs more pauses and breakpoints has lost count of them."""
+
+_NAME_BYTES: Final = 8
+"""Random bytes in a lease's name. It is no secret: a lease is only its owner's."""
+
+
+class Lease:
+    """This is one hold, which ends with its time unless it is renewed.
+
+    Args:
+        owner: the codepack.
+        what: what it holds, for people.
+        hold: what is to be undone at its end.
+        lasts_s: how long it holds from now on.
+    """
+
+    def __init__(self, owner: str, what: str, hold: AsyncExitStack, *, lasts_s: float) -> None:
+        self.name = secrets.token_hex(_NAME_BYTES)
+        self.owner = owner
+        self.what = what
+        self.lasts_s = lasts_s
+        self._hold = hold
+        self._until = 0.0
+        self.renew()
+
+    def renew(self) -> None:
+        """This lets it hold for its whole time again."""
+        self._until = asyncio.get_running_loop().time() + self.lasts_s
+
+    async def ends(self) -> None:
+        """This waits for its end, unless somebody renews it meanwhile."""
+        loop = asyncio.get_running_loop()
+        while (left_s := self._until - loop.time()) > 0:  # noqa: ASYNC110 - its end moves
+            await asyncio.sleep(left_s)
+
+    async def undo(self) -> None:
+        """This lets go of the guest."""
+        await self._hold.aclose()
+
+
+class Leases:
+    """These are all leases on one machine."""
+
+    def __init__(self) -> None:
+        self._leases: dict[str, Lease] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+
+    def require_room(self, owner: str) -> None:
+        """This raises UsageError where a codepack has too many leases already."""
+        held = sum(lease.owner == owner for lease in self._leases.values())
+        if held >= MAX_LEASES:
+            raise UsageError(f"codepack {owner} holds {held} pauses and breakpoints already")
+
+    def begin(self, owner: str, what: str, hold: AsyncExitStack, *, lasts_s: float) -> Lease:
+        """This begins a lease."""
+        lease = Lease(owner, what, hold, lasts_s=lasts_s)
+        self._leases[lease.name] = lease
+        self._watches[lease.name] = asyncio.create_task(self._watch(lease), name="qvmi-lease")
+        return lease
+
+    def of(self, owner: str, name: str) -> Lease:
+        """This is a lease of a codepack's own.
+
+        Raises:
+            StaleView: it has none of that name, or it has ended.
+        """
+        lease = self._leases.get(name)
+        if lease is None or lease.owner != owner:
+            raise StaleView("this lease has ended, or was never given: the guest may run")
+        return lease
+
+    async def end(self, lease: Lease) -> None:
+        """This ends a lease; QvmiError if the guest cannot be let go of as it should."""
+        if self._leases.pop(lease.name, None) is None:
+            return
+        self._watches.pop(lease.name).cancel()
+        await lease.undo()
+
+    async def end_all(self, owner: str | None = None) -> None:
+        """This ends the leases of a codepack that is gone, or all of them, whatever they raise."""
+        for lease in tuple(self._leases.values()):
+            if owner in (None, lease.owner):
+                record("codepack %s is gone: its %s is ended", lease.owner, lease.what)
+                await self._drop(lease)
+
+    async def _watch(self, lease: Lease) -> None:
+        await lease.ends()
+        record(
+            "codepack %s was not heard of for %g s: its %s is ended",
+            *(lease.owner, lease.lasts_s, lease.what),
+        )
+        # In a task of its own, as ending a lease cancels this one.
+        await asyncio.shield(asyncio.create_task(self._drop(lease), name="qvmi-lease-end"))
+
+    async def _drop(self, lease: Lease) -> None:
+        try:
+            await self.end(lease)
+        except QvmiError as error:
+            record("the end of the %s of codepack %s: %s", lease.what, lease.owner, error)

@@ -1,0 +1,87 @@
+"""What the manager tells the process of a codepack, over its standard input, and what that answers first."""
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from qvmi.errors import BadMessage
+from qvmi.remote.handed_memory import HandedMemory
+
+__all__ = ["MAX_LINE", "Caveats", "Hello", "Orders", "read_line"]
+
+MAX_LINE: Final = 1 << 20
+"""Bytes of a line: the RAM of a machine with hundreds of memory modules takes some 30 KiB."""
+
+Line = TypeVar("Line")
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """This is the first line.
+
+    Args:
+        vm: the machine's name on the bus.
+        codepack: the codepack's.
+        entry: what makes the codepack, as ``module:name``; called with its interval.
+        interval_s: from the start of one look to the start of the next.
+        address: how the manager has attached to the machine.
+        socket: the broker's.
+        secret: for the codepack's account.
+        outbox_secret: for that of its outbox.
+        profiles: the folder of what is known of kernels, for reading.
+        memory: where the RAM lies in the files that are inherited.
+        descriptors: of those files.
+        landlock: whether to give up writing outside of the codepack's own folder.
+        writers: processes that may write the RAM, such as QEMU.
+        memory_bytes: how much memory of its own the process may take; None for any.
+        look_s: longest look.
+        caveats: what must be said with each alert.
+        probe: whether only the first answer is wanted.
+    """
+
+    vm: str
+    codepack: str
+    entry: str
+    interval_s: float
+    address: str
+    socket: str
+    secret: str
+    outbox_secret: str
+    profiles: str
+    memory: HandedMemory
+    descriptors: tuple[int, ...]
+    landlock: bool
+    writers: tuple[int, ...]
+    memory_bytes: int | None
+    look_s: float
+    caveats: tuple[str, ...]
+    probe: bool = False
+
+
+class Caveats(msgspec.Struct, frozen=True):
+    """This is every further line: what must be said with each alert from now on."""
+
+    caveats: tuple[str, ...]
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """This is what the process answers before it runs any code of the codepack's.
+
+    Args:
+        uid: who it is.
+        ways_to_write: the ways that were tried and lead to writing guest RAM.
+    """
+
+    uid: int
+    ways_to_write: tuple[str, ...]
+
+
+def read_line(line: bytes, kind: type[Line]) -> Line:
+    """This reads one line.
+
+    Raises:
+        BadMessage: it is none of that kind.
+    """
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(f"a line that is no {kind.__name__}: {error}") from error

@@ -1,0 +1,178 @@
+"""What goes on in the process of a codepack: looks at the machine, alerts into an outbox, over any bus."""
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import AsyncExitStack, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Final, Never
+
+from qvmi.bus.bus import Bus, Channel, first_of
+from qvmi.bus.message import Message
+from qvmi.bus.mqtt import MqttChannel
+from qvmi.bus.outbox import Outbox
+from qvmi.bus.subscription import Subscription
+from qvmi.bus.topic import Topic, TopicFilter
+from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.runner import Runner
+from qvmi.errors import BadMessage, BusError, BusRefused, CodepackError, MachineGone, QvmiError
+from qvmi.manager.accounts import (
+    ALERTS,
+    DURABLE_KINDS,
+    MACHINE,
+    MANAGER,
+    outbox_account,
+    pack_account,
+)
+from qvmi.manager.orders import MAX_LINE, Caveats, Orders, read_line
+from qvmi.remote.messages import MachineState
+from qvmi.remote.remote_machine import RemoteMachine
+from qvmi.semantics.selection import Choices
+from qvmi.symbols.profile import ProfileCache
+
+__all__ = ["run_pack"]
+
+_OUTBOX: Final = "outbox.db"
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 5.0
+"""Longest time between two attempts to reach the broker, which is started again in a second at most."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+async def run_pack(orders: Orders) -> None:
+    """This runs a codepack until the machine is gone.
+
+    Raises:
+        MachineGone: QEMU has ended.
+        CodepackError: there is no such codepack.
+        QvmiError: the bus refuses this process, or its outbox cannot be used.
+    """
+    session = _PackSession(orders)
+    channel = MqttChannel(Path(orders.socket))
+    async with AsyncExitStack() as stack:
+        account = outbox_account(orders.vm, orders.codepack, orders.outbox_secret)
+        outbox = await Outbox.open(Path.cwd() / _OUTBOX, account, vm=orders.vm, consumers=[ALERTS])
+        stack.push_async_callback(outbox.close)
+        stack.push_async_callback(session.machine.close)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(session.hear(), name="qvmi-orders")
+                group.create_task(outbox.deliver(channel), name="qvmi-outbox")
+                group.create_task(session.run(channel, outbox), name="qvmi-session")
+        except ExceptionGroup as errors:
+            raise first_of(errors) from None
+
+
+class _PackSession:
+    """This is a codepack that looks at a machine, over one connection to the bus after the other."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._pack = _codepack(orders)
+        self._caveats = orders.caveats
+        self._bus: Bus | None = None
+        self._runner: Runner | None = None
+        self.machine = RemoteMachine(
+            self._ask,
+            orders.memory.mapped(orders.descriptors),
+            Choices(cache=ProfileCache(Path(orders.profiles))),
+            address=orders.address,
+        )
+
+    async def hear(self) -> Never:
+        """This takes in further orders, and ends this process with the manager's."""
+        reader = asyncio.StreamReader(limit=MAX_LINE)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while line := await reader.readline():
+            self._caveats = read_line(line, Caveats).caveats
+        # The manager is gone. What this holds ends by itself; what is in the outbox is on the disk.
+        os._exit(os.EX_OK)
+
+    async def run(self, channel: Channel, outbox: Outbox) -> Never:
+        """This looks and publishes until the machine is gone, which it raises."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._session(channel, outbox)
+            except BusRefused:
+                raise
+            except BusError as error:
+                _log.debug("the bus is lost: %s", error)
+            else:
+                raise MachineGone("watch")
+            pause_s = _FIRST_PAUSE_S if self._bus is not None else min(2 * pause_s, _MAX_PAUSE_S)
+            self._bus = None
+            await asyncio.sleep(pause_s)
+
+    async def _session(self, channel: Channel, outbox: Outbox) -> None:
+        """This looks over one connection; BusError when that is lost."""
+        account = pack_account(self._orders.vm, self._orders.codepack, self._orders.secret)
+        async with AsyncExitStack() as stack:
+            bus = await channel.connect(account)
+            stack.push_async_callback(bus.close)
+            states = await bus.subscribe(TopicFilter(self._orders.vm, MANAGER, MACHINE))
+            self._bus = bus
+            listening = asyncio.create_task(self._listen(states), name="qvmi-machine")
+            stack.callback(listening.cancel)
+            if self._runner is None:
+                self._runner = await self._first_look()
+            await self._runner.run(_Publisher(bus, outbox))
+
+    async def _first_look(self) -> Runner:
+        try:
+            await self.machine.refresh()
+        except (MachineGone, BusError):
+            raise
+        except QvmiError as error:  # the runner looks again, and reports what is wrong
+            _log.debug("%s: %s", self._orders.codepack, error)
+        return Runner(
+            self._pack,
+            self.machine,
+            vm=self._orders.vm,
+            look_deadline_s=self._orders.look_s,
+            caveats=lambda: self._caveats,
+        )
+
+    async def _listen(self, states: Subscription) -> None:
+        """This takes in what the manager says of the machine by itself."""
+        with suppress(BusError):
+            async for message in states:
+                with suppress(BadMessage):
+                    self.machine.note(message.read_body(MachineState))
+
+    async def _ask(self, question: dict[str, object], *, timeout_s: float) -> dict[str, object]:
+        if self._bus is None:
+            raise BusError("there is no connection to the bus just now")
+        topic = Topic.of_request(self._orders.vm, self._orders.codepack, MANAGER)
+        return (await self._bus.request(topic, question, deadline_s=timeout_s)).body
+
+
+class _Publisher:
+    """This puts what must not be lost into the outbox, and the rest onto the bus."""
+
+    def __init__(self, bus: Bus, outbox: Outbox) -> None:
+        self._bus = bus
+        self._outbox = outbox
+
+    async def publish(self, message: Message, *, retain: bool = False) -> None:
+        """This takes a message; see :meth:`qvmi.bus.bus.Bus.publish`."""
+        if message.kind in DURABLE_KINDS:
+            await self._outbox.publish(message)
+        else:
+            await self._bus.publish(message, retain=retain)
+
+
+def _codepack(orders: Orders) -> Codepack:
+    """This makes the codepack; whatever its module does wrong is an error of the codepack's."""
+    module, _, name = orders.entry.partition(":")
+    try:
+        pack: Codepack = getattr(import_module(module), name)(orders.interval_s)
+    except Exception as error:
+        raise CodepackError(orders.codepack, f"{orders.entry} cannot be loaded: {error}") from error
+    if pack.name != orders.codepack:
+        raise CodepackError(orders.codepack, f"{orders.entry} calls itself {pack.name!r}")
+    return pack

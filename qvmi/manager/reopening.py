@@ -1,0 +1,56 @@
+"""Whether a process that was given guest RAM for reading can get at it for writing, by trying to."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+__all__ = ["ways_to_write"]
+
+_FOR_ALL: Final = 0o666
+
+
+def ways_to_write(descriptors: Iterable[int], processes: Iterable[int]) -> tuple[str, ...]:
+    """These are the ways that lead to writing guest RAM, tried by this process as it is now.
+
+    Nothing is written. A mode that could be changed is changed back.
+
+    Args:
+        descriptors: of the RAM, open for reading.
+        processes: that have it mapped or open for writing, such as QEMU.
+    """
+    found: list[str] = []
+    for number in descriptors:
+        link = f"/proc/self/fd/{number}"
+        found += _tried(link, f"{link} opens for writing")
+        with _open_to_all(number) as changed:
+            if changed:
+                found += _tried(link, f"the mode of {link} can be changed")
+    for process in processes:
+        memory = f"/proc/{process}/mem"
+        found += _tried(memory, f"{memory} opens for writing")
+    return tuple(found)
+
+
+def _tried(path: str, way: str) -> list[str]:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return []
+    return [way]
+
+
+@contextmanager
+def _open_to_all(number: int) -> Iterator[bool]:
+    """This lets everybody write the file meanwhile, and tells whether that could be done."""
+    before = stat.S_IMODE(os.fstat(number).st_mode)
+    try:
+        os.fchmod(number, _FOR_ALL)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.fchmod(number, before)
