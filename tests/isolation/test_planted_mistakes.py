@@ -169,11 +169,23 @@ def test_a_serial_port_that_is_the_port_of_the_broker(bench: Bench, bus: Network
 
 def test_a_serial_port_that_tries_again_to_reach_the_broker(bench: Bench) -> None:
     broker = bench.broker()
+    machine = bench.machine()
+    newer = machine.monitor.execute("query-version")["qemu"]["major"] >= 10
+    address = {"type": "unix", "data": {"path": str(broker.socket)}}
+    again = {"reconnect-ms": 60_000} if newer else {"reconnect": 60}
+    backend = {"type": "socket", "data": {"addr": address, "server": False, **again}}
     broker.socket.rename(away := broker.folder / "away")
-    machine = bench.machine(
-        *("-chardev", f"socket,id=c,path={broker.socket},reconnect=60", "-serial", "chardev:c")
-    )
-    away.rename(broker.socket)
+    with socket.socket(socket.AF_UNIX) as decoy:
+        decoy.bind(str(broker.socket))
+        decoy.listen()
+        machine.monitor.execute("chardev-add", id="c", backend=backend)
+        with decoy.accept()[0]:
+            away.rename(broker.socket)
+
+    def waits() -> bool:
+        return "disconnected" in str(machine.monitor.execute("query-chardev"))
+
+    bench.until(waits, "QEMU does not see the end of its connection")
     assert not connected_unix(machine.pid, broker.pid)
     assert_named(bench.examine(machine, broker), "disconnected:unix", "leads to the broker")
 
