@@ -6,6 +6,7 @@ that is ``autosave_on_changes``, with a session that outlives its connection.
 """
 
 import asyncio
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +20,13 @@ from qvmi.bus.account import Account
 from qvmi.bus.broker import Broker, find_mosquitto, mosquitto
 from qvmi.bus.message import Message
 from qvmi.bus.outbox import Outbox
+from qvmi.bus.throttle import Throttle
 from qvmi.bus.topic import TopicFilter
 
 VM = "web"
 PACK = Account.of_sender(VM, "pack", ["log"])
 READER = Account.of_consumer(VM, "log")
+READER_OF_PACK = Account.of_reader("reader", TopicFilter(VM, "pack"))
 MOST_OF_RAW = 1.3
 LEAST_DURABLE = 1500.0
 """Messages per second."""
@@ -94,6 +97,64 @@ async def round_trips_of_bus(broker: Broker, count: int) -> float:
     return Times(taken).median
 
 
+FLOODER = Account.of_codepack(VM, "flooder")
+THROTTLE = Account.of_reader("qvmi.throttle", TopicFilter())
+MOST_OF_QUIET = 2.0
+FLOOD = """
+import socket, sys
+path, user, packet = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
+secret = sys.stdin.readline().strip().encode()
+text = lambda data: len(data).to_bytes(2, "big") + data
+body = text(b"MQTT") + b"\\x05\\xc2\\x00\\x3c\\x00" + b"".join(map(text, (b"x", user.encode(), secret)))
+while True:
+    with socket.socket(socket.AF_UNIX) as one:
+        try:
+            one.connect(path)
+            one.sendall(bytes([0x10, len(body)]) + body)
+            while one.recv(1024)[3] == 0:
+                while True:
+                    one.sendall(packet * 50)
+        except (OSError, IndexError):
+            pass
+"""
+"""A program that publishes as fast as it can, and comes back whenever it is thrown out."""
+
+
+def a_publish_of_the_flooders() -> bytes:
+    """This is an MQTT packet of some 250 bytes, at QoS 0."""
+    one = Message(vm=VM, codepack="flooder", kind="alert", time=time.time(), body={})
+    topic, data = one.topic.text.encode(), one.to_json()
+    body = len(topic).to_bytes(2, "big") + topic + b"\x00" + data
+    return bytes([0x30, len(body) & 0x7F | 0x80, len(body) >> 7]) + body
+
+
+async def slow_round_trips(count: int, *, flood: bool) -> float:
+    """This is what 99 of 100 round trips take at most, in seconds, while another floods or is quiet."""
+    accounts = [PACK, READER_OF_PACK, FLOODER, THROTTLE]
+    async with mosquitto(accounts) as broker:
+        throttling = asyncio.create_task(Throttle(broker, THROTTLE, [FLOODER]).run(broker))
+        pack, reader = await broker.connect(PACK), await broker.connect(READER_OF_PACK)
+        arriving = await reader.subscribe(TopicFilter(VM, "pack"))
+        arguments = (str(broker.socket), FLOODER.name, a_publish_of_the_flooders().hex())
+        flooder = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FLOOD if flood else "input()\ninput()", *arguments),
+            stdin=asyncio.subprocess.PIPE,
+        )
+        assert flooder.stdin is not None  # noqa: S101 - asked for above
+        flooder.stdin.write(f"{FLOODER.secret}\n".encode())
+        taken = []
+        for number in range(count):
+            began = time.perf_counter()
+            await pack.publish(message(number))
+            await anext(arriving)
+            taken.append(time.perf_counter() - began)
+        flooder.kill()
+        await flooder.wait()
+        throttling.cancel()
+        await asyncio.wait({throttling})
+    return sorted(taken)[count * 99 // 100]
+
+
 async def by_outbox(count: int, *, together: int) -> float:
     """This is how long so many durable publishes take, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -146,6 +207,24 @@ async def round_trips(size: Size) -> tuple[float, float]:
     return Times(ours).median, Times(theirs).median
 
 
+def tell_flood(size: Size) -> None:
+    """This prints what a codepack that floods costs the others."""
+    trips = size.of(20_000, 100)
+    quiet, flooded = in_turns(
+        size.of(3, 1),
+        lambda: asyncio.run(slow_round_trips(trips, flood=False)),
+        lambda: asyncio.run(slow_round_trips(trips, flood=True)),
+    )
+    tell_ratio(
+        "round trip of a message, 99 of 100, while another codepack floods",
+        f"{flooded.median * 1e6:.0f} us",
+        flooded.median / quiet.median,
+        beside=f"while all are quiet {quiet.median * 1e6:.0f} us",
+        target=f"at most {MOST_OF_QUIET} times",
+        reached=flooded.median <= MOST_OF_QUIET * quiet.median,
+    )
+
+
 def bus(size: Size) -> None:
     """This prints the round trip's ratio, and how many messages a second become durable."""
     ours, theirs = asyncio.run(round_trips(size))
@@ -157,6 +236,7 @@ def bus(size: Size) -> None:
         target=f"at most {MOST_OF_RAW} times",
         reached=ours <= MOST_OF_RAW * theirs,
     )
+    tell_flood(size)
     count, few = size.of(3000, 64), size.of(300, 16)
     together, alone, broker = in_turns(
         size.of(5, 1),

@@ -39,14 +39,20 @@ QVMI_COMMANDS=(
 )
 
 # The same for what only tests need: git lists the files of the project, the shells try the completion
-# scripts, bpftool reads the same types as qvmi does, gdb the same registers; the rest makes and runs
+# scripts, mosquitto_rr and openssl try the bus from outside, bpftool reads the same types as qvmi does, gdb
+# the same registers; ip, nft and tcpdump make networks and tell what passes them; the rest makes and runs
 # guests of another architecture.
 QVMI_TEST_COMMANDS=(
     "git=git"
     "zsh=zsh"
     "fish=fish"
     "bpftool=bpftool"
+    "mosquitto_rr=mosquitto-clients"
+    "openssl=openssl"
     "gdb=gdb"
+    "ip=iproute2"
+    "nft=nftables"
+    "tcpdump=tcpdump"
     "gdb-multiarch=gdb-multiarch"
     "qemu-system-aarch64=qemu-system-arm"
     "aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu libc6-dev-arm64-cross"

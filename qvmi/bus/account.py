@@ -1,13 +1,14 @@
 """Who may use the bus: a name, a secret, and the topics that go with them."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from qvmi.bus.receipt import RECEIPT
 from qvmi.bus.topic import ANY, REPLY, REQUEST, Topic, TopicFilter, is_name
 from qvmi.errors import BusRefused, UsageError
+from qvmi.policy import Grant, Policy
 
 __all__ = ["Account"]
 
@@ -47,6 +48,29 @@ class Account:
         """
         replies = tuple(TopicFilter(vm, codepack, REPLY, service) for service in services)
         return cls(f"{vm}.{codepack}", publishes=_spoken_by(vm, codepack), reads=replies)
+
+    @classmethod
+    def of_granted(
+        cls,
+        vm: str,
+        codepack: str,
+        policy: Policy,
+        *,
+        services: Mapping[str, frozenset[Grant]],
+    ) -> Self:
+        """This is a codepack's account that may ask only those services that its policy gives it a use of.
+
+        Args:
+            vm: the watched machine.
+            codepack: who speaks.
+            policy: what it is granted.
+            services: what each service does for whoever is granted it: any of these is enough to ask.
+        """
+        asked = [name for name, does in services.items() if does & policy.grants]
+        requests = (TopicFilter(vm, codepack, REQUEST, service) for service in asked)
+        replies = (TopicFilter(vm, codepack, REPLY, service) for service in asked)
+        own = TopicFilter(vm, codepack, ANY)
+        return cls(f"{vm}.{codepack}", publishes=(own, *requests), reads=(*replies,))
 
     @classmethod
     def of_service(cls, vm: str, name: str) -> Self:

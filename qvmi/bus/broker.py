@@ -4,19 +4,30 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from qvmi.bus.account import Account
-from qvmi.bus.mosquitto_config import CONFIG_FILE, SOCKET, files
+from qvmi.bus.message import Message
+from qvmi.bus.mosquitto_config import (
+    CERTIFICATE_FILE,
+    CONFIG_FILE,
+    KEY_FILE,
+    SOCKET,
+    account_files,
+    files,
+)
 from qvmi.bus.mqtt import MqttBus
+from qvmi.bus.place import HERE, Place
 from qvmi.bus.private_folder import private_folder
+from qvmi.bus.tls_listener import TlsListener
 from qvmi.bus.unix_socket import MAX_SOCKET_PATH, accepts
-from qvmi.errors import BrokerUnavailable
+from qvmi.errors import BrokerUnavailable, BusRefused
 
 __all__ = ["Broker", "find_mosquitto", "mosquitto"]
 
@@ -35,6 +46,12 @@ STABLE_S: Final = 60.0
 _POLL_S: Final = 0.005
 """Between two looks at whether the socket accepts."""
 
+_REREAD_POLL_S: Final = 0.02
+"""Between two looks at whether mosquitto has read its accounts again, which it does at once when idle."""
+
+_MARK: Final = "qvmi.accounts-are-read"
+"""The account that shows it."""
+
 _LAST_WORDS_BYTES: Final = 4096
 """What is kept of mosquitto's log, for the error that says why it ended."""
 
@@ -42,6 +59,7 @@ _SYSTEM_FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin")
 """Where distributions install mosquitto, which are not in every user's PATH."""
 
 _log: Final = logging.getLogger(__name__)
+_audit: Final = logging.getLogger("qvmi.audit")
 
 _LIFELINE: Final = Path(__file__).with_name("lifeline.py")
 
@@ -67,20 +85,34 @@ def find_mosquitto(path: str | None = None) -> Path:
 
 @asynccontextmanager
 async def mosquitto(
-    accounts: Sequence[Account], *, program: Path | None = None
+    accounts: Sequence[Account],
+    *,
+    program: Path | None = None,
+    tls: TlsListener | None = None,
+    place: Place = HERE,
 ) -> AsyncIterator["Broker"]:
     """This runs a mosquitto that these accounts may enter, until the block ends.
 
+    Args:
+        accounts: who may enter.
+        program: mosquitto itself; None looks for it.
+        tls: where it listens besides its Unix socket; None for nowhere.
+        place: where it runs, and an address that it listens at there.
+
     Raises:
+        UsageError: the listener's certificate or key cannot be read.
         BrokerUnavailable: there is no mosquitto, or it does not start; the message holds its words.
     """
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder())
-            _write_files(folder, accounts)
+            root = place.as_root or os.geteuid() == 0
+            _write(folder, files(accounts, root=root, tls=tls, place=place))
+            if tls:
+                _write(folder, dict(zip((CERTIFICATE_FILE, KEY_FILE), tls.pem(), strict=True)))
         except OSError as error:
             raise BrokerUnavailable(f"no folder for the broker: {error}") from error
-        broker = Broker(program or find_mosquitto(), folder)
+        broker = Broker(program or find_mosquitto(), folder, accounts, place)
         supervision = asyncio.create_task(broker.supervise(), name="qvmi-broker")
         try:
             await broker.accepting()
@@ -95,14 +127,20 @@ class Broker:
 
     Attributes:
         socket: the Unix socket it listens on.
+        place: where it runs.
         starts: how often it was started.
     """
 
-    def __init__(self, program: Path, folder: Path) -> None:
+    def __init__(
+        self, program: Path, folder: Path, accounts: Sequence[Account], place: Place = HERE
+    ) -> None:
         self.socket = folder / SOCKET
+        self.place = place
         self.starts = 0
         self._program = program
         self._folder = folder
+        self._accounts = {account.name: account for account in accounts}
+        self._changing = asyncio.Lock()
         self._process: Process | None = None
         self._settled = asyncio.Event()
         self._failure = ""
@@ -130,7 +168,7 @@ class Broker:
         if self._failure:
             raise BrokerUnavailable(self._failure)
 
-    async def connect(self, account: Account) -> MqttBus:
+    async def connect(self, account: Account, *, will: Message | None = None) -> MqttBus:
         """This connects an account; a broker that ended or hangs is started again and waited for.
 
         Raises:
@@ -143,13 +181,41 @@ class Broker:
             await self.accepting()
             process = self._process
             try:
-                return await MqttBus.connect(self.socket, account)
+                return await MqttBus.connect(self.socket, account, will=will)
             except BrokerUnavailable:
                 if loop.time() > deadline:
                     raise
             if process is not None and process.returncode is None:
                 process.kill()  # it hangs, or it is ending anyway
             await asyncio.sleep(_POLL_S)
+
+    async def admit(self, account: Account) -> None:
+        """This lets one more account in, or an account in with another secret or other rights.
+
+        Nobody else's connection is touched.
+
+        Raises:
+            BrokerUnavailable: it does not take note of the change.
+        """
+        async with self._changing:
+            known = account.name in self._accounts
+            self._accounts[account.name] = account
+            await self._have_accounts_read()
+        if known:  # whoever is connected with the old secret is thrown out by its successor
+            await (await self.connect(account)).close()
+
+    async def revoke(self, name: str) -> None:
+        """This lets an account in no more, and ends its connection; nobody else's is touched.
+
+        On return its secret is worth nothing. Revoking one that is not let in does nothing.
+
+        Raises:
+            BrokerUnavailable: the broker does not take note of the change.
+        """
+        async with self._changing:
+            if self._accounts.pop(name, None) is not None:
+                _audit.warning("revoked on the bus: the account %s", name)
+                await self._have_accounts_read()
 
     async def supervise(self) -> None:
         """This runs mosquitto, again when it ends, until cancelled or until it is no use."""
@@ -161,6 +227,26 @@ class Broker:
             ends = 1 if loop.time() - began > STABLE_S else ends + 1
             if ends > MAX_RESTARTS:
                 self._fail(f"mosquitto ended {ends} times in a row: {last_words}")
+
+    async def _have_accounts_read(self) -> None:
+        """This has mosquitto read the accounts again, and waits until it has.
+
+        It says nothing when it has. So each time the files hold one more account, which is new and may
+        do nothing: once that is let in, what else they hold is in force.
+        """
+        mark = Account(_MARK)
+        _write(self._folder, account_files([*self._accounts.values(), mark]))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_TIMEOUT_S
+        while loop.time() < deadline:
+            process = self._process
+            if process is not None and process.returncode is None:
+                process.send_signal(signal.SIGHUP)
+            try:
+                return await (await MqttBus.connect(self.socket, mark)).close()
+            except (BusRefused, BrokerUnavailable):  # not yet read, or just starting again
+                await asyncio.sleep(_REREAD_POLL_S)
+        raise BrokerUnavailable("mosquitto does not read its accounts again")
 
     async def _run_once(self) -> str:
         """This runs mosquitto until it ends, and returns the end of its log."""
@@ -187,6 +273,7 @@ class Broker:
         """This starts mosquitto in a session of its own, so that ^C at a terminal does not end it."""
         self.starts += 1
         return await asyncio.create_subprocess_exec(
+            *self.place.enter,  # first: who enters a user namespace loses the lifeline
             *(sys.executable, "-I", "-S", _LIFELINE, str(os.getpid())),
             *(self._program, "-c", CONFIG_FILE),
             cwd=self._folder,
@@ -212,11 +299,13 @@ class Broker:
         return reason
 
 
-def _write_files(folder: Path, accounts: Sequence[Account]) -> None:
-    for name, text in files(accounts, root=os.geteuid() == 0).items():
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="ascii")
+def _write(folder: Path, texts: Mapping[str, str]) -> None:
+    """This writes files that only their owner may read, each whole or not at all."""
+    for name, text in texts.items():
+        new = folder / f"{name}.new"
+        new.touch(mode=0o600)
+        new.write_text(text, encoding="ascii")
+        new.replace(folder / name)
 
 
 async def _end_of_log(stream: asyncio.StreamReader | None) -> str:

@@ -38,16 +38,22 @@ class Bus(Publisher, Protocol):
     Every implementation passes ``tests/contract/test_bus.py``.
     """
 
-    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+    async def subscribe(
+        self, topics: TopicFilter, *, retained: bool = True, group: str | None = None
+    ) -> Subscription:
         """This starts to receive what is published from now on, and first what was retained.
 
         Args:
             topics: what to receive.
             retained: whether to take what was published to be retained; if not, it is refused and
                 counted, before or now.
+            group: a name; each message then goes to one of those who subscribe to the same topics in
+                this group, and nothing that was retained before; None for all messages.
 
         Raises:
             BusRefused: the account may not read there.
+            UsageError: the group has no name, or this bus is in it already, or subscribed to the
+                same topics with another ``retained``.
             BusError: the channel is closed or lost, or does not answer.
         """
         ...
@@ -74,12 +80,15 @@ class Bus(Publisher, Protocol):
         """
         ...
 
-    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+    async def serve(
+        self, service: str, *, vm: str | None = None, group: str | None = None
+    ) -> Requests:
         """This starts to receive what a service is asked from now on.
 
         Args:
             service: its name.
             vm: only about this machine; None for all.
+            group: a name for those who serve together: each request goes to one of them.
 
         Raises:
             BusRefused: the account may not read there.
@@ -95,11 +104,16 @@ class Bus(Publisher, Protocol):
 class Channel(Protocol):
     """This is what carries messages between accounts."""
 
-    async def connect(self, account: Account) -> Bus:
+    async def connect(self, account: Account, *, will: Message | None = None) -> Bus:
         """This enters the channel.
 
+        Args:
+            account: who enters.
+            will: what the channel publishes, and retains, when the bus is closed, lost, or its
+                program killed, such as the status that nobody looks any more; None for nothing.
+
         Raises:
-            BusRefused: the account is unknown, or its secret is wrong.
+            BusRefused: the account is unknown, or its secret is wrong, or the will is not its own.
             BrokerUnavailable: there is nothing to connect to.
         """
         ...

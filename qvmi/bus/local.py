@@ -1,12 +1,13 @@
 """The bus within one process, for a program that needs no broker."""
 
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import Message
 from qvmi.bus.requests import Requester, Requests
-from qvmi.bus.subscription import Subscription
+from qvmi.bus.subscription import Subscription, require_new
 from qvmi.bus.topic import REQUEST, Topic, TopicFilter
 from qvmi.errors import BusError, BusRefused
 
@@ -23,12 +24,16 @@ class LocalChannel:
         self._accounts = {account.name: account for account in accounts}
         self._buses: list[LocalBus] = []
         self._retained: dict[Topic, bytes] = {}
+        self._turns: Counter[str] = Counter()
 
-    async def connect(self, account: Account) -> "LocalBus":
+    async def connect(self, account: Account, *, will: Message | None = None) -> "LocalBus":
         """This enters the channel; BusRefused for an account that it was not opened for."""
         if self._accounts.get(account.name) != account:
             raise BusRefused(f"connection of {account.name!r}", "unknown account or wrong secret")
-        bus = LocalBus(account, self)
+        if will is not None:
+            account.require_publish(will.topic)
+            will.to_json()
+        bus = LocalBus(account, self, will)
         self._buses.append(bus)
         return bus
 
@@ -40,9 +45,17 @@ class LocalChannel:
         """This gives a message to every subscription that wants it, and keeps it if it is to."""
         if retain:
             self._retained[topic] = data
+        sharing: defaultdict[str, list[Subscription]] = defaultdict(list)
         for subscription in self.subscriptions():
-            if subscription.topics.matches(topic):
+            if not subscription.topics.matches(topic):
+                continue
+            if subscription.group:
+                sharing[subscription.filter_text].append(subscription)
+            else:
                 subscription.arrive(topic, data, retained=retain)
+        for shared, members in sharing.items():
+            turn = self._turns[shared] = self._turns[shared] + 1
+            members[turn % len(members)].arrive(topic, data, retained=retain)
 
     def catch_up(self, subscription: Subscription) -> None:
         """This gives a new subscription what was kept."""
@@ -64,11 +77,12 @@ class LocalChannel:
 class LocalBus:
     """This is one account's end of a :class:`LocalChannel`; see :class:`~qvmi.bus.bus.Bus`."""
 
-    def __init__(self, account: Account, channel: LocalChannel) -> None:
+    def __init__(self, account: Account, channel: LocalChannel, will: Message | None) -> None:
         self.subscriptions: list[Subscription] = []
         self._account = account
         self._channel = channel
         self._closed = False
+        self._will = will
         self._requester = Requester(self)
 
     async def publish(self, message: Message, *, retain: bool = False) -> None:
@@ -79,13 +93,17 @@ class LocalBus:
         self._account.require_publish(topic)
         self._channel.carry(topic, data, retain=retain)
 
-    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+    async def subscribe(
+        self, topics: TopicFilter, *, retained: bool = True, group: str | None = None
+    ) -> Subscription:
         """This starts to receive what is published from now on, and first what was retained."""
         self._require_open()
         self._account.require_read(topics)
-        subscription = Subscription(topics, forget=self._forget, retained=retained)
+        require_new(self.subscriptions, topics, retained=retained, group=group)
+        subscription = Subscription(topics, forget=self._forget, retained=retained, group=group)
         self.subscriptions.append(subscription)
-        self._channel.catch_up(subscription)
+        if group is None:
+            self._channel.catch_up(subscription)
         return subscription
 
     async def request(
@@ -94,15 +112,20 @@ class LocalBus:
         """This asks a service, and waits for its answer."""
         return await self._requester.request(topic, body, deadline_s=deadline_s)
 
-    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+    async def serve(
+        self, service: str, *, vm: str | None = None, group: str | None = None
+    ) -> Requests:
         """This starts to receive what a service is asked from now on."""
-        arriving = await self.subscribe(TopicFilter(vm, None, REQUEST, service), retained=False)
+        topics = TopicFilter(vm, None, REQUEST, service)
+        arriving = await self.subscribe(topics, retained=False, group=group)
         return Requests(self, service, arriving)
 
     async def close(self) -> None:
         """This leaves the channel and ends the subscriptions."""
-        self._closed = True
         self._channel.forget(self)
+        if self._will is not None and not self._closed:
+            self._channel.carry(self._will.topic, self._will.to_json(), retain=True)
+        self._closed = True
         for subscription in self.subscriptions:
             subscription.end()
         self.subscriptions.clear()

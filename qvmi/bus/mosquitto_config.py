@@ -11,14 +11,28 @@ from typing import Final
 
 from qvmi.bus.account import Account
 from qvmi.bus.message import MAX_MESSAGE_BYTES
+from qvmi.bus.place import HERE, Place
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES
+from qvmi.bus.tls_listener import TlsListener
 
-__all__ = ["ACCESS_FILE", "CONFIG_FILE", "PASSWORD_FILE", "SOCKET", "files"]
+__all__ = [
+    "ACCESS_FILE",
+    "CERTIFICATE_FILE",
+    "CONFIG_FILE",
+    "KEY_FILE",
+    "PASSWORD_FILE",
+    "SOCKET",
+    "account_files",
+    "files",
+]
 
 CONFIG_FILE: Final = "mosquitto.conf"
 PASSWORD_FILE: Final = "passwords"  # noqa: S105 - a file's name
 ACCESS_FILE: Final = "access"
 SOCKET: Final = "mqtt.sock"
+
+CERTIFICATE_FILE: Final = "certificate.pem"
+KEY_FILE: Final = "key.pem"
 
 _HASH_ROUNDS: Final = 101
 """What mosquitto_passwd takes; more would only slow the connect, the secrets are 256 random bits."""
@@ -29,6 +43,12 @@ _SALT_BYTES: Final = 12
 _MAX_CONNECTIONS: Final = 256
 """Far more codepacks and readers than one bus has."""
 
+_EACH_LISTENER: Final = (
+    f"max_connections {_MAX_CONNECTIONS}",
+    "use_username_as_clientid true",  # nobody can take over another account's session
+)
+"""What mosquitto must be told for each listener."""
+
 _PACKET_OVERHEAD: Final = 2048
 """Room in an MQTT packet for topic (at most 272 bytes) and properties (with the longest names, 800)."""
 
@@ -36,26 +56,39 @@ _MEMORY_LIMIT: Final = 256 * 1024 * 1024
 """Heap of the broker; two readers that have stopped reading fit into it with full queues."""
 
 
-def files(accounts: Sequence[Account], *, root: bool) -> Mapping[str, str]:
+def files(
+    accounts: Sequence[Account],
+    *,
+    root: bool,
+    tls: TlsListener | None = None,
+    place: Place = HERE,
+) -> Mapping[str, str]:
     """This is the text of each file, by name; paths in them are relative to their folder.
 
     Args:
         accounts: who may enter.
         root: whether mosquitto will run as root, which it must be told to remain: it would give up
             the right to its own folder.
+        tls: a listener besides the Unix socket.
+        place: where it runs, and an address that it listens at there.
     """
+    return {CONFIG_FILE: _config(root=root, tls=tls, place=place), **account_files(accounts)}
+
+
+def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
+    """This is the text of the files that mosquitto reads again when it is told to."""
     return {
-        CONFIG_FILE: _config(root=root),
         PASSWORD_FILE: "".join(map(_password_line, accounts)),
         ACCESS_FILE: "".join(map(_access_lines, accounts)),
     }
 
 
-def _config(*, root: bool) -> str:
+def _config(*, root: bool, tls: TlsListener | None, place: Place) -> str:
     lines = [
-        f"listener 0 {SOCKET}",  # the only one: no port, so nothing to reach from a network
-        f"max_connections {_MAX_CONNECTIONS}",
-        "use_username_as_clientid true",  # nobody can take over another account's session
+        f"listener 0 {SOCKET}",  # without tls and place the only one: no port to reach from a network
+        *_EACH_LISTENER,
+        *(_tls_lines(tls) if tls else ()),
+        *(_place_lines(place) if place.address else ()),
         "allow_anonymous false",
         f"password_file {PASSWORD_FILE}",
         f"acl_file {ACCESS_FILE}",  # what is not listed there is forbidden
@@ -73,6 +106,20 @@ def _config(*, root: bool) -> str:
     if root:
         lines.append("user root")
     return "\n".join(lines) + "\n"
+
+
+def _tls_lines(tls: TlsListener) -> Sequence[str]:
+    return [
+        f"listener {tls.port} {tls.host}",
+        *_EACH_LISTENER,
+        f"certfile {CERTIFICATE_FILE}",
+        f"keyfile {KEY_FILE}",
+    ]
+
+
+def _place_lines(place: Place) -> Sequence[str]:
+    """This is a listener at one address: without one it would be at all of them."""
+    return [f"listener {place.port} {place.address}", *_EACH_LISTENER]
 
 
 def _password_line(account: Account) -> str:

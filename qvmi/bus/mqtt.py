@@ -1,4 +1,4 @@
-"""The bus over MQTT 5: aiomqtt on a Unix socket, with every refusal of the broker made an error.
+"""The bus over MQTT 5: aiomqtt, with every refusal of the broker made an error.
 
 References: MQTT Version 5.0 (OASIS), 2.4 Reason Code, 3.8.2.1.2 Subscription Identifier,
 3.8.3.1 Subscription Options, 3.9 SUBACK.
@@ -6,8 +6,8 @@ References: MQTT Version 5.0 (OASIS), 2.4 Reason Code, 3.8.2.1.2 Subscription Id
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,6 +19,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qvmi.bus.account import Account
+from qvmi.bus.broker_address import BrokerAddress
+from qvmi.bus.bus import OpenChannel
 from qvmi.bus.message import Message
 from qvmi.bus.mqtt_client import (
     ANSWER_TIMEOUT_S,
@@ -29,11 +31,11 @@ from qvmi.bus.mqtt_client import (
 from qvmi.bus.mqtt_packet import Arrival
 from qvmi.bus.mqtt_properties import properties_of
 from qvmi.bus.requests import Requester, Requests
-from qvmi.bus.subscription import Subscription
+from qvmi.bus.subscription import Subscription, require_new
 from qvmi.bus.topic import REQUEST, Topic, TopicFilter
-from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused, UsageError
+from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused
 
-__all__ = ["MqttBus", "MqttChannel"]
+__all__ = ["MqttBus", "MqttChannel", "broker_at"]
 
 _FIRST_REFUSAL: Final = 0x80
 """Reason codes from here on say no."""
@@ -66,33 +68,45 @@ class MqttBus:
     It does not come back by itself: once the broker is lost, everything raises BusError.
     """
 
-    def __init__(self, account: Account, client: AnsweredClient) -> None:
+    def __init__(self, account: Account, client: AnsweredClient, *, guarded: bool) -> None:
         self._account = account
         self._client = client
+        self._guarded = guarded
         self._closed = False
         self._subscribing = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_PENDING_PUBLISHES)
         self._publishing: set[asyncio.Task[ReasonCode]] = set()
-        self._readers: dict[TopicFilter, _Readers] = {}
+        self._readers: dict[str, _Readers] = {}
         self._numbers = itertools.count(1)
         self._requester = Requester(self)
 
     @classmethod
-    async def connect(cls, path: Path, account: Account) -> "MqttBus":
-        """This connects to the broker that listens on a Unix socket.
+    async def connect(
+        cls, where: Path | BrokerAddress, account: Account, *, will: Message | None = None
+    ) -> "MqttBus":
+        """This connects to a broker.
+
+        Args:
+            where: the Unix socket it listens on, or its address.
+            account: who connects.
+            will: see :meth:`~qvmi.bus.bus.Channel.connect`.
 
         Raises:
-            BrokerUnavailable: nothing listens there, or it does not answer.
-            BusRefused: the broker does not accept the account.
+            BrokerUnavailable: nothing listens there, or it is not who its certificate should say, or
+                it does not answer.
+            BusRefused: the broker does not accept the account, or not its will.
         """
-        client = AnsweredClient(path, account)
-        bus = cls(account, client)
+        address = BrokerAddress.of_socket(where) if isinstance(where, Path) else where
+        if will is not None:
+            account.require_publish(will.topic)
+        client = AnsweredClient(address, account, will)
+        bus = cls(account, client, guarded=address.login is None)
         try:
             await client.open(arrived=bus._arrived)
         except aiomqtt.MqttCodeError as error:
             raise BusRefused(f"connection of {account.name!r}", str(error)) from error
         except aiomqtt.MqttError as error:
-            raise BrokerUnavailable(f"no broker answers on {path}: {error}") from error
+            raise BrokerUnavailable(f"no broker answers on {address}: {error}") from error
         client.lost.add_done_callback(bus._lost)
         return bus
 
@@ -100,6 +114,8 @@ class MqttBus:
         """This publishes, and waits until the broker has taken or refused the message."""
         data = message.to_json()
         topic = message.topic.text
+        if not self._guarded:
+            self._account.require_publish(message.topic)
         await self._slots.acquire()
         # It goes on where the caller is cancelled: paho holds the message until the broker answers,
         # and has room for so many only.
@@ -111,23 +127,23 @@ class MqttBus:
         publishing.add_done_callback(self._published)
         _require_granted(topic, await asyncio.shield(publishing))
 
-    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
+    async def subscribe(
+        self, topics: TopicFilter, *, retained: bool = True, group: str | None = None
+    ) -> Subscription:
         """This subscribes, and waits until the broker has granted or refused it."""
         # mosquitto grants what its ACL forbids, and stays silent.
         self._account.require_read(topics)
-        subscription = Subscription(topics, forget=self._forget, retained=retained)
+        subscription = Subscription(topics, forget=self._forget, retained=retained, group=group)
         async with self._subscribing:
             self._require_open()
-            readers = self._readers.setdefault(topics, _Readers(retained))
-            if readers.retained != retained:
-                raise UsageError(
-                    f"{topics.text}: already subscribed to with retained={not retained}"
-                )
+            open_ones = (one for them in self._readers.values() for one in them.subscriptions)
+            require_new(open_ones, topics, retained=retained, group=group)
+            readers = self._readers.setdefault(subscription.filter_text, _Readers(retained))
             number = next(self._numbers)
             readers.subscriptions.append(subscription)  # first: messages may overtake the answer
             readers.numbers[number] = subscription
             try:
-                await self._request_subscription(topics, number, retained=retained)
+                await self._request_subscription(subscription, number)
             except BaseException:
                 self._remove(subscription)
                 raise
@@ -139,9 +155,12 @@ class MqttBus:
         """This asks a service, and waits for its answer."""
         return await self._requester.request(topic, body, deadline_s=deadline_s)
 
-    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
+    async def serve(
+        self, service: str, *, vm: str | None = None, group: str | None = None
+    ) -> Requests:
         """This starts to receive what a service is asked from now on."""
-        arriving = await self.subscribe(TopicFilter(vm, None, REQUEST, service), retained=False)
+        topics = TopicFilter(vm, None, REQUEST, service)
+        arriving = await self.subscribe(topics, retained=False, group=group)
         return Requests(self, service, arriving)
 
     async def close(self) -> None:
@@ -158,31 +177,30 @@ class MqttBus:
         if not publishing.cancelled():
             publishing.exception()  # seen: a caller that was cancelled does not look
 
-    async def _request_subscription(
-        self, topics: TopicFilter, number: int, *, retained: bool
-    ) -> None:
+    async def _request_subscription(self, subscription: Subscription, number: int) -> None:
         properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call] # paho's
         properties.SubscriptionIdentifier = number
         # Whoever takes nothing retained must be told of it also while it is published.
-        options = SubscribeOptions(qos=AT_LEAST_ONCE, retainAsPublished=not retained)
-        request = self._client.subscribe(topics.text, options=options, properties=properties)
+        options = SubscribeOptions(qos=AT_LEAST_ONCE, retainAsPublished=not subscription.retained)
+        text = subscription.filter_text
+        request = self._client.subscribe(text, options=options, properties=properties)
         for code in await self._answer(request):
-            _require_granted(topics.text, code)
+            _require_granted(text, code)
 
     async def _forget(self, subscription: Subscription) -> None:
         """This unsubscribes; what the broker had sent before it knew is still delivered."""
         async with self._subscribing:
-            readers = self._readers[subscription.topics].subscriptions
+            readers = self._readers[subscription.filter_text].subscriptions
             if readers == [subscription]:
                 with suppress(BusError):  # a lost broker has forgotten it already
-                    await self._answer(self._client.unsubscribe(subscription.topics.text))
+                    await self._answer(self._client.unsubscribe(subscription.filter_text))
             self._remove(subscription)
 
     def _remove(self, subscription: Subscription) -> None:
-        readers = self._readers[subscription.topics]
+        readers = self._readers[subscription.filter_text]
         readers.subscriptions.remove(subscription)
         if not readers.subscriptions:
-            del self._readers[subscription.topics]
+            del self._readers[subscription.filter_text]
 
     def _arrived(self, arrival: Arrival) -> None:
         """This passes an arrival on to the subscriptions that the broker sent it for."""
@@ -232,15 +250,33 @@ class MqttChannel:
     """This is a broker that somebody else runs, such as the parent of this process.
 
     Args:
-        path: of its Unix socket.
+        where: the Unix socket it listens on, or its address.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: Path | BrokerAddress) -> None:
+        self.where = where
 
-    async def connect(self, account: Account) -> MqttBus:
+    async def connect(self, account: Account, *, will: Message | None = None) -> MqttBus:
         """This connects an account; see :meth:`MqttBus.connect`."""
-        return await MqttBus.connect(self.path, account)
+        return await MqttBus.connect(self.where, account, will=will)
+
+
+def broker_at(url: str) -> OpenChannel:
+    """This opens a broker that exists already, by its URL; see :meth:`BrokerAddress.parse`.
+
+    Where the URL names a user, all accounts log in as that one. The broker then cannot tell them apart,
+    and what each may do is checked on this side only: that keeps them from mistakes, not from malice.
+
+    Raises:
+        UsageError: the URL is none. No secret is in the message.
+    """
+    channel = MqttChannel(BrokerAddress.parse(url))
+
+    @asynccontextmanager
+    async def opened(_: Sequence[Account]) -> AsyncIterator[MqttChannel]:
+        yield channel
+
+    return opened
 
 
 async def _first_of(asking: asyncio.Task[Answer], lost: asyncio.Future[str]) -> None:

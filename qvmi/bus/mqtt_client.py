@@ -1,23 +1,28 @@
-"""aiomqtt's client on a Unix socket, made to tell what the broker answers to a publish.
+"""aiomqtt's client, made to tell what the broker answers to a publish.
 
 References: MQTT Version 5.0 (OASIS), 2.4 Reason Code, 3.4 PUBACK.
 """
 
 import asyncio
+import functools
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import aiomqtt
 from paho.mqtt.client import Client, DisconnectFlags
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from qvmi.bus.account import Account
+from qvmi.bus.broker_address import BrokerAddress, Login
+from qvmi.bus.message import Message
 from qvmi.bus.mqtt_packet import Arrival, identifier_and_rest, read_publish
+from qvmi.bus.mqtt_properties import last_wills_properties
 from qvmi.bus.refusals import Refusals
 from qvmi.errors import BadMessage
 
@@ -35,6 +40,9 @@ MAX_PENDING_PUBLISHES: Final = 16
 AT_LEAST_ONCE: Final = 1
 """QoS 1: the lowest at which the broker answers a publish, and so can refuse it."""
 
+_WITH_WILL: Final = 0x04
+"""Reason code of a disconnect after which the will is published."""
+
 _UNIX_PORT: Final = 1
 """paho insists on a port above 0 even where there is none."""
 
@@ -49,15 +57,19 @@ class AnsweredClient(aiomqtt.Client):
     `_send_puback`; the tests of this module notice when they change.
     """
 
-    def __init__(self, path: Path, account: Account) -> None:
+    def __init__(self, address: BrokerAddress, account: Account, will: Message | None) -> None:
+        tls = address.tls()
+        login = address.login or Login(account.name, account.secret)
         super().__init__(
-            str(path),
-            _UNIX_PORT,
-            transport="unix",
+            address.host,
+            address.port or _UNIX_PORT,
+            transport="unix" if address.scheme == "unix" else "tcp",
+            tls_context=tls,
             protocol=aiomqtt.ProtocolVersion.V5,
-            username=account.name,
-            password=account.secret,
+            username=login.user,
+            password=login.secret,
             identifier=account.name,
+            will=_last_will(will) if will else None,
             timeout=ANSWER_TIMEOUT_S,
             keepalive=KEEPALIVE_S,
             max_queued_outgoing_messages=2 * MAX_PENDING_PUBLISHES,
@@ -67,8 +79,14 @@ class AnsweredClient(aiomqtt.Client):
         self._refusals = Refusals()
         self._answers: dict[int, asyncio.Future[ReasonCode]] = {}
         self._arrived: Callable[[Arrival], None] | None = None
+        if tls:
+            self._client._ssl_wrap_socket = lambda tcp_sock: _encrypted(tcp_sock, tls, address.host)  # type: ignore[method-assign] # noqa: SLF001 - paho's own leaves its socket open where it does not trust the broker
         self._client._handle_publish = self._take_publish  # type: ignore[method-assign] # noqa: SLF001 - paho's own gives up over what others may send
-        self._client._create_unix_socket_connection = lambda: _connected(path)  # type: ignore[method-assign] # noqa: SLF001 - paho's own leaves its socket open where nothing listens
+        if will:  # whoever leaves is gone, however it leaves
+            with_will = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL)
+            leave = functools.partial(self._client.disconnect, with_will)
+            self._client.disconnect = leave  # type: ignore[method-assign] # aiomqtt gives no reason
+        self._client._create_unix_socket_connection = lambda: _connected(address.host)  # type: ignore[method-assign] # noqa: SLF001 - paho's own leaves its socket open where nothing listens
 
     async def open(self, *, arrived: Callable[[Arrival], None]) -> None:
         """This connects; whatever happens, no socket is left behind that is not connected."""
@@ -156,12 +174,35 @@ class AnsweredClient(aiomqtt.Client):
             self.lost.set_result(str(error) if error else "the connection was closed")
 
 
-def _connected(path: Path) -> socket.socket:
+def _connected(path: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(ANSWER_TIMEOUT_S)
-        connection.connect(str(path))
+        connection.connect(path)
     except OSError:
         connection.close()
         raise
     return connection
+
+
+def _encrypted(bare: socket.socket, tls: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """This encrypts a connection, with whoever can prove to be the host and with nobody else."""
+    connection = tls.wrap_socket(bare, server_hostname=host, do_handshake_on_connect=False)
+    try:
+        connection.settimeout(ANSWER_TIMEOUT_S)
+        connection.do_handshake()
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _last_will(message: Message) -> aiomqtt.Will:
+    """This is what the broker publishes, and retains, when the connection ends."""
+    return aiomqtt.Will(
+        message.topic.text,
+        message.to_json(),
+        qos=AT_LEAST_ONCE,
+        retain=True,
+        properties=last_wills_properties(message),
+    )

@@ -14,7 +14,7 @@ from paho.mqtt.properties import Properties
 from qvmi.bus.message import Message
 from qvmi.bus.topic import Topic
 
-__all__ = ["CONTENT_TYPE", "EXPIRY_GRACE_S", "properties_of"]
+__all__ = ["CONTENT_TYPE", "EXPIRY_GRACE_S", "last_wills_properties", "properties_of"]
 
 CONTENT_TYPE: Final = "application/json"
 
@@ -48,9 +48,14 @@ def properties_of(message: Message) -> Properties:
     return properties
 
 
-def _common(topic: Topic, version: int) -> Properties:
+def last_wills_properties(message: Message) -> Properties:
+    """This is what goes with a message that the broker publishes when its sender is gone."""
+    return _common(message.topic, message.version, packet=PacketTypes.WILLMESSAGE)
+
+
+def _common(topic: Topic, version: int, *, packet: int = PacketTypes.PUBLISH) -> Properties:
     """These are the properties that every message has."""
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's
+    properties = Properties(packet)  # type: ignore[no-untyped-call] # paho's
     properties.PayloadFormatIndicator = _UTF_8
     properties.ContentType = CONTENT_TYPE
     properties.UserProperty = [

@@ -12,6 +12,7 @@ from qvmi.errors import BadMessage, UsageError
 
 __all__ = [
     "ANY",
+    "NAME_PATTERN",
     "REPLY",
     "REQUEST",
     "TOPIC_ROOT",
@@ -43,7 +44,10 @@ ANY: Final = Each.ANY
 _ADDRESSED: Final = frozenset({REQUEST, REPLY})
 """The kinds whose topics name a peer."""
 
-_NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
+NAME_PATTERN: Final = "[a-z0-9-]{1,63}"
+"""What the name of a machine, a codepack, a kind or a service is made of."""
+
+_NAME: Final = re.compile(NAME_PATTERN)
 _OUTSIDE_NAME: Final = re.compile(r"[^a-z0-9]+")
 _NAME_MAX: Final = 63
 _LEVELS: Final = (3, 4)

@@ -48,6 +48,9 @@ async def gateway(  # noqa: PLR0913 - what its command declares
         async with opened as serving:
             _tell(output, places, granted)
             await _until(stop, serving)
+    if serving.stood_still_s:
+        ms = serving.stood_still_s * 1000
+        output.message(f"the guest stood still for {ms:.1f} ms in all, for those who held it")
     return ExitCode.FINE
 
 

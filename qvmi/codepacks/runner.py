@@ -17,7 +17,7 @@ from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmation, Confirmed
 from qvmi.codepacks.look import Look, in_words, look
 from qvmi.codepacks.observed_guest import ObservedGuest
-from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.codepacks.status import STATUS, Sight, Status, last_will
 from qvmi.codepacks.thread_call import call_in_thread
 from qvmi.errors import (
     BadMessage,
@@ -135,12 +135,19 @@ class Runner:
         self._waiting: deque[Message] = deque()
         self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
 
+    @property
+    def will(self) -> Message:
+        """This is what is to be published when nobody runs this any more."""
+        return last_will(self._vm, self._codepack.name)
+
     async def run(self, bus: Publisher) -> None:
         """This looks and publishes until the machine is gone.
 
         After a BusError it can be called again with another bus: it knows what it has found, and
         publishes again, under the same ids, what it published last.
         """
+        if self._sent:
+            self._reported = None  # whoever was told that it is gone must learn that it is back
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()
         loop = asyncio.get_running_loop()
@@ -314,7 +321,7 @@ class Runner:
         while self._waiting:
             message = self._waiting[0]
             try:
-                await bus.publish(message)
+                await bus.publish(message, retain=message.kind == STATUS)
             except BadMessage:
                 _log.exception("%s: a message that cannot be published", self._codepack.name)
                 self._lost += 1

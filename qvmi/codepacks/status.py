@@ -1,12 +1,14 @@
-"""The status: how far a codepack can see, published whenever that changes."""
+"""The status: how far a codepack can see, published and retained whenever that changes."""
 
+import time
 from enum import StrEnum
 
 import msgspec
 
+from qvmi.bus.message import Message
 from qvmi.semantics.guest_os import Gap
 
-__all__ = ["STATUS", "Sight", "Status"]
+__all__ = ["STATUS", "Sight", "Status", "last_will"]
 
 STATUS = "status"
 """The kind of message whose body is a :class:`Status`."""
@@ -27,6 +29,8 @@ class Sight(StrEnum):
     """The codepack had not finished when its time was up."""
     ENDED = "ended"
     """The machine is gone; there will be no further look."""
+    GONE = "gone"
+    """The codepack itself is gone, or its bus: nobody looks until it says something else."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,3 +51,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     gap_count: int = 0
     rounds: int = 0
     lost: int = 0
+
+
+def last_will(vm: str, codepack: str) -> Message:
+    """This is a codepack's last will, made while it is well: the broker publishes it when it is not."""
+    status = Status(sight=Sight.GONE, problem="its program ended, or lost the bus")
+    return Message(
+        vm=vm, codepack=codepack, kind=STATUS, time=time.time(), body=msgspec.to_builtins(status)
+    )

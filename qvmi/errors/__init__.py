@@ -49,6 +49,8 @@
     ├── BusError                      the channel between codepacks
     │   ├── BrokerUnavailable         no broker could be started or reached
     │   ├── BusRefused                the broker refused what was asked
+    │   ├── IsolationRefused          no network for the bus that the user VM cannot reach; says why
+    │   ├── BusNetworkFailed          a command that makes that network failed
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
     │   ├── OutboxFull                too many messages wait for consumers that are not there
@@ -80,9 +82,11 @@ from qvmi.errors.channel import (
     BadMessage,
     BrokerUnavailable,
     BusError,
+    BusNetworkFailed,
     BusRefused,
     CodepackError,
     CodepackRefused,
+    IsolationRefused,
     LedgerFailed,
     OutboxFull,
     RequestTimeout,
@@ -129,6 +133,7 @@ __all__ = [
     "BadSettings",
     "BrokerUnavailable",
     "BusError",
+    "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
@@ -143,6 +148,7 @@ __all__ = [
     "GuestError",
     "GuestRunning",
     "IsolationNotProven",
+    "IsolationRefused",
     "LayoutNotFound",
     "LedgerFailed",
     "MachineGone",

@@ -6,9 +6,11 @@ __all__ = [
     "BadMessage",
     "BrokerUnavailable",
     "BusError",
+    "BusNetworkFailed",
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
+    "IsolationRefused",
     "LedgerFailed",
     "OutboxFull",
     "RequestTimeout",
@@ -47,6 +49,29 @@ class LedgerFailed(BusError):
 
 class OutboxFull(BusError):
     """So many messages wait for consumers that are not there that no more are taken."""
+
+
+class IsolationRefused(BusError):
+    """No level of isolation can be had here that is safe; the message says why of each.
+
+    Attributes:
+        wanted: the level that was asked for.
+        reasons: what stands against each way to it.
+    """
+
+    def __init__(self, wanted: str, reasons: tuple[str, ...]) -> None:
+        super().__init__(f"no isolation of level {wanted}: {'; '.join(reasons)}")
+        self.wanted = wanted
+        self.reasons = reasons
+
+
+class BusNetworkFailed(BusError):
+    """A command that makes the bus network failed; what was made of it is gone again."""
+
+    def __init__(self, command: str, said: str) -> None:
+        super().__init__(f"{command}: {said}")
+        self.command = command
+        self.said = said
 
 
 class RequestTimeout(BusError):

@@ -142,11 +142,19 @@ async def _machine(
 def _host_maps(monitor: Monitor) -> HostMaps | None:
     """This reads what QEMU has mapped; None where its process is not known."""
     pid = monitor.peer_pid()
-    if pid is None:
+    if pid is None or _runs_as_we_do(pid):
         return None
     maps = HostMaps(pid)
     maps.prefetch()
     return maps
+
+
+def _runs_as_we_do(pid: int) -> bool:
+    """This tells whether a process runs by our interpreter: a gateway before QEMU, and not QEMU."""
+    try:
+        return Path(f"/proc/{pid}/exe").samefile("/proc/self/exe")
+    except OSError:
+        return False
 
 
 def choices_of(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choices:

@@ -1,13 +1,16 @@
 """What stops, watches and changes one machine, each part made when it is first needed."""
 
-from contextlib import suppress
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qvmi.errors import QvmiError
-from qvmi.machine.pause import RunControl
+from qvmi.errors import PolicyDenied, QvmiError
+from qvmi.machine.pause import Pause, RunControl
 from qvmi.machine.recognition import Recognition
-from qvmi.policy import Grant, Policy
+from qvmi.policy import AddressRange, Grant, Policy, PolicyGate, refuse
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.linux.guest import LinuxGuest
 
@@ -41,9 +44,47 @@ class Control:
         self.run_control = RunControl(monitor)
         self.recognition = recognition
         self.policy = policy
+        self._gate = PolicyGate("", policy)
         self.stub_named = gdb is not None
         self.monitor = self._monitor = monitor
         self._gdb = gdb
+
+    def require(self, grant: Grant, action: str, place: AddressRange | None = None) -> None:
+        """This takes note of an access that the policy allows, and raises PolicyDenied where it does not."""
+        self._gate.require(grant, action, now=time.monotonic(), place=place)
+
+    def require_unbounded_pause(self, action: str) -> None:
+        """This raises PolicyDenied unless the guest may be stopped for as long as the action takes."""
+        self.policy.require(Grant.PAUSE, action)
+        if (longest := self._gate.longest_pause_s) is not None:
+            reason = f"nobody knows whether it takes longer than {longest:g} s"
+            refuse(PolicyDenied(action, Grant.PAUSE, reason=reason))
+        self.require(Grant.PAUSE, action)
+
+    @asynccontextmanager
+    async def paused(self, action: str) -> AsyncIterator[Pause]:
+        """This keeps the guest from running while the block lasts, but for no longer than is granted.
+
+        A block that lasts longer is cancelled, and the guest runs on.
+
+        Raises:
+            PolicyDenied: the grant ``pause`` is not held, or the block has lasted too long.
+        """
+        self.require(Grant.PAUSE, action)
+        longest = self._gate.longest_pause_s
+        if longest is None:
+            async with self.run_control.paused() as pause:
+                yield pause
+            return
+        timer = asyncio.timeout(None)
+        try:
+            async with self.run_control.paused() as pause, timer:
+                timer.reschedule(asyncio.get_running_loop().time() + longest)
+                yield pause
+        except TimeoutError:
+            if not timer.expired():  # it is the block's own
+                raise
+            refuse(PolicyDenied(action, Grant.PAUSE, reason=f"longer than {longest:g} s"))
 
     @cached_property
     def stub(self) -> "StubLoan":
@@ -69,7 +110,7 @@ class Control:
         from qvmi.machine.writing import Writing  # noqa: PLC0415 - import time, for a rare need
 
         return Writing(
-            self._monitor, self.run_control, self.stub, policy=self.policy, guest=self._current
+            self._monitor, self.run_control, self.stub, require=self.require, guest=self._current
         )
 
     def gdb_host(self, *, may_write: bool) -> "GdbHost":
@@ -80,9 +121,11 @@ class Control:
         """
         from qvmi.machine.gdb_host import GdbHost  # noqa: PLC0415 - import time, for a rare need
 
-        self.policy.require(Grant.BREAKPOINT, "give the guest to gdb")
+        # What gdb does with the stub behind its gate nobody counts: it is all or nothing.
+        self.policy.require_all(Grant.BREAKPOINT, "give the guest to gdb")
+        self.policy.require_all(Grant.READ_MEMORY, "give the guest to gdb")
         if may_write:
-            self.policy.require(Grant.WRITE, "let gdb write")
+            self.policy.require_all(Grant.WRITE, "let gdb write")
         return GdbHost(
             self._monitor, self.run_control, self._gdb, self._current, may_write=may_write
         )

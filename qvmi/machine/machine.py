@@ -1,20 +1,22 @@
 """A live guest that was attached to: looking at it, never stopping it unless asked."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from qvmi.addr import Pa, Va
+from qvmi.addr import Va
 from qvmi.arch.registers import Registers
 from qvmi.errors import MachineGone, StaleView
 from qvmi.machine.capture import Capture
 from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump, DumpFile
 from qvmi.machine.facts import MachineFacts, ask_facts
+from qvmi.machine.fenced_memory import FencedMemory
+from qvmi.machine.intervention import Intervention
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.machine.other_tools import OtherTools
 from qvmi.machine.pause import Pause
@@ -23,7 +25,7 @@ from qvmi.machine.still_looks import StillLooks
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
-from qvmi.policy import Grant, Policy
+from qvmi.policy import Grant
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
@@ -34,9 +36,6 @@ from qvmi.view import Provenance, Taken, View
 __all__ = ["Machine"]
 
 if TYPE_CHECKING:
-    from qvmi.gdbstub.packets import BreakpointKind
-    from qvmi.machine.breakpoints import Condition, HitStream
-    from qvmi.machine.writing import MemoryWrite, RegisterWrite
     from qvmi.semantics.linux.guest_symbols import GuestSymbols
 
 Result = TypeVar("Result")
@@ -45,7 +44,7 @@ _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
 
-class Machine(OtherTools):
+class Machine(Intervention, OtherTools):
     """This is a running QEMU that was attached to. :func:`qvmi.attach` makes it.
 
     Args:
@@ -75,16 +74,14 @@ class Machine(OtherTools):
         self._stills = StillLooks()
         self._stub_pause_s = 0.0
         self.memory_map = memory_map
+        self._memory: PhysicalMemory = opened.memory
+        if not self.policy.allows_all(Grant.READ_MEMORY):
+            self._memory = FencedMemory(opened.memory, control.require)
 
     @property
     def address(self) -> str:
         """This is how the machine was attached to."""
         return self._monitor.target
-
-    @property
-    def policy(self) -> Policy:
-        """This is what may be done to the guest."""
-        return self._control.policy
 
     @property
     def epoch(self) -> int:
@@ -94,8 +91,11 @@ class Machine(OtherTools):
 
     @property
     def memory(self) -> PhysicalMemory:
-        """This is the guest's physical memory, which the event loop can read only where it is direct."""
-        return self._opened.memory
+        """This is the guest's physical memory, which the event loop can read only where it is direct.
+
+        Where the session may read only within limits, each read is held against them.
+        """
+        return self._memory
 
     @property
     def is_direct(self) -> bool:
@@ -114,10 +114,19 @@ class Machine(OtherTools):
 
     @property
     def view(self) -> View:
-        """This is a live look: the registers as last read, the memory as it is when it is read."""
+        """This is a live look: the registers as last read, the memory as it is when it is read.
+
+        There are no registers in it where the session has not the grant ``read-registers``.
+        """
+        return self._view_of(self._allowed(self._vcpus), self.memory)
+
+    def _view_of(self, vcpus: tuple[Registers, ...], memory: PhysicalMemory) -> View:
         epoch = self.epoch
         provenance = Provenance(Taken.LIVE, time.time(), self._stub_pause_s, epoch)
-        return View(self._vcpus, self.memory, provenance, partial(self._require_epoch, epoch))
+        return View(vcpus, memory, provenance, partial(self._require_epoch, epoch))
+
+    def _allowed(self, vcpus: tuple[Registers, ...]) -> tuple[Registers, ...]:
+        return vcpus if self.policy.allows(Grant.READ_REGISTERS) else ()
 
     @property
     def guest(self) -> LinuxGuest:
@@ -127,6 +136,7 @@ class Machine(OtherTools):
             NotDirect: its memory has to be asked for; :meth:`query` does that.
             UnknownGuest: none was recognised; :meth:`refresh` looks again.
             StaleView: the machine was reset since it was recognised; :meth:`refresh` looks again.
+            PolicyDenied: the session may not read all memory.
             MachineGone: QEMU has ended.
         """
         if self._opened.remote is not None:
@@ -136,6 +146,7 @@ class Machine(OtherTools):
     @property
     def _recognised(self) -> LinuxGuest:
         """This is the guest, however its memory is read; raises as :attr:`guest` does."""
+        self.policy.require_all(Grant.READ_MEMORY, "understand the guest")
         guest = self._stills.guest or self._recognition.require()
         guest.view.require_current()
         return guest
@@ -163,8 +174,13 @@ class Machine(OtherTools):
         """This reads the registers of all vCPUs without stopping the guest.
 
         Raises:
+            PolicyDenied: the session has not the grant ``read-registers``, or not so often.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
+        self._control.require(Grant.READ_REGISTERS, "read registers")
+        return await self._read_registers()
+
+    async def _read_registers(self) -> tuple[Registers, ...]:
         self._vcpus = await commands.registers(self._monitor)
         return self._vcpus
 
@@ -176,16 +192,16 @@ class Machine(OtherTools):
         such as ``TTBR1_EL1``.
 
         Raises:
-            PolicyDenied: the session has not the grant ``pause``.
+            PolicyDenied: the session has not the grants ``read-registers`` and ``pause``.
             PauseError: the guest cannot be stopped safely.
             AttachError: the gdbstub is held by another debugger, or cannot be reached.
             UsageError: QEMU starts no gdbstub.
             StaleView: somebody else has let the guest run in the meantime.
             MachineGone, GdbstubTimeout, GdbstubProtocolError: QEMU did not answer.
         """
-        self.policy.require(Grant.PAUSE, "read registers by the gdbstub")
+        self._control.require(Grant.READ_REGISTERS, "read registers by the gdbstub")
         live = self.view
-        async with self._run_control.paused() as pause:
+        async with self._control.paused("read registers by the gdbstub") as pause:
             vcpus = await self._control.stub.do(lambda client: client.registers.vcpus())
             if self._stills.view is not None:
                 return self._still(pause, vcpus)
@@ -213,7 +229,7 @@ class Machine(OtherTools):
             qemu_version=str(version),
             run_state=status.status,
             vcpus=len(self._vcpus),
-            ram_size=sum(ram.size for ram in self.memory.ranges),
+            ram_size=sum(ram.size for ram in self._opened.memory.ranges),
             epoch=self.epoch,
             memory=self.memory_ladder,
             stood_still_s=self.stood_still_s,
@@ -225,7 +241,7 @@ class Machine(OtherTools):
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        await self.registers()
+        await self._read_registers()
         await self.recognise()
 
     async def recognise(self) -> None:
@@ -240,14 +256,19 @@ class Machine(OtherTools):
         """
         self._stub_pause_s = 0.0
         try:
-            await self._recognition.look(lambda: self.view, self.registers, self._ask_stub)
+            await self._recognition.look(self._whole_view, self._read_registers, self._ask_stub)
         finally:
             if self._opened.remote is not None:
                 await self._opened.remote.let_go()
 
+    def _whole_view(self) -> View:
+        """This is what qvmi itself works out by which system runs, whoever may see how much of it."""
+        return self._view_of(self._vcpus, self._opened.memory)
+
     async def _ask_stub(self) -> None:
         """This reads the registers by the gdbstub, if that was named and may stop the guest."""
-        if self._control.stub_named and self.policy.allows(Grant.PAUSE):
+        may = self.policy.allows(Grant.PAUSE) and self.policy.allows(Grant.READ_REGISTERS)
+        if self._control.stub_named and may:
             view = await self.system_registers()
             self._vcpus, self._stub_pause_s = view.vcpus, view.provenance.pause_s
 
@@ -260,14 +281,14 @@ class Machine(OtherTools):
         whatever happens to this process.
 
         Raises:
-            PolicyDenied: the session has not the grant ``pause``.
+            PolicyDenied: the session has not the grant ``pause``, or not so often; at its end: the
+                block has lasted longer than is granted, and was cancelled.
             PauseError: the guest cannot be stopped safely.
             StaleView: somebody else has let it run in the meantime; raised at the block's end.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        self.policy.require(Grant.PAUSE, "pause the guest")
-        async with self._run_control.paused() as pause:
-            vcpus = await commands.registers(self._monitor)
+        async with self._control.paused("pause the guest") as pause:
+            vcpus = self._allowed(await commands.registers(self._monitor))
             with self._stills.at(self._still(pause, vcpus), self._recognition.guest) as view:
                 yield view
 
@@ -324,46 +345,12 @@ class Machine(OtherTools):
             UnknownGuest, StaleView: as :attr:`guest`.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        self.policy.require(Grant.PAUSE, "capture the guest")
-        return await Capture(self._run_control, self._recognised, self._still).of(walk)
+        guest = self._recognised
+        self._control.require_unbounded_pause("capture the guest")
+        return await Capture(self._run_control, guest, self._still).of(walk)
 
-    @asynccontextmanager
-    async def breakpoints(
-        self,
-        place: str | Va,
-        *,
-        condition: "Condition | None" = None,
-        kind: "BreakpointKind | None" = None,
-        size: int = 1,
-    ) -> "AsyncIterator[HitStream]":
-        """This iterates the hits of a breakpoint or watchpoint, on all vCPUs, while the block lasts.
-
-        Each hit stops the guest for some 5 ms under TCG, wanted or not: a busy function makes a
-        guest crawl.
-
-        Args:
-            place: a symbol of the kernel or a module, or a virtual address.
-            condition: tells which hits are wanted; asked while the guest stands still.
-            kind: what is waited for; a software breakpoint unless told otherwise.
-            size: bytes, for a watchpoint.
-
-        Raises:
-            PolicyDenied: the session has not the grant ``breakpoint``.
-            SymbolNotFound: there is no such symbol.
-            PauseError: the guest stands still, by its owner or within a pause.
-            AttachError: the gdbstub is held by another debugger, or cannot be reached.
-            UsageError: QEMU starts no gdbstub.
-            GdbstubRequestFailed: it refuses the breakpoint.
-            MachineGone, GdbstubTimeout: QEMU did not answer.
-        """
-        self.policy.require(Grant.BREAKPOINT, "set a breakpoint")
-        name = place if isinstance(place, str) else f"{place:#x}"
-        if isinstance(place, str):
-            va = await self.query(lambda guest: address(guest.kernel.symbols, name))
-        else:
-            va = place
-        async with self._control.breakpoints.at(name, va, condition, kind=kind, size=size) as hits:
-            yield hits
+    async def _address_of(self, symbol: str) -> Va:
+        return await self.query(lambda guest: address(guest.kernel.symbols, symbol))
 
     async def dump(self, path: Path, *, live: bool = False) -> Dump:
         """This writes the guest's memory to an ELF core file, which debuggers and Volatility open.
@@ -383,7 +370,8 @@ class Machine(OtherTools):
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
         if not live:
-            self.policy.require(Grant.PAUSE, "dump the guest as of one moment")
+            self._control.require_unbounded_pause("dump the guest as of one moment")
+        self.policy.require_all(Grant.READ_MEMORY, "dump the guest")
         file = DumpFile(path, self.memory)
         try:
             note = await self.query_view(partial(_vmcoreinfo, self._recognition.guest))
@@ -392,20 +380,6 @@ class Machine(OtherTools):
             return await file.take(self._monitor, self._run_control, note, live=live)
         finally:
             file.close()
-
-    async def write_physical(self, pa: Pa, data: bytes) -> "MemoryWrite":
-        """This writes guest physical memory while the guest stands still; see `Writing.physical`."""
-        return await self._control.writing.physical(pa, data)
-
-    async def write_virtual(
-        self, va: Va, data: bytes, *, process: Process | None = None, even_shared: bool = False
-    ) -> "MemoryWrite":
-        """This writes memory of the kernel or of a process; see `Writing.virtual`."""
-        return await self._control.writing.virtual(va, data, process, even_shared=even_shared)
-
-    async def write_registers(self, vcpu: int, values: Mapping[str, int]) -> "RegisterWrite":
-        """This writes registers of a vCPU while the guest stands still; see `Writing.registers`."""
-        return await self._control.writing.registers(vcpu, values)
 
     def _still(self, pause: Pause, vcpus: tuple[Registers, ...] = ()) -> View:
         """This is a look at the guest while it stands still."""

@@ -24,7 +24,7 @@ from qvmi.machine.completion import to_the_end
 from qvmi.machine.pause import RunControl
 from qvmi.machine.stub_loan import StubLoan
 from qvmi.memory.memory_map import MemoryMap
-from qvmi.policy import Grant, Policy
+from qvmi.policy import ADDRESSES, AddressRange, Grant, Space
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.guest_os import Process
@@ -81,7 +81,7 @@ class Writing:
         monitor: the conversation with QEMU.
         run_control: stops the guest.
         stub: lends the gdbstub within a pause.
-        policy: says whether anything may be changed at all.
+        require: raises PolicyDenied where something may not be changed: grant, action, place.
         guest: the system that runs, which knows its address spaces; raises where it is not known.
     """
 
@@ -91,13 +91,13 @@ class Writing:
         run_control: RunControl,
         stub: StubLoan,
         *,
-        policy: Policy,
+        require: Callable[[Grant, str, AddressRange | None], None],
         guest: Callable[[], LinuxGuest],
     ) -> None:
         self._monitor = monitor
         self._run_control = run_control
         self._stub = stub
-        self._policy = policy
+        self._require_granted = require
         self._guest = guest
         self._lock = asyncio.Lock()
         self._closed = False
@@ -117,7 +117,7 @@ class Writing:
             data: at most `MAX_WRITE` bytes.
 
         Raises:
-            PolicyDenied: the session has not the grant ``write``.
+            PolicyDenied: the session has not the grant ``write``, or not there, or not so often.
             UsageError: too few or too many bytes, or QEMU starts no gdbstub.
             NotWritable: a part of the range is a device, ROM, or nothing; no byte was written.
             WriteFailed: other bytes are read back; it says which, and whether the old ones are there
@@ -128,7 +128,7 @@ class Writing:
             MachineGone, QmpTimeout, GdbstubTimeout: QEMU did not answer.
         """
         what = f"write {len(data)} bytes at physical address {pa:#x}"
-        self._require(what, data)
+        self._require(what, Space.PHYSICAL, pa, data)
         return await to_the_end(
             self._memory(what, pa, "physical", partial(_one_piece, pa, bytes(data)))
         )
@@ -148,7 +148,7 @@ class Writing:
                 change, or be the kernel's page of zeros.
 
         Raises:
-            PolicyDenied: the session has not the grant ``write``.
+            PolicyDenied: the session has not the grant ``write``, or not there, or not so often.
             TranslationFault: a page is not mapped.
             NotWritable: a page is no RAM, or not for the process to write.
             WalkFailed: the process has ended, or has no memory.
@@ -157,7 +157,7 @@ class Writing:
         """
         whose = "the kernel" if process is None else f"process {process.pid}"
         what = f"write {len(data)} bytes at virtual address {va:#x} of {whose}"
-        self._require(what, data)
+        self._require(what, Space.VIRTUAL, va, data)
         return await to_the_end(
             self._memory(
                 what,
@@ -175,19 +175,21 @@ class Writing:
             values: by name, as in `Registers` or in gdb.
 
         Raises:
-            PolicyDenied: the session has not the grant ``write``.
+            PolicyDenied: the session has not the grant ``write``, or not there, or not so often.
             UsageError: there is no such vCPU or register, or a value does not fit it.
             WriteFailed: the vCPU keeps another value; the old ones are there again, if it says so.
             AttachError, PauseError, StaleView, MachineGone: as `physical`.
         """
         what = f"write {', '.join(sorted(values))} of vCPU {vcpu}"
-        self._policy.require(Grant.WRITE, what)
+        self._require_granted(Grant.WRITE, what, None)
         if not 0 < len(values) <= _MAX_REGISTERS:
             raise UsageError(f"{len(values)} registers to write; 1 to {_MAX_REGISTERS} at once")
         return await to_the_end(self._registers(what, vcpu, dict(values)))
 
-    def _require(self, what: str, data: bytes) -> None:
-        self._policy.require(Grant.WRITE, what)
+    def _require(self, what: str, space: Space, address: int, data: bytes) -> None:
+        addressed = data and 0 <= address <= ADDRESSES - len(data)  # else the write itself says it
+        place = AddressRange(space, address, len(data)) if addressed else None
+        self._require_granted(Grant.WRITE, what, place)
         if not 0 < len(data) <= MAX_WRITE:
             raise UsageError(f"{what}: 1 to {MAX_WRITE} bytes can be written at once")
 

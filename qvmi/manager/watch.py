@@ -180,7 +180,7 @@ class Watch:
             self._enter(subscription)
             ends: list[tuple[Runner, Bus]] = []
             for account, runner in self._runners.items():
-                bus = await channel.connect(account)
+                bus = await channel.connect(account, will=runner.will)
                 stack.push_async_callback(bus.close)
                 ends.append((runner, bus))
             await self._run(ends)

@@ -2,11 +2,12 @@
 
 from qvmi.policy.gate import PolicyGate
 from qvmi.policy.grant import Grant
-from qvmi.policy.limits import UNLIMITED, AddressRange, Limits, Space
-from qvmi.policy.policy import OBSERVE, READ_ONLY, Policy
+from qvmi.policy.limits import ADDRESSES, UNLIMITED, AddressRange, Limits, Space
+from qvmi.policy.policy import OBSERVE, READ_ONLY, Policy, refuse
 from qvmi.policy.policy_file import Policies, parse_policies, read_policies
 
 __all__ = [
+    "ADDRESSES",
     "OBSERVE",
     "READ_ONLY",
     "UNLIMITED",
@@ -19,4 +20,5 @@ __all__ = [
     "Space",
     "parse_policies",
     "read_policies",
+    "refuse",
 ]

@@ -7,7 +7,7 @@ from typing import Final
 
 from qvmi.errors import UsageError
 
-__all__ = ["MAX_RANGES", "UNLIMITED", "AddressRange", "Limits", "Space"]
+__all__ = ["ADDRESSES", "MAX_RANGES", "UNLIMITED", "AddressRange", "Limits", "Space"]
 
 ADDRESSES: Final = 1 << 64
 """How many addresses there are in either space."""

@@ -13,8 +13,8 @@ from qvmi.bus.local import in_process
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES, Subscription
 from qvmi.bus.topic import TopicFilter
-from qvmi.errors import BadMessage, BusError, BusRefused
-from tests.asynchronous import asynchronous
+from qvmi.errors import BadMessage, BusError, BusRefused, UsageError
+from tests.asynchronous import asynchronous, until
 
 PACK = Account.of_codepack("web", "pack")
 OTHER = Account.of_codepack("web", "other")
@@ -256,3 +256,137 @@ async def test_a_cancelled_publish_leaves_the_bus_usable(channel_of: OpenChannel
         sent = message(kind="status")
         await pack.publish(sent)
         assert await anext(subscription) == sent
+
+
+@every_bus
+@asynchronous
+async def test_who_subscribes_late_gets_what_was_retained_last(channel_of: OpenChannel) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        pack, reader = await channel.connect(PACK), await channel.connect(READER)
+        statuses = [message(number, kind="status") for number in range(3)]
+        for status in statuses:
+            await pack.publish(status, retain=True)
+        await pack.publish(message())
+        late = [await reader.subscribe(TopicFilter("web", kind="status")) for _ in range(2)]
+        new = message(4, kind="status")
+        await pack.publish(new)
+        for subscription in late:
+            assert [await anext(subscription) for _ in range(2)] == [statuses[2], new]
+
+
+@every_bus
+@asynchronous
+async def test_who_wants_nothing_retained_is_told_that_there_was(channel_of: OpenChannel) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        pack, reader = await channel.connect(PACK), await channel.connect(READER)
+        await pack.publish(message(1), retain=True)
+        arriving = await reader.subscribe(TopicFilter("web", kind="alert"), retained=False)
+        await pack.publish(message(2), retain=True)
+        new = message(3)
+        await pack.publish(new)
+        assert await anext(arriving) == new
+        assert arriving.refused == 2
+
+
+@every_bus
+@asynchronous
+async def test_a_bus_that_is_closed_leaves_its_will_to_all_and_for_those_to_come(
+    channel_of: OpenChannel,
+) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        will = message(kind="status")
+        pack, reader = await channel.connect(PACK, will=will), await channel.connect(READER)
+        other = await channel.connect(OTHER)
+        arriving = await reader.subscribe(TopicFilter("web"))
+        first = message(1, codepack="other")
+        await other.publish(first)
+        for _ in range(2):
+            await pack.close()
+        assert [await anext(arriving) for _ in range(2)] == [first, will]
+        late = await reader.subscribe(TopicFilter("web", "pack", "status"))
+        assert await anext(late) == will
+
+
+@every_bus
+@asynchronous
+async def test_nobody_leaves_a_will_in_the_name_of_another(channel_of: OpenChannel) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        with pytest.raises(BusRefused):
+            await channel.connect(PACK, will=message(codepack="other", kind="status"))
+
+
+@every_bus
+@asynchronous
+async def test_a_flood_that_a_slow_reader_cannot_take_costs_nobody_else_a_message(
+    channel_of: OpenChannel,
+) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        pack, other = await channel.connect(PACK), await channel.connect(OTHER)
+        reader = await channel.connect(READER)
+        slow = await reader.subscribe(TopicFilter("web"))
+        seen = await reader.subscribe(TopicFilter("web", "pack"))
+        for number in range(MAX_WAITING_MESSAGES + 50):
+            await pack.publish(message(number))
+            await anext(seen)
+        sent = [message(number, codepack="other") for number in range(100)]
+        for one in sent:
+            await other.publish(one)
+        await fence(other, "other")
+        arrived = await until_fence(slow)
+        assert [one for one in arrived if one.codepack == "other"] == sent
+        assert [one.body["number"] for one in arrived if one.codepack == "pack"] == list(
+            range(MAX_WAITING_MESSAGES - 101)
+        )
+        assert slow.dropped == 151
+
+
+@every_bus
+@asynchronous
+async def test_those_of_a_group_share_the_messages_and_others_get_all(
+    channel_of: OpenChannel,
+) -> None:
+    second = Account.of_reader("second", TopicFilter("web"))
+    async with channel_of([*ACCOUNTS, second]) as channel:
+        pack = await channel.connect(PACK)
+        buses = [await channel.connect(READER), await channel.connect(second)]
+        topics = TopicFilter("web", "pack", "alert")
+        members = [await bus.subscribe(topics, group="night") for bus in buses]
+        alone = await buses[0].subscribe(topics)
+        sent = [message(number) for number in range(100)]
+        for one in sent:
+            await pack.publish(one)
+        assert [await anext(alone) for _ in sent] == sent
+        shares: list[list[Message]] = [[], []]
+
+        async def take(member: Subscription, share: list[Message]) -> None:
+            async for one in member:
+                share.append(one)  # noqa: PERF401 - it is looked at meanwhile
+
+        taking = [
+            asyncio.create_task(take(member, share))
+            for member, share in zip(members, shares, strict=True)
+        ]
+        await until(lambda: sum(map(len, shares)) >= len(sent))
+        for bus in buses:
+            await bus.close()
+        await asyncio.gather(*taking)
+        assert sorted(one.id for share in shares for one in share) == sorted(one.id for one in sent)
+        assert min(map(len, shares)) > 25
+
+
+@every_bus
+@asynchronous
+async def test_refuses_a_subscription_that_a_broker_could_not_tell_from_another(
+    channel_of: OpenChannel,
+) -> None:
+    async with channel_of(ACCOUNTS) as channel:
+        reader = await channel.connect(READER)
+        await reader.subscribe(TopicFilter("web"), group="night")
+        await reader.subscribe(TopicFilter("web"))
+        with pytest.raises(UsageError, match="in the group"):
+            await reader.subscribe(TopicFilter("web"), group="night")
+        with pytest.raises(UsageError, match="retained=True"):
+            await reader.subscribe(TopicFilter("web"), retained=False)
+        for group in ("", "a/b", "+", "#"):
+            with pytest.raises(UsageError):
+                await reader.subscribe(TopicFilter("web"), group=group)

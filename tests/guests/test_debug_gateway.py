@@ -1,9 +1,10 @@
 """gdb and raw debuggers over a gateway: what is granted works, nothing else does, and the guest runs on."""
 
+import random
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.gateways import (
+    Gateway,
     RawDebugger,
     RawQmp,
     gateway,
@@ -20,6 +22,7 @@ from tests.guests.gateways import (
 )
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
+from tests.proofs import proof_size
 
 QUIET_S: Final = 0.3
 """So long is waited for what must not come; a stop is told within milliseconds."""
@@ -162,10 +165,9 @@ def test_the_guest_runs_on_however_gdb_ends(stormy: Guest, fork: int, last: str)
 
 def test_the_guest_runs_on_when_gdb_is_killed_at_a_breakpoint(stormy: Guest, fork: int) -> None:
     with gateway(stormy.qmp, "--may-break") as gate:
-        command = gdb_arguments(
-            gate, f"break *{fork:#x}", "continue", "echo hit\\n", "shell sleep 600"
-        )
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+        command = gdb_arguments(gate, f"break *{fork:#x}", "continue", "echo hit\\n")
+        command = tuple(word for word in command if word != "-batch")  # it waits for more
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
             assert running.stdout
             for line in running.stdout:
                 if line.startswith(b"hit"):
@@ -435,3 +437,57 @@ def test_what_no_debugger_says_ends_its_visit_and_nothing_else(bare: BareQemu) -
         assert other.ask(b"qC") == b"QC1"
         assert other.ask(b"D") == b"OK"
         wait_until(bare.monitor.running, "the machine does not run")
+
+
+SAID_TO_STUB: Final = (
+    *(b"?", b"g", b"m1000,10", b"Hg2", b"Hg1", b"c", b"s", b"vCont;c", b"vCont;s:p1.2", b"D", b"k"),
+    *(b"Z0,b7b9,1", b"z0,b7b9,1", b"Z2,500,4", b"qfThreadInfo", b"qsThreadInfo", b"vKill;1"),
+)
+SAID_TO_QMP: Final = (b"stop", b"cont", b"query-status", b"query-cpus-fast", b"quit")
+
+
+def test_whatever_many_clients_do_at_random_the_machine_runs_when_they_have_gone(
+    proof_count: Callable[[int], None],
+) -> None:
+    chance = random.Random(31)
+    rounds = proof_size(ci=400, full=20_000)
+    with bare_qemu("-m", "64", "-smp", "2") as qemu, gateway(qemu.qmp, "--may-break") as gate:
+        clients: list[RawDebugger | RawQmp] = []
+        for _ in range(rounds):
+            if len(clients) < 6 and chance.random() < 0.3:
+                kind = chance.choice((RawDebugger, RawQmp))
+                clients.append(kind.to(gate.gdb if kind is RawDebugger else gate.qmp))
+            if clients:
+                client = chance.choice(clients)
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    client.send(something(client, chance))
+                if chance.random() < 0.15:
+                    client.close()
+                    clients.remove(client)
+        for client in clients:
+            client.close()
+        wait_until(lambda: not served(gate), "the gateway keeps clients that have gone")
+        wait_until(qemu.monitor.running, "the machine does not run")
+        with RawDebugger.to(gate.gdb) as last:
+            assert last.ask(b"?").startswith(b"T05")
+        wait_until(qemu.monitor.running, "the machine does not run")
+    proof_count(rounds)
+
+
+def served(gate: Gateway) -> int:
+    """This is how many clients have come and not gone, by the audit log."""
+    log = gate.audit()
+    return sum(text.endswith(": comes") for text in log) - sum(
+        text.endswith(": has gone") for text in log
+    )
+
+
+def something(client: RawDebugger | RawQmp, chance: random.Random) -> bytes:
+    """This is what a client says: a packet, a request, an interrupt, or half of one."""
+    if isinstance(client, RawQmp):
+        command = chance.choice(SAID_TO_QMP)
+        said = b'{"execute":"qmp_capabilities"}\n{"execute":"%b"}\n' % command
+    else:
+        body = chance.choice(SAID_TO_STUB)
+        said = chance.choice((b"\x03", b"+", b"$%b#%02x" % (body, sum(body) & 0xFF)))
+    return said[: chance.randrange(len(said))] if chance.random() < 0.05 else said

@@ -14,6 +14,7 @@ SCRIPTS = [
     "scripts/check",
     "scripts/demo",
     "scripts/prove",
+    "scripts/schemas",
     "scripts/test",
     ".ci/run",
 ]

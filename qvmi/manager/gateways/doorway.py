@@ -98,6 +98,13 @@ def _require_private(folder: Path) -> None:
             f"the folder {folder} {why}, who could put a socket of their own in place of the"
             " gateway's; name one in a folder of yours, of mode 0700"
         )
+    for above in folder.resolve().parents:
+        mode = above.stat().st_mode
+        if mode & _OTHERS_MAY_WRITE and not mode & stat.S_ISVTX:
+            raise UsageError(
+                f"the folder {above} may be written to by others, who could put a folder of their own"
+                f" in place of {folder}; name one elsewhere"
+            )
 
 
 def _remove_stale(path: Path) -> None:

@@ -40,8 +40,14 @@ class Places:
 class Gateway:
     """This is one machine's open gateways."""
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, standstill: Standstill) -> None:
         self._monitor = monitor
+        self._standstill = standstill
+
+    @property
+    def stood_still_s(self) -> float:
+        """This is for how long the guest has stood still for clients in all, in seconds."""
+        return self._standstill.stood_still_s
 
     async def until_gone(self) -> None:
         """This waits until QEMU has gone.
@@ -75,7 +81,7 @@ async def gateways(
     standstill = Standstill(monitor)
     memory = GuestMemory(monitor, standstill)
     stub = SharedStub(monitor, standstill, gdb)
-    gateway = Gateway(monitor)
+    gateway = Gateway(monitor, standstill)
     serving: set[asyncio.Task[None]] = set()
     with ExitStack() as stack:
         try:

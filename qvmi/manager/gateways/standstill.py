@@ -56,12 +56,15 @@ class Standstill:
         runner: who holds the gdbstub, if anybody.
         ours: the guest ran, and was stopped for one of the holders.
         epoch: counts how often the guest may have run since.
+        stood_still_s: for how long the guest has stood still for holders in all, in seconds.
     """
 
     def __init__(self, monitor: Monitor) -> None:
         self.runner: Runner | None = None
         self.ours = False
         self.epoch = 0
+        self.stood_still_s = 0.0
+        self._since: float | None = None
         self._monitor = monitor
         self._guardian: Guardian | None = None
         self._holders: dict[object, float] = {}
@@ -110,7 +113,10 @@ class Standstill:
 
     def join(self, holder: object) -> None:
         """This makes somebody a holder who finds the guest standing still."""
-        self._holders.setdefault(holder, time.monotonic())
+        now = time.monotonic()
+        self._holders.setdefault(holder, now)
+        if self.ours and self._since is None:
+            self._since = now
 
     async def too_long(self, holder: object, longest_s: float | None) -> None:
         """This returns when somebody has held the guest for too long; never where nothing is too long."""
@@ -128,8 +134,16 @@ class Standstill:
         self._holders.pop(holder, None)
         await to_the_end(self._settle())
 
+    def _note_running(self) -> float:
+        """This ends the time for which the guest has stood still for holders, and is that, in seconds."""
+        lasted = 0.0 if self._since is None else time.monotonic() - self._since
+        self._since = None
+        self.stood_still_s += lasted
+        return lasted
+
     def taken(self) -> None:
         """This notes that the guest's owner has stopped it: it stays so."""
+        self._note_running()
         self.ours = False
         self.epoch += 1
         if self._guardian is not None:
@@ -176,6 +190,7 @@ class Standstill:
             # From here on the guest may stand still, even if no answer to the command ever comes.
             (await self.guardian()).note_stopped(stopped=True)
             self.ours = True
+            self._since = time.monotonic()
             await commands.stop(self._monitor)
             _audit.info("gateway: the guest is stopped")
 
@@ -193,10 +208,12 @@ class Standstill:
                 # A request to run would stop it, and be lost.
                 await self._take_back(self.runner)
             self.runner.run()
+            self._note_running()
             return
         status = await commands.run_state(self._monitor)
         if not status.running and status.status in _STOPPED:
             with suppress(QmpCommandFailed):  # it has been moved, or has shut down, meanwhile
                 await commands.cont(self._monitor)
+        lasted = self._note_running()
         self.taken()
-        _audit.info("gateway: the guest goes on")
+        _audit.info("gateway: the guest goes on, after %.1f ms", lasted * 1000)

@@ -5,12 +5,11 @@ from typing import Final
 
 from qvmi.manager.isolation.check import Check, Finding, not_checkable, proven, refuted
 from qvmi.manager.isolation.facts import Broker, Facts, Unseen
-from qvmi.manager.isolation.reach import network_listeners
+from qvmi.manager.isolation.reach import WILDCARDS, network_listeners
 
 __all__ = ["access", "bridge", "bus_files", "listeners", "users"]
 
 _AS_ROOT: Final = "run qvmi as root"
-_WILDCARDS: Final = ("0.0.0.0:", "[::]:")
 _CLOSED: Final = frozenset({"tun"})
 
 
@@ -21,7 +20,7 @@ def listeners(broker: Broker) -> Check:
         return Check(name, (not_checkable(broker.process.descriptors.reason, _AS_ROOT),))
     found: list[Finding] = []
     for each in network_listeners(broker):
-        if each.local.startswith(_WILDCARDS):
+        if each.local.startswith(WILDCARDS):
             fix = "name an address: listener PORT ADDRESS"
             found.append(refuted(f"it listens on {each.local}: on every interface", fix))
         else:

@@ -7,7 +7,7 @@ from typing import Final
 from qvmi.manager.isolation.check import Check, Finding, not_checkable, proven, refuted
 from qvmi.manager.isolation.facts import Descriptor, Facts, Socket, Unseen
 from qvmi.manager.isolation.judge_network import TUN, interface_names
-from qvmi.manager.isolation.reach import network_listeners
+from qvmi.manager.isolation.reach import is_place_of, network_listeners
 
 __all__ = ["agreement", "chardevs", "devices", "sockets"]
 
@@ -54,21 +54,31 @@ def _socket(facts: Facts, descriptor: Descriptor, socket: Socket | None) -> Iter
 
 
 def _connection(facts: Facts, socket: Socket, shown: str) -> Iterator[Finding]:
-    owners = facts.owners_behind(socket.inode) - {facts.qemu.pid}
+    ends = facts.host.far_ends.get(socket.inode, ())
+    owners = facts.owners_behind(socket.inode)
+    others = owners - {facts.qemu.pid}
     members = facts.broker.members if facts.broker else frozenset()
-    for pid in sorted(owners & members):
+    for pid in sorted(others & members):
         is_broker = facts.broker is not None and pid == facts.broker.process.pid
         role = "the broker" if is_broker else "on the bus"
         yield refuted(f"{shown} is connected with {facts.name_of(pid)}, which is {role}", _CUT)
-    others = ", ".join(facts.name_of(pid) for pid in sorted(owners - members))
-    if others and not owners & members:
-        yield proven(f"{shown} is connected with {others}")
-    if socket.protocol == "unix" and socket.peer is not None and not _has_owner(facts, socket):
+    if others & members:
+        return
+    if _goes_to_the_broker(facts, socket):
+        yield refuted(f"{shown} is connected with {socket.remote}, where the broker listens", _CUT)
+    elif not owners and (ends or socket.peer is not None):
         yield not_checkable(f"{shown}: who is at its other end was not found", _AS_ROOT)
+    elif others:
+        names = ", ".join(facts.name_of(pid) for pid in sorted(others))
+        yield proven(f"{shown} is connected with {names}")
 
 
-def _has_owner(facts: Facts, socket: Socket) -> bool:
-    return bool(facts.owners_behind(socket.inode))
+def _goes_to_the_broker(facts: Facts, socket: Socket) -> bool:
+    """This tells whether a connection leads to a port of the broker's, which may not have accepted it."""
+    return facts.broker is not None and any(
+        each.network == socket.network and is_place_of(each, socket.remote)
+        for each in network_listeners(facts.broker)
+    )
 
 
 def _is_control(facts: Facts, socket: Socket) -> bool:

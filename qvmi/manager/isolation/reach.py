@@ -7,14 +7,18 @@ from qvmi.manager.isolation.check import Finding, not_checkable, proven, refuted
 from qvmi.manager.isolation.facts import Broker, Facts, Link, Socket, Unseen
 
 __all__ = [
+    "WILDCARDS",
     "has_its_own_network",
     "is_loopback",
+    "is_place_of",
     "network_listeners",
     "reach_of_the_host",
     "uplinks",
 ]
 
 _LEADS_NOWHERE: Final = frozenset({"bridge", "tun", "dummy"})
+WILDCARDS: Final = ("0.0.0.0:", "[::]:")
+"""How the kernel's address of a socket begins that listens on every interface."""
 _LOOPBACK: Final = ("127.", "[::1]")
 _OWN_NETWORK: Final = (
     "give the broker a network namespace of its own, or let it listen on a Unix socket alone"
@@ -29,6 +33,13 @@ def network_listeners(broker: Broker) -> tuple[Socket, ...]:
 def is_loopback(listener: Socket) -> bool:
     """This tells whether a socket takes connections of its own namespace alone."""
     return listener.local.startswith(_LOOPBACK)
+
+
+def is_place_of(listener: Socket, place: str) -> bool:
+    """This tells whether a connection to a place is one to this listener."""
+    if listener.local.startswith(WILDCARDS):
+        return place.rpartition(":")[2] == listener.local.rpartition(":")[2]
+    return place == listener.local
 
 
 def uplinks(links: tuple[Link, ...]) -> tuple[str, ...]:

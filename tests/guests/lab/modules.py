@@ -14,7 +14,7 @@ __all__ = ["MODULES_AT_BOOT", "MODULES_AT_HAND", "KernelModule", "modules_with_n
 MODULES_AT_BOOT = ("nf_tables", "fuse", "dummy", "veth", "overlay", "loop", "bridge")
 """Loaded at boot where the kernel has them as modules; with their needs at least five on every series."""
 
-MODULES_AT_HAND = ("ifb", "tun", "macvlan")
+MODULES_AT_HAND = ("ifb", "tun", "macvlan", "virtio_pci", "virtio_net")
 """Carried in the initramfs and loaded only when a test asks for it."""
 
 DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")

@@ -34,20 +34,29 @@ class Qemu:
     Attributes:
         name: `DISTRIBUTION`, or the suite it comes from.
         root: what its packages were unpacked to; None for the one on PATH.
+        within: a program that runs it, as ``nsenter`` with the namespace that it is to live in.
     """
 
     name: str = DISTRIBUTION
     root: Path | None = None
+    within: tuple[str, ...] = ()
 
     def command(self, program: str, *arguments: str) -> tuple[str, ...]:
         """This is the command line that runs one of its programs, as ``qemu-system-x86_64``."""
         if self.root is None:
-            return (program, *arguments)
+            return (*self.within, program, *arguments)
         data = (word for folder in DATA for word in ("-L", str(self.root / folder)))
         # Without its cache the loader finds no library of the machine's own.
         loader = (str(self.root / LOADER), "--inhibit-cache")
         libraries = ("--library-path", str(self.root / LIBRARIES))
-        return (*loader, *libraries, str(self.root / PROGRAMS / program), *data, *arguments)
+        return (
+            *self.within,
+            *loader,
+            *libraries,
+            str(self.root / PROGRAMS / program),
+            *data,
+            *arguments,
+        )
 
     def version(self, program: str = "qemu-system-x86_64") -> str:
         """This is its own word for its version, package included; empty when it is not here."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qvmi.bus.account import Account
 
-__all__ = ["NOT_AUTHORIZED", "greet_raw", "publish_raw"]
+__all__ = ["NOT_AUTHORIZED", "RawClient", "greet_raw", "publish_raw"]
 
 CLEAN_START, USER_AND_PASSWORD = 0x02, 0xC0
 NOT_AUTHORIZED = 0x87
@@ -43,10 +43,30 @@ def greet_raw(path: Path, account: Account | None) -> int:
         return greeting[3]
 
 
-def _connect(account: Account | None) -> bytes:
+class RawClient:
+    """A client that is let in, and publishes what it likes without waiting for an answer."""
+
+    def __init__(self, path: Path, account: Account, *, client_id: bytes = b"raw") -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(TIMEOUT_S)
+        self._socket.connect(str(path))
+        self._socket.sendall(_connect(account, client_id))
+        greeting = self._socket.recv(1024)
+        assert greeting[3] == 0, greeting
+
+    def publish(self, topic: bytes, data: bytes) -> None:
+        """Sends a publish of QoS 0; OSError once the broker has hung up or reads no more."""
+        self._socket.sendall(_packet(0x30, _text(topic) + b"\x00" + data))
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._socket.close()
+
+
+def _connect(account: Account | None, client_id: bytes = b"raw") -> bytes:
     flags = CLEAN_START | (USER_AND_PASSWORD if account else 0)
     head = _text(b"MQTT") + bytes([5, flags]) + KEEPALIVE_S.to_bytes(2, "big") + b"\x00"
-    names = [b"raw"]
+    names = [client_id]
     if account:
         names += [account.name.encode(), account.secret.encode()]
     return _packet(0x10, head + b"".join(map(_text, names)))

@@ -5,6 +5,7 @@ import hashlib
 
 from qvmi.bus.account import Account
 from qvmi.bus.mosquitto_config import ACCESS_FILE, CONFIG_FILE, PASSWORD_FILE, files
+from qvmi.bus.place import Place
 from qvmi.bus.topic import TopicFilter
 
 PACK = Account.of_codepack("web", "pack")
@@ -55,3 +56,15 @@ def test_no_file_holds_a_secret() -> None:
     for text in files([PACK, READER], root=False).values():
         assert PACK.secret not in text
         assert READER.secret not in text
+
+
+def test_a_listener_of_a_network_has_an_address_and_the_same_bounds() -> None:
+    place = Place(address="10.77.0.1", port=1883)
+    lines = files([PACK], root=False, place=place)[CONFIG_FILE].splitlines()
+    assert [line for line in lines if line.startswith("listener")] == [
+        "listener 0 mqtt.sock",
+        "listener 1883 10.77.0.1",
+    ]
+    assert lines.count("max_connections 256") == 2
+    assert lines.count("use_username_as_clientid true") == 2
+    assert "allow_anonymous false" in lines

@@ -137,6 +137,13 @@ async def test_rules_that_are_wrong_are_refused_with_the_compilers_words(ram: Pa
 
 
 @asynchronous
+@pytest.mark.parametrize("text", ["// no rule at all", "rule x { condition: filesize > 1 }"])
+async def test_rules_that_search_for_nothing_are_refused(ram: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="no rule has a pattern"):
+        await found(Scan(Ram(mapped(ram)), ScanRules((RuleSource(text, "my.yar"),))))
+
+
+@asynchronous
 async def test_without_yara_it_is_told_what_to_install(
     ram: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +197,10 @@ async def test_who_stops_listening_ends_the_process_that_scans(ram: Path) -> Non
 
 @asynchronous
 async def test_a_cancel_ends_a_scan_that_computes(tmp_path: Path) -> None:
-    slow = "rule slow { condition: for all i in (0..1000000000) : (uint8(i % 4096) < 256) }"
+    slow = (
+        'rule slow { strings: $a = "none" condition: $a or'
+        " for all i in (0..1000000000) : (uint8(i % 4096) < 256) }"
+    )
     path = tmp_path / "ram"
     path.write_bytes(b"x" * SIZE)
     before = children()

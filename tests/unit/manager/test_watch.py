@@ -65,10 +65,10 @@ class Opened:
         async with mosquitto(accounts) as self.broker:
             yield self
 
-    async def connect(self, account: Account) -> Bus:
+    async def connect(self, account: Account, *, will: Message | None = None) -> Bus:
         """Connects to mosquitto, and notes from then on what is published."""
         assert self.broker is not None
-        return NotedBus(await self.broker.connect(account), self.given)
+        return NotedBus(await self.broker.connect(account, will=will), self.given)
 
     @property
     def pid(self) -> int:
@@ -96,16 +96,20 @@ class NotedBus:
         self.given.append(message.kind)
         await self.bus.publish(message, retain=retain)
 
-    async def subscribe(self, topics: TopicFilter, *, retained: bool = True) -> Subscription:
-        return await self.bus.subscribe(topics, retained=retained)
+    async def subscribe(
+        self, topics: TopicFilter, *, retained: bool = True, group: str | None = None
+    ) -> Subscription:
+        return await self.bus.subscribe(topics, retained=retained, group=group)
 
     async def request(
         self, topic: Topic, body: Mapping[str, object], *, deadline_s: float
     ) -> Message:
         return await self.bus.request(topic, body, deadline_s=deadline_s)
 
-    async def serve(self, service: str, *, vm: str | None = None) -> Requests:
-        return await self.bus.serve(service, vm=vm)
+    async def serve(
+        self, service: str, *, vm: str | None = None, group: str | None = None
+    ) -> Requests:
+        return await self.bus.serve(service, vm=vm, group=group)
 
     async def close(self) -> None:
         await self.bus.close()
@@ -173,6 +177,26 @@ async def test_one_codepack_that_fails_or_hangs_does_not_silence_another() -> No
     async with watch(with_a_hidden_process(), packs=packs) as documents:
         assert (await next_of_kind(documents, "alert")).codepack == "hidden-processes"
         release.set()
+
+
+@every_bus
+@asynchronous
+async def test_who_asks_late_is_told_how_far_a_codepack_sees(bus: OpenChannel) -> None:
+    late = Account.of_reader("late", TopicFilter("web", kind="status"))
+    channels: list[Channel] = []
+
+    @asynccontextmanager
+    async def opened(accounts: Sequence[Account]) -> AsyncIterator[Channel]:
+        async with bus([*accounts, late]) as channel:
+            channels.append(channel)
+            yield channel
+
+    async with watch(FakeMachine(), packs=[QUICK], bus=opened, vm="web") as documents:
+        told = await next_of_kind(documents, "status")
+        reader = await channels[0].connect(late)
+        arriving = await reader.subscribe(TopicFilter("web", kind="status"))
+        assert (await anext(arriving)).id == told.id
+        await reader.close()
 
 
 @every_bus

@@ -25,6 +25,7 @@
 #include "network.h"
 #include "planted_bpf.h"
 #include "population.h"
+#include "probe.h"
 #include "report.h"
 #include "storm.h"
 #include "truth.h"
@@ -296,6 +297,9 @@ static const struct {
     {"bpf", do_bpf}, /* behind those that begin with it */
     {"load", do_load},
     {"unload", do_unload},
+    {"probe tcp", probe_tcp},
+    {"probe udp", probe_udp},
+    {"probe frames", probe_frames},
     {"run", run},
     {"power", do_power},
 };

@@ -73,6 +73,21 @@ def test_a_folder_that_others_may_write_to_is_refused(folder: Path, mode: int) -
         pass
 
 
+@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o770, True), (0o1777, False)])
+def test_a_folder_in_one_that_others_may_write_to_is_refused(
+    folder: Path, mode: int, *, refused: bool
+) -> None:
+    inner = folder / "inner"
+    inner.mkdir(mode=0o700)
+    folder.chmod(mode)
+    if refused:
+        with pytest.raises(UsageError, match="in place of"), listening(inner / "qmp"):
+            pass
+    else:  # sticky, as /tmp is: nobody else may rename what is in it
+        with listening(inner / "qmp"):
+            assert (inner / "qmp").exists()
+
+
 def test_a_folder_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="no folder"), listening(folder / "no" / "qmp"):
         pass

@@ -203,6 +203,25 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         lambda f: with_sockets(f, TCP, owner=201),
     ),
     ("sockets", OPEN, "other end was not found", lambda f: with_sockets(f, UNIX)),
+    (
+        "sockets",
+        OPEN,
+        "other end was not found",
+        lambda f: with_(with_sockets(f, TCP), "host.far_ends", {50: (51,)}),
+    ),
+    *(
+        (
+            "sockets",
+            REFUTED,
+            "is connected with 10.77.0.1:1883, where the broker listens",
+            lambda f, place=place: with_(
+                with_sockets(f, replace(TCP, network=BUS_NETWORK, remote="10.77.0.1:1883")),
+                "broker.listening",
+                (replace(PORT, local=place),),
+            ),
+        )
+        for place in ("10.77.0.1:1883", "0.0.0.0:1883", "[::]:1883")
+    ),
     ("sockets", OPEN, "raw frames", lambda f: with_sockets(f, replace(UNIX, protocol="packet"))),
     (
         "sockets",
@@ -508,6 +527,25 @@ def test_every_check_has_a_case() -> None:
         ),
         pytest.param(
             lambda f: with_sockets(f, UNIX, owner=300), id="a console that somebody else reads"
+        ),
+        pytest.param(
+            lambda f: with_(
+                with_(
+                    with_sockets(f, replace(TCP, remote="10.77.0.1:1883")),
+                    "broker.listening",
+                    (PORT,),
+                ),
+                "machine.chardevs",
+                (Chardev("c", "tcp:10.0.0.1:999"),),
+            ),
+            id="the broker's address in another network",
+        ),
+        pytest.param(
+            set_to(
+                ("options", (OptionOfNetdev("u", guestfwd=("tcp:10.0.2.1:1883-unix:/x",)),)),
+                ("broker.listening", (PORT,)),
+            ),
+            id="a guestfwd whose own port is the broker's",
         ),
         pytest.param(
             lambda f: with_sockets(f, Socket(50, "netlink", OUTSIDE)), id="a netlink socket"

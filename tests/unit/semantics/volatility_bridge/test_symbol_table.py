@@ -1,6 +1,5 @@
 """Symbols and types that Volatility is given and cannot use."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from qvmi.semantics.volatility_bridge.symbol_table import KernelContent, add_sym
 INT = {"kind": "int", "size": 4, "signed": True, "endian": "little"}
 
 
-def content(**sections: Mapping[str, Any]) -> KernelContent:
+def content(**sections: dict[str, Any]) -> KernelContent:
     """This is what an ISF file says that has hardly anything."""
     nothing: dict[str, dict[str, Any]] = {name: {} for name in ("user_types", "enums", "symbols")}
     return KernelContent(
@@ -31,7 +30,7 @@ def content(**sections: Mapping[str, Any]) -> KernelContent:
     ],
 )
 def test_what_volatility_cannot_use_is_an_error_of_ours(
-    sections: dict[str, Mapping[str, Any]],
+    sections: dict[str, dict[str, Any]],
 ) -> None:
     with pytest.raises(CorruptTable, match="Volatility cannot use them: "):
         add_symbol_table(Context(), "kernel_symbols", content(**sections), mask=(1 << 48) - 1)
