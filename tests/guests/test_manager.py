@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -109,6 +111,26 @@ async def test_a_hidden_process_is_found_by_a_codepack_in_a_process_of_its_own(
     assert guest.monitor.running()
 
 
+def test_the_command_watches_with_processes_and_leaves_none(guest: Guest, state: Path) -> None:
+    words = ("watch", "--placement", "process", "--for", "8", "--state", str(state), "--json")
+    command = [sys.executable, "-m", "qvmi", "--qmp", guest.qmp, *words]
+    ended = subprocess.run(
+        [*command, "--allow-unproven-isolation"], capture_output=True, text=True, check=False
+    )
+    assert "policy: " in ended.stderr
+    kinds = [json.loads(line)["kind"] for line in ended.stdout.splitlines()]
+    assert "status" in kinds, ended.stderr
+    assert "alert" not in kinds
+    assert ended.returncode == 0, ended.stderr
+    assert (state / guest_name(guest) / "alerts.db").exists()
+    assert guest.monitor.running()
+
+
+def guest_name(guest: Guest) -> str:
+    """This is what the bus calls a machine that has no other name: its address's end."""
+    return re.sub(r"[^a-z0-9]+", "-", guest.qmp.lower()).strip("-")[-63:].strip("-")
+
+
 # ------------------------------------------------------------------------------------------- isolation
 
 
@@ -147,9 +169,10 @@ async def test_a_chardev_plugged_in_to_the_bus_ends_codepacks_until_it_is_gone(
 
 def broker_sockets(pid: int) -> list[str]:
     """These are the Unix sockets on which mosquitto listens that is a process's child, by ss."""
-    broker = [one for one in children_of(pid) if "mosquitto" in command_line(one)]
+    (broker,) = (one for one in children_of(pid) if "mosquitto" in command_line(one))
     listening = subprocess.check_output(["ss", "-xlpH"], text=True).splitlines()
-    return [line.split()[4] for line in listening if any(f"pid={one}," in line for one in broker)]
+    names = [line.split()[4] for line in listening if f"pid={broker}," in line]
+    return [str(Path(f"/proc/{broker}/cwd").readlink() / name) for name in names]
 
 
 # ------------------------------------------------------------------------- what a codepack may hold
