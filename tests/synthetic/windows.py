@@ -191,7 +191,14 @@ def write_isf(path: Path, *, guid: str = GUID, age: int = AGE) -> Path:
         "metadata": {
             "format": "6.2.0",
             "producer": {"name": "tests", "version": "1.0.0", "datetime": "2026-01-01T00:00:00"},
-            "windows": {"pdb": {"GUID": guid, "age": age, "database": "ntkrnlmp.pdb"}},
+            "windows": {
+                "pdb": {
+                    "GUID": guid,
+                    "age": age,
+                    "database": "ntkrnlmp.pdb",
+                    "machine_type": 0x8664,
+                }
+            },
         },
         "base_types": {
             name: {"kind": "int", "size": size, "signed": signed, "endian": "little"}
