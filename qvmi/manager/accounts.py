@@ -1,20 +1,24 @@
 """Who may say and hear what on the bus of one machine: the manager, and each codepack in two roles."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from qvmi.bus.account import Account
 from qvmi.bus.receipt import RECEIPT
 from qvmi.bus.topic import TopicFilter
 from qvmi.codepacks.alert import AlertState
+from qvmi.policy import Grant, Policy
 
 __all__ = [
     "ALERTS",
     "DURABLE_KINDS",
     "MACHINE",
     "MANAGER",
+    "SERVICES",
     "consumer_account",
     "outbox_account",
     "pack_account",
+    "pack_login",
     "reader_account",
     "service_account",
 ]
@@ -30,6 +34,14 @@ MACHINE: Final = "machine"
 
 DURABLE_KINDS: Final = (str(AlertState.RAISED), str(AlertState.CLEARED))
 """The kinds of messages that must not be lost: they go through an outbox."""
+
+SERVICES: Final[Mapping[str, frozenset[Grant]]] = {
+    # Whoever is given the RAM must be able to ask what became of the machine.
+    MANAGER: frozenset(
+        {Grant.READ_MEMORY, Grant.READ_REGISTERS, Grant.PAUSE, Grant.BREAKPOINT},
+    )
+}
+"""What each service does for those who are granted it: the broker lets nobody else ask."""
 
 _OUTBOX: Final = "outbox"
 _READER: Final = "watch"
@@ -50,11 +62,18 @@ def reader_account(vm: str) -> Account:
     return Account.of_reader(f"{vm}.{_READER}", TopicFilter(vm))
 
 
-def pack_account(vm: str, codepack: str, secret: str | None = None) -> Account:
-    """This is who asks the manager, hears of the machine, and speaks for a codepack."""
-    model = Account.of_codepack(vm, codepack, services=[MANAGER])
+def pack_account(vm: str, codepack: str, policy: Policy) -> Account:
+    """This is who speaks for a codepack, hears of the machine, and asks what its policy has a use for."""
+    model = Account.of_granted(vm, codepack, policy, services=SERVICES)
     reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
-    return Account(model.name, model.publishes, reads, secret or model.secret)
+    return Account(model.name, model.publishes, reads)
+
+
+def pack_login(vm: str, codepack: str, secret: str) -> Account:
+    """This is the same as its own process has it: what the account may, the broker alone knows."""
+    model = Account.of_codepack(vm, codepack, services=SERVICES)
+    reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
+    return Account(model.name, model.publishes, reads, secret)
 
 
 def outbox_account(vm: str, codepack: str, secret: str | None = None) -> Account:

@@ -81,7 +81,7 @@ class Fleet:
         self._vm = vm
         self._group = who.group
         self._uids = dict(zip((spec.name for spec in packs), who.of_packs, strict=True))
-        self._asking = {spec.name: pack_account(vm, spec.name) for spec in packs}
+        self._asking = {spec.name: pack_account(vm, spec.name, spec.policy) for spec in packs}
         self._sending = {spec.name: outbox_account(vm, spec.name) for spec in packs}
         self._caveats: tuple[str, ...] = ()
         close_modes(self._descriptors)

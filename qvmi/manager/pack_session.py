@@ -24,7 +24,7 @@ from qvmi.manager.accounts import (
     MACHINE,
     MANAGER,
     outbox_account,
-    pack_account,
+    pack_login,
 )
 from qvmi.manager.orders import MAX_LINE, Caveats, Orders, read_line
 from qvmi.remote.messages import MachineState
@@ -110,7 +110,7 @@ class _PackSession:
 
     async def _session(self, channel: Channel, outbox: Outbox) -> None:
         """This looks over one connection; BusError when that is lost."""
-        account = pack_account(self._orders.vm, self._orders.codepack, self._orders.secret)
+        account = pack_login(self._orders.vm, self._orders.codepack, self._orders.secret)
         async with AsyncExitStack() as stack:
             bus = await channel.connect(account)
             stack.push_async_callback(bus.close)
