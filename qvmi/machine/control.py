@@ -55,11 +55,7 @@ class Control:
 
     def require_unbounded_pause(self, action: str) -> None:
         """This raises PolicyDenied unless the guest may be stopped for as long as the action takes."""
-        self.policy.require(Grant.PAUSE, action)
-        if (longest := self._gate.longest_pause_s) is not None:
-            reason = f"nobody knows whether it takes longer than {longest:g} s"
-            refuse(PolicyDenied(action, Grant.PAUSE, reason=reason))
-        self.require(Grant.PAUSE, action)
+        self._gate.require_unbounded_pause(action, now=time.monotonic())
 
     @asynccontextmanager
     async def paused(self, action: str) -> AsyncIterator[Pause]:

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from qvmi.machine.breakpoints import Hit, HitStream
 from qvmi.machine.machine import Machine
 from qvmi.manager.leases import Lease, Leases
 from qvmi.manager.records import record
-from qvmi.policy import Grant, Policy
+from qvmi.policy import AddressRange, Grant, Policy, PolicyGate, Space, refuse
 from qvmi.remote.messages import (
     LEASE_S,
     MAX_HITS,
@@ -61,7 +62,9 @@ class ControlService:
         self, machine: Machine, policies: Mapping[str, Policy], *, lease_s: float = LEASE_S
     ) -> None:
         self._machine = machine
-        self._policies = policies
+        # Kept for as long as this is, so that a codepack that is started again has used up no less.
+        self._gates = {name: _gate(name, policy) for name, policy in policies.items()}
+        self._pausing: set[str] = set()
         self.lease_s = lease_s
         self._gone = False
         self._leases = Leases()
@@ -116,15 +119,16 @@ class ControlService:
     async def _told(self, codepack: str, question: Question) -> msgspec.Struct:
         return await self._handlers[type(question)](codepack, question)
 
-    def _require(self, codepack: str, grant: Grant, action: str) -> None:
-        policy = self._policies.get(codepack, _NOTHING)
-        policy.require(grant, f"codepack {codepack}: {action}")
+    def _gate_of(self, codepack: str) -> PolicyGate:
+        """This is a codepack's gate; whom nobody knows may do nothing."""
+        return self._gates.get(codepack) or _gate(codepack, Policy(frozenset()))
 
     async def _read_registers(self, codepack: str, question: ReadRegisters) -> msgspec.Struct:
-        self._require(codepack, Grant.READ_REGISTERS, "read registers")
+        gate = self._gate_of(codepack)
+        gate.require(Grant.READ_REGISTERS, "read registers", now=time.monotonic())
         if not question.system:
             return RegistersTold(VcpusTold.of(await self._machine.registers()))
-        self._require(codepack, Grant.PAUSE, "read registers by the gdbstub")
+        gate.require_unbounded_pause("read registers by the gdbstub", now=time.monotonic())
         view = await self._machine.system_registers()
         return SystemRegistersTold(VcpusTold.of(view.vcpus), view.provenance)
 
@@ -137,18 +141,48 @@ class ControlService:
         return FactsTold(await self._machine.facts())
 
     async def _begin_pause(self, codepack: str, _: BeginPause) -> PauseTold:
-        self._require(codepack, Grant.PAUSE, "pause the guest")
+        gate = self._gate_of(codepack)
+        gate.require(Grant.PAUSE, _PAUSE, now=time.monotonic())
         self._leases.require_room(codepack)
+        longest_s = gate.longest_pause_s
+        asked = time.monotonic()
         async with AsyncExitStack() as stack:
+            if longest_s is not None:
+                stack.enter_context(self._only_pause(codepack, longest_s))
             view = await stack.enter_async_context(self._machine.paused())
             _audit.info("codepack %s pauses the guest", codepack)
             told = VcpusTold.of(view.vcpus)
-            lease = self._begin(codepack, "pause", stack.pop_all())
+            # The guest has stood still meanwhile: for this codepack since it asked, or for another.
+            held_s = min(view.paused_s(), time.monotonic() - asked)
+            lease = Lease(
+                codepack,
+                "pause",
+                stack.pop_all(),
+                lasts_s=self.lease_s,
+                longest_s=longest_s,
+                held_s=held_s,
+            )
+            self._leases.begin(lease)
         ours = view.paused_s() > 0
-        return PauseTold(lease.name, ours, view.provenance.at, told, self.lease_s)
+        return PauseTold(lease.name, ours, view.provenance.at, told, lease.left_s)
+
+    @contextmanager
+    def _only_pause(self, codepack: str, longest_s: float) -> Iterator[None]:
+        """This lets a codepack have one pause at a time: several in a row would be a longer one."""
+        if codepack in self._pausing:
+            reason = f"it pauses the guest already, and may for {longest_s:g} s at once"
+            refuse(PolicyDenied(f"codepack {codepack}: {_PAUSE}", Grant.PAUSE.value, reason=reason))
+        self._pausing.add(codepack)
+        try:
+            yield
+        finally:
+            self._pausing.discard(codepack)
 
     async def _set_breakpoint(self, codepack: str, question: SetBreakpoint) -> LeaseTold:
-        self._require(codepack, Grant.BREAKPOINT, f"set a breakpoint at {question.place!r}")
+        place = AddressRange(Space.VIRTUAL, question.address, question.size)
+        action = f"set a breakpoint at {question.place!r}"
+        gate = self._gate_of(codepack)
+        gate.require(Grant.BREAKPOINT, action, now=time.monotonic(), place=place)
         self._leases.require_room(codepack)
         kind = None if question.kind is None else _breakpoint_kind(question.kind)
         async with AsyncExitStack() as stack:
@@ -156,9 +190,11 @@ class ControlService:
                 self._machine.breakpoints(question.address, kind=kind, size=question.size)
             )
             _audit.info("codepack %s sets a breakpoint at %#x", codepack, question.address)
-            lease = self._begin(codepack, "breakpoint", stack.pop_all())
+            hold = stack.pop_all()
+            lease = self._leases.begin(Lease(codepack, "breakpoint", hold, lasts_s=self.lease_s))
+        hold.callback(self._streams.pop, lease.name, None)
         self._streams[lease.name] = stream
-        return LeaseTold(lease.name, self.lease_s)
+        return LeaseTold(lease.name, lease.left_s)
 
     async def _take_hits(self, codepack: str, question: TakeHits) -> HitsTold:
         lease = self._leases.of(codepack, question.lease)
@@ -173,24 +209,25 @@ class ControlService:
     async def _keep_lease(self, codepack: str, question: KeepLease) -> LeaseTold:
         lease = self._leases.of(codepack, question.lease)
         lease.renew()
-        return LeaseTold(lease.name, lease.lasts_s)
+        return LeaseTold(lease.name, lease.left_s)
 
     async def _end_lease(self, codepack: str, question: EndLease) -> LeaseTold:
         lease = self._leases.of(codepack, question.lease)
         await self._leases.end(lease)
         return LeaseTold(lease.name, 0.0)
 
-    def _begin(self, codepack: str, what: str, hold: AsyncExitStack) -> Lease:
-        lease = self._leases.begin(codepack, what, hold, lasts_s=self.lease_s)
-        hold.callback(self._streams.pop, lease.name, None)
-        return lease
-
     def _require_known(self, codepack: str) -> None:
-        self._require(codepack, Grant.READ_REGISTERS, "ask how the machine is")
+        """This raises PolicyDenied for whom nobody knows; nothing of the guest is told by how it is."""
+        if not self._gate_of(codepack).policy.grants:
+            action = f"codepack {codepack}: ask how the machine is"
+            refuse(PolicyDenied(action, Grant.READ_REGISTERS.value))
 
 
-_NOTHING: Final = Policy(frozenset())
-"""What those may do of whom nobody knows."""
+_PAUSE: Final = "pause the guest"
+
+
+def _gate(codepack: str, policy: Policy) -> PolicyGate:
+    return PolicyGate(f"codepack {codepack}", policy)
 
 
 async def _next_hits(stream: HitStream, wait_s: float) -> list[Hit]:

@@ -1,12 +1,14 @@
 """Holds on a guest that end by themselves: a pause or a breakpoint of a codepack that is not heard of."""
 
 import asyncio
+import math
 import secrets
 from contextlib import AsyncExitStack
 from typing import Final
 
-from qvmi.errors import QvmiError, StaleView, UsageError
+from qvmi.errors import PolicyDenied, QvmiError, StaleView, UsageError
 from qvmi.manager.records import record
+from qvmi.policy import Grant
 
 __all__ = ["MAX_LEASES", "Lease", "Leases"]
 
@@ -25,20 +27,44 @@ class Lease:
         what: what it holds, for people.
         hold: what is to be undone at its end.
         lasts_s: how long it holds from now on.
+        longest_s: how long it holds at most, however often it is renewed; None for any time.
+        held_s: how much of that has passed already.
     """
 
-    def __init__(self, owner: str, what: str, hold: AsyncExitStack, *, lasts_s: float) -> None:
+    def __init__(
+        self,
+        owner: str,
+        what: str,
+        hold: AsyncExitStack,
+        *,
+        lasts_s: float,
+        longest_s: float | None = None,
+        held_s: float = 0.0,
+    ) -> None:
         self.name = secrets.token_hex(_NAME_BYTES)
         self.owner = owner
         self.what = what
         self.lasts_s = lasts_s
+        self.longest_s = longest_s
         self._hold = hold
         self._until = 0.0
+        now = asyncio.get_running_loop().time()
+        self._latest = math.inf if longest_s is None else now + longest_s - held_s
         self.renew()
 
+    @property
+    def left_s(self) -> float:
+        """This is how long it holds from now on unless it is renewed."""
+        return max(0.0, self._until - asyncio.get_running_loop().time())
+
+    @property
+    def is_spent(self) -> bool:
+        """This tells whether it has held for as long as it may, so that nobody can renew it."""
+        return asyncio.get_running_loop().time() >= self._latest
+
     def renew(self) -> None:
-        """This lets it hold for its whole time again."""
-        self._until = asyncio.get_running_loop().time() + self.lasts_s
+        """This lets it hold for its whole time again, if it may."""
+        self._until = min(asyncio.get_running_loop().time() + self.lasts_s, self._latest)
 
     async def ends(self) -> None:
         """This waits for its end, unless somebody renews it meanwhile."""
@@ -64,9 +90,8 @@ class Leases:
         if held >= MAX_LEASES:
             raise UsageError(f"codepack {owner} holds {held} pauses and breakpoints already")
 
-    def begin(self, owner: str, what: str, hold: AsyncExitStack, *, lasts_s: float) -> Lease:
+    def begin(self, lease: Lease) -> Lease:
         """This begins a lease."""
-        lease = Lease(owner, what, hold, lasts_s=lasts_s)
         self._leases[lease.name] = lease
         self._watches[lease.name] = asyncio.create_task(self._watch(lease), name="qvmi-lease")
         return lease
@@ -78,8 +103,11 @@ class Leases:
             StaleView: it has none of that name, or it has ended.
         """
         lease = self._leases.get(name)
-        if lease is None or lease.owner != owner:
-            raise StaleView("this lease has ended, or was never given: the guest may run")
+        if lease is None or lease.owner != owner or lease.is_spent:
+            raise StaleView(
+                "this lease has ended, or held for as long as is granted, or was never given:"
+                " the guest may run"
+            )
         return lease
 
     async def end(self, lease: Lease) -> None:
@@ -98,10 +126,15 @@ class Leases:
 
     async def _watch(self, lease: Lease) -> None:
         await lease.ends()
-        record(
-            "codepack %s was not heard of for %g s: its %s is ended",
-            *(lease.owner, lease.lasts_s, lease.what),
-        )
+        if lease.is_spent:
+            reason = f"longer than {lease.longest_s:g} s"
+            action = f"codepack {lease.owner}: hold its {lease.what}"
+            record("refused: %s", PolicyDenied(action, Grant.PAUSE.value, reason=reason))
+        else:
+            record(
+                "codepack %s was not heard of for %g s: its %s is ended",
+                *(lease.owner, lease.lasts_s, lease.what),
+            )
         # In a task of its own, as ending a lease cancels this one.
         await asyncio.shield(asyncio.create_task(self._drop(lease), name="qvmi-lease-end"))
 

@@ -73,6 +73,17 @@ class PolicyGate:
         if volume:
             volume.take(moved)
 
+    def require_unbounded_pause(self, action: str, *, now: float) -> None:
+        """This is :meth:`require` for what stops the guest for as long as it takes.
+
+        Raises:
+            PolicyDenied: the guest may not be stopped, or only so long at once.
+        """
+        if self.policy.allows(Grant.PAUSE) and (longest := self.longest_pause_s) is not None:
+            reason = f"nobody knows whether it takes longer than {longest:g} s"
+            self._refuse(action, Grant.PAUSE, reason)
+        self.require(Grant.PAUSE, action, now=now)
+
     def _bucket(
         self, buckets: "dict[Grant, _Bucket]", grant: Grant, rate: float | None
     ) -> "_Bucket | None":
