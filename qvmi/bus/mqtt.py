@@ -32,7 +32,7 @@ from qvmi.bus.mqtt_packet import Arrival
 from qvmi.bus.mqtt_properties import properties_of
 from qvmi.bus.requests import Requester, Requests
 from qvmi.bus.subscription import Subscription, require_new
-from qvmi.bus.topic import REQUEST, Topic, TopicFilter
+from qvmi.bus.topic import REQUEST, Topic, TopicFilter, speaker_in
 from qvmi.errors import BadMessage, BrokerUnavailable, BusError, BusRefused
 
 __all__ = ["MqttBus", "MqttChannel", "broker_at"]
@@ -288,7 +288,7 @@ def _deliver(arrival: Arrival, subscription: Subscription) -> None:
     try:
         topic = Topic.parse(arrival.topic)
     except BadMessage:
-        subscription.refuse(None, "its topic is none of ours")
+        subscription.refuse(speaker_in(arrival.topic), "its topic is none of ours")
     else:
         subscription.arrive(topic, arrival.payload, retained=arrival.retained)
 

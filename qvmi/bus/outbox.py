@@ -6,6 +6,7 @@ database of the sender's until each consumer has given a receipt for it, and is 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -104,6 +105,7 @@ class Outbox:
         *,
         lifetime_s: float,
         max_messages: int,
+        max_per_s: float,
     ) -> None:
         self.expired = 0
         self.refused = 0
@@ -112,13 +114,14 @@ class Outbox:
         self._receipts = receipts
         self._lifetime_s = lifetime_s
         self._max_messages = max_messages
+        self._max_per_s = max_per_s
         self._held = 0
         self._news = asyncio.Event()
         self._settled = asyncio.Condition()
         self._round = _Round()
 
     @classmethod
-    async def open(
+    async def open(  # noqa: PLR0913 - three are bounds that have a default
         cls,
         path: Path,
         account: Account,
@@ -127,6 +130,7 @@ class Outbox:
         consumers: Iterable[str],
         lifetime_s: float = LIFETIME_S,
         max_messages: int = MAX_MESSAGES,
+        max_per_s: float = math.inf,
     ) -> Self:
         """This opens an outbox, with what it still holds from before.
 
@@ -137,6 +141,7 @@ class Outbox:
             consumers: who must give a receipt before a message is done with.
             lifetime_s: how long a message is kept at most.
             max_messages: how many are.
+            max_per_s: how many are sent in a second, where more would count as a flood.
 
         Raises:
             UsageError: no consumers, one that has no name, or a lifetime that cannot be.
@@ -149,7 +154,14 @@ class Outbox:
             raise UsageError(f"lifetime of {lifetime_s} s: at most {MAX_LIFETIME_S:g} s, above 0")
         topics = {name: TopicFilter(vm, name, RECEIPT) for name in names}
         ledger = await Ledger.open(path, _TABLES)
-        outbox = cls(ledger, account, topics, lifetime_s=lifetime_s, max_messages=max_messages)
+        outbox = cls(
+            ledger,
+            account,
+            topics,
+            lifetime_s=lifetime_s,
+            max_messages=max_messages,
+            max_per_s=max_per_s,
+        )
         outbox._held = await ledger.do(lambda database: _restored(database, names))
         return outbox
 
@@ -263,7 +275,9 @@ class Outbox:
         while True:
             self._news.clear()
             await self._give_up()
-            if not await self._send_page(bus):
+            if await self._send_page(bus):
+                await asyncio.sleep(_PAGE / self._max_per_s)
+            else:
                 await self._wait()
 
     async def _give_up(self) -> None:

@@ -22,17 +22,20 @@ class Refusals:
     """This counts refusals by speaker, and tells of the first, the second, the fourth, and so on.
 
     So the audit log names everybody who was refused something, and a million refusals are twenty lines.
+
+    Attributes:
+        counts: how often each was refused something.
     """
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def note(self, speaker: str, reason: str) -> None:
         """This counts one more refusal of somebody."""
-        if speaker not in self._counts and len(self._counts) >= MAX_SPEAKERS:
+        if speaker not in self.counts and len(self.counts) >= MAX_SPEAKERS:
             speaker = "others"
-        self._counts[speaker] += 1
-        count = self._counts[speaker]
+        self.counts[speaker] += 1
+        count = self.counts[speaker]
         if count & (count - 1) == 0:
             _tell(f"refused on the bus: {speaker}, {count} until now: {reason[:_MAX_REASON]}")
 

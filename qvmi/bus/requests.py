@@ -134,7 +134,7 @@ class Requests:
     def _may_be_answered(self, message: Message) -> bool:
         problem = self._problem(message)
         if problem:
-            self._arriving.refuse(message.topic, f"request {message.id}: {problem}")
+            self._arriving.refuse(message.topic.speaker, f"request {message.id}: {problem}")
         return not problem
 
     def _problem(self, message: Message) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Self
 
 from qvmi.bus.message import Message
@@ -68,6 +68,11 @@ class Subscription:
         return message
 
     @property
+    def refused_of(self) -> Mapping[str, int]:
+        """This is how much was refused of each speaker, as ``vm.codepack``."""
+        return self._refusals.counts
+
+    @property
     def filter_text(self) -> str:
         """This is what MQTT subscribes to."""
         return f"$share/{self.group}/{self.topics.text}" if self.group else self.topics.text
@@ -84,10 +89,10 @@ class Subscription:
         try:
             message = Message.from_json(data, topic=topic)
         except BadMessage as error:
-            self.refuse(topic, str(error))
+            self.refuse(topic.speaker, str(error))
             return
         if retained and not self.retained:
-            self.refuse(topic, "it was to be retained")
+            self.refuse(topic.speaker, "it was to be retained")
             return
         self._waiting.append(message)
         self._speakers[message.vm, message.codepack] += 1
@@ -112,11 +117,10 @@ class Subscription:
         if not self._speakers[speaker]:
             del self._speakers[speaker]
 
-    def refuse(self, topic: Topic | None, reason: str) -> None:
+    def refuse(self, speaker: str | None, reason: str) -> None:
         """This counts an arrival that is not passed on, and has the audit log tell of it."""
         self.refused += 1
-        speaker = "a stranger" if topic is None else f"{topic.vm}.{topic.codepack}"
-        self._refusals.note(speaker, reason)
+        self._refusals.note(speaker or "a stranger", reason)
 
     def end(self, *, lost: str = "") -> None:
         """This is called by the bus when nothing more will arrive; ``lost`` says why, if it broke."""

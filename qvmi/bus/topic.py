@@ -21,6 +21,7 @@ __all__ = [
     "TopicFilter",
     "is_name",
     "name_from",
+    "speaker_in",
 ]
 
 TOPIC_ROOT: Final = "qvmi/v1"
@@ -65,6 +66,18 @@ def name_from(text: str) -> str:
     return words[-_NAME_MAX:].strip("-") or "unnamed"
 
 
+def speaker_in(topic: str) -> str | None:
+    """This is whose name a topic lies below, as ``vm.codepack``, though it may be none of ours otherwise.
+
+    Returns:
+        None where it lies below no name of ours.
+    """
+    root, _, rest = topic.partition(f"{TOPIC_ROOT}/")
+    vm, _, below = rest.partition("/")
+    codepack = below.partition("/")[0]
+    return f"{vm}.{codepack}" if not root and is_name(vm) and is_name(codepack) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Topic:
     """This is the place of one message: ``qvmi/v1/<vm>/<codepack>/<kind>``, or that and ``/<peer>``.
@@ -97,6 +110,11 @@ class Topic:
     def of_request(cls, vm: str, codepack: str, service: str) -> Self:
         """This is where a codepack asks a service about a machine."""
         return cls(vm, codepack, REQUEST, service)
+
+    @property
+    def speaker(self) -> str:
+        """This is whose name it lies below, as ``vm.codepack``."""
+        return f"{self.vm}.{self.codepack}"
 
     @property
     def reply(self) -> "Topic":

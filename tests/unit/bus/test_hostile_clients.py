@@ -386,14 +386,18 @@ async def test_the_broker_tells_of_a_codepack_that_was_killed() -> None:
 # ------------------------------------------------------------------------------------------- a flood
 
 
-def flood(broker: Path, account: Account) -> int:
+ALERT = Message(vm="web", codepack="pack", kind="alert", time=0.0, body={}).to_json()
+
+
+def flood(
+    broker: Path, account: Account, topic: bytes = b"qvmi/v1/web/pack/alert", data: bytes = ALERT
+) -> int:
     """Publishes as fast as the socket takes it until the broker hangs up, and tells how often."""
-    data = Message(vm="web", codepack="pack", kind="alert", time=0.0, body={}).to_json()
     raw = RawClient(broker, account)
     sent = 0
     try:
         while True:
-            raw.publish(b"qvmi/v1/web/pack/alert", data)
+            raw.publish(topic, data)
             sent += 1
     except OSError:
         return sent
@@ -427,6 +431,27 @@ async def test_a_flood_is_cut_off_counted_and_audited_and_others_lose_nothing(
             await (await broker.connect(PACK)).close()  # admitted again
             assert broker.starts == 1
     assert "throttled on the bus: web.pack" in (tmp_path / "audit.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("topic", "data"),
+    [(b"qvmi/v1/web/pack/alert", b"{"), (b"qvmi/v1/web/pack/NO NAME", ALERT)],
+    ids=["no message", "no topic of ours"],
+)
+@asynchronous
+async def test_a_flood_of_what_is_no_message_is_cut_off_too(topic: bytes, data: bytes) -> None:
+    second = Account(f"{PACK.name}.outbox", PACK.publishes)
+    async with mosquitto([*EVERYBODY, second]) as broker:
+        throttle = Throttle(broker, THROTTLE, [PACK, second], max_per_s=200, penalty_s=LONG_S)
+        throttling = asyncio.create_task(throttle.run(broker))
+        await asyncio.to_thread(flood, broker.socket, second, topic, data)
+        await until(lambda: greet_raw(broker.socket, second) == NOT_AUTHORIZED)
+        await until(lambda: greet_raw(broker.socket, PACK) == NOT_AUTHORIZED)
+        assert throttle.suspended == {PACK.name: 1}
+        throttling.cancel()
+        await asyncio.wait({throttling})
+        for account in (PACK, second):
+            await (await broker.connect(account)).close()
 
 
 def test_a_million_refusals_are_twenty_lines(caplog: pytest.LogCaptureFixture) -> None:
