@@ -332,6 +332,12 @@ def watch(parser: ArgumentParser) -> None:
         "--keys", metavar="FOLDER", type=values.given, help="of keys, if not the usual one"
     )
     parser.add_argument(
+        "--bus",
+        metavar="URL",
+        type=values.given,
+        help="a broker that exists: mqtt://, mqtts:// or unix://, with USER@ and ?secret-file=FILE",
+    )
+    parser.add_argument(
         "--placement",
         choices=PLACEMENTS,
         default=PLACEMENTS[0],

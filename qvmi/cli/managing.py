@@ -1,13 +1,13 @@
 """Watching with codepacks in processes of their own: what the command makes of the manager."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 from qvmi.bus.message import Message
 from qvmi.cli.output import Output
 from qvmi.codepacks.manifest import Manifest
+from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
 from qvmi.manager.manager import manage
@@ -17,23 +17,20 @@ from qvmi.policy import Policies
 
 __all__ = ["managed"]
 
-_ENTRIES: Final[Mapping[str, str]] = {
-    "hidden-processes": "qvmi.codepacks.hidden_processes:HiddenProcesses"
-}
-
 
 @asynccontextmanager
 async def managed(  # noqa: PLR0913 - one for each argument of the command
     machine: object,
     output: Output,
-    manifests: Sequence[Manifest],
+    own: Sequence[Manifest],
+    others: Sequence[VerifiedPack],
     *,
     interval_s: float,
     policies: Policies,
     state: str | None,
     allow_unproven: bool,
 ) -> AsyncIterator[AsyncIterator[Message]]:
-    """This has the manager run built-in codepacks as processes for as long as the block lasts.
+    """This has the manager run codepacks as processes for as long as the block lasts.
 
     Raises:
         UsageError: what is watched is no live machine.
@@ -42,14 +39,11 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
     if not isinstance(machine, Machine):
         raise UsageError("codepacks in processes of their own watch a live machine")
     specs = [
-        PackSpec(
-            one.name,
-            _ENTRIES[one.name],
-            interval_s,
-            policies.of(one.name),
-            look_s=one.management.deadline_s,
-        )
-        for one in manifests
+        PackSpec.of_manifest(one, policies.of(one.name), interval_s=interval_s) for one in own
+    ] + [
+        PackSpec.of_manifest(manifest, policies.of(manifest.name), code=pack)
+        for pack in others
+        for manifest in [pack.folder.manifest]
     ]
     async with manage(
         machine,

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from qvmi import __version__
+from qvmi.bus.broker import mosquitto
+from qvmi.bus.bus import OpenChannel
 from qvmi.bus.message import Message
+from qvmi.bus.mqtt import broker_at
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
@@ -20,8 +23,10 @@ from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
+from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.codepacks.third_party import ThirdParty, load_signed
+from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
@@ -48,6 +53,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     load: Sequence[str] = (),
     policy: str | None = None,
     keys: str | None = None,
+    bus: str | None = None,
     placement: str = HERE,
     state: str | None = None,
     allow_unproven_isolation: bool = False,
@@ -60,13 +66,16 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
         MachineGone: the machine ended, and there had been no alert.
     """
     placed = _Placement(
-        process=placement == PROCESS, state=state, allow_unproven=allow_unproven_isolation
+        process=placement == PROCESS,
+        state=state,
+        allow_unproven=allow_unproven_isolation,
+        bus=mosquitto if bus is None else broker_at(bus),
     )
-    placed.require_fitting(load)
+    placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
-    others = _loaded(load, policies, key_ring(keys))
+    others = _verified(load, policies, key_ring(keys))
     own = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
-    manifests = [*map(built_in_manifest, own), *(other.manifest for other in others)]
+    manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
     try:
@@ -90,13 +99,15 @@ class _Placement:
     process: bool
     state: str | None
     allow_unproven: bool
+    bus: OpenChannel
 
-    def require_fitting(self, load: Sequence[str]) -> None:
+    def require_fitting(self) -> None:
         if not self.process and (self.state is not None or self.allow_unproven):
             raise UsageError("--state and --allow-unproven-isolation go with --placement process")
-        if self.process and load:
+        if self.process and self.bus is not mosquitto:
             raise UsageError(
-                "--load: codepacks of others run in this process; leave out --placement"
+                "--bus goes without --placement process: the manager's broker is its own, since it"
+                " must be able to put codepacks out"
             )
 
 
@@ -105,7 +116,7 @@ class _Chosen:
     """These are the codepacks that are to run, and what they may do."""
 
     own: Sequence[str]
-    others: Sequence[ThirdParty]
+    others: Sequence[VerifiedPack]
     manifests: Sequence[Manifest]
     policies: Policies
     interval_s: float
@@ -121,7 +132,8 @@ def _opened(
         return managed(
             machine,
             output,
-            chosen.manifests,
+            chosen.manifests[: len(chosen.own)],
+            chosen.others,
             interval_s=chosen.interval_s,
             policies=chosen.policies,
             state=placed.state,
@@ -130,17 +142,20 @@ def _opened(
     running = [PACK_MAKERS[name](chosen.interval_s) for name in chosen.own]
     return watch_machine(
         machine,
-        packs=[*running, *(other.codepack for other in chosen.others)],
+        packs=[*running, *map(load, chosen.others)],
         policy=chosen.policies,
+        bus=placed.bus,
         deadlines_s={one.name: one.management.deadline_s for one in chosen.manifests},
     )
 
 
-def _loaded(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[ThirdParty]:
-    """These are the codepacks in the folders, each verified before a line of it runs."""
+def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[VerifiedPack]:
+    """These are the codepacks in the folders, each verified; no line of them has run."""
     now = time.time()
     return [
-        load_signed(Path(folder), ring=ring, policies=policies, qvmi_version=__version__, now=now)
+        require_signed(
+            Path(folder), ring=ring, policies=policies, qvmi_version=__version__, now=now
+        )
         for folder in folders
     ]
 

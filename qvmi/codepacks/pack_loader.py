@@ -16,11 +16,12 @@ from typing import Final
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.look import in_words
 from qvmi.codepacks.manifest import Manifest
+from qvmi.codepacks.pack_folder import PackFolder
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.errors import CodepackRefused
 from qvmi.policy import Grant
 
-__all__ = ["load"]
+__all__ = ["load", "load_bytes"]
 
 _ROOT: Final = "qvmi_codepack_"
 """What the modules of codepacks are below, so that none can stand in for a module of anybody else's."""
@@ -41,8 +42,13 @@ def load(pack: VerifiedPack, **options: object) -> Codepack:
     Raises:
         CodepackRefused: it cannot be imported, or is another than its manifest says.
     """
-    manifest = pack.folder.manifest
-    finder = _Finder(_package_of(pack), pack.folder.files, manifest.name)
+    return load_bytes(pack.folder, **options)
+
+
+def load_bytes(folder: PackFolder, **options: object) -> Codepack:
+    """This is :func:`load` where somebody else has verified the bytes, such as the parent of this process."""
+    manifest = folder.manifest
+    finder = _Finder(_package_of(folder), folder.files, manifest.name)
     if not any(isinstance(one, _Finder) and one.package == finder.package for one in sys.meta_path):
         sys.meta_path.insert(0, finder)
     module, _, name = manifest.entry.partition(":")
@@ -75,13 +81,13 @@ def _require_as_declared(made: Codepack, manifest: Manifest) -> None:
         raise CodepackRefused(manifest.name, f"{manifest.entry} makes no codepack")
 
 
-def _package_of(pack: VerifiedPack) -> str:
+def _package_of(folder: PackFolder) -> str:
     """This is the name of its root package: another one for other bytes, which are other code."""
     digest = hashlib.sha256()
-    for path, data in sorted(pack.folder.files.items()):
+    for path, data in sorted(folder.files.items()):
         digest.update(f"{len(path)} {path} {len(data)}\n".encode())
         digest.update(data)
-    name = pack.folder.manifest.name.replace("-", "_")
+    name = folder.manifest.name.replace("-", "_")
     return f"{_ROOT}{name}_{digest.hexdigest()[:_DIGEST_DIGITS]}"
 
 

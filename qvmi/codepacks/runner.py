@@ -10,6 +10,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
+from qvmi.bus import throttle
 from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
@@ -132,6 +133,7 @@ class Runner:
         self._next_refresh = 0.0
         self._rounds = 0
         self._lost = 0
+        self._backlog = 0
         self._waiting: deque[Message] = deque()
         self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
 
@@ -150,6 +152,7 @@ class Runner:
             self._reported = None  # whoever was told that it is gone must learn that it is back
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()
+        self._backlog = len(self._waiting)
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + self._codepack.interval_s
@@ -328,6 +331,9 @@ class Runner:
             else:
                 self._sent.append(message)
             self._waiting.popleft()
+            if self._backlog:  # what had to wait is no flood, and must not be taken for one
+                self._backlog -= 1
+                await asyncio.sleep(2 / throttle.MAX_PER_S)
 
     def _late(self) -> Look:
         problem = f"not finished after {self._look_deadline_s:g} s"

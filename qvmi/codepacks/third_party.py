@@ -1,41 +1,24 @@
-"""A codepack of somebody else's: read, verified, held against the policy, and only then imported."""
+"""A codepack of somebody else's: verified and held against the policy, before it is imported anywhere."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.key_ring import KeyRing
-from qvmi.codepacks.manifest import Manifest
 from qvmi.codepacks.pack_folder import PackFolder
-from qvmi.codepacks.pack_loader import load
-from qvmi.codepacks.pack_signature import verify
+from qvmi.codepacks.pack_signature import VerifiedPack, verify
 from qvmi.errors import CodepackRefused
 from qvmi.policy import Policies
 
-__all__ = ["ThirdParty", "load_signed"]
+__all__ = ["require_signed"]
 
 _audit: Final = logging.getLogger("qvmi.audit")
 
 
-@dataclass(frozen=True, slots=True)
-class ThirdParty:
-    """This is a codepack of somebody else's that may run.
-
-    Args:
-        manifest: what it says of itself.
-        codepack: made of the bytes that were verified.
-    """
-
-    manifest: Manifest
-    codepack: Codepack
-
-
-def load_signed(
+def require_signed(
     path: Path, *, ring: KeyRing, policies: Policies, qvmi_version: str, now: float
-) -> ThirdParty:
-    """This loads the codepack in a folder; the audit log tells of it, and of each that is refused.
+) -> VerifiedPack:
+    """This verifies the codepack in a folder; the audit log tells of it, and of each that is refused.
 
     Args:
         path: of the folder.
@@ -45,7 +28,7 @@ def load_signed(
         now: seconds since the Unix epoch.
 
     Raises:
-        CodepackRefused: it is unsigned, altered, of another version, or not what it says it is.
+        CodepackRefused: it is unsigned, altered, or of another version.
         PolicyDenied: it needs a grant that the policy does not give it.
         BadSettings: its manifest cannot be right.
         UsageError: the keys cannot be used.
@@ -57,10 +40,10 @@ def load_signed(
         manifest.require_granted(policies.of(manifest.name))
         key = verified.key
         _audit.info(
-            "codepack %s %s, signed by key %s (%s) at %s, is loaded",
+            "codepack %s %s, signed by key %s (%s) at %s, may run",
             *(manifest.name, manifest.version, key.id, key.name, verified.signed),
         )
-        return ThirdParty(manifest, load(verified))
     except CodepackRefused as error:
         _audit.warning("refused: %s", error)
         raise
+    return verified

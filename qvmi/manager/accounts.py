@@ -21,6 +21,7 @@ __all__ = [
     "pack_login",
     "reader_account",
     "service_account",
+    "throttle_account",
 ]
 
 MANAGER: Final = "manager"
@@ -45,6 +46,7 @@ SERVICES: Final[Mapping[str, frozenset[Grant]]] = {
 
 _OUTBOX: Final = "outbox"
 _READER: Final = "watch"
+_THROTTLE: Final = "qvmi-throttle"
 
 
 def service_account(vm: str) -> Account:
@@ -60,6 +62,11 @@ def consumer_account(vm: str) -> Account:
 def reader_account(vm: str) -> Account:
     """This is who reads what else codepacks and manager say."""
     return Account.of_reader(f"{vm}.{_READER}", TopicFilter(vm))
+
+
+def throttle_account() -> Account:
+    """This is who counts what everybody says; its name is none that a machine or a codepack has."""
+    return Account.of_reader(_THROTTLE, TopicFilter())
 
 
 def pack_account(vm: str, codepack: str, policy: Policy) -> Account:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from qvmi.bus.account import Account
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
@@ -16,6 +18,7 @@ from qvmi.manager.confinement import Confinement, close_modes, own_uids
 from qvmi.manager.home import Home
 from qvmi.manager.jail import ADVISORY, Jail, find_jail
 from qvmi.manager.orders import Orders
+from qvmi.manager.pack_code import sealed
 from qvmi.manager.pack_process import PackProcess, Place, start
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.remote.handed_memory import HandedMemory
@@ -130,7 +133,15 @@ class Fleet:
         uid = self._uids[spec.name] if confinement.other_uid else None
         gid = self._group if confinement.other_uid else None
         folder = self._home.of_pack(spec.name, uid, gid)
-        return await start(self._orders(spec, confinement, probe=probe), Place(folder, uid, gid))
+        place = Place(folder, uid, gid)
+        orders = self._orders(spec, confinement, probe=probe)
+        if spec.code is None or probe:
+            return await start(orders, place)
+        code = sealed(spec.code)
+        try:
+            return await start(msgspec.structs.replace(orders, code=code), place)
+        finally:
+            os.close(code)
 
     def _orders(self, spec: PackSpec, confinement: Confinement, *, probe: bool) -> Orders:
         qemu = self._machine.monitor.peer_pid()

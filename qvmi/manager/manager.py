@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Final, Never, Self
 from qvmi.bus.broker import Broker, mosquitto
 from qvmi.bus.bus import Channel, first_of
 from qvmi.bus.message import Message
-from qvmi.bus.topic import TopicFilter, name_from
-from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.errors import BusError, BusRefused, MachineGone, QvmiError, UsageError
+from qvmi.bus.throttle import Throttle
+from qvmi.bus.topic import name_from
+from qvmi.codepacks.status import Sight, Status
+from qvmi.errors import MachineGone, QvmiError, UsageError
 from qvmi.machine.machine import Machine
-from qvmi.manager.accounts import consumer_account, reader_account
+from qvmi.manager.accounts import consumer_account, throttle_account
 from qvmi.manager.alert_log import AlertLog
 from qvmi.manager.bus_service import BusService
 from qvmi.manager.control_service import ControlService
@@ -30,15 +30,11 @@ from qvmi.manager.isolation_watch import (
 from qvmi.manager.pack_process import PackProcess
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.manager.records import record
+from qvmi.manager.status_reader import StatusReader
 from qvmi.manager.supervisor import Supervisor
 from qvmi.policy import Grant
 
 __all__ = ["MakeCheck", "Manager", "manage"]
-
-MAX_STATUSES: Final = 256
-"""Statuses kept for a reader that is slow; the oldest go first, as newer ones tell more."""
-
-_RECONNECT_S: Final = 0.2
 
 MakeCheck = Callable[[Broker], IsolationCheck]
 """Makes the check that the watched machine has no way to a broker."""
@@ -118,14 +114,13 @@ class Manager:
         self._packs = packs
         self._group = who.group
         self._service = BusService(self.control, vm=vm)
-        self._reader = reader_account(vm)
         self._consumer = consumer_account(vm)
         self._isolation = IsolationWatch(_unproven, self._isolation_changed, allowed=False)
-        self._supervisors: list[Supervisor] = []
-        self._arrived: deque[Message] = deque(maxlen=MAX_STATUSES)
+        self._supervisors: dict[str, Supervisor] = {}
         self._alerts: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
         self._is_handed_out = False
         self._news = asyncio.Event()
+        self._statuses = StatusReader(vm, self._news)
         self._end: Exception | None = None
 
     def __aiter__(self) -> Self:
@@ -139,8 +134,8 @@ class Manager:
             if not self._alerts.empty():
                 self._is_handed_out = True
                 return self._alerts.get_nowait()
-            if self._arrived:
-                return self._arrived.popleft()
+            if self._statuses.arrived:
+                return self._statuses.arrived.popleft()
             if self._end is not None:
                 raise self._end
             self._news.clear()
@@ -155,8 +150,11 @@ class Manager:
         """This opens what is closed at the end: the alerts that were taken in, and the broker."""
         self._log = await AlertLog.open(home.alerts, self._consumer, vm=self.vm)
         stack.push_async_callback(self._log.close)
-        own = [self._service.account, self._consumer, self._reader]
-        self._broker = await stack.enter_async_context(mosquitto([*own, *self.fleet.accounts]))
+        counting = throttle_account()
+        own = [self._service.account, self._consumer, self._statuses.account, counting]
+        packs = self.fleet.accounts
+        self._broker = await stack.enter_async_context(mosquitto([*own, *packs]))
+        self._throttle = Throttle(self._broker, counting, packs, changed=self._throttled)
         self.fleet.socket = self._broker.socket
 
     async def prepare(self, make_check: MakeCheck | None, *, allowed: bool) -> None:
@@ -182,7 +180,9 @@ class Manager:
             "service": self._service.run(channel),
             "alerts": self._log.consume(channel),
             "shown": self._show(),
-            "statuses": self._read(channel),
+            "statuses": self._statuses.run(channel),
+            "losses": self._statuses.tell_losses(self._service.tell_status),
+            "throttle": self._throttle.keep(channel),
             "isolation": self._isolation.run(),
             "qemu": self._follow_qemu(),
         }
@@ -228,24 +228,33 @@ class Manager:
 
     async def _run_packs(self) -> Never:
         """This keeps all codepacks running until the machine is gone."""
-        self._supervisors = [
-            Supervisor(spec, self.fleet.start, self, self._isolation.permitted)
+        self._supervisors = {
+            spec.name: Supervisor(spec, self.fleet.start, self, self._isolation.permitted)
             for spec in self._packs
-        ]
-        ends = await asyncio.gather(
-            *(supervisor.run() for supervisor in self._supervisors), return_exceptions=True
-        )
+        }
+        running = (supervisor.run() for supervisor in self._supervisors.values())
+        ends = await asyncio.gather(*running, return_exceptions=True)
         raise next(end for end in ends if isinstance(end, BaseException))
 
     async def _isolation_changed(self, verdict: IsolationVerdict) -> None:
         """This takes in that isolation is proven, or is not any more."""
         self.fleet.beware(self._isolation.caveats)
         if not self._isolation.permitted.is_set():
-            for supervisor in self._supervisors:
+            for supervisor in self._supervisors.values():
                 supervisor.stop()
         problem = "" if verdict.proven else f"isolation is not proven: {verdict.why}"
         sight = Sight.FULL if self._isolation.permitted.is_set() else Sight.BLIND
         await self._service.tell_status(Status(sight=sight, problem=problem))
+
+    async def _throttled(self, speaker: str, why: str) -> None:
+        """This takes in that a codepack is put out of the bus, or let in again."""
+        supervisor = self._supervisors.get(speaker.removeprefix(f"{self.vm}."))
+        if supervisor is None:
+            return
+        if why:
+            supervisor.put_out(why)
+        else:
+            supervisor.let_in()
 
     async def _follow_qemu(self) -> Never:
         """This watches QEMU's events, and asks now and then where there are none."""
@@ -268,22 +277,6 @@ class Manager:
             self._news.set()
             await self._alerts.join()
         raise AssertionError("there is always one more to wait for")
-
-    async def _read(self, channel: Channel) -> Never:
-        """This reads the statuses of codepacks and of the manager, over one connection after the other."""
-        while True:
-            try:
-                async with AsyncExitStack() as stack:
-                    bus = await channel.connect(self._reader)
-                    stack.push_async_callback(bus.close)
-                    async for message in await bus.subscribe(TopicFilter(self.vm, None, STATUS)):
-                        self._arrived.append(message)
-                        self._news.set()
-            except BusRefused:
-                raise
-            except BusError as error:
-                _log.debug("the bus is lost: %s", error)
-            await asyncio.sleep(_RECONNECT_S)
 
 
 async def _unproven() -> IsolationVerdict:

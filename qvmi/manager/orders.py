@@ -22,6 +22,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         vm: the machine's name on the bus.
         codepack: the codepack's.
         entry: what makes the codepack, as ``module:name``; called with its interval.
+        code: descriptor of the verified bytes that the entry is in; None where it is installed.
         interval_s: from the start of one look to the start of the next.
         address: how the manager has attached to the machine.
         socket: the broker's.
@@ -55,6 +56,12 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     look_s: float
     caveats: tuple[str, ...]
     probe: bool = False
+    code: int | None = None
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """These are all descriptors that are handed over."""
+        return self.descriptors if self.code is None else (*self.descriptors, self.code)
 
 
 class Caveats(msgspec.Struct, frozen=True):

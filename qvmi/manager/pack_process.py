@@ -94,7 +94,7 @@ async def start(orders: Orders, place: Place) -> PackProcess:
         CodepackError: it cannot be started, or ended before it answered; says its last words.
     """
     try:
-        process = await _spawned(orders.descriptors, place)
+        process = await _spawned(orders.inherited, place)
     except OSError as error:
         raise CodepackError(orders.codepack, f"its process cannot be started: {error}") from error
     words = asyncio.create_task(_last_words(process.stderr), name="qvmi-pack-words")

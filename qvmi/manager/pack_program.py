@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ _DEVICES: Final = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/full"))
 
 def main() -> int:
     """This runs the codepack until the machine is gone, and gives the exit code."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # who looks for too long ends by it
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
         # Unbuffered: what follows the first line is read by somebody else.
@@ -53,6 +55,7 @@ def _confine(orders: Orders) -> None:
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise UsageError(f"{folder}: cannot be used by uid {os.geteuid()}")
     if orders.memory_bytes is not None:
+        # Not RLIMIT_AS, which counts the guest's RAM: that is mapped, and shared.
         resource.setrlimit(resource.RLIMIT_DATA, (orders.memory_bytes, orders.memory_bytes))
     if orders.landlock:
         forbid_writing(but_below=(folder, *_DEVICES))

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, Never
 
+from qvmi.bus import throttle
 from qvmi.bus.bus import Bus, Channel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.mqtt import MqttChannel
@@ -16,6 +17,7 @@ from qvmi.bus.outbox import Outbox
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.pack_loader import load_bytes
 from qvmi.codepacks.runner import Runner
 from qvmi.errors import BadMessage, BusError, BusRefused, CodepackError, MachineGone, QvmiError
 from qvmi.manager.accounts import (
@@ -27,6 +29,8 @@ from qvmi.manager.accounts import (
     pack_login,
 )
 from qvmi.manager.orders import MAX_LINE, Caveats, Orders, read_line
+from qvmi.manager.pack_code import received
+from qvmi.manager.timed_pack import TimedPack
 from qvmi.remote.messages import MachineState
 from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
@@ -54,7 +58,13 @@ async def run_pack(orders: Orders) -> None:
     channel = MqttChannel(Path(orders.socket))
     async with AsyncExitStack() as stack:
         account = outbox_account(orders.vm, orders.codepack, orders.outbox_secret)
-        outbox = await Outbox.open(Path.cwd() / _OUTBOX, account, vm=orders.vm, consumers=[ALERTS])
+        outbox = await Outbox.open(
+            Path.cwd() / _OUTBOX,
+            account,
+            vm=orders.vm,
+            consumers=[ALERTS],
+            max_per_s=throttle.MAX_PER_S / 2,  # what waited for long is no flood
+        )
         stack.push_async_callback(outbox.close)
         stack.push_async_callback(session.machine.close)
         try:
@@ -71,7 +81,7 @@ class _PackSession:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._pack = _codepack(orders)
+        self._pack = TimedPack(_codepack(orders), orders.look_s)
         self._caveats = orders.caveats
         self._bus: Bus | None = None
         self._runner: Runner | None = None
@@ -168,6 +178,8 @@ class _Publisher:
 
 def _codepack(orders: Orders) -> Codepack:
     """This makes the codepack; whatever its module does wrong is an error of the codepack's."""
+    if orders.code is not None:
+        return load_bytes(received(orders.code), interval_s=orders.interval_s)
     module, _, name = orders.entry.partition(":")
     try:
         pack: Codepack = getattr(import_module(module), name)(orders.interval_s)

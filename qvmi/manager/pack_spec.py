@@ -2,28 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 from qvmi.bus.topic import is_name
+from qvmi.codepacks.manifest import Manifest, Restart
+from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.runner import LOOK_DEADLINE_S
 from qvmi.errors import CodepackError
 from qvmi.manager.accounts import ALERTS, MANAGER
 from qvmi.manager.watch import MIN_INTERVAL_S
 from qvmi.policy import READ_ONLY, Policy
 
-__all__ = ["PackSpec", "Restart"]
+__all__ = ["MAX_RESTARTS", "PackSpec"]
+
+MAX_RESTARTS: Final = 5
+"""Ends in a row after which something is wrong that another start does not mend."""
 
 _TAKEN: Final = frozenset({MANAGER, ALERTS, "watch"})
-
-
-class Restart(StrEnum):
-    """This is when a process that has ended is started again."""
-
-    ALWAYS = "always"
-    """Whenever it fails, but for what fails again and again at once."""
-    NEVER = "never"
-    """Not at all: one that has failed stays ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +30,11 @@ class PackSpec:
         entry: what makes it, as ``module:name``; called with the interval.
         interval_s: from the start of one look to the start of the next.
         policy: what it may do.
-        restart: whether its process is started again when it has failed.
-        look_s: longest look.
+        restart: when its process is started again that has ended.
+        max_restarts: how often in a row.
+        look_s: longest look; its process ends soon after, if that is not over then.
         memory_bytes: how much memory of its own it may take; None for any.
+        code: the verified bytes that its entry is in; None where it is installed beside qvmi.
 
     Raises:
         CodepackError: a value cannot be used.
@@ -47,9 +44,40 @@ class PackSpec:
     entry: str
     interval_s: float = 1.0
     policy: Policy = READ_ONLY
-    restart: Restart = Restart.ALWAYS
+    restart: Restart = Restart.ON_FAILURE
+    max_restarts: int = MAX_RESTARTS
     look_s: float = LOOK_DEADLINE_S
     memory_bytes: int | None = None
+    code: VerifiedPack | None = None
+
+    @classmethod
+    def of_manifest(
+        cls,
+        manifest: Manifest,
+        policy: Policy,
+        *,
+        interval_s: float | None = None,
+        code: VerifiedPack | None = None,
+    ) -> Self:
+        """This is a codepack that is run as its manifest says.
+
+        Raises:
+            PolicyDenied: it needs a grant that the policy does not give it.
+            CodepackError: a value cannot be used.
+        """
+        manifest.require_granted(policy)
+        management = manifest.management
+        return cls(
+            manifest.name,
+            manifest.entry,
+            management.interval_s if interval_s is None else interval_s,
+            policy,
+            restart=management.restart,
+            max_restarts=management.max_restarts,
+            look_s=management.deadline_s,
+            memory_bytes=management.memory_bytes,
+            code=code,
+        )
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

@@ -2,18 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
+from qvmi.codepacks.manifest import Restart
 from qvmi.errors import CodepackError, MachineGone
 from qvmi.manager.pack_process import PackProcess
-from qvmi.manager.pack_spec import PackSpec, Restart
+from qvmi.manager.pack_spec import PackSpec
 from qvmi.manager.records import record
 
-__all__ = ["MAX_RESTARTS", "Supervisor", "Watcher"]
-
-MAX_RESTARTS: Final = 5
-"""Ends in a row after which something is wrong that another start does not mend."""
+__all__ = ["Supervisor", "Watcher"]
 
 STABLE_S: Final = 60.0
 """A process that ran for so long was well; its end does not count as one of a row."""
@@ -61,6 +61,9 @@ class Supervisor:
         self._start = start
         self._watcher = watcher
         self._permitted = permitted
+        self._let_in = asyncio.Event()
+        self._let_in.set()
+        self._why_out = ""
 
     async def run(self) -> None:
         """This runs it until the machine is gone.
@@ -72,14 +75,16 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         ends = 0
         while True:
+            await self._let_in.wait()
             await self._permitted.wait()
             began = loop.time()
-            problem = await self._run_once()
+            end = await self._run_once()
             if not self._permitted.is_set():
                 continue
+            problem = end.problem if self._let_in.is_set() else self._why_out
             ends = 1 if loop.time() - began > STABLE_S else ends + 1
             await self._watcher.failed(self._spec, problem)
-            if self._spec.restart is Restart.NEVER or ends > MAX_RESTARTS:
+            if ends > self._spec.max_restarts or not _RESTARTS[self._spec.restart](end):
                 raise CodepackError(self._spec.name, f"ended {ends} times in a row: {problem}")
             await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (ends - 1))
 
@@ -88,12 +93,22 @@ class Supervisor:
         if self.process is not None:
             self.process.kill()
 
-    async def _run_once(self) -> str:
-        """This runs it until it ends, and tells why it did."""
+    def put_out(self, why: str) -> None:
+        """This kills the process that runs, as its codepack is put out of the bus; it counts as failed."""
+        self._why_out = why
+        self._let_in.clear()
+        self.stop()
+
+    def let_in(self) -> None:
+        """This lets it be started again."""
+        self._let_in.set()
+
+    async def _run_once(self) -> "_End":
+        """This runs it until it ends, and tells how it did."""
         try:
             process = self.process = await self._start(self._spec)
         except CodepackError as error:
-            return error.problem
+            return _End(error.problem)
         try:
             await self._watcher.began(self._spec, process)
             code, words = await process.ended()
@@ -102,11 +117,24 @@ class Supervisor:
             await process.end()
         if code == 0 and await self._watcher.is_machine_gone():
             raise MachineGone("watch")
-        record(
-            "codepack %s: its process %d ended with %d: %s",
-            self._spec.name,
-            process.pid,
-            code,
-            words,
-        )
-        return f"its process ended with {code}: {words}"
+        if code == -signal.SIGALRM:
+            words = f"a look was not finished after {self._spec.look_s:g} s"
+        name = self._spec.name
+        record("codepack %s: its process %d ended with %d: %s", name, process.pid, code, words)
+        return _End(f"its process ended with {code}: {words}", failed=code != 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """This is how a process ended: why, and whether that was a failure."""
+
+    problem: str
+    failed: bool = True
+
+
+_RESTARTS: Final[Mapping[Restart, Callable[[_End], bool]]] = {
+    Restart.ALWAYS: lambda _: True,
+    Restart.ON_FAILURE: lambda end: end.failed,
+    Restart.NEVER: lambda _: False,
+}
+"""Whether a process is started again that has ended in some way."""

@@ -15,11 +15,15 @@ from qvmi.bus.broker import mosquitto
 from qvmi.bus.bus import Bus, Channel, OpenChannel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
-from qvmi.bus.topic import TopicFilter, is_name, name_from
+from qvmi.bus.throttle import Admission, Throttle
+from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.runner import LOOK_DEADLINE_S, MAX_SENT_KEPT, InspectedMachine, Runner
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
+from qvmi.manager.accounts import throttle_account
+from qvmi.manager.losses import TELL_S, loss_status
+from qvmi.manager.runner_end import RunnerEnd
 from qvmi.policy import READ_ONLY, Grant, Policies, Policy
 
 __all__ = ["Watch", "WatchedMachine", "watch"]
@@ -35,6 +39,9 @@ STABLE_S: Final = 60.0
 
 MAX_SEEN_IDS: Final = 16 * MAX_SENT_KEPT
 """Ids remembered to know a message again that is sent twice; enough for 16 codepacks."""
+
+_FIRST_PAUSE_S: Final = 0.05
+"""Between the first loss and the next attempt; each further one in a row takes twice as long."""
 
 _NAME: Final = "watch"
 
@@ -85,7 +92,9 @@ async def watch(
     for pack in packs:
         _require_usable(pack, policies.of(pack.name))
     name = vm or name_from(machine.address)
-    reader = Account.of_reader(_NAME, TopicFilter(name))
+    own = (TopicFilter(name, _NAME, ANY),)
+    reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
+    counting = throttle_account()
     runners = {
         Account.of_codepack(name, pack.name): Runner(
             pack,
@@ -95,8 +104,12 @@ async def watch(
         )
         for pack in packs
     }
-    async with bus([reader, *runners]) as channel:
+    async with bus([reader, counting, *runners]) as channel:
         documents = Watch(name, reader, runners)
+        if isinstance(channel, Admission):
+            documents.throttle = Throttle(
+                channel, counting, runners, changed=documents.note_throttled
+            )
         serving = asyncio.create_task(documents.serve(channel), name="qvmi-watch")
         serving.add_done_callback(documents.ended)
         try:
@@ -114,11 +127,14 @@ class Watch:
 
     Attributes:
         vm: the machine's name on the bus.
+        throttle: puts out a codepack that floods the bus; None where the bus lets in whom it likes.
     """
 
     def __init__(self, vm: str, reader: Account, runners: dict[Account, Runner]) -> None:
         self.vm = vm
+        self.throttle: Throttle | None = None
         self._reader = reader
+        self._bus: Bus | None = None
         self._runners = runners
         self._subscription: Subscription | None = None
         self._changed = asyncio.Event()
@@ -148,8 +164,25 @@ class Watch:
 
     async def serve(self, channel: Channel) -> None:
         """This runs the codepacks until the machine is gone; :func:`watch` calls it."""
-        await self._serve_until_gone(channel)
+        throttling = None
+        if self.throttle is not None:
+            keeping = self.throttle.keep(channel)
+            throttling = asyncio.create_task(keeping, name="qvmi-throttle")
+        try:
+            await self._serve_until_gone(channel)
+        finally:
+            if throttling is not None:
+                throttling.cancel()
+                await asyncio.wait({throttling})
         raise MachineGone("watch")
+
+    async def note_throttled(self, speaker: str, why: str) -> None:
+        """This is told by the throttle that a codepack is put out of the bus, or let in again."""
+        name = speaker.removeprefix(f"{self.vm}.")
+        problem = f"codepack {name} {why}" if why else f"codepack {name} is let in again"
+        await self._publish(
+            self._message(Status(sight=Sight.GAPS, problem=problem, lost=self._lost))
+        )
 
     def ended(self, serving: asyncio.Task[None]) -> None:
         """This takes in how :meth:`serve` ended: so ends the iteration."""
@@ -159,44 +192,71 @@ class Watch:
 
     async def _serve_until_gone(self, channel: Channel) -> None:
         loop = asyncio.get_running_loop()
-        losses = 0
+        losses, last = 0, ""
         while losses < MAX_LOST_BUSES:
+            if losses:
+                await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (losses - 1))
             began = loop.time()
             try:
                 return await self._session(channel)
             except BusRefused:
                 raise
             except BusError as error:
+                last = str(error)
                 _log.warning("the bus is lost: %s", error)
             losses = 1 if loop.time() - began > STABLE_S else losses + 1
-        raise BusError(f"the bus was lost {losses} times in a row")
+        raise BusError(f"the bus was lost {losses} times in a row: {last}")
 
     async def _session(self, channel: Channel) -> None:
         """This runs the codepacks over one set of connections, until the machine is gone."""
         async with AsyncExitStack() as stack:
-            reader = await channel.connect(self._reader)
+            reader = self._bus = await channel.connect(self._reader)
             stack.push_async_callback(reader.close)
             subscription = await reader.subscribe(TopicFilter(self.vm))
             self._enter(subscription)
-            ends: list[tuple[Runner, Bus]] = []
-            for account, runner in self._runners.items():
-                bus = await channel.connect(account, will=runner.will)
-                stack.push_async_callback(bus.close)
-                ends.append((runner, bus))
-            await self._run(ends)
+            ends = [RunnerEnd(account, runner) for account, runner in self._runners.items()]
+            for end in ends:
+                stack.push_async_callback(end.close)
+                await end.open(channel)
+            await self._run(channel, ends)
             await subscription.close()
 
-    async def _run(self, ends: Sequence[tuple[Runner, Bus]]) -> None:
+    async def _run(self, channel: Channel, ends: Sequence[RunnerEnd]) -> None:
         """This runs all runners; the first error of one, or of the reader, ends the others."""
         try:
             async with asyncio.TaskGroup() as group:
                 guard = group.create_task(self._require_reader(), name="qvmi-watch-reader")
+                telling = group.create_task(self._tell_losses(), name="qvmi-watch-losses")
                 async with asyncio.TaskGroup() as running:
-                    for runner, bus in ends:
-                        running.create_task(runner.run(bus), name="qvmi-codepack")
+                    for end in ends:
+                        running.create_task(end.run(channel, self.throttle), name="qvmi-codepack")
                 guard.cancel()
+                telling.cancel()
         except ExceptionGroup as errors:
             raise first_of(errors) from None
+
+    async def _tell_losses(self) -> None:
+        """This tells others on the bus, now and then, of what this reader did not get."""
+        told = 0
+        while True:
+            await asyncio.sleep(TELL_S)
+            subscription = self._subscription
+            if subscription is None:
+                continue
+            lost = subscription.dropped + subscription.refused
+            if lost > told:
+                message = self._message(loss_status(subscription.dropped, subscription.refused))
+                self._is_new(message)  # it is told here by itself, and not again as it arrives
+                await self._publish(message)
+            told = lost
+
+    async def _publish(self, message: Message) -> None:
+        """This publishes something of its own; where there is no bus just now, nobody hears it."""
+        if self._bus is not None:
+            try:
+                await self._bus.publish(message)
+            except BusError as error:
+                _log.warning("%s", error)
 
     async def _require_reader(self) -> None:
         await self._reader_lost.wait()
@@ -233,11 +293,9 @@ class Watch:
     def _losses(self, subscription: Subscription) -> Message:
         """This is a status that tells of messages which this reader did not get."""
         self._lost = subscription.dropped + subscription.refused
-        problem = (
-            f"{subscription.dropped} messages lost because their reader was slow, "
-            f"{subscription.refused} refused because they were not what they said"
-        )
-        status = Status(sight=Sight.GAPS, problem=problem, lost=self._lost)
+        return self._message(loss_status(subscription.dropped, subscription.refused))
+
+    def _message(self, status: Status) -> Message:
         return Message(
             vm=self.vm,
             codepack=_NAME,

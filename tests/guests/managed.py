@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import qvmi
-from qvmi.manager import isolation_watch, supervisor
+from qvmi.manager import isolation_watch
 from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import manage
 from qvmi.manager.pack_spec import PackSpec
@@ -18,7 +18,8 @@ from qvmi.manager.proven_isolation import examined
 __all__ = ["NOISY", "VM"]
 
 VM = "web"
-NOISY = PackSpec("noisy", "tests.guests.noisy_pack:Noisy", 0.02)
+# It is killed more often than anybody who has no reason to stop would start it again.
+NOISY = PackSpec("noisy", "tests.guests.noisy_pack:Noisy", 0.02, max_restarts=1_000_000)
 
 
 async def proven() -> IsolationVerdict:
@@ -26,9 +27,7 @@ async def proven() -> IsolationVerdict:
 
 
 async def main(qmp: str, state: Path, *, examine: bool) -> None:
-    # They are killed more often than anybody who has no reason to stop would start them again.
-    isolation_watch.CHECK_S = 0.5  # type: ignore[misc] # as below
-    supervisor.MAX_RESTARTS = 1_000_000  # type: ignore[misc] # in this program alone
+    isolation_watch.CHECK_S = 0.5  # type: ignore[misc] # in this program alone
     async with (
         qvmi.attach(qmp, cache=state / "cache", timeout_s=30.0) as machine,
         manage(

@@ -1,8 +1,12 @@
 """The manager asks a gate of each codepack's own: its rates, ranges and longest pause count there."""
 
 import asyncio
+import os
+import shutil
+import signal
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +14,19 @@ from pathlib import Path
 import pytest
 
 import qvmi
-from qvmi.errors import PolicyDenied
+from qvmi.bus.message import Message
+from qvmi.codepacks.manifest import Restart
+from qvmi.errors import CodepackError, PolicyDenied
 from qvmi.manager.control_service import ControlService
-from qvmi.manager.manager import manage
+from qvmi.manager.manager import Manager, manage
+from qvmi.manager.pack_spec import PackSpec
 from qvmi.policy import OBSERVE, READ_ONLY, AddressRange, Grant, Limits, Policy, Space
 from tests.asynchronous import asynchronous, until
+from tests.command_line import qvmi as qvmi_command
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.managed import NOISY
 from tests.guests.pool import GuestPool
+from tests.guests.test_signed_packs import first_alert_of, running, signed
 
 WAIT_S = 100.0
 RARELY = Limits(per_second=0.0001)
@@ -30,6 +39,24 @@ Told = dict[str, object]
 def guest(lab: Lab) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """This is a folder that other users' processes can reach, as those below pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="qvmi-wire5-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@asynccontextmanager
+async def managing(guest: Guest, state: Path, *packs: PackSpec) -> AsyncIterator[Manager]:
+    async with (
+        qvmi.attach(guest.qmp, cache=state / "cache") as machine,
+        manage(machine, packs, vm="web", state=state, allow_unproven=True) as manager,
+        asyncio.timeout(WAIT_S),
+    ):
+        yield manager
 
 
 @asynccontextmanager
@@ -156,3 +183,144 @@ async def test_who_may_not_read_all_memory_is_not_given_it_but_refused(
                     pytest.fail("it runs")
         assert is_empty(Path(state)), "not even a folder was made for it"
     assert len(said(caplog)) == 1
+
+
+# ------------------------------------------------------------------ what the process of a codepack is held to
+
+
+@asynchronous
+async def test_a_codepack_that_floods_with_its_secret_is_put_out_killed_and_told_of(
+    guest: Guest, state: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qvmi.bus.throttle.MAX_PER_S", 200)
+    flooding = PackSpec("flooding", "tests.guests.flooding_pack:Flooding", 0.1, max_restarts=0)
+    async with managing(guest, state, NOISY, flooding) as manager:
+        told = await next_that(manager, lambda one: "codepack flooding" in problem_of(one))
+        assert told.topic.text == "qvmi/v1/web/manager/status"
+        assert "published more than 200 messages in a second, and is put" in problem_of(told)
+        left = set(manager.fleet.running)
+        await next_that(manager, lambda one: (one.kind, one.codepack) == ("alert", NOISY.name))
+        assert left == {NOISY.name}
+    assert any(
+        one.getMessage().startswith("throttled on the bus: web.flooding ")
+        for one in caplog.records
+        if one.name == "qvmi.audit"
+    )
+    assert guest.monitor.running()
+
+
+def problem_of(message: Message) -> str:
+    """This is what a status says is wrong."""
+    return str(message.body.get("problem", ""))
+
+
+async def next_that(manager: Manager, fits: Callable[[Message], bool]) -> Message:
+    async for message in manager:
+        if fits(message):
+            return message
+    raise AssertionError("the manager ended before")
+
+
+@asynchronous
+async def test_a_codepack_gets_no_more_memory_than_its_manifest_says(
+    guest: Guest, state: Path
+) -> None:
+    limit = 256 << 20
+    modest = PackSpec("greedy", GREEDY, 0.05, memory_bytes=limit)
+    async with managing(guest, state, modest) as manager:
+        told = await next_that(manager, lambda one: one.codepack == "greedy")
+        assert told.body["sight"] == "failed"
+        assert "MemoryError" in problem_of(told)
+        (process,) = manager.fleet.running.values()
+        (line,) = (one for one in limits_of(process.pid) if one.startswith("Max data size"))
+        assert line.split()[3:5] == [str(limit), str(limit)]
+    unlimited = PackSpec("greedy", GREEDY, 0.05)
+    async with managing(guest, state, unlimited) as manager:
+        told = await next_that(manager, lambda one: one.codepack == "greedy")
+        assert told.body["sight"] == "full", "else the limit was not what stopped it"
+
+
+GREEDY = "tests.guests.unruly_packs:Greedy"
+HANGING = "tests.guests.unruly_packs:Hanging"
+
+
+def limits_of(pid: int) -> list[str]:
+    """These are the limits of a process, by the kernel."""
+    return Path(f"/proc/{pid}/limits").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("restart", "starts"), [(Restart.NEVER, 1), (Restart.ON_FAILURE, 3), (Restart.ALWAYS, 3)]
+)
+@asynchronous
+async def test_a_look_that_holds_the_interpreter_ends_with_its_process_which_starts_again_as_told(
+    guest: Guest, state: Path, restart: Restart, starts: int
+) -> None:
+    hanging = PackSpec("hanging", HANGING, 0.05, restart=restart, max_restarts=2, look_s=0.2)
+    async with managing(guest, state, hanging) as manager:
+        with pytest.raises(CodepackError, match=f"ended {starts} times in a row"):
+            await next_that(manager, lambda one: one.kind == "alert")
+    assert (state / "web/packs/hanging/looks").read_text() == "x" * starts
+    assert guest.monitor.running()
+
+
+@pytest.mark.parametrize(("restart", "starts"), [(Restart.ON_FAILURE, 1), (Restart.ALWAYS, 2)])
+@asynchronous
+async def test_a_process_that_ends_without_a_failure_starts_again_only_where_that_is_said(
+    guest: Guest, state: Path, restart: Restart, starts: int
+) -> None:
+    leaving = PackSpec("leaving", LEAVING, 0.05, restart=restart, max_restarts=1)
+    async with managing(guest, state, leaving) as manager:
+        with pytest.raises(CodepackError, match=f"ended {starts} times in a row"):
+            await next_that(manager, lambda one: one.kind == "alert")
+
+
+LEAVING = "tests.guests.unruly_packs:Leaving"
+
+
+# ----------------------------------------------------------------------------- codepacks of somebody else's
+
+
+def pack_process(manager: int) -> int:
+    """This is the process of the only codepack of a manager, by pgrep."""
+    found = subprocess.check_output(["pgrep", "-P", str(manager), "-f", "pack_program"], text=True)
+    (pid,) = found.split()
+    return int(pid)
+
+
+def test_a_signed_codepack_runs_in_a_process_of_its_own_of_the_bytes_that_were_verified(
+    guest: Guest, state: Path, tmp_path: Path
+) -> None:
+    folder, keys = signed(tmp_path)
+    log = str(tmp_path / "audit.log")
+    watch = ("watch", "--load", str(folder), "--keys", keys, "--json", "--placement", "process")
+    allowed = ("--state", str(state), "--allow-unproven-isolation")
+    with running("--qmp", guest.qmp, "--audit", log, *watch, *allowed) as process:
+        assert process.stdout is not None
+        first = first_alert_of("watch-init", process.stdout)
+        # What lies in the folder by now is of no account, also for a process that is started later.
+        (folder / "rules.py").write_text("raise SystemExit('not what was signed')")
+        shutil.rmtree(folder / "data")
+        os.kill(pack_process(process.pid), signal.SIGKILL)
+        second = first_alert_of("watch-init", process.stdout)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(WAIT_S) == 1
+    for alert in (first, second):
+        body = alert["body"]
+        assert isinstance(body, dict)
+        assert body["finding"]["claim"] == "init runs"
+    assert first["id"] != second["id"]
+    assert "watch-init 1.2.0, signed by key" in Path(log).read_text()
+    assert guest.monitor.running()
+
+
+def test_an_altered_codepack_gets_no_process(guest: Guest, state: Path, tmp_path: Path) -> None:
+    folder, keys = signed(tmp_path)
+    (folder / "rules.py").write_text("raise SystemExit('not what was signed')")
+    watch = ("watch", "--load", str(folder), "--keys", keys, "--placement", "process")
+    allowed = ("--state", str(state), "--allow-unproven-isolation", "--for", "60")
+    done = qvmi_command("--qmp", guest.qmp, *watch, *allowed)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.endswith("it is not as it was signed: rules.py altered\n")
+    assert is_empty(state)

@@ -3,8 +3,14 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -13,7 +19,7 @@ from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
 from qvmi.cli.words import ALL_PACKS
-from qvmi.errors import MachineGone, WalkFailed
+from qvmi.errors import BusError, MachineGone, UsageError, WalkFailed
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous
@@ -165,3 +171,82 @@ async def test_ctrl_c_means_the_usual_again_afterwards() -> None:
     output = Captured()
     await watched(clean_machine(), output, lambda: "full" in output.result, end=signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) in {before, signal.default_int_handler}
+
+
+@contextmanager
+def existing_broker(folder: Path) -> Iterator[str]:
+    """This is a broker that somebody else has set up, for anybody; gives its URL."""
+    socket = folder / "broker.sock"
+    lines = [f"listener 0 {socket}", "allow_anonymous true", "persistence false"]
+    lines += ["user root"] if os.geteuid() == 0 else []
+    (folder / "broker.conf").write_text("\n".join(lines) + "\n")
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program is not None
+    with subprocess.Popen([program, "-c", str(folder / "broker.conf")]) as broker:
+        try:
+            deadline = time.monotonic() + DEADLINE_S
+            while not socket.is_socket() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield f"unix://{socket}"
+        finally:
+            broker.kill()
+
+
+def test_a_broker_that_exists_is_used_and_whoever_listens_there_hears_the_alert() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="qvmi-wire5-") as folder,
+        existing_broker(Path(folder)) as url,
+    ):
+        listening = ["mosquitto_sub", "--unix", url.removeprefix("unix://"), "-V", "5", "-C", "1"]
+        heard = subprocess.Popen(
+            [*listening, "-t", "qvmi/v1/+/hidden-processes/alert", "-W", "30"],
+            stdout=subprocess.PIPE,
+        )
+        output = Captured()
+        watching = watch(
+            infected_machine(),
+            output,
+            packs=ALL_PACKS,
+            interval=INTERVAL_S,
+            duration_s=2.0,
+            bus=url,
+        )
+        assert asyncio.run(watching) is ExitCode.FOUND
+        message, _ = heard.communicate()
+    assert json.loads(message)["body"]["finding"]["technique"] in output.result
+
+
+@pytest.mark.parametrize(
+    ("bus", "placement", "words"),
+    [
+        ("http://host", "here", "must begin with mqtt://"),
+        ("unix:///run/broker.sock", "process", "--bus goes without --placement process"),
+    ],
+)
+@asynchronous
+async def test_a_broker_that_cannot_be_used_is_told_of(
+    bus: str, placement: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        await watch(
+            clean_machine(),
+            Captured(),
+            packs=ALL_PACKS,
+            interval=None,
+            duration_s=None,
+            bus=bus,
+            placement=placement,
+        )
+
+
+def test_without_a_broker_at_the_url_that_is_said_and_nothing_is_watched() -> None:
+    watching = watch(
+        clean_machine(),
+        Captured(),
+        packs=ALL_PACKS,
+        interval=None,
+        duration_s=None,
+        bus="unix:///nowhere/broker.sock",
+    )
+    with pytest.raises(BusError, match=r"in a row: no broker answers on /nowhere/broker\.sock"):
+        asyncio.run(watching)

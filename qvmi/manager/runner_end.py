@@ -1,0 +1,44 @@
+"""The end of a bus that a codepack in this process speaks on, which it may be put out of for a while."""
+
+from qvmi.bus.account import Account
+from qvmi.bus.bus import Bus, Channel
+from qvmi.bus.throttle import Throttle
+from qvmi.codepacks.runner import Runner
+from qvmi.errors import BusError
+
+__all__ = ["RunnerEnd"]
+
+
+class RunnerEnd:
+    """This is one codepack's end of a bus, opened anew after its account was put out for a while."""
+
+    def __init__(self, account: Account, runner: Runner) -> None:
+        self._account = account
+        self._runner = runner
+        self._bus: Bus | None = None
+
+    async def open(self, channel: Channel) -> Bus:
+        """This connects the account; raises as :meth:`~qvmi.bus.bus.Channel.connect`."""
+        self._bus = await channel.connect(self._account, will=self._runner.will)
+        return self._bus
+
+    async def close(self) -> None:
+        """This leaves the bus."""
+        if self._bus is not None:
+            await self._bus.close()
+
+    async def run(self, channel: Channel, throttle: Throttle | None) -> None:
+        """This runs the codepack until the machine is gone, with interruptions while it is put out.
+
+        Raises:
+            BusError: the bus is lost, and not because it was put out.
+        """
+        while True:
+            try:
+                bus = self._bus or await self.open(channel)
+                return await self._runner.run(bus)
+            except BusError:
+                if throttle is None or not await throttle.let_in(self._account):
+                    raise
+            await self.close()
+            self._bus = None

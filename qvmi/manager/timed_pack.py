@@ -1,0 +1,44 @@
+"""A codepack whose process ends when a look takes too long, whatever the look is at.
+
+Nothing in Python can end a thread, and one that holds the interpreter lets nobody else even try. So the
+kernel is asked to end the process: it does, and the manager starts it again as its manifest says.
+
+References: setitimer(2).
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import Final
+
+from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.semantics.guest_os import GuestOS
+
+__all__ = ["GRACE_S", "TimedPack"]
+
+GRACE_S: Final = 1.0
+"""How long after its deadline a look may end yet, so that it can be told that it was late."""
+
+
+class TimedPack:
+    """This is a codepack, each of whose looks may take so long.
+
+    Args:
+        codepack: it.
+        look_s: the longest look.
+    """
+
+    def __init__(self, codepack: Codepack, look_s: float) -> None:
+        self.name = codepack.name
+        self.interval_s = codepack.interval_s
+        self.grants = codepack.grants
+        self._codepack = codepack
+        self._look_s = look_s
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding]:
+        """This looks; the process ends by SIGALRM if that takes too long."""
+        signal.setitimer(signal.ITIMER_REAL, self._look_s + GRACE_S)
+        try:
+            yield from self._codepack.inspect(guest, memory)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -1,0 +1,37 @@
+"""A hostile codepack: it finds the secret that its process was given, and floods the bus with it."""
+
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from qvmi.bus.account import Account
+from qvmi.codepacks.codepack import Finding
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import Grant
+from qvmi.semantics.guest_os import GuestOS
+from tests.unit.bus.raw_mqtt import RawClient
+
+__all__ = ["Flooding"]
+
+
+class Flooding:
+    name = "flooding"
+    grants = frozenset({Grant.READ_MEMORY})
+
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
+        # Whoever shares a process with a secret has it.
+        self._orders = sys._getframe(1).f_locals["orders"]  # noqa: SLF001 - as an attacker does
+        threading.Thread(target=self._flood, daemon=True).start()
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+        del guest, memory
+        return []
+
+    def _flood(self) -> None:
+        orders = self._orders
+        account = Account(f"{orders.vm}.{self.name}.outbox", secret=orders.outbox_secret)
+        raw = RawClient(Path(orders.socket), account)
+        while True:
+            raw.publish(f"qvmi/v1/{orders.vm}/{self.name}/alert".encode(), b"{}")

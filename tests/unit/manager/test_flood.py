@@ -1,0 +1,168 @@
+"""A codepack that floods the bus is put out for a while, and told of; the others go on to be heard."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qvmi.audit import AuditLog
+from qvmi.bus.account import Account
+from qvmi.bus.broker import Broker, mosquitto
+from qvmi.bus.local import in_process
+from qvmi.bus.message import Message
+from qvmi.bus.subscription import MAX_WAITING_MESSAGES
+from qvmi.bus.topic import TopicFilter
+from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.status import Sight, Status
+from qvmi.manager.watch import Watch, watch
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.semantics.guest_os import GuestOS
+from qvmi.testing import FakeGuest, FakeMachine, fake_process
+from tests.asynchronous import asynchronous, until
+from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, greet_raw
+from tests.unit.codepacks.packs import ScriptedPack, finding
+
+INIT, EVIL = fake_process(1, name="init"), fake_process(666, name="evil")
+LISTENER = Account.of_reader("listener", TopicFilter())
+WAIT_S = 60.0
+
+
+class Flood:
+    """Findings by the hundred, each confirmed by the look after it, until it is stopped."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self.looks = 0
+
+    def __call__(self, _: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        first = self.looks // 2 * 200
+        self.looks += 1
+        return [finding(str(key)) for key in range(first, first + 200)] if self.on else []
+
+
+class Opened:
+    """A mosquitto that lets one more account in, and tells a test of those that it was opened for."""
+
+    broker: Broker
+    accounts: Sequence[Account]
+
+    @asynccontextmanager
+    async def __call__(self, accounts: Sequence[Account]) -> AsyncIterator[Broker]:
+        self.accounts = accounts
+        async with mosquitto([*accounts, LISTENER]) as self.broker:
+            yield self.broker
+
+    def account(self, name: str) -> Account:
+        return next(one for one in self.accounts if one.name == name)
+
+
+async def status_of(documents: Watch, codepack: str, words: str) -> Status:
+    async for message in documents:
+        if message.kind == "status" and message.codepack == codepack:
+            status = message.read_body(Status)
+            if words in status.problem:
+                return status
+    raise AssertionError(f"ended without {words}")
+
+
+async def alert_of(documents: Watch, codepack: str) -> Message:
+    async for message in documents:
+        if (message.kind, message.codepack) == ("alert", codepack):
+            return message
+    raise AssertionError("ended without an alert")
+
+
+@asynchronous
+async def test_a_codepack_that_floods_is_put_out_for_a_while_and_others_are_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("qvmi.bus.throttle.MAX_PER_S", 150)
+    monkeypatch.setattr("qvmi.bus.throttle.PENALTY_S", 3.0)
+    guest, flood, opened = FakeGuest(processes=[INIT], process_ids=[INIT]), Flood(), Opened()
+    packs: list[Codepack] = [ScriptedPack(flood), HiddenProcesses(interval_s=0.05)]
+    async with asyncio.timeout(WAIT_S):
+        with AuditLog(tmp_path / "audit.log"):
+            async with watch(FakeMachine(guest), packs=packs, bus=opened, vm="web") as documents:
+                told = await status_of(documents, "watch", "published more than 150 messages")
+                assert told.problem.startswith("codepack scripted ")
+                flooder = opened.account("web.scripted")
+                await until(lambda: greet_raw(opened.broker.socket, flooder) == NOT_AUTHORIZED)
+                flood.on = False
+                guest.show_process_ids([INIT, EVIL])
+                await alert_of(documents, "hidden-processes")
+                await status_of(documents, "watch", "scripted is let in again")
+                await status_of(documents, "scripted", "")
+                assert documents.throttle is not None
+                assert set(documents.throttle.suspended) == {"web.scripted"}
+                assert opened.broker.starts == 1
+    audited = (tmp_path / "audit.log").read_text()
+    assert "throttled on the bus: web.scripted" in audited
+    assert "to be retained" not in audited, "whoever counts must not accuse what is as it should be"
+
+
+async def heard_by_mosquitto_sub(broker: Broker, topic: str) -> dict[str, object]:
+    """This is the first message that mosquitto's own client hears at a topic."""
+    process = await asyncio.create_subprocess_exec(
+        *("mosquitto_sub", "--unix", str(broker.socket), "-V", "5", "-q", "1", "-C", "1"),
+        *("-u", LISTENER.name, "-P", LISTENER.secret, "-t", topic),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    message: dict[str, object] = json.loads(output)
+    return message
+
+
+@asynchronous
+async def test_what_a_slow_reader_lost_is_told_to_everybody_on_the_bus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qvmi.bus.throttle.MAX_PER_S", 1_000_000)
+    opened = Opened()
+    packs: list[Codepack] = [ScriptedPack(Flood())]
+    async with (
+        asyncio.timeout(WAIT_S),
+        watch(FakeMachine(), packs=packs, bus=opened, vm="web") as documents,
+    ):
+        # Nobody iterates: what is too much is dropped.
+        message = await heard_by_mosquitto_sub(opened.broker, "qvmi/v1/web/watch/status")
+        body = message["body"]
+        assert isinstance(body, dict)
+        assert (body["sight"], body["lost"] > 0) == ("gaps", True)
+        assert "reader was slow" in body["problem"]
+        assert documents.vm == "web"
+
+
+@asynchronous
+async def test_a_loss_is_told_here_and_there_and_not_twice_to_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qvmi.manager.watch.TELL_S", 0.01)
+    flood = Flood()
+    looks = 2 * MAX_WAITING_MESSAGES // 200 + 10
+    pack = ScriptedPack(flood)
+    async with (
+        asyncio.timeout(WAIT_S),
+        watch(FakeMachine(), packs=[pack], bus=in_process, vm="web") as documents,
+    ):
+        await until(lambda: flood.looks > looks)
+        flood.on = False
+        ids: list[str] = []
+        lost = 0
+        while not lost or len(ids) < MAX_WAITING_MESSAGES:
+            message = await anext(documents)
+            ids.append(message.id)
+            if message.codepack == "watch":
+                status = message.read_body(Status)
+                assert status.sight is Sight.GAPS
+                lost = max(lost, status.lost)
+    assert len(set(ids)) == len(ids)
+    assert lost > 0
