@@ -30,7 +30,7 @@ from qvmi.manager.accounts import (
 )
 from qvmi.manager.orders import MAX_LINE, Caveats, Orders, read_line
 from qvmi.manager.pack_code import received
-from qvmi.manager.timed_pack import TimedPack
+from qvmi.manager.timed_pack import START_S, TimedPack, ended_after
 from qvmi.remote.messages import MachineState
 from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
@@ -81,7 +81,8 @@ class _PackSession:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._pack = TimedPack(_codepack(orders), orders.look_s)
+        with ended_after(START_S):
+            self._pack = TimedPack(_codepack(orders), orders.look_s)
         self._caveats = orders.caveats
         self._bus: Bus | None = None
         self._runner: Runner | None = None

@@ -118,7 +118,7 @@ class Supervisor:
         if code == 0 and await self._watcher.is_machine_gone():
             raise MachineGone("watch")
         if code == -signal.SIGALRM:
-            words = f"a look was not finished after {self._spec.look_s:g} s"
+            words = f"its code did not finish in time: a look may take {self._spec.look_s:g} s"
         name = self._spec.name
         record("codepack %s: its process %d ended with %d: %s", name, process.pid, code, words)
         return _End(f"its process ended with {code}: {words}", failed=code != 0)

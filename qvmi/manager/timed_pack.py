@@ -8,16 +8,31 @@ References: setitimer(2).
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 
-__all__ = ["GRACE_S", "TimedPack"]
+__all__ = ["GRACE_S", "START_S", "TimedPack", "ended_after"]
 
 GRACE_S: Final = 1.0
 """How long after its deadline a look may end yet, so that it can be told that it was late."""
+
+
+START_S: Final = 60.0
+"""Longest time in which a codepack is imported and made, on a busy host, too."""
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """This ends the process by SIGALRM where the block takes longer; blocks do not nest."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 class TimedPack:
@@ -37,8 +52,5 @@ class TimedPack:
 
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding]:
         """This looks; the process ends by SIGALRM if that takes too long."""
-        signal.setitimer(signal.ITIMER_REAL, self._look_s + GRACE_S)
-        try:
+        with ended_after(self._look_s + GRACE_S):
             yield from self._codepack.inspect(guest, memory)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -281,11 +281,10 @@ LEAVING = "tests.guests.unruly_packs:Leaving"
 # ----------------------------------------------------------------------------- codepacks of somebody else's
 
 
-def pack_process(manager: int) -> int:
-    """This is the process of the only codepack of a manager, by pgrep."""
+def pack_processes(manager: int) -> list[int]:
+    """These are the processes of the codepacks of a manager, by pgrep."""
     found = subprocess.check_output(["pgrep", "-P", str(manager), "-f", "pack_program"], text=True)
-    (pid,) = found.split()
-    return int(pid)
+    return [int(pid) for pid in found.split()]
 
 
 def test_a_signed_codepack_runs_in_a_process_of_its_own_of_the_bytes_that_were_verified(
@@ -301,7 +300,8 @@ def test_a_signed_codepack_runs_in_a_process_of_its_own_of_the_bytes_that_were_v
         # What lies in the folder by now is of no account, also for a process that is started later.
         (folder / "rules.py").write_text("raise SystemExit('not what was signed')")
         shutil.rmtree(folder / "data")
-        os.kill(pack_process(process.pid), signal.SIGKILL)
+        for pid in pack_processes(process.pid):
+            os.kill(pid, signal.SIGKILL)
         second = first_alert_of("watch-init", process.stdout)
         process.send_signal(signal.SIGINT)
         process.stdout.read()

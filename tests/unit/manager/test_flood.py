@@ -11,13 +11,17 @@ import pytest
 from qvmi.audit import AuditLog
 from qvmi.bus.account import Account
 from qvmi.bus.broker import Broker, mosquitto
+from qvmi.bus.inbox import Inbox
 from qvmi.bus.local import in_process
 from qvmi.bus.message import Message
+from qvmi.bus.outbox import Outbox
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES
+from qvmi.bus.throttle import Throttle
 from qvmi.bus.topic import TopicFilter
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.status import Sight, Status
+from qvmi.manager.accounts import throttle_account
 from qvmi.manager.watch import Watch, watch
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
@@ -166,3 +170,37 @@ async def test_a_loss_is_told_here_and_there_and_not_twice_to_the_same(
                 lost = max(lost, status.lost)
     assert len(set(ids)) == len(ids)
     assert lost > 0
+
+
+@asynchronous
+async def test_what_waited_in_an_outbox_for_long_is_sent_so_that_it_is_no_flood(
+    tmp_path: Path,
+) -> None:
+    count = 300
+    sender = Account.of_sender("web", "pack", ["log"])
+    consumer, counting = Account.of_consumer("web", "log"), throttle_account()
+    async with asyncio.timeout(WAIT_S), mosquitto([sender, consumer, counting]) as broker:
+        outbox = await Outbox.open(
+            tmp_path / "outbox.db", sender, vm="web", consumers=["log"], max_per_s=150
+        )
+        inbox = await Inbox.open(tmp_path / "inbox.db", consumer, vm="web", name="log")
+        for number in range(count):
+            body: dict[str, object] = {"number": number}
+            await outbox.publish(
+                Message(vm="web", codepack="pack", kind="alert", time=0.0, body=body)
+            )
+        throttle = Throttle(broker, counting, [sender], max_per_s=250)
+        work = (
+            throttle.keep(broker),
+            outbox.deliver(broker),
+            inbox.consume(broker, ["alert"], lambda *_: None),
+        )
+        tasks = [asyncio.create_task(one) for one in work]
+        await outbox.delivered()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await outbox.close()
+        await inbox.close()
+    assert inbox.handled == count
+    assert not throttle.suspended
