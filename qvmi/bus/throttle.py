@@ -16,10 +16,13 @@ from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import REPLY, TopicFilter
 from qvmi.errors import AuditFailed, BusError, BusRefused
 
-__all__ = ["MAX_PER_S", "PENALTY_S", "Admission", "Throttle"]
+__all__ = ["MAX_PER_S", "PATIENT_SHARE", "PENALTY_S", "Admission", "Throttle"]
 
 MAX_PER_S: Final = 500
 """Messages in a second after which a codepack is put out: fifty times what one says that finds much."""
+
+PATIENT_SHARE: Final = 0.25
+"""Of that, what is sent at most of what had to wait: whoever counts may have stood still for seconds."""
 
 PENALTY_S: Final = 10.0
 """How long it stays out, unless told otherwise."""

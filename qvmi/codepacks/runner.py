@@ -333,7 +333,7 @@ class Runner:
             self._waiting.popleft()
             if self._backlog:  # what had to wait is no flood, and must not be taken for one
                 self._backlog -= 1
-                await asyncio.sleep(2 / throttle.MAX_PER_S)
+                await asyncio.sleep(1 / (throttle.PATIENT_SHARE * throttle.MAX_PER_S))
 
     def _late(self) -> Look:
         problem = f"not finished after {self._look_deadline_s:g} s"

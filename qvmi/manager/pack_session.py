@@ -63,7 +63,7 @@ async def run_pack(orders: Orders) -> None:
             account,
             vm=orders.vm,
             consumers=[ALERTS],
-            max_per_s=throttle.MAX_PER_S / 2,  # what waited for long is no flood
+            max_per_s=throttle.PATIENT_SHARE * throttle.MAX_PER_S,
         )
         stack.push_async_callback(outbox.close)
         stack.push_async_callback(session.machine.close)

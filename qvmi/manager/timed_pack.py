@@ -15,10 +15,10 @@ from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 
-__all__ = ["GRACE_S", "START_S", "TimedPack", "ended_after"]
+__all__ = ["START_S", "TimedPack", "ended_after"]
 
-GRACE_S: Final = 1.0
-"""How long after its deadline a look may end yet, so that it can be told that it was late."""
+MIN_GRACE_S: Final = 1.0
+"""How long after its deadline a look may at least end yet: that it was late must be told first."""
 
 
 START_S: Final = 60.0
@@ -40,7 +40,7 @@ class TimedPack:
 
     Args:
         codepack: it.
-        look_s: the longest look.
+        look_s: the longest look; after twice as long, and a second more at least, the process ends.
     """
 
     def __init__(self, codepack: Codepack, look_s: float) -> None:
@@ -52,5 +52,5 @@ class TimedPack:
 
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding]:
         """This looks; the process ends by SIGALRM if that takes too long."""
-        with ended_after(self._look_s + GRACE_S):
+        with ended_after(self._look_s + max(self._look_s, MIN_GRACE_S)):
             yield from self._codepack.inspect(guest, memory)

@@ -130,21 +130,21 @@ async def test_a_breakpoint_lies_within_the_ranges_of_its_codepack(
 async def test_a_pause_ends_when_it_has_lasted_as_long_as_is_granted_though_it_is_renewed(
     guest: Guest, profiles: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=3.0))
+    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=5.0))
     async with serving(guest, profiles, pack=short, other=OBSERVE) as control:
         begun = await control.answer("pack", {"type": "pause"})
         told = begun["told"]
         assert isinstance(told, dict)
         assert not guest.monitor.running()
-        assert told["lasts_s"] <= 3.0
+        assert told["lasts_s"] <= 5.0
         beside = await control.answer("pack", {"type": "pause"})
         assert refusal(beside) == "PolicyDenied", "two pauses in a row would be one that is longer"
         keep: Told = {"type": "keep", "lease": told["lease"]}
         while not refusal(await control.answer("pack", dict(keep))):  # noqa: ASYNC110 - a codepack does
             await asyncio.sleep(0.05)
         await until(guest.monitor.running, within_s=WAIT_S)
-        await until(lambda: "longer than 3 s" in said(caplog)[-1], within_s=WAIT_S)
-        assert "it pauses the guest already, and may for 3 s at once" in said(caplog)[0]
+        await until(lambda: "longer than 5 s" in said(caplog)[-1], within_s=WAIT_S)
+        assert "it pauses the guest already, and may for 5 s at once" in said(caplog)[0]
         later = await control.answer("pack", {"type": "pause"})
         assert not refusal(later)
 
@@ -153,12 +153,12 @@ async def test_a_pause_ends_when_it_has_lasted_as_long_as_is_granted_though_it_i
 async def test_registers_by_the_gdbstub_are_refused_where_a_pause_is_bounded(
     guest: Guest, profiles: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=3.0))
+    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=5.0))
     async with serving(guest, profiles, pack=short, other=OBSERVE) as control:
         question: Told = {"type": "registers", "system": True}
         assert not refusal(await control.answer("other", question))
         assert refusal(await control.answer("pack", question)) == "PolicyDenied"
-    assert "nobody knows whether it takes longer than 3 s" in said(caplog)[-1]
+    assert "nobody knows whether it takes longer than 5 s" in said(caplog)[-1]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ async def test_a_codepack_gets_no_more_memory_than_its_manifest_says(
     limit = 256 << 20
     modest = PackSpec("greedy", GREEDY, 0.05, memory_bytes=limit)
     async with managing(guest, state, modest) as manager:
-        told = await next_that(manager, lambda one: one.codepack == "greedy")
+        told = await next_that(manager, has_looked)
         assert told.body["sight"] == "failed"
         assert "MemoryError" in problem_of(told)
         (process,) = manager.fleet.running.values()
@@ -236,8 +236,13 @@ async def test_a_codepack_gets_no_more_memory_than_its_manifest_says(
         assert line.split()[3:5] == [str(limit), str(limit)]
     unlimited = PackSpec("greedy", GREEDY, 0.05)
     async with managing(guest, state, unlimited) as manager:
-        told = await next_that(manager, lambda one: one.codepack == "greedy")
+        told = await next_that(manager, has_looked)
         assert told.body["sight"] == "full", "else the limit was not what stopped it"
+
+
+def has_looked(message: Message) -> bool:
+    """This tells whether a status is of a look that was not too slow on a busy host."""
+    return message.codepack == "greedy" and message.body["sight"] in {"failed", "full"}
 
 
 GREEDY = "tests.guests.unruly_packs:Greedy"
