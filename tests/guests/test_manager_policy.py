@@ -16,13 +16,15 @@ import pytest
 import qvmi
 from qvmi.bus.message import Message
 from qvmi.codepacks.manifest import Restart
-from qvmi.errors import CodepackError, PolicyDenied
+from qvmi.errors import CodepackError, PolicyDenied, StaleView
 from qvmi.manager.control_service import ControlService
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.policy import OBSERVE, READ_ONLY, AddressRange, Grant, Limits, Policy, Space
+from qvmi.remote.remote_machine import RemoteMachine
 from tests.asynchronous import asynchronous, until
 from tests.command_line import qvmi as qvmi_command
+from tests.contract.machines import PACK, remote_machine
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.managed import NOISY
 from tests.guests.pool import GuestPool
@@ -147,6 +149,27 @@ async def test_a_pause_ends_when_it_has_lasted_as_long_as_is_granted_though_it_i
         assert "it pauses the guest already, and may for 5 s at once" in said(caplog)[0]
         later = await control.answer("pack", {"type": "pause"})
         assert not refusal(later)
+
+
+@asynchronous
+async def test_a_codepack_whose_pause_was_ended_is_told_that_its_view_is_stale(
+    guest: Guest, profiles: Path
+) -> None:
+    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=2.0))
+
+    async def hold_on(remote: RemoteMachine) -> None:
+        async with remote.paused() as view:
+            await until(guest.monitor.running, within_s=WAIT_S)
+            with pytest.raises(StaleView):
+                view.require_current()
+
+    async with (
+        qvmi.attach(guest.qmp, cache=profiles) as machine,
+        remote_machine(machine, profiles, {PACK: short}, lease_s=3600.0) as remote,
+    ):
+        with pytest.raises(StaleView):
+            await hold_on(remote)
+    assert guest.monitor.running()
 
 
 @asynchronous

@@ -22,6 +22,7 @@ from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.status import Sight, Status
 from qvmi.manager.accounts import throttle_account
+from qvmi.manager.status_reader import MAX_STATUSES, StatusReader
 from qvmi.manager.watch import Watch, watch
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
@@ -205,3 +206,33 @@ async def test_what_waited_in_an_outbox_for_long_is_sent_so_that_it_is_no_flood(
         await inbox.close()
     assert inbox.handled == count
     assert not throttle.suspended
+
+
+@asynchronous
+async def test_statuses_that_the_manager_had_no_room_for_are_counted_and_told() -> None:
+    count = 3 * MAX_STATUSES
+    reader = StatusReader("web", asyncio.Event())
+    sender = Account.of_codepack("web", "pack")
+    told: asyncio.Queue[Status] = asyncio.Queue()
+    async with asyncio.timeout(WAIT_S), in_process([reader.account, sender]) as channel:
+        tasks = [
+            asyncio.create_task(reader.run(channel)),
+            asyncio.create_task(reader.tell_losses(told.put)),
+        ]
+        bus = await channel.connect(sender)
+        await until(lambda: bool(channel.subscriptions()))
+        for number in range(count):
+            body: dict[str, object] = {"sight": "full", "rounds": number}
+            await bus.publish(
+                Message(vm="web", codepack="pack", kind="status", time=0.0, body=body)
+            )
+        lost = 0
+        while lost < count - MAX_STATUSES:
+            status = await told.get()
+            lost = status.lost
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert lost == count - MAX_STATUSES
+    assert reader.arrived[-1].body["rounds"] == count - 1
+    assert status.sight is Sight.GAPS
