@@ -245,6 +245,8 @@ class BrokerConfig:
         has_access_list: whether a file says who may publish and read what.
         beyond: settings whose effect cannot be read off it, such as plugins and bridges.
         files: the configuration, passwords and access list, with who may open them.
+        sweeping: the lines of the access list by which somebody may speak in everybody's name; Unseen where
+            it cannot be read.
     """
 
     path: str
@@ -252,6 +254,7 @@ class BrokerConfig:
     has_access_list: bool
     beyond: tuple[str, ...]
     files: tuple[Opening, ...]
+    sweeping: tuple[str, ...] | Unseen = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ _FORWARD: Final = "HOST_FORWARD]"
 _CHILD: Final = re.compile(r"child<(.+)>")
 _OPTIONS: Final = frozenset({"netdev", "nic", "net"})
 _ID: Final = re.compile(r"(?:^|,)id=([^,]+)")
+_TYPE: Final = re.compile(r"(?:^|,)type=([^,]+)")
 _RESTRICT: Final = re.compile(r"(?:^|,)restrict=(?:on|yes|true|y)(?:,|$)")
 _GUESTFWD: Final = re.compile(r"(?:^|,)guestfwd=((?:[^,]|,,)*)")
 
@@ -127,7 +128,9 @@ def _option(value: str) -> OptionOfNetdev:
         return _json_option(value)
     name = _ID.search(value)
     forwards = [each.replace(",,", ",") for each in _GUESTFWD.findall(value)]
-    kind, restricted = value.partition(",")[0], _RESTRICT.search(value) is not None
+    typed = _TYPE.search(value)
+    kind = typed[1] if typed else value.partition(",")[0]
+    restricted = _RESTRICT.search(value) is not None
     return OptionOfNetdev(name[1] if name else "", kind, restricted, tuple(forwards))
 
 

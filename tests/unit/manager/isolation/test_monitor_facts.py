@@ -137,6 +137,7 @@ async def test_an_answer_in_another_form_is_told(question: str, answer: object) 
         (("-m", "64"), ()),
         (("-nic", "user,id=u,restrict=on"), (OptionOfNetdev("u", "user", restricted=True),)),
         (("-nic", "user"), (OptionOfNetdev("", "user"),)),
+        (("-nic", "model=e1000,type=user"), (OptionOfNetdev("", "user"),)),
         (
             ("--netdev", "user,id=u,guestfwd=tcp:1:2-cmd:a b,guestfwd=tcp:3:4-unix:/x,,y"),
             (OptionOfNetdev("u", "user", guestfwd=("tcp:1:2-cmd:a b", "tcp:3:4-unix:/x,y")),),
