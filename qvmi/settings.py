@@ -21,7 +21,7 @@ MAX_SETTINGS_BYTES: Final = 256 << 10
 """Bytes of a file; what people write by hand has a few thousand."""
 
 MAX_DEPTH: Final = 16
-"""Tables and lists within each other; what people write by hand has 4. Whatever goes through them recurses."""
+"""Tables and lists within each other; what people write has 4. Whatever goes through them recurses."""
 
 Form = TypeVar("Form")
 

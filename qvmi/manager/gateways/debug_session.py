@@ -271,7 +271,11 @@ class DebugSession:
         return _OK
 
     async def _run(self, verdict: Run) -> bytes | None:
-        if verdict.step is not None and verdict.step.thread > 0 and not self._stub.has(verdict.step):
+        if (
+            verdict.step is not None
+            and verdict.step.thread > 0
+            and not self._stub.has(verdict.step)
+        ):
             return _INVALID
         if not self._standstill.ours:
             if not await self._standstill.runs():

@@ -1,7 +1,7 @@
 """What mosquitto's configuration file says of who may enter and what they may do there.
 
-References: mosquitto.conf(5), ``acl_file``; mosquitto 2.0 ``src/conf.c`` (a broker without any listener of its own takes
-connections of this host alone, anonymous ones too).
+References: mosquitto.conf(5), ``acl_file``; mosquitto 2.0 ``src/conf.c`` (a broker without any listener of
+its own takes connections of this host alone, anonymous ones too).
 """
 
 import os
@@ -72,14 +72,17 @@ def _sweeping(path: Path) -> tuple[str, ...] | Unseen:
     try:
         lines = [line.split(maxsplit=2) for line in _text(path).splitlines()]
     except OSError as error:
-        return Unseen(f"{path}: {error.strerror or error}; run qvmi as the broker's user, or as root")
+        return Unseen(
+            f"{path}: {error.strerror or error}; run qvmi as the broker's user, or as root"
+        )
     found: list[str] = []
     user = ""
     for first, *rest in filter(None, lines):
         if first == "user" and rest:
             user = " ".join(rest)
         elif first in {"topic", "pattern"} and rest:
-            access, topic = rest if len(rest) > 1 and rest[0] in _ACCESS else ("readwrite", rest[-1])
+            named = len(rest) > 1 and rest[0] in _ACCESS
+            access, topic = rest if named else ("readwrite", rest[-1])
             if access in _WRITES and _is_anybodys(topic):
                 found.append(f"user {user}: {topic}" if first == "topic" else f"pattern {topic}")
     return tuple(found)
