@@ -374,6 +374,31 @@ def test_a_shared_folder_that_holds_the_socket_of_the_bus(bench: Bench) -> None:
     assert_named(examined, f"{broker.folder.parent}, open in qemu", f"holds {broker.socket}")
 
 
+def test_a_disk_that_is_a_file_of_the_brokers(bench: Bench) -> None:
+    broker = bench.broker()
+    secrets = broker.folder / "passwords"
+    machine = bench.machine("-drive", f"file={secrets},format=raw,if=virtio,readonly=on")
+    assert_named(bench.examine(machine, broker), f"{secrets} is the broker's")
+
+
+def test_a_folder_that_is_shown_as_a_disk_is_not_said_to_be_isolated(bench: Bench) -> None:
+    broker = bench.broker()
+    machine = bench.machine("-drive", f"file=fat:{broker.folder},format=raw,if=virtio,readonly=on")
+    examined = bench.examine(machine, broker)
+    assert (examined.code, examined.ways) == (4, [])
+    assert any("vvfat disk shows the guest a folder" in found for found in examined.open)
+
+
+def test_a_key_of_the_broker_that_others_can_read(bench: Bench) -> None:
+    broker = bench.broker()
+    key = bench.new_folder(0o755) / "key.pem"
+    key.touch()
+    key.chmod(0o644)
+    with (broker.folder / "mosquitto.conf").open("a") as config:
+        config.write(f"keyfile {key}\n")
+    assert_named(bench.examine(bench.machine(), broker), f"{key} (mode 0644)", "everybody")
+
+
 def test_a_folder_with_the_socket_of_the_bus_that_virtiofsd_shares(bench: Bench) -> None:
     broker = bench.broker()
     path = bench.new_folder() / "fs.sock"

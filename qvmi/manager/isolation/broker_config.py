@@ -27,7 +27,7 @@ _WRITES: Final = frozenset({"write", "readwrite"})
 _ANY_ALERT: Final = (*TOPIC_ROOT.split("/"), "\0", "\0", "alert")
 """An alert's topic, of a machine and a codepack that nobody can have named."""
 _LISTENERS: Final = frozenset({"listener", "port", "bind_address"})
-_FILES: Final = ("password_file", "acl_file")
+_FILES: Final = ("password_file", "acl_file", "keyfile")
 
 
 def config_path(arguments: Sequence[str]) -> str | None:

@@ -225,6 +225,7 @@ class Machine:
         chardevs: its character devices.
         devices: the models of all its devices.
         objects: the objects that a user has made: id to type.
+        disks: the drivers of its disks, and of what those lie on, such as ``qcow2`` and ``file``.
     """
 
     netdevs: tuple[Netdev, ...]
@@ -233,6 +234,7 @@ class Machine:
     chardevs: tuple[Chardev, ...]
     devices: frozenset[str]
     objects: Mapping[str, str]
+    disks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
