@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from qvmi import __version__
 from qvmi.bus.message import Message
 from qvmi.cli.exit_code import ExitCode
@@ -207,7 +209,7 @@ class _Report:
         """This takes in a message and prints it at once."""
         lines = self._readers[message.kind](message) if message.kind in self._readers else []
         if self._output.json:
-            self._output.document(message)
+            self._output.document(msgspec.json.decode(message.to_json()))  # as it was on the bus
         else:
             moment = time.strftime(_CLOCK, time.localtime(message.time))
             for number, line in enumerate(lines):

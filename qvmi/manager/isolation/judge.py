@@ -1,6 +1,9 @@
 """What the facts prove: every check, in the order in which they are told."""
 
-from qvmi.manager.isolation.check import Check, Report, not_checkable, proven
+from dataclasses import replace
+from typing import Final
+
+from qvmi.manager.isolation.check import Check, Finding, Report, Verdict, not_checkable, proven
 from qvmi.manager.isolation.facts import Facts
 from qvmi.manager.isolation.judge_broker import access, bridge, bus_files, listeners, users
 from qvmi.manager.isolation.judge_channels import agreement, chardevs, devices, sockets
@@ -14,6 +17,8 @@ from qvmi.manager.isolation.judge_network import netdevs, taps
 
 __all__ = ["judge"]
 
+_NAME_QEMU: Final = "name QEMU's own pid with --pid"
+
 _OF_THE_MACHINE = (
     *(netdevs, taps, sockets, chardevs, devices, agreement),
     *(shared_memory, memory_files, control_sockets, folders),
@@ -23,6 +28,8 @@ _OF_THE_MACHINE = (
 def judge(facts: Facts) -> Report:
     """This says what the facts prove, refute and leave open."""
     checks = [_process(facts), *(check(facts) for check in _OF_THE_MACHINE)]
+    if not facts.qemu.is_qemu:
+        checks[1:] = map(_of_another, checks[1:])
     broker = facts.broker
     if broker is not None:
         checks += [listeners(broker), access(broker), bus_files(broker)]
@@ -30,12 +37,22 @@ def judge(facts: Facts) -> Report:
     return Report(tuple(checks))
 
 
+def _of_another(check: Check) -> Check:
+    """This is a check that was made of a process that is no QEMU: it proves nothing of the machine."""
+    return replace(check, findings=tuple(map(_doubted, check.findings)))
+
+
+def _doubted(finding: Finding) -> Finding:
+    if finding.verdict is not Verdict.PROVEN:
+        return finding
+    return not_checkable(f"of a process that is no QEMU: {finding.evidence}", _NAME_QEMU)
+
+
 def _process(facts: Facts) -> Check:
     """This judges whether it is QEMU that was looked at: who made the QMP socket may be another."""
     name = "what was looked at is the QEMU behind the QMP socket"
     if not facts.qemu.is_qemu:
-        fix = "name QEMU's own pid with --pid"
-        return Check(name, (not_checkable(f"{facts.qemu} is no QEMU", fix),))
+        return Check(name, (not_checkable(f"{facts.qemu} is no QEMU", _NAME_QEMU),))
     if facts.listener == facts.qemu.pid:
         return Check(name, (proven(f"{facts.qemu}, by the credentials of its QMP socket"),))
     made = f"pid {facts.listener} made its QMP socket" if facts.listener else "its QMP tells no pid"

@@ -600,6 +600,14 @@ def test_a_qemu_that_was_named_says_who_made_its_socket() -> None:
     )
 
 
+def test_of_a_process_that_is_no_qemu_nothing_is_proven_and_what_is_refuted_stays() -> None:
+    another = set_to(("qemu.is_qemu", False))
+    report = judge(another(with_(facts(), "broker", None)))
+    assert {check.verdict for check in report.checks} == {OPEN}
+    slirp = beside(("machine.netdevs", (SLIRP,)))
+    assert judge(another(slirp(facts()))).paths == judge(slirp(facts())).paths
+
+
 def test_nothing_looked_at_is_nothing_proven() -> None:
     assert Report(()).verdict is OPEN
     assert Check("empty", ()).verdict is OPEN
