@@ -20,12 +20,19 @@ __all__ = ["MAX_SETTINGS_BYTES", "Table"]
 MAX_SETTINGS_BYTES: Final = 256 << 10
 """Bytes of a file; what people write by hand has a few thousand."""
 
+MAX_DEPTH: Final = 16
+"""Tables and lists within each other; what people write has 4. Whatever goes through them recurses."""
+
 Form = TypeVar("Form")
 
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]*)`")
 _MISSING: Final = re.compile(r"missing required field `([^`]*)`")
 _PLACE: Final = re.compile(r"(.*?) - at `\$([^`]*)`", re.DOTALL)
+_PART: Final = r"""(?:[A-Za-z0-9_-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_LONG_KEY: Final = re.compile(rf"(?<![A-Za-z0-9_\\-])(?:{_PART}[ \t]*+\.[ \t]*+){{{MAX_DEPTH}}}")
+"""No part begins behind a backslash: a quotation mark that is escaped begins none, and need not be tried."""
 _LINE: Final = re.compile(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", re.DOTALL)
+_BEYOND: Final = 1 << 63
 _MOST_SHOWN: Final = 60
 """Letters of a wrong word that a message repeats."""
 
@@ -58,6 +65,7 @@ class Table:
             raise BadSettings(name, f"more than {MAX_SETTINGS_BYTES} bytes: it is no such file")
         try:
             text = data.decode("utf-8")
+            _require_short_keys(name, text)
             values = tomllib.loads(text)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
@@ -66,6 +74,7 @@ class Table:
             raise _not_toml(name, str(error)) from error
         except (RecursionError, ValueError) as error:  # deep nesting; a number of too many digits
             raise BadSettings(name, f"no TOML that can be read: {error}") from error
+        _require_plain(name, values)
         return cls(name, text, (), values)
 
     def table(self, key: str) -> Self:
@@ -129,6 +138,34 @@ class Table:
             if shared > best and given[:shared] == whole[:shared]:
                 best, nearest = shared, number
         return nearest
+
+
+def _require_short_keys(path: str, text: str) -> None:
+    """This raises BadSettings at a key of very many parts, of which tomllib would keep each beginning."""
+    found = _LONG_KEY.search(text)
+    if found:
+        line = text.count("\n", 0, found.start()) + 1
+        raise BadSettings(path, f"a key of more than {MAX_DEPTH} parts", line=line)
+
+
+def _require_plain(path: str, values: Mapping[str, object]) -> None:
+    """This raises BadSettings at what TOML need not have: deep nesting, and numbers beyond 64 bits.
+
+    Neither could be written into a message afterwards.
+    """
+    level: list[object] = [values]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for held in level:
+            if isinstance(held, dict):
+                inner += held.values()
+            elif isinstance(held, list):
+                inner += held
+            elif isinstance(held, int) and not -_BEYOND <= held < _BEYOND:
+                raise BadSettings(path, "a number beyond 64 bits")
+        level = inner
+    if level:
+        raise BadSettings(path, f"tables or lists within each other, more than {MAX_DEPTH} deep")
 
 
 def _not_toml(path: str, message: str) -> BadSettings:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from qvmi.bus.receipt import RECEIPT
-from qvmi.bus.topic import ANY, REPLY, REQUEST, Topic, TopicFilter, is_name
+from qvmi.bus.topic import ANY, REPLY, REQUEST, SPOKEN, Topic, TopicFilter, is_name
 from qvmi.errors import BusRefused, UsageError
 from qvmi.policy import Grant, Policy
 
@@ -60,6 +60,8 @@ class Account:
     ) -> Self:
         """This is a codepack's account that may ask only those services that its policy gives it a use of.
 
+        What it says by itself is of the kinds in ``SPOKEN``, and of no other.
+
         Args:
             vm: the watched machine.
             codepack: who speaks.
@@ -69,8 +71,9 @@ class Account:
         asked = [name for name, does in services.items() if does & policy.grants]
         requests = (TopicFilter(vm, codepack, REQUEST, service) for service in asked)
         replies = (TopicFilter(vm, codepack, REPLY, service) for service in asked)
-        own = TopicFilter(vm, codepack, ANY)
-        return cls(f"{vm}.{codepack}", publishes=(own, *requests), reads=(*replies,))
+        # The broker keeps a retained message for each topic, and has no bound for how many there are.
+        own = (TopicFilter(vm, codepack, kind) for kind in SPOKEN)
+        return cls(f"{vm}.{codepack}", publishes=(*own, *requests), reads=(*replies,))
 
     @classmethod
     def of_service(cls, vm: str, name: str) -> Self:

@@ -19,6 +19,7 @@ from qvmi.bus.mosquitto_config import (
     CERTIFICATE_FILE,
     CONFIG_FILE,
     KEY_FILE,
+    OWN_SOCKET,
     SOCKET,
     account_files,
     files,
@@ -105,7 +106,8 @@ async def mosquitto(
         try:
             folder = stack.enter_context(private_folder())
             root = place.as_root or os.geteuid() == 0
-            _write(folder, files(accounts, root=root, tls=tls, place=place))
+            (folder / OWN_SOCKET).parent.mkdir(mode=0o700)
+            _write(folder, files(accounts, root=root, tls=tls, place=place, own=True))
             if tls:
                 _write(folder, dict(zip((CERTIFICATE_FILE, KEY_FILE), tls.pem(), strict=True)))
         except OSError as error:
@@ -124,7 +126,8 @@ class Broker:
     """This is a running mosquitto; :func:`mosquitto` makes it.
 
     Attributes:
-        socket: the Unix socket it listens on.
+        socket: the Unix socket it listens on, which others may be let to. Its owner connects at another
+            one: strangers may use up all connections of this one.
         place: where it runs.
         starts: how often it was started.
         log: whom it has refused by itself.
@@ -137,6 +140,7 @@ class Broker:
         self.place = place
         self.starts = 0
         self.log = BrokerLog()
+        self._own_socket = folder / OWN_SOCKET
         self._program = program
         self._folder = folder
         self._accounts = {account.name: account for account in accounts}
@@ -144,7 +148,7 @@ class Broker:
         self._process: Process | None = None
         self._settled = asyncio.Event()
         self._failure = ""
-        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+        if len(os.fsencode(self._own_socket)) > MAX_SOCKET_PATH:
             raise BrokerUnavailable(
                 f"{self.socket}: too long for a Unix socket; set TMPDIR shorter"
             )
@@ -181,7 +185,7 @@ class Broker:
             await self.accepting()
             process = self._process
             try:
-                return await MqttBus.connect(self.socket, account, will=will)
+                return await MqttBus.connect(self._own_socket, account, will=will)
             except BrokerUnavailable:
                 if loop.time() > deadline:
                     raise
@@ -243,7 +247,7 @@ class Broker:
             if process is not None and process.returncode is None:
                 process.send_signal(signal.SIGHUP)
             try:
-                return await (await MqttBus.connect(self.socket, mark)).close()
+                return await (await MqttBus.connect(self._own_socket, mark)).close()
             except (BusRefused, BrokerUnavailable):  # not yet read, or just starting again
                 await asyncio.sleep(_REREAD_POLL_S)
         raise BrokerUnavailable("mosquitto does not read its accounts again")

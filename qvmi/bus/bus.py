@@ -48,7 +48,9 @@ class Bus(Publisher, Protocol):
             retained: whether to take what was published to be retained; if not, it is refused and
                 counted, before or now.
             group: a name; each message then goes to one of those who subscribe to the same topics in
-                this group, and nothing that was retained before; None for all messages.
+                this group, and nothing that was retained before; None for all messages. mosquitto lets
+                whoever is on the bus into a group whose name it knows; those who may not read there get
+                nothing, but what was their turn is lost. So among strangers the name is a secret.
 
         Raises:
             BusRefused: the account may not read there.

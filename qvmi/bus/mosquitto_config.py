@@ -20,6 +20,7 @@ __all__ = [
     "CERTIFICATE_FILE",
     "CONFIG_FILE",
     "KEY_FILE",
+    "OWN_SOCKET",
     "PASSWORD_FILE",
     "SOCKET",
     "account_files",
@@ -30,6 +31,8 @@ CONFIG_FILE: Final = "mosquitto.conf"
 PASSWORD_FILE: Final = "passwords"  # noqa: S105 - a file's name
 ACCESS_FILE: Final = "access"
 SOCKET: Final = "mqtt.sock"
+OWN_SOCKET: Final = f"own/{SOCKET}"
+"""Where the broker's owner alone connects: the other socket may be lent to strangers, who can use it up."""
 
 CERTIFICATE_FILE: Final = "certificate.pem"
 KEY_FILE: Final = "key.pem"
@@ -62,6 +65,7 @@ def files(
     root: bool,
     tls: TlsListener | None = None,
     place: Place = HERE,
+    own: bool = False,
 ) -> Mapping[str, str]:
     """This is the text of each file, by name; paths in them are relative to their folder.
 
@@ -71,8 +75,10 @@ def files(
             the right to its own folder.
         tls: a listener besides the Unix socket.
         place: where it runs, and an address that it listens at there.
+        own: whether it also listens at a socket of its owner's.
     """
-    return {CONFIG_FILE: _config(root=root, tls=tls, place=place), **account_files(accounts)}
+    config = _config(root=root, tls=tls, place=place, own=own)
+    return {CONFIG_FILE: config, **account_files(accounts)}
 
 
 def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
@@ -83,11 +89,12 @@ def account_files(accounts: Sequence[Account]) -> Mapping[str, str]:
     }
 
 
-def _config(*, root: bool, tls: TlsListener | None, place: Place) -> str:
+def _config(*, root: bool, tls: TlsListener | None, place: Place, own: bool) -> str:
     lines = [
         # First, so that whoever finds the Unix socket open knows that the ports are.
         *(_tls_lines(tls) if tls else ()),
         *(_place_lines(place) if place.address else ()),
+        *((f"listener 0 {OWN_SOCKET}", *_EACH_LISTENER) if own else ()),
         f"listener 0 {SOCKET}",  # without tls and place the only one: no port to reach from a network
         *_EACH_LISTENER,
         "allow_anonymous false",

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -22,6 +23,9 @@ _LOCK: Final = "owner.lock"
 _PRIVATE: Final = 0o700
 _MODES: Final = (_PRIVATE, 0o2710)
 """The second one is of a folder through which its owner lets a group pass, to the broker's socket."""
+
+_MAKING_S: Final = 3600.0
+"""A folder without a lock has lost its maker before that made one, which takes a millisecond."""
 
 _MAX_SWEPT: Final = 64
 """Folders of the dead looked at in one start, so that a littered folder for temporary files costs little."""
@@ -60,8 +64,8 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_folders_of_the_dead(parent: Path) -> None:
-    for folder in islice(parent.glob(f"{_PREFIX}*"), _MAX_SWEPT):
-        if _is_ours(folder) and _owner_is_dead(folder):
+    for folder in islice(filter(_is_ours, parent.glob(f"{_PREFIX}*")), _MAX_SWEPT):
+        if _owner_is_dead(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -74,11 +78,20 @@ def _is_ours(folder: Path) -> bool:
     return private and status.st_uid == os.geteuid()
 
 
+def _is_forgotten(folder: Path) -> bool:
+    try:
+        return time.time() - folder.lstat().st_mtime > _MAKING_S
+    except OSError:
+        return False
+
+
 def _owner_is_dead(folder: Path) -> bool:
     try:
         lock = os.open(folder / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _is_forgotten(folder)  # or it is being made, or being removed
     except OSError:
-        return False  # being made, or being removed
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -15,6 +15,7 @@ __all__ = [
     "NAME_PATTERN",
     "REPLY",
     "REQUEST",
+    "SPOKEN",
     "TOPIC_ROOT",
     "Each",
     "Topic",
@@ -32,6 +33,10 @@ REQUEST: Final = "request"
 
 REPLY: Final = "reply"
 """The kind of a service's answer. It lies below the prefix of whoever asked, and names the service too."""
+
+
+SPOKEN: Final = ("alert", "cleared", "finding", "status")
+"""The kinds of what codepacks say by themselves, to whoever listens."""
 
 
 class Each(Enum):

@@ -77,11 +77,11 @@ def _tell(output: Output, setup: Report, isolation: Report | None, *, bus: bool)
 def _document(report: Report) -> dict[str, object]:
     checks = [
         {
-            "name": check.name,
+            "name": _text(check.name),
             "verdict": check.verdict,
             "decides": check.decides,
             "findings": [
-                {"verdict": each.verdict, "evidence": _text(each.evidence), "fix": each.fix}
+                {"verdict": each.verdict, "evidence": _text(each.evidence), "fix": _text(each.fix)}
                 for each in check.findings
             ],
         }
@@ -94,9 +94,9 @@ def _lines(report: Report, words: Mapping[Verdict, str]) -> list[_Line]:
     lines: list[_Line] = []
     for check in report.checks:
         for number, each in enumerate(check.findings):
-            fix = f" -> {each.fix}" if each.fix else ""
+            fix = f" -> {_text(each.fix)}" if each.fix else ""
             shown = _word(check, each.verdict, words)
-            lines.append((shown, "" if number else check.name, _text(each.evidence) + fix))
+            lines.append((shown, "" if number else _text(check.name), _text(each.evidence) + fix))
     return lines
 
 

@@ -78,9 +78,10 @@ class Home:
         try:
             folder.mkdir(mode=_PRIVATE, exist_ok=True)
             owner = os.geteuid() if uid is None else uid
-            for path in (folder, *folder.iterdir()):
-                # Not what a link of the codepack's leads to.
-                os.chown(path, owner, os.getegid() if gid is None else gid, follow_symlinks=False)
+            group = os.getegid() if gid is None else gid
+            os.chown(folder, owner, group, follow_symlinks=False)
+            for path in folder.iterdir():
+                _give(path, owner, group)
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
         return folder
@@ -92,6 +93,21 @@ class Home:
             if kernel.profile is not None:
                 path = ProfileCache(self.profiles).save(kernel.profile, kernel.image.start)
                 path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o044)
+
+
+def _give(path: Path, owner: int, group: int) -> None:
+    """This gives a file in a codepack's folder to a user, but not what a link of the codepack's leads to.
+
+    Where the kernel lets everybody link to any file (``fs.protected_hardlinks``), a hard link may be one to
+    whatever file of the host's.
+    """
+    held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(held)
+        if stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
+            os.chown(f"/proc/self/fd/{held}", owner, group)
+    finally:
+        os.close(held)
 
 
 def share_socket(path: Path, gid: int) -> None:

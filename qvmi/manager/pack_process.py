@@ -110,7 +110,8 @@ async def start(orders: Orders, place: Place) -> PackProcess:
 
 
 async def _spawned(descriptors: Sequence[int], place: Place) -> Process:
-    command = (sys.executable, "-P", "-m", _PROGRAM)
+    # Nothing of what lies in its folder runs before it is confined: neither modules nor site-packages there.
+    command = (sys.executable, "-P", "-s", "-m", _PROGRAM)
     identity: dict[str, int | list[int]] = {}
     if place.uid is not None and place.gid is not None:
         identity = {"user": place.uid, "group": place.gid, "extra_groups": []}

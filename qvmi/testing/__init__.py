@@ -10,8 +10,17 @@
 ['processes', 'process_ids', 'processes', 'process_ids']
 """
 
-from qvmi.testing.guest import FakeGuest, fake_process
+from qvmi.testing.guest import FakeGuest
 from qvmi.testing.machine import FakeMachine
 from qvmi.testing.memory import FakeMemory, MemoryRead
+from qvmi.testing.rows import fake_module, fake_process, fake_socket
 
-__all__ = ["FakeGuest", "FakeMachine", "FakeMemory", "MemoryRead", "fake_process"]
+__all__ = [
+    "FakeGuest",
+    "FakeMachine",
+    "FakeMemory",
+    "MemoryRead",
+    "fake_module",
+    "fake_process",
+    "fake_socket",
+]

@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
-import msgspec
 from msgspec import Struct
 
-from qvmi.addr import Va
 from qvmi.errors import UsageError
 from qvmi.semantics.guest_os import (
     BpfProgram,
@@ -31,12 +29,11 @@ from qvmi.semantics.guest_os import (
     Thread,
     Variable,
 )
+from qvmi.semantics.rows.processes import require_task
 from qvmi.testing.faults import Faults
 from qvmi.view import Provenance, Taken
 
-__all__ = ["FakeGuest", "fake_process"]
-
-_TASKS, _TASK_SPACING = 0xFFFF_8880_0000_0000, 0x4000
+__all__ = ["FakeGuest"]
 
 _PROVENANCE: Final = Provenance(Taken.LIVE, at=0.0)
 
@@ -74,23 +71,6 @@ OwnedRow = TypeVar(
     Cgroup,
     StackFrame,
 )
-
-
-def fake_process(pid: int, *, name: str = "fake", **changes: object) -> Process:
-    """This makes a process with an address and a start time of its own; ``changes`` are fields."""
-    process = Process(
-        pid=pid,
-        tgid=pid,
-        ppid=min(pid - 1, 1),
-        uid=0,
-        gid=0,
-        state="S",
-        name=name,
-        address=Va(_TASKS + pid * _TASK_SPACING),
-        kernel_thread=False,
-        start_time_s=float(pid),
-    )
-    return msgspec.structs.replace(process, **changes)
 
 
 class FakeGuest:
@@ -279,6 +259,7 @@ def _owned(listing: Listing[OwnedRow], process: Process | Thread | None) -> List
     """This leaves only the rows of one process, if one is meant."""
     if process is None:
         return listing
+    require_task(process)
     return replace(listing, items=tuple(row for row in listing if row.pid == process.pid))
 
 

@@ -386,6 +386,21 @@ def test_threads_are_named_as_each_debugger_knows_them(bare: BareQemu) -> None:
         assert plain.ask(b"qC") == b"QC1"
 
 
+def test_a_vcpu_that_is_not_there_is_neither_chosen_nor_stepped(bare: BareQemu) -> None:
+    with (
+        gateway(bare.qmp, "--may-pause", "--may-write") as gate,
+        RawDebugger.to(gate.gdb) as client,
+    ):
+        client.ask(b"qSupported:multiprocess+")
+        client.ask(b"?")
+        for packet in (b"vCont;s:p1.63", b"vCont;s:p5.1;c", b"Hgp5.1", b"Hgp1.63", b"Tp5.1"):
+            assert client.ask(packet) == b"E22", packet
+        assert client.ask(b"qC") == b"QCp1.1"
+        assert client.ask(b"vCont;s:p1.1;c").startswith(b"T05")
+        assert client.ask(b"D;1") == b"OK"
+        wait_until(bare.monitor.running, "the machine does not run")
+
+
 def test_no_device_is_read_by_either_gateway(bare: BareQemu) -> None:
     """The local APIC's registers are at 0xfee00000; no page tables are on here."""
     with gateway(bare.qmp, "--may-write") as gate:

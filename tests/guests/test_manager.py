@@ -153,7 +153,7 @@ async def test_a_chardev_plugged_in_to_the_bus_ends_codepacks_until_it_is_gone(
     program.start()
     try:
         await until(lambda: program.ready() and program.alerts() > 0, within_s=WAIT_S)
-        (socket,) = broker_sockets(program.process.pid)
+        socket, _own = broker_sockets(program.process.pid)
         backend = {
             "type": "socket",
             "data": {"addr": {"type": "unix", "data": {"path": socket}}, "server": False},

@@ -23,7 +23,7 @@ from tests.guests.lab.monitor import Monitor
 from tests.guests.lab.newer_qemu import chosen_qemu
 from tests.guests.lab.process import QemuProcess
 
-__all__ = ["Bench", "Examined", "Network", "RunningBroker", "bench"]
+__all__ = ["Bench", "Examined", "Network", "RunningBroker", "bench", "until"]
 
 WAIT_S: Final = 30.0
 """Longest wait for a program to begin; it takes a tenth of a second on an idle machine."""

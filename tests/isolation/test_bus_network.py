@@ -16,6 +16,7 @@ import pytest
 
 from tests.guests.lab import Lab
 from tests.guests.pool import GuestPool
+from tests.isolation.bench import until
 from tests.isolation.held_process import ROOT
 from tests.isolation.namespaces import USER_BRIDGE, Inside, stand_in_host
 from tests.isolation.site import bus_site, lab_within, owner
@@ -177,7 +178,8 @@ def test_nothing_is_left_when_it_ends(host: Inside, way: str) -> None:
     before = state_of(host)
     with owner(host, way, "one", *QEMU) as (_, told):
         network = network_of(told["broker"])
-        assert network_of(told["machine"]) == network
+        # It is told before it has entered.
+        until(lambda: network_of(told["machine"]) == network, "the machine is elsewhere")
     assert ended(told["broker"], within_s=END_S)
     assert ended(told["machine"], within_s=END_S)
     assert state_of(host) == before

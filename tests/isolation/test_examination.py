@@ -172,6 +172,13 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str) 
     assert (done.returncode, words in done.stderr) == (2, True)
 
 
+def test_a_name_that_is_no_text_is_written_as_one(bench: Bench) -> None:
+    examined = bench.examine(bench.machine(), bench.broker(), "--bridge", "qvmi\udcff")
+    assert examined.code == 4
+    names = [check["name"] for check in examined.document["isolation"]["checks"]]
+    assert "bridge qvmi\\xff leads to service VMs alone" in names
+
+
 def test_a_name_that_would_act_on_the_terminal_does_nothing() -> None:
     with tempfile.TemporaryDirectory(prefix="qvmi-\x1b[31m") as folder:
         done = qvmi("--qmp", f"{folder}/q", "doctor")

@@ -149,6 +149,18 @@ def test_a_guestfwd_that_runs_any_program_is_not_said_to_be_isolated(bench: Benc
     assert any("runs a program for the guest" in found for found in examined.open)
 
 
+def test_a_guestfwd_that_is_plugged_in_afterwards_is_not_said_to_be_isolated(bench: Bench) -> None:
+    broker = bench.broker()
+    machine = bench.machine("-nic", "none")
+    assert bench.examine(machine, broker).code == 0
+    forward = f"tcp:10.0.2.100:1883-cmd:socat - UNIX-CONNECT:{broker.socket}"
+    late = {"type": "user", "id": "late", "restrict": True, "guestfwd": [{"str": forward}]}
+    machine.monitor.execute("netdev_add", **late)
+    examined = bench.examine(machine, broker)
+    assert (examined.code, examined.ways) == (4, [])
+    assert any("late: slirp that was plugged in later" in found for found in examined.open)
+
+
 def test_a_serial_port_that_is_the_socket_of_the_broker(bench: Bench) -> None:
     broker = bench.broker()
     machine = bench.machine(
@@ -218,6 +230,13 @@ def test_a_broker_that_was_told_to_let_in_whoever_comes_when_it_starts_again(ben
 def test_a_broker_without_an_access_list(bench: Bench) -> None:
     examined = bench.examine(bench.machine(), bench.broker(without=["acl_file"]))
     assert_named(examined, "names no access list")
+
+
+def test_an_access_list_that_lets_everybody_speak_for_everybody(bench: Bench) -> None:
+    broker = bench.broker()
+    with (broker.folder / "access").open("a") as access:
+        access.write("pattern readwrite #\n")
+    assert_named(bench.examine(bench.machine(), broker), "speak for everybody: pattern #")
 
 
 def test_secrets_of_the_broker_that_others_can_read(bench: Bench) -> None:
@@ -330,6 +349,21 @@ def test_a_named_pipe_that_a_program_on_the_bus_has_open(bench: Bench) -> None:
     assert_named(bench.examine(machine, broker), str(pipe), f"pid {os.getpid()}", "on the bus")
 
 
+def test_a_named_pipe_that_feeds_a_program_on_the_bus(bench: Bench) -> None:
+    broker = bench.broker()
+    pipe = bench.new_folder() / "pipe"
+    os.mkfifo(pipe)
+    machine = bench.machine("-chardev", f"pipe,id=p,path={pipe}")
+    account = broker.account
+    command = ("mosquitto_pub", "--unix", broker.socket, "-u", account.name, "-P", account.secret)
+    with pipe.open("rb") as source:
+        feeder = subprocess.Popen((*command, "-t", "x", "-l"), stdin=source)
+    bench.stack.callback(feeder.wait)
+    bench.stack.callback(feeder.kill)
+    bench.until(lambda: connected_unix(feeder.pid, broker.pid), "the feeder is not on the bus")
+    assert_named(bench.examine(machine, broker), str(pipe), f"pid {feeder.pid}", "on the bus")
+
+
 def test_a_shared_folder_that_holds_the_socket_of_the_bus(bench: Bench) -> None:
     broker = bench.broker()
     machine = bench.machine(
@@ -338,6 +372,31 @@ def test_a_shared_folder_that_holds_the_socket_of_the_bus(bench: Bench) -> None:
     )
     examined = bench.examine(machine, broker)
     assert_named(examined, f"{broker.folder.parent}, open in qemu", f"holds {broker.socket}")
+
+
+def test_a_disk_that_is_a_file_of_the_brokers(bench: Bench) -> None:
+    broker = bench.broker()
+    secrets = broker.folder / "passwords"
+    machine = bench.machine("-drive", f"file={secrets},format=raw,if=virtio,readonly=on")
+    assert_named(bench.examine(machine, broker), f"{secrets} is the broker's")
+
+
+def test_a_folder_that_is_shown_as_a_disk_is_not_said_to_be_isolated(bench: Bench) -> None:
+    broker = bench.broker()
+    machine = bench.machine("-drive", f"file=fat:{broker.folder},format=raw,if=virtio,readonly=on")
+    examined = bench.examine(machine, broker)
+    assert (examined.code, examined.ways) == (4, [])
+    assert any("vvfat disk shows the guest a folder" in found for found in examined.open)
+
+
+def test_a_key_of_the_broker_that_others_can_read(bench: Bench) -> None:
+    broker = bench.broker()
+    key = bench.new_folder(0o755) / "key.pem"
+    key.touch()
+    key.chmod(0o644)
+    with (broker.folder / "mosquitto.conf").open("a") as config:
+        config.write(f"keyfile {key}\n")
+    assert_named(bench.examine(bench.machine(), broker), f"{key} (mode 0644)", "everybody")
 
 
 def test_a_folder_with_the_socket_of_the_bus_that_virtiofsd_shares(bench: Bench) -> None:

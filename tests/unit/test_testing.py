@@ -2,6 +2,7 @@
 
 import doctest
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,17 @@ from qvmi.errors import MachineGone, MemoryFault, NotDirect, UsageError, WalkFai
 from qvmi.manager.watch import WatchedMachine
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Gap, GuestOS, Module, Thread, Variable
-from qvmi.testing import FakeGuest, FakeMachine, FakeMemory, MemoryRead, fake_process
+from qvmi.testing import (
+    FakeGuest,
+    FakeMachine,
+    FakeMemory,
+    MemoryRead,
+    fake_module,
+    fake_process,
+    fake_socket,
+)
 from tests.asynchronous import asynchronous
+from tests.repository.tree import ROOT
 
 INIT, SHELL = fake_process(1, name="init"), fake_process(7, name="sh")
 THREAD = Thread(pid=8, tgid=7, state="S", name="sh", address=Va(8), start_time_s=1.0)
@@ -25,6 +35,13 @@ RUNS = {Pa(0x1000): b"a" * 0x10, Pa(0x5000): b"b" * 0x2000}
 def test_the_example_in_its_docstring_is_true() -> None:
     result = doctest.testmod(qvmi.testing)
     assert (result.failed, result.attempted > 0) == (0, True)
+
+
+def test_the_program_of_the_page_on_codepacks_is_true() -> None:
+    text = (ROOT / "docs" / "codepacks.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert "assert finding.claim" in program
+    exec(compile(program, "docs/codepacks.md", "exec"), {})  # noqa: S102 - our own page
 
 
 def processes_seen(machine: WatchedMachine, memory: PhysicalMemory, guest: GuestOS) -> int:
@@ -79,6 +96,19 @@ def test_those_of_one_process_are_the_rows_with_its_pid() -> None:
     rows = [Variable(1, "HOME", "/"), Variable(7, "SHLVL", "1")]
     guest = FakeGuest(processes=[INIT, SHELL], environment=rows)
     assert guest.environment(SHELL).items == (rows[1],)
+
+
+def test_rows_are_made_of_what_a_test_is_about() -> None:
+    mine, other = fake_socket(7, local="10.0.0.1:22"), fake_socket(1)
+    nobodys = fake_socket(None, state="TIME_WAIT")
+    guest = FakeGuest(sockets=[mine, other, nobodys], modules=[fake_module("evil", size=8192)])
+    assert guest.sockets(SHELL).items == (mine,)
+    assert (mine.local, mine.state, mine.fd) == ("10.0.0.1:22", "LISTEN", 3)
+    assert (nobodys.pid, nobodys.fd, nobodys.inode) == (None, None, 0)
+    assert (guest.modules()[0].name, guest.modules()[0].size) == ("evil", 8192)
+    addresses = {row.address for row in (mine, other, nobodys, fake_socket(7, fd=4))}
+    assert len(addresses) == 4
+    assert fake_module("a").address != fake_module("b", place=1).address
 
 
 def test_any_listing_can_be_changed_by_its_name() -> None:

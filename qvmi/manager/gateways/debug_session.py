@@ -264,13 +264,19 @@ class DebugSession:
         self.mode = Mode.HOLDS
 
     def _selected(self, thread: ThreadId, *, kept: bool) -> bytes:
-        if all(thread.thread != one.thread for one in self._stub.threads):
+        if not self._stub.has(thread):
             return _INVALID
         if kept:
             self._chosen = thread
         return _OK
 
     async def _run(self, verdict: Run) -> bytes | None:
+        if (
+            verdict.step is not None
+            and verdict.step.thread > 0
+            and not self._stub.has(verdict.step)
+        ):
+            return _INVALID
         if not self._standstill.ours:
             if not await self._standstill.runs():
                 return self._refused("letting run a guest that its owner has stopped")

@@ -131,6 +131,13 @@ class SharedStub:
         """This is the first vCPU."""
         return self._current
 
+    def has(self, thread: ThreadId) -> bool:
+        """This tells whether there is such a vCPU, in the process that is named, if one is."""
+        return any(
+            thread.thread == one.thread and thread.process in {None, one.process}
+            for one in self.threads
+        )
+
     # --------------------------------------------------------------------------- coming and going
 
     async def enter(self, debugger: Debugger) -> None:
@@ -337,7 +344,8 @@ class SharedStub:
             try:
                 stop = await channel.next_stop()
             except GdbstubRequestFailed:  # it would not let the guest run
-                stop = StopReply(_TRAP, self._current)
+                # Whoever wanted a step is told, or it would be tried without an end.
+                stop = StopReply(_TRAP, self._stepping.step[0] if self._stepping else self._current)
             except QvmiError:
                 self._still.set()
                 for debugger in [*self._debuggers]:

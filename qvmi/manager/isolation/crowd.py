@@ -17,12 +17,12 @@ from qvmi.machine.host_mapping import HostMaps
 from qvmi.manager.isolation.facts import Sharer
 from qvmi.manager.isolation.processes import MAX_DESCRIPTORS
 
-__all__ = ["Crowd"]
+__all__ = ["LAST_STANDARD", "Crowd"]
 
 _SOCKET: Final = "socket:["
 _FLAGS: Final = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
 _MAX_FDINFO: Final = 4096  # bytes; a file's has some hundred
-_LAST_STANDARD: Final = 2
+LAST_STANDARD: Final = 2
 """A program's first three files are its parent's: a log or a terminal, which many may share."""
 
 
@@ -31,7 +31,8 @@ class Crowd:
 
     Args:
         sockets: inodes of the sockets whose owners are looked for.
-        pipes: pipes and terminals whose owners are looked for, as ``/proc/PID/fd`` names them.
+        pipes: pipes and terminals whose owners are looked for, as ``/proc/PID/fd`` names them; and whether
+            the machine has opened it: what it was only started with, as others were, is a log.
         files: device and inode of the files that the machine has mapped, with their paths.
         machine: the machine's pid, which is left out of all but the owners of sockets.
 
@@ -46,7 +47,7 @@ class Crowd:
     def __init__(
         self,
         sockets: Collection[int],
-        pipes: Collection[str],
+        pipes: Mapping[str, bool],
         files: Mapping[tuple[int, int], str],
         machine: int,
     ) -> None:
@@ -56,7 +57,7 @@ class Crowd:
         self.holders: set[tuple[str, int]] = set()
         self.hidden = 0
         self._sockets = frozenset(sockets)
-        self._pipes = frozenset(pipes)
+        self._pipes = pipes
         self._files = files
         self._paths = frozenset(files.values())
         self._machine = machine
@@ -80,11 +81,15 @@ class Crowd:
                 if inode in self._sockets:
                     self._name(pid)
                     self.owners[inode].add(pid)
-            elif target in self._pipes and number > _LAST_STANDARD and pid != self._machine:
+            elif self._is_shared_pipe(number, target) and pid != self._machine:
                 self._name(pid)
                 self.holders.add((target, pid))
             elif target in self._paths and pid != self._machine:
                 self._look_at_file(pid, number, target)
+
+    def _is_shared_pipe(self, number: int, target: str) -> bool:
+        opened = self._pipes.get(target)
+        return opened is not None and (opened or number > LAST_STANDARD)
 
     def _look_at_file(self, pid: int, number: int, target: str) -> None:
         """This looks at a file that has the name of one of the machine's."""

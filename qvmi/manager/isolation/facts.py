@@ -225,6 +225,7 @@ class Machine:
         chardevs: its character devices.
         devices: the models of all its devices.
         objects: the objects that a user has made: id to type.
+        disks: the drivers of its disks, and of what those lie on, such as ``qcow2`` and ``file``.
     """
 
     netdevs: tuple[Netdev, ...]
@@ -233,6 +234,7 @@ class Machine:
     chardevs: tuple[Chardev, ...]
     devices: frozenset[str]
     objects: Mapping[str, str]
+    disks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,8 @@ class BrokerConfig:
         has_access_list: whether a file says who may publish and read what.
         beyond: settings whose effect cannot be read off it, such as plugins and bridges.
         files: the configuration, passwords and access list, with who may open them.
+        sweeping: the lines of the access list by which somebody may speak in everybody's name; Unseen where
+            it cannot be read.
     """
 
     path: str
@@ -252,6 +256,7 @@ class BrokerConfig:
     has_access_list: bool
     beyond: tuple[str, ...]
     files: tuple[Opening, ...]
+    sweeping: tuple[str, ...] | Unseen = ()
 
 
 @dataclass(frozen=True, slots=True)

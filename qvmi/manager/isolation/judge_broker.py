@@ -10,6 +10,8 @@ from qvmi.manager.isolation.reach import WILDCARDS, network_listeners
 __all__ = ["access", "bridge", "bus_files", "listeners", "users"]
 
 _AS_ROOT: Final = "run qvmi as root"
+_MOST_LINES: Final = 10
+"""Lines of an access list that are told."""
 _CLOSED: Final = frozenset({"tun"})
 
 
@@ -63,8 +65,13 @@ def _access_list(broker: Broker) -> Iterator[Finding]:
     if isinstance(config, Unseen):
         yield not_checkable(config.reason, _AS_ROOT)
         return
-    if config.has_access_list:
+    if isinstance(config.sweeping, Unseen):
+        yield not_checkable(config.sweeping.reason, _AS_ROOT)
+    elif config.has_access_list:
         yield proven(f"{_file(config.path)} names an access list")
+        for line in config.sweeping[:_MOST_LINES]:
+            fix = "name the topics of its own there"
+            yield refuted(f"its access list lets somebody speak for everybody: {line}", fix)
     else:
         fix = "name an acl_file: without one each may speak for every other"
         yield refuted(f"{_file(config.path)} names no access list", fix)

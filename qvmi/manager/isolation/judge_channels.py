@@ -20,6 +20,8 @@ _OBJECTS: Final = frozenset({
     *("can-host-socketcan", "colo-compare", "cryptodev-vhost-user", "vfio-user-server"),
     *("x-remote-object", "x-vfio-user-server"),
 })  # fmt: skip
+_OPEN_ENDED_MODELS: Final = frozenset({"ivshmem-doorbell", "usb-host", "usb-mtp", "usb-redir"})
+"""A server's memory, a device of the host's (a modem, too), a folder of the host's, a device of anybody's."""
 _CHARACTER_NETWORK: Final = re.compile(r"/dev/tap\d+")
 _HAVE_NO_SOCKETS: Final = frozenset({"nic", "hubport", "tap"})
 
@@ -165,7 +167,7 @@ def devices(facts: Facts) -> Check:
 def _device(facts: Facts, model: str) -> Iterator[Finding]:
     if "vsock" in model:
         yield _vsock(facts, model)
-    elif model.startswith(("vhost-user-", "vfio-")) or model == "ivshmem-doorbell":
+    elif model.startswith(("vhost-user-", "vfio-")) or model in _OPEN_ENDED_MODELS:
         if facts.broker is None:
             yield proven(f"{model}; no bus was named")
         else:

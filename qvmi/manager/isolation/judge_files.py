@@ -1,11 +1,15 @@
 """Whether memory, control sockets and folders of the machine are open to others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from qvmi.manager.isolation.check import Check, Finding, not_checkable, proven, refuted
-from qvmi.manager.isolation.facts import Facts, Opening, Unseen
+from qvmi.manager.isolation.facts import Descriptor, Facts, Machine, Opening, Unseen
 
 __all__ = ["control_sockets", "folders", "memory_files", "shared_memory"]
+
+
+_FOLDER_DISK: Final = "vvfat"
 
 
 def shared_memory(facts: Facts) -> Check:
@@ -70,11 +74,14 @@ def _judged(opening: Opening, fix: str) -> Finding:
 
 
 def folders(facts: Facts) -> Check:
-    """This judges folders that the guest can look into (9p, virtiofs)."""
+    """This judges folders the guest looks into (9p, virtiofs, vvfat), and disks with the bus's files."""
     name = "no folder of the bus or of the machine's sockets is shared with the guest"
     if isinstance(facts.qemu.descriptors, Unseen):
         return Check(name, (not_checkable(facts.qemu.descriptors.reason, "run qvmi as root"),))
-    found: list[Finding] = []
+    found = [*_files_of_the_bus(facts, facts.qemu.descriptors)]
+    if facts.broker and isinstance(facts.machine, Machine) and _FOLDER_DISK in facts.machine.disks:
+        shown = f"a {_FOLDER_DISK} disk shows the guest a folder, which QEMU does not tell"
+        found.append(not_checkable(shown, "give the guest an image"))
     for each in facts.folders:
         inside = [path.path for path in facts.paths if (each.device, each.inode) in path.folders]
         shown = f"{each.path}, open in {each.holder}"
@@ -84,3 +91,14 @@ def folders(facts: Facts) -> Check:
         else:
             found.append(proven(f"{shown}, holds nothing of the bus's"))
     return Check.of(name, found, else_proven="QEMU has no folder open")
+
+
+def _files_of_the_bus(facts: Facts, descriptors: Iterable[Descriptor]) -> Iterator[Finding]:
+    """These are the broker's own files that QEMU has open: as disks, the guest reads its secrets."""
+    config = facts.broker.config if facts.broker else None
+    if config is None or isinstance(config, Unseen):
+        return
+    own = {each.path for each in config.files}
+    for each in descriptors:
+        if each.target in own:
+            yield refuted(f"fd {each.number}: {each.target} is the broker's", "take that disk out")

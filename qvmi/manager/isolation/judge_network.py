@@ -103,8 +103,10 @@ def _guest_forwards(facts: Facts, machine: Machine) -> Iterator[Finding]:
         for text in option.guestfwd:
             yield from _guest_forward(facts, option.name, text)
     known = {option.name for option in facts.options}
-    for netdev in machine.netdevs if "" not in known else ():
-        if netdev.kind == "user" and netdev.name not in known:
+    for netdev in machine.netdevs:
+        # QEMU names those without an id itself, as nobody can who plugs one in.
+        given = netdev.name in known or netdev.name.startswith("#")
+        if netdev.kind == "user" and not given:
             yield not_checkable(
                 f"{netdev.name}: slirp that was plugged in later; QEMU does not tell its guestfwd",
                 "give it on the command line",

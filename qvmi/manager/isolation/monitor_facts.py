@@ -2,7 +2,8 @@
 
 References: QEMU ``net/net.c`` (``hmp_info_network``), ``net/slirp.c`` and libslirp ``src/misc.c``
 (``slirp_connection_info``) for ``info usernet``, ``softmmu/qdev-monitor.c`` (``qdev_print``) for
-``info qtree``, ``qapi/char.json``, ``qapi/qom.json``; ``qemu-options.hx`` for -netdev, -nic and -net.
+``info qtree``, ``qapi/char.json``, ``qapi/qom.json``, ``qapi/block-core.json``; ``qemu-options.hx``
+for -netdev, -nic and -net.
 """
 
 import json
@@ -35,6 +36,7 @@ _FORWARD: Final = "HOST_FORWARD]"
 _CHILD: Final = re.compile(r"child<(.+)>")
 _OPTIONS: Final = frozenset({"netdev", "nic", "net"})
 _ID: Final = re.compile(r"(?:^|,)id=([^,]+)")
+_TYPE: Final = re.compile(r"(?:^|,)type=([^,]+)")
 _RESTRICT: Final = re.compile(r"(?:^|,)restrict=(?:on|yes|true|y)(?:,|$)")
 _GUESTFWD: Final = re.compile(r"(?:^|,)guestfwd=((?:[^,]|,,)*)")
 
@@ -49,6 +51,10 @@ class _Object(msgspec.Struct, frozen=True):
     type: str
 
 
+class _Disk(msgspec.Struct, frozen=True):
+    drv: str
+
+
 async def ask_machine(monitor: Monitor) -> Machine:
     """This asks QEMU; what it says is its own word alone.
 
@@ -61,6 +67,8 @@ async def ask_machine(monitor: Monitor) -> Machine:
     objects = _typed(
         "qom-list", await monitor.execute("qom-list", {"path": "/objects"}), tuple[_Object, ...]
     )
+    nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
+    disks = _typed("query-named-block-nodes", nodes, tuple[_Disk, ...])
     devices = await _lines(monitor, "info qtree")
     forwards = await _lines(monitor, "info usernet")
     return Machine(
@@ -70,6 +78,7 @@ async def ask_machine(monitor: Monitor) -> Machine:
         chardevs=tuple(Chardev(each.label, each.filename) for each in chardevs),
         devices=frozenset(match["model"] for line in devices if (match := _DEVICE.match(line))),
         objects=_children(objects),
+        disks=frozenset(each.drv for each in disks),
     )
 
 
@@ -127,7 +136,9 @@ def _option(value: str) -> OptionOfNetdev:
         return _json_option(value)
     name = _ID.search(value)
     forwards = [each.replace(",,", ",") for each in _GUESTFWD.findall(value)]
-    kind, restricted = value.partition(",")[0], _RESTRICT.search(value) is not None
+    typed = _TYPE.search(value)
+    kind = typed[1] if typed else value.partition(",")[0]
+    restricted = _RESTRICT.search(value) is not None
     return OptionOfNetdev(name[1] if name else "", kind, restricted, tuple(forwards))
 
 

@@ -3,12 +3,12 @@
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final, Self
 
-from qvmi.manager.isolation.crowd import Crowd
+from qvmi.manager.isolation.crowd import LAST_STANDARD, Crowd
 from qvmi.manager.isolation.facts import Host, Process, Socket, Unseen
 from qvmi.manager.isolation.namespaces import network_sockets, representatives, unix_sockets
 from qvmi.manager.isolation.processes import descriptors_of, inode_of_namespace
@@ -49,7 +49,7 @@ class Surroundings:
         files = () if isinstance(qemu.shared, Unseen) else qemu.shared
         crowd = Crowd(
             frozenset(chain.from_iterable(ends.values())),
-            frozenset(_pipes(qemu)),
+            _pipes(qemu),
             {(each.device, each.inode): each.path for each in files},
             qemu.pid,
         )
@@ -148,15 +148,16 @@ def socket_inodes(found: Process) -> list[int]:
     return [each.inode for each in found.descriptors if stat.S_ISSOCK(each.mode)]
 
 
-def _pipes(qemu: Process) -> Iterator[str]:
-    """These are the machine's named pipes and terminals, as others have them open.
+def _pipes(qemu: Process) -> dict[str, bool]:
+    """These are the machine's named pipes and terminals, as others have them open; which it opened itself.
 
     A pipe without a name is inherited, by many as a rule, and no character device makes one.
     """
-    if isinstance(qemu.descriptors, Unseen):
-        return
-    for each in qemu.descriptors:
+    found: dict[str, bool] = {}
+    for each in () if isinstance(qemu.descriptors, Unseen) else qemu.descriptors:
         if each.terminal is not None:
-            yield f"/dev/pts/{each.terminal}"
+            found[f"/dev/pts/{each.terminal}"] = True
         elif stat.S_ISFIFO(each.mode) and not each.target.startswith("pipe:"):
-            yield each.target
+            opened = each.number > LAST_STANDARD
+            found[each.target] = found.get(each.target, False) or opened
+    return found

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.unit.bus.processes import ended
 from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, greet_raw
 
 PACK = Account.of_codepack("web", "pack")
+OTHER = Account.of_codepack("web", "other")
 READER = Account.of_reader("reader", TopicFilter("web"))
 
 PARENT = """
@@ -304,3 +306,40 @@ async def test_a_connect_that_is_cancelled_leaves_no_connection_behind() -> None
             except asyncio.CancelledError:
                 continue
         assert open_descriptors() == before
+
+
+def take_all_connections(path: Path) -> list[socket.socket]:
+    """Connects more often than mosquitto allows, says nothing, and waits until the last is sent away."""
+    taken: list[socket.socket] = []
+    for _ in range(300):
+        taken.append(socket.socket(socket.AF_UNIX))
+        taken[-1].connect(str(path))
+    with suppress(ConnectionError):
+        assert taken[-1].recv(1) == b""
+    return taken
+
+
+@asynchronous
+async def test_whoever_uses_up_all_connections_harms_neither_the_broker_nor_its_owner() -> None:
+    async with mosquitto([PACK, OTHER]) as broker:
+        before = await broker.connect(PACK)
+        taken = await asyncio.to_thread(take_all_connections, broker.socket)
+        try:
+            after = await broker.connect(OTHER)
+            await broker.admit(READER)
+            await before.publish(message())
+            assert broker.starts == 1
+            await after.close()
+            await before.close()
+        finally:
+            for one in taken:
+                one.close()
+
+
+@asynchronous
+async def test_only_its_owner_may_go_where_the_owner_connects() -> None:
+    async with mosquitto([PACK]) as broker:
+        broker.socket.parent.chmod(0o2711)
+        (own,) = (one for one in broker.socket.parent.iterdir() if one.is_dir())
+        assert stat.S_IMODE(own.stat().st_mode) == 0o700
+        assert [one.name for one in own.iterdir()] == ["mqtt.sock"]

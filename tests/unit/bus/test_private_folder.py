@@ -88,3 +88,25 @@ def test_what_only_looks_like_a_folder_of_ours_is_left_alone(temporary: Path) ->
         assert link.is_symlink()
         assert open_to_others.is_dir()
         assert being_made.is_dir()
+
+
+def test_a_folder_whose_maker_was_killed_before_it_was_locked_is_removed_in_the_end(
+    temporary: Path,
+) -> None:
+    forgotten = temporary / "qvmi-bus-forgotten"
+    forgotten.mkdir(mode=0o700)
+    (forgotten / "owner.lock.new").touch()
+    os.utime(forgotten, (0, 0))
+    with private_folder() as folder:
+        assert list(temporary.iterdir()) == [folder]
+
+
+def test_folders_of_others_do_not_keep_ours_from_being_removed(temporary: Path) -> None:
+    crowd = [temporary / f"qvmi-bus-{number:03}" for number in range(300)]
+    for one in crowd:
+        one.mkdir(mode=0o755)
+    process, orphan = held_by_another_process()
+    end(process)
+    with private_folder():
+        assert not orphan.exists()
+        assert all(one.is_dir() for one in crowd)

@@ -143,12 +143,16 @@ def test_what_cannot_be_right_is_told_with_file_line_key_and_way_out(
     [
         b"version = 1\nx = " + b"[" * 5000,
         b"version = " + b"1" * 5000,
+        b"version = 0x" + b"f" * 5000,
+        b"version." + b"a." * 100_000 + b"a = 1",
+        b"version" + rb'."\""' * 20_000 + b" = 1",
+        b"version = " + b"{a.b = " * 200 + b"1" + b"}" * 200,
         b"version = 1\n#" + b"x" * (1 << 20),
         b"version = 1\n[default.pause]\nper-second = 1" + b"0" * 400,
         b"version = 1\n[default.write]\nphysical = [" + b'"0+1",' * 300 + b"]",
         b"version = 1\n" + b"".join(b"[codepacks.a%d]\n" % number for number in range(1100)),
     ],
-    ids=["deep", "digits", "long", "huge", "ranges", "packs"],
+    ids=["deep", "digits", "hex", "parts", "quoted", "tables", "long", "huge", "ranges", "packs"],
 )
 def test_a_file_beyond_all_bounds_is_refused(data: bytes) -> None:
     with pytest.raises(BadSettings):

@@ -29,6 +29,7 @@ def read(folder: Path, text: str) -> BrokerConfig | Unseen:
         # Of two listeners with settings of their own, one lets everybody in.
         ("listener 1\nallow_anonymous true\nlistener 2\nallow_anonymous false\n", True, False, ()),
         (GOOD + "plugin /x.so\nconnection up\n", False, True, ("connection", "plugin")),
+        (GOOD + "per_listener_settings true\n", False, True, ("per_listener_settings",)),
         (GOOD + "include_dir /etc/mosquitto/conf.d\n", False, True, ("include_dir",)),
         ("", True, False, ()),
         ("\0\xff\n", True, False, ()),
@@ -40,6 +41,35 @@ def test_what_the_file_says(
     found = read(tmp_path, text)
     assert isinstance(found, BrokerConfig)
     assert (found.anonymous, found.has_access_list, found.beyond) == (anonymous, access, beyond)
+
+
+@pytest.mark.parametrize(
+    ("text", "sweeping"),
+    [
+        ("user a\ntopic write qvmi/v1/vm/a/+\ntopic read #\n", ()),
+        ("user a\ntopic write qvmi/v1/vm/+/reply/a\ntopic deny #\n", ()),
+        ("pattern write qvmi/v1/vm/%u/#\n# topic #\nuser\n", ()),
+        ("user a b\ntopic #\n", ("user a b: #",)),
+        ("user a\ntopic readwrite qvmi/#\n", ("user a: qvmi/#",)),
+        ("user a\ntopic write qvmi/+/+/+/alert\n", ("user a: qvmi/+/+/+/alert",)),
+        ("pattern readwrite #\n", ("pattern #",)),
+        ("pattern write +/v1/+/+/+\n", ("pattern +/v1/+/+/+",)),
+    ],
+)
+def test_who_may_speak_for_everybody_is_told(
+    tmp_path: Path, text: str, sweeping: Sequence[str]
+) -> None:
+    access = tmp_path / "all"
+    access.write_text(text)
+    found = read(tmp_path, f"listener 0 s\nacl_file {access}\n")
+    assert isinstance(found, BrokerConfig)
+    assert found.sweeping == sweeping
+
+
+def test_an_access_list_that_cannot_be_read_is_not_seen(tmp_path: Path) -> None:
+    found = read(tmp_path, f"listener 0 s\nacl_file {tmp_path}/none\n")
+    assert isinstance(found, BrokerConfig)
+    assert isinstance(found.sweeping, Unseen)
 
 
 def test_its_files_are_told_with_who_may_open_them(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         set_to(("options", (OptionOfNetdev("u", guestfwd=("tcp:1-cmd:cat",)),))),
     ),
     ("netdevs", OPEN, "plugged in later", set_to(("machine.netdevs", (SLIRP,)))),
+    (
+        "netdevs",
+        OPEN,
+        "plugged in later",
+        set_to(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("", "none"),))),
+    ),
     # what the kernel tells of interfaces
     ("taps", OPEN, "hidden", set_to(("qemu.descriptors", NOT_SEEN))),
     ("taps", OPEN, "hidden", set_to(*tap(("links", NOT_SEEN)))),
@@ -280,7 +286,7 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
     ),
     *(
         ("devices", OPEN, model, set_to(("machine.devices", frozenset({model}))))
-        for model in ("vhost-user-fs-pci", "ivshmem-doorbell", "vfio-pci")
+        for model in ("vhost-user-fs-pci", "ivshmem-doorbell", "vfio-pci", "usb-mtp", "usb-host")
     ),
     *(
         ("devices", OPEN, path, set_to(("qemu.descriptors", (Descriptor(9, path),))))
@@ -497,6 +503,13 @@ def test_every_check_has_a_case() -> None:
                 ("broker.listening", (PORT,)),
             ),
             id="slirp beside a bus with a network of its own",
+        ),
+        pytest.param(
+            beside(
+                ("machine.netdevs", (replace(SLIRP, name="#net123"),)),
+                ("options", (OptionOfNetdev("", "user"),)),
+            ),
+            id="slirp that QEMU has named itself",
         ),
         pytest.param(
             beside(("machine.netdevs", (SLIRP,)), ("options", (OptionOfNetdev("u"),))),

@@ -50,6 +50,7 @@ class ScriptedQemu(Monitor):
                 {"name": "type", "type": "string"},
                 {"name": "fm", "type": "child<filter-mirror>"},
             ],
+            "query-named-block-nodes": [{"drv": "vvfat", "file": "x"}, {"drv": "raw"}],
         } | answers
 
     @property
@@ -106,6 +107,7 @@ async def test_all_that_has_a_way_out_is_read() -> None:
         chardevs=(Chardev("compat_monitor0", "unix:/q,server=on"),),
         devices=frozenset({"i440FX-pcihost", "ivshmem-plain"}),
         objects={"fm": "filter-mirror"},
+        disks=frozenset({"vvfat", "raw"}),
     )
 
 
@@ -123,6 +125,7 @@ async def test_a_line_in_no_known_form_is_a_netdev_of_no_known_kind() -> None:
         ("query-chardev", {}),
         ("qom-list", [{"name": 1, "type": "x"}]),
         ("info qtree", "x\n" * 100_001),
+        ("query-named-block-nodes", [{"file": "x"}]),
     ],
 )
 @asynchronous
@@ -137,6 +140,7 @@ async def test_an_answer_in_another_form_is_told(question: str, answer: object) 
         (("-m", "64"), ()),
         (("-nic", "user,id=u,restrict=on"), (OptionOfNetdev("u", "user", restricted=True),)),
         (("-nic", "user"), (OptionOfNetdev("", "user"),)),
+        (("-nic", "model=e1000,type=user"), (OptionOfNetdev("", "user"),)),
         (
             ("--netdev", "user,id=u,guestfwd=tcp:1:2-cmd:a b,guestfwd=tcp:3:4-unix:/x,,y"),
             (OptionOfNetdev("u", "user", guestfwd=("tcp:1:2-cmd:a b", "tcp:3:4-unix:/x,y")),),

@@ -1,0 +1,64 @@
+"""Rows for fake guests, of which a test names only what it is about."""
+
+from typing import Final
+
+import msgspec
+
+from qvmi.addr import Va
+from qvmi.semantics.guest_os import Module, Process, Socket
+
+__all__ = ["fake_module", "fake_process", "fake_socket"]
+
+_TASKS, _TASK_SPACING = 0xFFFF_8880_0000_0000, 0x4000
+_SOCKETS: Final = 0xFFFF_8881_0000_0000
+_SPACING: Final = 0x1000
+_MODULES: Final = 0xFFFF_FFFF_C000_0000
+_NETWORK: Final = 4026531840
+"""The network namespace that a guest begins with."""
+
+
+def fake_process(pid: int, *, name: str = "fake", **changes: object) -> Process:
+    """This makes a process with an address and a start time of its own; ``changes`` are fields."""
+    process = Process(
+        pid=pid,
+        tgid=pid,
+        ppid=min(pid - 1, 1),
+        uid=0,
+        gid=0,
+        state="S",
+        name=name,
+        address=Va(_TASKS + pid * _TASK_SPACING),
+        kernel_thread=False,
+        start_time_s=float(pid),
+    )
+    return msgspec.structs.replace(process, **changes)
+
+
+def fake_socket(pid: int | None, *, fd: int | None = 3, **changes: object) -> Socket:
+    """This makes a TCP socket that listens on port 80; ``changes`` are fields. No pid: nobody has it."""
+    held = pid is not None
+    socket = Socket(
+        pid=pid,
+        fd=fd if held else None,
+        protocol="tcp",
+        local="0.0.0.0:80",
+        remote="0.0.0.0:0",
+        state="LISTEN",
+        namespace=_NETWORK,
+        inode=1000 + (pid or 0) if held else 0,
+        address=Va(_SOCKETS + (pid or 0) * _SPACING + (fd or 0)),
+    )
+    return msgspec.structs.replace(socket, **changes)
+
+
+def fake_module(name: str, *, place: int = 0, **changes: object) -> Module:
+    """This makes a module that is loaded; ``place`` tells several apart, ``changes`` are fields."""
+    address = _MODULES + place * 2 * _SPACING
+    module = Module(
+        name=name,
+        address=Va(address),
+        size=_SPACING,
+        state="live",
+        struct_address=Va(address + _SPACING),
+    )
+    return msgspec.structs.replace(module, **changes)
