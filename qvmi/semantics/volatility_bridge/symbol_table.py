@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from volatility3.framework import interfaces
+from volatility3.framework.exceptions import VolatilityException
 from volatility3.framework.symbols import intermed
 from volatility3.framework.symbols.linux import LinuxKernelIntermedSymbols
 from volatility3.framework.symbols.linux.network import NetSymbols
@@ -29,6 +30,9 @@ __all__ = ["KernelContent", "add_symbol_table", "kernel_content"]
 
 _MAX_FILE: Final = 128 << 20
 """Bytes of JSON, as in `qvmi.symbols.isf_file`."""
+
+_UNUSABLE: Final = (VolatilityException, AttributeError, LookupError, TypeError, ValueError)
+"""What Volatility raises over a file or a kernel that lacks what it counts on, or has it wrong."""
 
 _VERSION: Final = "6.2.0"
 _MOST_CONNECTED: Final = "task_struct"
@@ -220,13 +224,20 @@ def add_symbol_table(
         mask: the bits of an address that its layer keeps. Without it no address has a name, for
             Volatility cuts the ones it finds to these bits, and not those of the symbols.
         page: the class of ``struct page``; None for Volatility's own.
+
+    Raises:
+        CorruptTable: Volatility cannot use them, as without a type that it counts on.
     """
     path = f"symbols.{name}"
     # The constructor's own argument comes too late for the part of the table that looks at it.
     context.config[f"{path}.symbol_mask"] = mask
-    table = _KernelTable(context, path, name, content)
-    NetSymbols.apply(table)  # the plugins that need it count on another one to have done it
-    set_type_classes(table)
-    if page is not None:
-        table.set_type_class("page", page)
-    table.join(context.symbol_space)
+    try:
+        table = _KernelTable(context, path, name, content)
+        NetSymbols.apply(table)  # the plugins that need it count on another one to have done it
+        set_type_classes(table)
+        if page is not None:
+            table.set_type_class("page", page)
+        table.join(context.symbol_space)
+    except _UNUSABLE as error:
+        problem = f"Volatility cannot use them: {type(error).__name__}: {error}"
+        raise CorruptTable("the kernel's symbols and types", problem) from error
