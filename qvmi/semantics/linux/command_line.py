@@ -199,9 +199,9 @@ class _Text:
             return 0
 
     def _runs(self, start: int, end: int) -> Iterator[_Run]:
-        if end <= start:
+        if end in {0, start}:
             return  # exec is under way: the texts do not end anywhere yet
-        if end > start + _MAX_SIZE:
+        if not start < end <= start + _MAX_SIZE:
             raise Implausible(f"a text from {start:#x} to {end:#x}")
         pages: list[bytes] = []
         here, begins = start, True

@@ -145,6 +145,15 @@ def test_a_text_larger_than_any_is_a_gap(size: int) -> None:
         process.environment()
 
 
+@pytest.mark.parametrize("end", [1, STACK - 8])
+def test_a_text_that_ends_before_it_begins_is_a_gap(end: int) -> None:
+    process = Process()
+    process.bounds(STACK, end, STACK, end)
+    assert "process 7" in process.command_line().gaps[0].reason
+    with pytest.raises(WalkFailed, match="process 7"):
+        process.environment()
+
+
 def test_memory_that_is_nowhere_is_a_gap_of_its_process() -> None:
     process = Process()
     process.set_u64(process.task, "mm", NOWHERE)
