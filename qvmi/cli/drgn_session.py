@@ -1,7 +1,9 @@
 """The command that lets drgn look at a guest: ``drgn``."""
 
+import io
 import sys
 import traceback
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from qvmi.cli.exit_code import ExitCode
@@ -31,12 +33,12 @@ def drgn(
         raise UsageError("both --code and a script: which of them is to be run?")
     program = machine.drgn()
     try:
-        _run(program, code, script)
+        _run(program, output, code, script)
     except BrokenPipeError as error:
         raise ReaderGone from error
     except SystemExit as ended:
         return _said_by(ended, output)
-    except QvmiError:
+    except (QvmiError, ReaderGone):
         raise
     except Exception as error:  # noqa: BLE001 - not ours but the user's own code
         output.flush()
@@ -45,17 +47,54 @@ def drgn(
     return ExitCode.FINE
 
 
-def _run(program: "Program", code: str | None, script: list[str]) -> None:
+class _Stdout(io.TextIOBase):
+    """This is what the code prints to: that it cannot be written is no failure of the code.
+
+    Args:
+        output: where it goes.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self.buffer = output.stream.buffer
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute there
+        return self._output.stream.encoding
+
+    def fileno(self) -> int:
+        return self._output.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._output.is_terminal
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._output.printed(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._output.flush()
+
+    def close(self) -> None:
+        """This leaves stdout open: it is its process's."""
+
+
+def _run(program: "Program", output: Output, code: str | None, script: list[str]) -> None:
     from qvmi.semantics.drgn_bridge import console
 
-    if code is not None:
-        console.run_code(program, code, "<code>")
-    elif script:
-        console.run_script(program, script[0], script[1:])
-    elif sys.stdin is not None and sys.stdin.isatty():
+    if code is None and not script and sys.stdin is not None and sys.stdin.isatty():
         console.interact(program)
-    else:
-        console.run_code(program, "" if sys.stdin is None else sys.stdin.read(), "<stdin>")
+        return
+    with redirect_stdout(_Stdout(output)):
+        if code is not None:
+            console.run_code(program, code, "<code>")
+        elif script:
+            console.run_script(program, script[0], script[1:])
+        else:
+            console.run_code(program, "" if sys.stdin is None else sys.stdin.read(), "<stdin>")
 
 
 def _said_by(ended: SystemExit, output: Output) -> ExitCode:

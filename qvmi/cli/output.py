@@ -43,6 +43,11 @@ class Output:
         return cls(_lossless(sys.stdout or _unwritable()), _lossless(sys.stderr or _nowhere()))
 
     @property
+    def stream(self) -> TextIO:
+        """This is where the result goes, for what asks a stream about itself."""
+        return self._result
+
+    @property
     def is_terminal(self) -> bool:
         """This tells whether a person reads the result."""
         return self._result.isatty()
@@ -72,6 +77,10 @@ class Output:
         """This writes lines whose guest's words were escaped one by one; tabs between them stay."""
         parts = lines.removesuffix("\n").split("\n")
         self._write("".join(f"{_escaped_cells(line)}\n" for line in parts))
+
+    def printed(self, text: str) -> None:
+        """This writes what code of the user's prints, as it is."""
+        self._write(text)
 
     def table(self, table: "Table") -> None:
         """This writes a table: drawn on a terminal, aligned text elsewhere."""

@@ -5,6 +5,7 @@ drgn reads the kernel's structures by its own code; only types, symbols and memo
 
 import asyncio
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,11 +31,12 @@ from qvmi.errors import QvmiError, UsageError
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.symbols.btf import BtfKind
 from tests.asynchronous import asynchronous
+from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_on_terminal
 from tests.command_line import qvmi as qvmi_command
-from tests.command_line import qvmi_on_terminal
 from tests.guests.agreement import shown_name
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
+from tests.repository.tree import ROOT
 
 LOADABLE: Final = "ifb"
 """A module that the guests carry and do not load."""
@@ -348,6 +350,28 @@ def test_code_that_fails_says_so_and_the_guest_runs_on(
     done = qvmi_command("--qmp", one.qmp, *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
+    assert one.monitor.running()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("where", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_that_what_code_prints_cannot_be_written_is_no_failure_of_the_code(
+    one: Guest, where: str, why: str, unbuffered: str
+) -> None:
+    words = [*QVMI, "--qmp", one.qmp, "drgn", "-c", "print('x' * 100_000)"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@" {where}', *words],
+        cwd=ROOT,
+        env=environment(PYTHONUNBUFFERED=unbuffered),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"qvmi: the output cannot be written: {why}\n"
     assert one.monitor.running()
 
 

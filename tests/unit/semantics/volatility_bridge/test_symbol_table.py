@@ -11,7 +11,7 @@ from qvmi.semantics.volatility_bridge.symbol_table import KernelContent, add_sym
 INT = {"kind": "int", "size": 4, "signed": True, "endian": "little"}
 
 
-def content(**sections: Any) -> KernelContent:
+def content(**sections: dict[str, Any]) -> KernelContent:
     """This is what an ISF file says that has hardly anything."""
     nothing: dict[str, Any] = {name: {} for name in ("user_types", "enums", "symbols")}
     return KernelContent(
