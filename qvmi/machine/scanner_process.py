@@ -18,6 +18,8 @@ import yara_x
 LENGTH: Final = struct.Struct("<I")
 NO_FILE: Final = -1
 """In place of a descriptor: the piece is a hole, which reads as zeros."""
+
+_NO_PATTERN = "no rule has a pattern, so that there is nothing to search for"
 SHOWN: Final = 32
 """Bytes of a hit that are told."""
 
@@ -50,8 +52,11 @@ def compiled(sources: list[dict[str, str]]) -> tuple[yara_x.Rules | None, dict[s
     except (yara_x.CompileError, ValueError) as error:
         texts = [problem["text"] for problem in compiler.errors()] or [str(error)]
         return None, {"errors": texts}
+    names = [rule.identifier for rule in rules]
     placeless = [rule.identifier for rule in rules if not rule.patterns]
     warnings = [warning["text"] for warning in compiler.warnings()]
+    if len(placeless) == len(names):
+        return None, {"errors": [_NO_PATTERN]}
     return rules, {"errors": [], "warnings": warnings, "placeless": placeless}
 
 

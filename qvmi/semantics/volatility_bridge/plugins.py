@@ -56,7 +56,7 @@ def import_all(folders: Sequence[Path] = ()) -> tuple[str, ...]:
     volatility3.plugins.__path__ = paths + known
     try:
         return tuple(sorted(framework.import_files(volatility3.plugins, ignore_errors=True)))
-    except Exception as error:  # a plugin of the user's raises what it likes
+    except (Exception, SystemExit) as error:  # a plugin of the user's raises what it likes
         volatility3.plugins.__path__ = known
         raise UsageError(f"a plugin cannot be loaded: {type(error).__name__}: {error}") from error
 

@@ -79,7 +79,10 @@ def _construct(context: Any, name: str, plugin: Any, files: "_Files") -> Any:
     except exceptions.UnsatisfiedException as error:
         wanted = ", ".join(one.rpartition(".")[2] for one in error.unsatisfied)
         raise UsageError(f"{name} needs the option {wanted}") from error
-    except Exception as error:  # the door to plugins: foreign code, over a hostile guest
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the door to plugins: foreign code, over a hostile guest
         raise PluginFailed(name, _in_words(error)) from error
 
 
@@ -100,7 +103,10 @@ def _rows(constructed: Any, name: str, gaps: list[Gap], interruption: Interrupti
         problem = grid.populate(take, None, fail_on_errors=False)
     except ScanFailed as failed:
         raise PluginFailed(name, _in_words(failed.cause)) from failed.cause
-    except Exception as error:  # the door to plugins: foreign code, over a hostile guest
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the door to plugins: foreign code, over a hostile guest
         raise PluginFailed(name, _in_words(error)) from error
     if problem is not None and not count:
         raise PluginFailed(name, _in_words(problem)) from problem

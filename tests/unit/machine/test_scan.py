@@ -137,6 +137,13 @@ async def test_rules_that_are_wrong_are_refused_with_the_compilers_words(ram: Pa
 
 
 @asynchronous
+@pytest.mark.parametrize("text", ["// no rule at all", "rule x { condition: filesize > 1 }"])
+async def test_rules_that_search_for_nothing_are_refused(ram: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="no rule has a pattern"):
+        await found(Scan(Ram(mapped(ram)), ScanRules((RuleSource(text, "my.yar"),))))
+
+
+@asynchronous
 async def test_without_yara_it_is_told_what_to_install(
     ram: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
