@@ -19,9 +19,10 @@ LENGTH: Final = struct.Struct("<I")
 NO_FILE: Final = -1
 """In place of a descriptor: the piece is a hole, which reads as zeros."""
 
-_NO_PATTERN = "no rule has a pattern, so that there is nothing to search for"
 SHOWN: Final = 32
 """Bytes of a hit that are told."""
+
+_NO_PATTERN: Final = "no rule has a pattern, so that there is nothing to search for"
 
 
 def main() -> None:

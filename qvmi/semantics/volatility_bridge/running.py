@@ -115,7 +115,7 @@ def _rows(constructed: Any, name: str, gaps: list[Gap], interruption: Interrupti
     return grid
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     """This tells an error of Volatility's or of the plugin's in its own words."""
     if isinstance(error, PluginFailed):
         return error.problem

@@ -13,7 +13,7 @@ INT = {"kind": "int", "size": 4, "signed": True, "endian": "little"}
 
 def content(**sections: dict[str, Any]) -> KernelContent:
     """This is what an ISF file says that has hardly anything."""
-    nothing: dict[str, Any] = {name: {} for name in ("user_types", "enums", "symbols")}
+    nothing: dict[str, dict[str, Any]] = {name: {} for name in ("user_types", "enums", "symbols")}
     return KernelContent(
         {"metadata": {"format": "6.2.0"}, "base_types": {"int": INT}, **nothing, **sections}
     )
@@ -29,6 +29,8 @@ def content(**sections: dict[str, Any]) -> KernelContent:
         {"metadata": {"format": "x"}},
     ],
 )
-def test_what_volatility_cannot_use_is_an_error_of_ours(sections: dict[str, Any]) -> None:
+def test_what_volatility_cannot_use_is_an_error_of_ours(
+    sections: dict[str, dict[str, Any]],
+) -> None:
     with pytest.raises(CorruptTable, match="Volatility cannot use them: "):
         add_symbol_table(Context(), "kernel_symbols", content(**sections), mask=(1 << 48) - 1)
