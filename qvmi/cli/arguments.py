@@ -240,7 +240,7 @@ def make_parser() -> ArgumentParser:
         own = commands.add_parser(
             command.name,
             help=command.summary,
-            description=f"{command.summary.capitalize()}.\n\n{command.details}",
+            description=f"{command.summary[:1].upper()}{command.summary[1:]}.\n\n{command.details}",
             epilog=_examples(command),
             formatter_class=_formatter,
             allow_abbrev=False,

@@ -1,7 +1,7 @@
 """The command that shows the kernel stack of a task: ``stack``."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final, Protocol, TypeVar
 
 from qvmi.cli.exit_code import ExitCode
@@ -9,7 +9,7 @@ from qvmi.cli.listings import report_pause, show
 from qvmi.cli.named_process import named_process
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column
-from qvmi.errors import GuestError
+from qvmi.errors import GuestError, WalkFailed
 from qvmi.semantics.guest_os import GuestOS, Listing, StackFrame
 
 __all__ = ["stack"]
@@ -58,6 +58,8 @@ async def stack(
 
     if not exact:
         return show(output, await machine.query(look), _FRAME)
+    with suppress(WalkFailed):  # what does not change, as the names, is read while the guest runs
+        await machine.query(look)
     async with machine.paused():  # the registers are of the moment only there
         listing = await machine.query(look)
     report_pause(output, listing.provenance)

@@ -70,5 +70,5 @@ async def test_a_thread_of_another_process_is_none() -> None:
 async def test_exact_looks_while_the_guest_stands_still() -> None:
     captured, machine = Captured(), _machine()
     await stack(machine, captured, pid=70, thread=72, exact=True)
-    assert machine.calls == ["paused", "query", "goes on"]
+    assert machine.calls == ["query", "paused", "query", "goes on"]  # names are looked up before
     assert "the guest stood still" in captured.messages
