@@ -161,7 +161,8 @@ LISTING_COMMANDS: Final = (
         "who the guest's processes are, and what they may do",
         "Lists users, groups, capabilities and other rights of processes, as /proc/PID/status does,\n"
         "and with whom they share the kernel's record of them, as after a theft of rights.\n"
-        "Four ids are the real, effective, saved and file system one; --json tells all sets.",
+        "Four ids are the real, effective, saved and file system one. Of capabilities the effective\n"
+        "set is told, and others where they say something else; --json tells all sets by name.",
         (
             ("qvmi --qmp /run/vm/qmp.sock creds", "of all processes"),
             ("qvmi --qmp /run/vm/qmp.sock creds 1", "of process 1"),

@@ -1,6 +1,7 @@
 """Rights, namespaces and cgroups are printed whole and in the documented form."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -21,6 +22,8 @@ Command = Callable[..., Awaitable[ExitCode]]
 NONE: Final = CapabilitySet(0, ())
 SOME: Final = CapabilitySet(0x2001, ("cap_chown", "cap_net_raw"))
 ALL: Final = CapabilitySet(0x1FF_FFFF_FFFF, tuple(f"cap_{number}" for number in range(41)))
+IN_DOCKER: Final = CapabilitySet(0xA80425FB, tuple(f"cap_{number}" for number in range(14)))
+"""What docker grants unless it is told otherwise: of 14 capabilities."""
 RIGHTS: Final = Credentials(
     pid=70,
     name="sh",
@@ -83,16 +86,16 @@ LISTINGS: Final[dict[str, tuple[Command, msgspec.Struct, str]]] = {
 """Each command with a row that it lists, and the question that it asks."""
 TABLES: Final = {
     "creds": """\
-PID            UID  GID  GROUPS                   USERNS  NNP  SECCOMP  BITS  EFFECTIVE      PERMITTED     BOUNDING  AMBIENT  SHARED  LABEL  NAME
- 70  1000/0/1000/0    7  4,24,27,100,... (5)  4026531837  yes  filter    0x3  chown,net_raw  all        1ffffffffff  -        1       -      sh
+PID  NAME            UID  GID  GROUPS   SHARED  CAPABILITIES                  LIMITS                                        LABEL
+ 70  sh    1000/0/1000/0    7  4,24,+3  1       chown,net_raw; permitted all  no_new_privs, seccomp filter, securebits 0x3  -
 """,  # noqa: E501 - as wide as the table
     "namespaces": """\
-PID  INNER         MNT       PIDNS         NET         UTS         IPC        USER  CGROUP        TIME  HOSTNAME  NAME
- 70      1  4026531841  4026532118  4026531840  4026531838  4026531839  4026531837       -  4026531834  web       sh
+PID  NAME  INNER         MNT       PIDNS         NET         UTS         IPC        USER  CGROUP        TIME  HOSTNAME
+ 70  sh        1  4026531841  4026532118  4026531840  4026531838  4026531839  4026531837       -  4026531834  web
 """,  # noqa: E501 - as wide as the table
     "cgroups": """\
-PID  HIERARCHY  CONTROLLERS  RUNTIME  POD  CONTAINER  PATH                        NAME
- 70          0  -            lxc      -    web        /lxc.payload.web (deleted)  sh
+PID  NAME  HIERARCHY  CONTROLLERS  RUNTIME  CONTAINER  PATH
+ 70  sh            0  -            lxc      web        /lxc.payload.web (deleted)
 """,
 }
 WORDS: Final = {"creds": "label", "namespaces": "hostname", "cgroups": "path"}
@@ -169,3 +172,71 @@ async def test_whatever_things_are_called_a_pipe_gets_printable_lines(
     lines = output.result.removesuffix("\n").split("\n")
     assert len(lines) == (1 if as_json else len(ALIGNED) + 1)
     assert all(line.isprintable() for line in lines)
+
+
+def lines(output: Captured) -> list[list[str]]:
+    """These are the cells of the rows that were printed; none of them is in two words here."""
+    return [re.split(r" {2,}", line.strip()) for line in output.result.splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (ALL, "all"),
+        (NONE, "-"),
+        (SOME, "chown,net_raw"),
+        (CapabilitySet(0x1FF_FFFE_FFFF, ("cap_chown",) * 40), "all but sys_module"),
+        (CapabilitySet(0x1FF_FFFC_FFFF, ("cap_chown",) * 39), "all but sys_module,sys_rawio"),
+        (IN_DOCKER, "14 of 41"),
+    ],
+)
+@asynchronous
+async def test_a_set_of_capabilities_takes_a_few_words(held: CapabilitySet, words: str) -> None:
+    row = msgspec.structs.replace(RIGHTS, effective=held, permitted=held)
+    fake, output = FakeMachine(FakeGuest(credentials=[row])), Captured()
+    await creds(fake, output, pid=None, exact=False)
+    assert lines(output)[0][6] == words
+
+
+@asynchronous
+async def test_what_processes_usually_are_fits_a_terminal_of_100_columns() -> None:
+    root = msgspec.structs.replace(
+        RIGHTS,
+        uid=0,
+        euid=0,
+        suid=0,
+        fsuid=0,
+        groups=(),
+        effective=ALL,
+        securebits=0,
+        no_new_privs=False,
+        seccomp="disabled",
+        shared_with=(),
+        label="unconfined",
+        name="fifteen letters",
+    )
+    contained = msgspec.structs.replace(
+        root, permitted=IN_DOCKER, effective=IN_DOCKER, bounding=IN_DOCKER, seccomp="filter"
+    )
+    many = msgspec.structs.replace(root, groups=tuple(range(90)), pid=9999)
+    fake = FakeMachine(FakeGuest(credentials=[root, contained, many]))
+    output = Captured()
+    await creds(fake, output, pid=None, exact=False)
+    assert max(map(len, output.result.splitlines())) <= 100
+    assert lines(output)[1][5:8] == ["-", "14 of 41; bounding too", "seccomp filter"]
+
+
+@asynchronous
+async def test_the_containers_of_some_make_the_rows_of_others_no_longer() -> None:
+    pod = Cgroup(
+        *(70, "in a pod", 0, "", "/kubepods.slice/" + "a" * 300, False, "containerd"),
+        *("4711f00dcafe" * 5, "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", Va(0x3000)),
+    )
+    named = msgspec.structs.replace(pod, pid=71, container="n" * 250, path="/n")
+    outside = msgspec.structs.replace(pod, pid=1, runtime="", container="", pod="", path="/init")
+    fake, output = FakeMachine(FakeGuest(cgroups=[pod, named, outside])), Captured()
+    await cgroups(fake, output, pid=None, exact=False)
+    inside, long, short = lines(output)
+    assert inside[4:] == ["containerd", "4711f00dcafe", pod.path]
+    assert long[4:] == ["containerd", "n" * 24 + "...", "/n"]
+    assert len(output.result.splitlines()[3]) <= 100, short
