@@ -40,6 +40,9 @@ from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
 
 if TYPE_CHECKING:
+    from qvmi.machine.scan import ScanArea
+    from qvmi.machine.scan_rules import ScanRules
+    from qvmi.machine.sync_scan import SyncScan
     from qvmi.machine.writing import MemoryWrite, RegisterWrite
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.linux.guest_symbols import GuestSymbols
@@ -169,6 +172,8 @@ def _isf_symbols(path: Path, image: KernelImage, space: AddressSpace) -> Symbols
 class SyncMachine:
     """This is a :class:`Machine` for scripts without an event loop; :func:`attach_sync` makes it.
 
+    Breakpoints and gdb are left to :func:`attach`: who waits for a hit wants to do something else meanwhile.
+
     Args:
         machine: what was attached to.
         run: runs a coroutine of the machine's on its event loop and waits for it.
@@ -190,6 +195,29 @@ class SyncMachine:
         """These are the names and types of the guest; see :attr:`Machine.symbols`."""
         return self.machine.symbols
 
+    @property
+    def kernel_space(self) -> AddressSpace:
+        """This is the kernel's address space; see :attr:`Machine.kernel_space`."""
+        return self.machine.kernel_space
+
+    def user_space(self, process: Process) -> AddressSpace:
+        """This is the address space of a process; see `Machine.user_space`."""
+        return self.machine.user_space(process)
+
+    def scan(
+        self,
+        rules: "ScanRules | str | Path",
+        *,
+        area: "ScanArea | None" = None,
+        pid: int | None = None,
+        hits_per_rule: int | None = None,
+    ) -> "SyncScan":
+        """This is a scan of the guest's memory: ``for hit in machine.scan(…)``; see `Machine.scan`."""
+        from qvmi.machine.sync_scan import SyncScan  # noqa: PLC0415 - as Machine does
+
+        scan = self.machine.scan(rules, area=area, pid=pid, hits_per_rule=hits_per_rule)
+        return SyncScan(scan, self._run)
+
     def drgn(self) -> "Program":
         """This is a drgn program on the guest; see `Machine.drgn`."""
         return self.machine.drgn()
@@ -202,6 +230,11 @@ class SyncMachine:
         """This reads the registers of all vCPUs without stopping the guest."""
         vcpus: tuple[Registers, ...] = self._run(self.machine.registers())
         return vcpus
+
+    def run_state(self) -> commands.RunState:
+        """This asks QEMU whether the vCPUs run; see `Machine.run_state`."""
+        state: commands.RunState = self._run(self.machine.run_state())
+        return state
 
     def facts(self) -> MachineFacts:
         """This asks QEMU for what it says of the machine."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, overload
 
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.errors import UsageError
 from qvmi.semantics.rows.bpf import BpfProgram
 from qvmi.semantics.rows.cached_files import CachedFile
 from qvmi.semantics.rows.containers import Cgroup, Namespaces
@@ -78,6 +79,32 @@ class Listing(Generic[Row_co]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @overload
+    def __getitem__(self, place: int) -> Row_co: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Row_co, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Row_co | tuple[Row_co, ...]:
+        return self.items[place]
+
+    def find(self, **fields: object) -> Row_co | None:
+        """This is the first row whose fields have these values, such as ``find(pid=1)``.
+
+        Returns:
+            None where none has; where there are gaps, that is not to say that there is none.
+
+        Raises:
+            UsageError: the rows have no such field.
+        """
+        for row in self.items:
+            for name in fields:
+                if not hasattr(row, name):
+                    raise UsageError(f"a {type(row).__name__} has no field {name!r}")
+            if all(getattr(row, name) == value for name, value in fields.items()):
+                return row
+        return None
 
 
 class Evidence(msgspec.Struct, frozen=True, gc=False):

@@ -31,6 +31,7 @@ from qvmi.semantics.guest_os import (
     Thread,
     Variable,
 )
+from qvmi.semantics.rows.processes import require_task
 from qvmi.testing.faults import Faults
 from qvmi.view import Provenance, Taken
 
@@ -279,6 +280,7 @@ def _owned(listing: Listing[OwnedRow], process: Process | Thread | None) -> List
     """This leaves only the rows of one process, if one is meant."""
     if process is None:
         return listing
+    require_task(process)
     return replace(listing, items=tuple(row for row in listing if row.pid == process.pid))
 
 

@@ -47,6 +47,7 @@ from qvmi.semantics.linux.walkers import Walkers
 from qvmi.semantics.rows.cached_files import MissingRange
 from qvmi.semantics.rows.percpu import PerCpuValue
 from qvmi.semantics.rows.process_memory import MemoryPiece
+from qvmi.semantics.rows.processes import require_task
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import Taken, View
@@ -350,8 +351,7 @@ class LinuxGuest(Walkers):
         base = symbols.btf if isinstance(symbols, LiveSymbols) else None
         if base is None:
             raise LayoutNotFound("btf_module")
-        types = ModuleTypes(self.kernel.space, symbols, base)
-        return self._listing(types.types)
+        return self._listing(ModuleTypes(self.kernel.space, symbols, base).types)
 
     def nearest(self, va: Va) -> NearestSymbol | None:
         """This is the symbol at or before an address, of the kernel or of a loaded module.
@@ -376,6 +376,7 @@ class LinuxGuest(Walkers):
             WalkFailed: it has none (kernel threads, zombies), or it is gone.
             SymbolsError: the profile lacks what this needs.
         """
+        require_task(process)
         return user_space(self.kernel.space, self.kernel.symbols, process.address)
 
     def current_thread(self, registers: x86_64.Registers | aarch64.Registers) -> Thread | None:

@@ -117,10 +117,10 @@ class TaskStacks:
                 return ListWalk(gaps=[Gap(_STRUCTURE, task.address, why)], retries=retries)
 
     def _require_there(self, task: Process | Thread) -> None:
-        if isinstance(task, Process):
-            self._tasks.require_there(task)
-        else:
+        if isinstance(task, Thread):
             self._tasks.require_thread(task)
+        else:
+            self._tasks.require_there(task)
 
     def _task(self, task: Process | Thread) -> _Task:
         stack, nvcsw, nivcsw, on_cpu, cpu = self._read(task.address)

@@ -16,6 +16,7 @@ from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Process, Thread
 from qvmi.semantics.linux.list import Implausible, ListShape, ListWalk, walk_list
 from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.rows.processes import require_task
 from qvmi.symbols.layout import Symbols, address, field_offset
 
 __all__ = ["PID_MAX_LIMIT", "Tasks", "state_letter"]
@@ -250,7 +251,8 @@ class Tasks:
         return (now.pid, now.start_time_s) == (process.pid, process.start_time_s)
 
     def require_there(self, process: Process) -> None:
-        """This raises WalkFailed where a process is no more."""
+        """This raises WalkFailed where a process is no more, and UsageError for what is none."""
+        require_task(process)
         if not self.is_there(process):
             raise WalkFailed("task_struct", f"process {process.pid} is gone")
 

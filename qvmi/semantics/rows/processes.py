@@ -3,8 +3,9 @@
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.errors import UsageError
 
-__all__ = ["CommandLine", "Process", "Thread", "Variable"]
+__all__ = ["CommandLine", "Process", "Thread", "Variable", "require_task"]
 
 
 class Process(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +56,18 @@ class Thread(msgspec.Struct, frozen=True, gc=False):
     name: str
     address: Va
     start_time_s: float
+
+
+def require_task(given: object) -> None:
+    """This raises UsageError for what is no process or thread, such as a pid alone.
+
+    A pid may be another process's by now; a row has the address and start time that tell it.
+    """
+    if not isinstance(given, Process | Thread):
+        raise UsageError(
+            f"{given!r} is no process: give a row of processes(), such as"
+            " guest.processes().find(pid=1), which is None where there is none"
+        )
 
 
 class CommandLine(msgspec.Struct, frozen=True, gc=False):

@@ -3,6 +3,7 @@
 import pytest
 
 from qvmi.addr import Va
+from qvmi.errors import UsageError
 from qvmi.semantics.guest_os import Gap, Listing, Process
 from qvmi.testing import fake_process
 from qvmi.view import Provenance, Taken
@@ -29,3 +30,18 @@ def test_what_was_found_cannot_be_changed(value: object) -> None:
 
 def _fields(value: object) -> tuple[str, ...]:
     return getattr(value, "__struct_fields__", None) or tuple(getattr(value, "__slots__", ()))
+
+
+def test_a_listing_gives_rows_by_place_and_by_field() -> None:
+    shell, other = fake_process(7, name="sh"), fake_process(8, name="sh")
+    listing = Listing((INIT, shell, other), (), LIVE)
+    assert (listing[0], listing[-1], listing[1:]) == (INIT, other, (shell, other))
+    assert listing.find(pid=8) is other
+    assert listing.find(name="sh") is shell
+    assert listing.find(name="sh", pid=8) is other
+    assert listing.find(pid=9) is None
+
+
+def test_a_field_that_the_rows_have_not_is_an_error_and_no_empty_answer() -> None:
+    with pytest.raises(UsageError, match="a Process has no field 'pids'"):
+        Listing((INIT,), (), LIVE).find(pids=1)
