@@ -100,20 +100,36 @@ def _recovery(
     return look
 
 
-def _meant(wanted: FileName, files: Iterable[CachedFile]) -> CachedFile:
+def _meant(wanted: FileName, files: Sequence[CachedFile]) -> CachedFile:
     """This is the one file of a name; of several it is the one that was not deleted.
 
     Raises:
         GuestError: there is none, or it is not clear which one is meant.
     """
-    named = [file for file in files if _is_named(file, wanted)]
+    named = [file for file in files if _is_named(file, wanted)] or _deleted(wanted, files)
     there = [file for file in named if not file.deleted]
     if not named:
-        raise GuestError(f"no page of a file {str(wanted)!r} is in the guest's memory")
+        raise GuestError(_why_none(wanted, files))
     if len(there) == 1 or len(named) == 1:
         return (there or named)[0]
     choices = ", ".join(f"{file.device}:{file.inode}" for file in named[:_MAX_CHOICES])
     raise GuestError(f"several files are {str(wanted)!r}; name one of {choices}")
+
+
+def _deleted(wanted: FileName, files: Iterable[CachedFile]) -> list[CachedFile]:
+    """These are the deleted files that listings show under a name, with what they append to it."""
+    path = wanted.path.removesuffix(_DELETED)
+    if path == wanted.path:
+        return []
+    return [file for file in files if file.deleted and file.path == path]
+
+
+def _why_none(wanted: FileName, files: Iterable[CachedFile]) -> str:
+    """This is why there is no such file, as far as can be told."""
+    if wanted.path and any(file.path.startswith(wanted.path.rstrip("/") + "/") for file in files):
+        return f"{wanted.path!r} is a folder: name a file, as `qvmi cached --under` lists them"
+    hint = "a file can be named by MAJOR:MINOR:INODE, too, as `qvmi cached` lists them"
+    return f"no page of a file {str(wanted)!r} is in the guest's memory; {hint}"
 
 
 def _is_named(file: CachedFile, wanted: FileName) -> bool:

@@ -198,6 +198,9 @@ def test_the_command_writes_a_file_and_says_what_is_missing(cached: Cached, tmp_
     assert done.stdout == f"{path}: 9000 bytes, 0 of them missing\n"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == cached.told.sums["gone"]
     assert cached.guest.monitor.running()
+    as_listed = command(*options, "recover", f"{FOLDER}/gone (deleted)", "-o", str(path))
+    assert as_listed.returncode == 0
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == cached.told.sums["gone"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,14 @@ def test_a_file_can_be_named_by_device_and_inode(cached: Cached, tmp_path: Path)
     assert command(*options, "recover", name, "-o", str(path)).returncode == 0
     assert hashlib.sha256(path.read_bytes()).hexdigest() == told.sums["large"]
     path.unlink()
-    for name, why in (("/no/such", "no page of a file"), ("2", "several files")):
+    for name, why in (
+        (
+            "/no/such",
+            "no page of a file '/no/such' is in the guest's memory; a file can be named by",
+        ),
+        ("2", "several files"),
+        (FOLDER, f"'{FOLDER}' is a folder"),
+    ):
         done = command(*options, "recover", name, "-o", str(path))
         assert done.returncode == 4
         assert why in done.stderr
