@@ -151,7 +151,8 @@ def report_gaps(output: Output, gaps: Sequence[Gap]) -> ExitCode:
     if len(gaps) > _MAX_GAPS_SHOWN:
         details.append(f"and {len(gaps) - _MAX_GAPS_SHOWN} more; --json tells all")
     output.flush()
-    output.message(f"not all could be looked at: {len(gaps)} gaps", details)
+    count = "1 gap" if len(gaps) == 1 else f"{len(gaps)} gaps"
+    output.message(f"not all could be looked at: {count}", details)
     return ExitCode.NOT_SEEN
 
 

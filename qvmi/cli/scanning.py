@@ -9,7 +9,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.listings import report_gaps
 from qvmi.cli.output import Output
 from qvmi.errors import UsageError
-from qvmi.machine.scan import Scan, ScanArea, ScanProgress
+from qvmi.machine.scan import MORE_HITS, Scan, ScanArea, ScanProgress
 from qvmi.machine.scan_rules import ScanRules
 from qvmi.semantics.guest_os import Listing
 from qvmi.semantics.rows.scan import Owner, ScanHit
@@ -69,9 +69,11 @@ async def scan(  # noqa: PLR0913 - one for each of its options
             on_progress=None if bar is None else lambda now: _tell(bar, now),
         )
         items = await (_gathered(found) if output.json else _printed(found, output, bar))
+    # Who asked for so many hits knows that there may be more.
+    gaps = tuple(gap for gap in found.gaps if limit is None or gap.reason != MORE_HITS)
     if output.json:
-        output.document(Listing(items, tuple(found.gaps), found.provenance))
-    return report_gaps(output, found.gaps)
+        output.document(Listing(items, gaps, found.provenance))
+    return report_gaps(output, gaps)
 
 
 def _rules(paths: Sequence[str], strings: Sequence[str], hexes: Sequence[str]) -> ScanRules:
@@ -118,6 +120,8 @@ async def _printed(found: Scan, output: Output, bar: "ProgressBar | None") -> tu
                 titled = True
             output.line(_in_columns(_cells(hit)))
             output.flush()
+    if not titled:
+        output.message("0 hits")
     return ()
 
 

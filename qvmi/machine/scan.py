@@ -38,6 +38,8 @@ _MAX_FAILED: Final = 16
 """Windows that may take too long before the rest is given up: each has cost some seconds."""
 _MAX_GAPS: Final = 1000
 """Gaps that are kept: a guest that lies may have one for each hit."""
+MORE_HITS: Final = "it has more hits than are told"
+"""The reason of the gap of a rule with more hits than a scan may tell."""
 _LOOK_S: Final = 600.0
 """How long it may take to find out what to scan, or whose hits are. Of a guest with a terabyte of RAM the
 use of each page takes minutes to read, as do owners where QEMU's monitor is asked for each word."""
@@ -245,4 +247,4 @@ def _missing(window: StretchWindow, answer: ScannedWindow) -> Iterator[Gap]:
         where = f"{window.own} bytes at {start[0] if start[1] is None else start[1]:#x}"
         yield Gap("scan", start[1], f"{where} are not scanned: {answer.problem}")
     for rule in answer.cut:
-        yield Gap(f"rule {rule}", None, "it has more hits than are told")
+        yield Gap(f"rule {rule}", None, MORE_HITS)

@@ -90,11 +90,20 @@ def test_nothing_found_is_said_by_an_empty_list(planted: Marked) -> None:
     assert (document["items"], document["gaps"]) == ([], [])
 
 
-def test_more_hits_than_are_told_end_with_4(planted: Marked) -> None:
-    done = qvmi("--qmp", planted.guest.qmp, "scan", "--string", "QVMARK", "--limit", "3", "--json")
+def test_more_hits_than_are_told_end_with_4_and_more_than_were_asked_for_do_not(
+    planted: Marked,
+) -> None:
+    done = qvmi("--qmp", planted.guest.qmp, "scan", "--hex", "00", "--kernel", "--json")
     assert done.returncode == 4
-    assert len(json.loads(done.stdout)["items"]) == 3
+    assert len(json.loads(done.stdout)["items"]) == 10_000
     assert "more hits than are told" in done.stderr
+    command = ("scan", "--string", "QVMARK", "--limit", "3")
+    assert len(qvmi_document("--qmp", planted.guest.qmp, *command)["items"]) == 3
+
+
+def test_that_nothing_was_found_is_said_on_stderr(planted: Marked) -> None:
+    done = qvmi("--qmp", planted.guest.qmp, "scan", "--hex", NOT_THERE, "--kernel")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "qvmi: 0 hits\n")
 
 
 @pytest.mark.parametrize(

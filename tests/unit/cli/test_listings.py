@@ -119,7 +119,7 @@ async def test_gaps_are_told_and_lead_to_4(*, as_json: bool) -> None:
     assert await ps(holder, output, exact=False) is ExitCode.NOT_SEEN
     assert "init" in output.result
     assert output.messages == (
-        "qvmi: not all could be looked at: 1 gaps\n"
+        "qvmi: not all could be looked at: 1 gap\n"
         "  task_struct.tasks at 0xffff888000001000: leads to \\x1b[2J\n"
     )
 
