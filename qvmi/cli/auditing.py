@@ -27,6 +27,8 @@ def audit(output: Output, *, action: str, path: str, head: str | None) -> ExitCo
         return ExitCode.FOUND
     if output.json:
         output.document({"intact": True, **verified._asdict()})
+    elif not verified.records:
+        output.line("the log is empty: there is no record in it")
     else:
         output.line(
             f"{verified.records} records, as they were written; the last one is {verified.head}"

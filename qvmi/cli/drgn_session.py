@@ -4,8 +4,10 @@ import io
 import sys
 import traceback
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+import qvmi
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output, ReaderGone
 from qvmi.errors import QvmiError, UsageError
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from qvmi.semantics.drgn_bridge.program import Program
 
 __all__ = ["drgn"]
+
+_OURS: Final = str(Path(qvmi.__file__).parent)
+"""Where this package lies."""
 
 
 def drgn(
@@ -42,9 +47,22 @@ def drgn(
         raise
     except Exception as error:  # noqa: BLE001 - not ours but the user's own code
         output.flush()
-        output.message(f"the code failed: {error}", traceback.format_exc().splitlines())
+        output.message(f"the code failed: {error}", _traceback(error))
         return ExitCode.NOT_SEEN
     return ExitCode.FINE
+
+
+def _traceback(error: Exception) -> list[str]:
+    """This is where the user's own code failed: what ran it, this package, is left out.
+
+    A syntax error has no line that ran, and is told without any.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.tb_next
+    while frame is not None and frame.tb_frame.f_globals.get("__name__") == "runpy":
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(error.with_traceback(frame))).splitlines()
 
 
 class _Stdout(io.TextIOBase):

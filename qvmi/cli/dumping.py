@@ -8,7 +8,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.listings import report_gaps, report_pause
 from qvmi.cli.named_process import named_process
 from qvmi.cli.output import Output
-from qvmi.errors import UsageError
+from qvmi.errors import GuestError, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.semantics.guest_os import GuestOS, Process
 
@@ -59,4 +59,7 @@ async def _dump_process(
 
 
 def _named(pid: int, guest: GuestOS) -> Process:
-    return named_process(guest, pid)
+    process = named_process(guest, pid)
+    if process.kernel_thread:
+        raise GuestError(f"{pid} is a kernel thread: it has no memory of its own")
+    return process

@@ -353,6 +353,17 @@ def test_code_that_fails_says_so_and_the_guest_runs_on(
     assert one.monitor.running()
 
 
+def test_a_traceback_begins_in_the_user_s_code(one: Guest, tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("def look():\n    1 / 0\n\n\nlook()\n")
+    for arguments, first in ((("-c", "1 / 0"), "<code>"), ((str(script),), str(script))):
+        done = qvmi_command("--qmp", one.qmp, "drgn", *arguments)
+        head, title, place, *_ = done.stderr.splitlines()
+        assert head == "qvmi: the code failed: division by zero"
+        assert title == "  Traceback (most recent call last):"
+        assert place.startswith(f'    File "{first}", line ')
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("where", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]

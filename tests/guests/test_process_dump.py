@@ -294,13 +294,18 @@ def test_the_command_dumps_a_process_out_of_a_dump(guest: Guest, tmp_path: Path)
 
 
 @pytest.mark.parametrize("guest", ["6.12"], indirect=True)
-@pytest.mark.parametrize("pid", [2, 999999], ids=["kernel thread", "nobody"])
+@pytest.mark.parametrize(
+    ("pid", "words"),
+    [(2, "2 is a kernel thread: it has no memory of its own"), (999999, "has the pid 999999")],
+    ids=["kernel thread", "nobody"],
+)
 def test_what_has_no_memory_is_refused_and_nothing_is_written(
-    guest: Guest, tmp_path: Path, pid: int
+    guest: Guest, tmp_path: Path, pid: int, words: str
 ) -> None:
     path = tmp_path / "core"
     done = command("--qmp", guest.qmp, "dump", "--pid", str(pid), str(path))
     assert (done.returncode, done.stdout) == (4, "")
+    assert words in done.stderr
     assert not list(tmp_path.iterdir())
     assert guest.monitor.running()
 

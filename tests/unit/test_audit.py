@@ -210,6 +210,13 @@ def test_the_command_tells_an_intact_log_and_its_last_hash(tmp_path: Path) -> No
     assert document == {"intact": True, "records": 2, "head": head}
 
 
+def test_the_command_says_that_a_log_is_empty(tmp_path: Path) -> None:
+    written(tmp_path / "log")
+    said = qvmi("audit", "verify", str(tmp_path / "log"))
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout == "the log is empty: there is no record in it\n"
+
+
 def test_the_command_ends_with_1_where_a_record_was_altered(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"".join(written(path, "first", "second")).replace(b"second", b"SECOND"))
