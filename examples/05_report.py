@@ -1,48 +1,44 @@
 """Writes what is in a guest to one HTML file: 05_report.py REPORT.html --qmp SOCKET, or --dump FILE."""
 
 import argparse
-import html
+import runpy
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from report_page import HEAD, table, text, timeline
+
 import qvmi
-from qvmi.cli.escape import escaped
-from qvmi.cli.process_tree import branches
 
-QUESTIONS = ("facts", "processes", "sockets", "mounts", "modules", "open_files", "log")
-MOST = 1000  # rows of a table, and processes that are drawn
-LINE, LEFT, RIGHT = 16, 420, 900  # the height of a line, and where the bar in it may be
-HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>qvmi</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<style>* {font: 12px monospace} th, td {text-align: left; padding-right: 1em}</style></head><body>"""
+QUESTIONS = ("processes", "command_lines", "sockets", "mounts", "modules", "open_files", "log")
+Triage = tuple[list[tuple[str, int, str]], list[qvmi.Gap]]
+TRIAGE = runpy.run_path(str(Path(__file__).with_name("04_triage.py")))["triage"]
 
 
-def text(value: object) -> str:
-    """This is a value as HTML that shows it and does nothing else; long numbers are addresses."""
-    is_address = isinstance(value, int) and value > 1 << 40
-    return html.escape(escaped(f"{value:#x}" if is_address else str(value)))
+def asked(guest: qvmi.GuestOS) -> tuple[qvmi.GuestFacts, Triage, list[qvmi.Listing[Any]]]:
+    """This asks the guest all of it, at one moment."""
+    return guest.facts(), TRIAGE(guest), [getattr(guest, name)() for name in QUESTIONS]
 
 
-def page(facts: qvmi.GuestFacts, *listings: qvmi.Listing[Any]) -> Iterator[str]:
-    """This is the page, piece by piece, of the answers to the questions."""
-    processes = listings[0]
-    yield f"{HEAD}<h1>{text(facts.banner)}</h1><p>{processes.provenance.taken}, up {facts.uptime_s} s"
-    yield f'<svg width="{RIGHT}" height="{LINE * min(len(processes) + 1, MOST)}">'
-    for line, branch in enumerate(list(branches(processes.items))[:MOST], 1):
-        born = min(max(branch.process.start_time_s / (facts.uptime_s or 1), 0), 1)
-        x, y = LEFT + (RIGHT - LEFT) * born - 1, LINE * line
-        yield f'<text x="{LINE * min(branch.depth, 20)}" y="{y}">{text(branch.process.name)}</text>'
-        yield f'<path stroke="#8ac" stroke-width="8" d="M{x:.0f} {y - 4}H{RIGHT}"/>'
-    yield "</svg>"
-    for question, listing in zip(QUESTIONS[1:], listings, strict=True):
-        yield f"<h2>{question}: {len(listing)}, {len(listing.items[MOST:])} not shown</h2><table>"
-        names = listing.items[0].__struct_fields__ if listing.items else ()
-        yield "<tr><th>" + "<th>".join(names)
-        for row in listing.items[:MOST]:
-            yield "<tr><td>" + "<td>".join(text(getattr(row, name)) for name in names)
-        yield "</table>" + "".join(f"<p>not seen: {text(gap)}" for gap in listing.gaps[:MOST])
+def page(
+    source: str, facts: qvmi.GuestFacts, triage: Triage, listings: list[qvmi.Listing[Any]]
+) -> Iterator[str]:
+    """This is the page, piece by piece, of what the guest has answered."""
+    findings, unseen = triage
+    taken, uptime_s = listings[0].provenance, round(facts.uptime_s or 0)
+    at = datetime.fromtimestamp(taken.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    yield HEAD.replace("{title}", text(f"{facts.os} {facts.release} in {source}"))
+    yield f"<p>{text(facts.banner)}</p><p>{taken.taken} at {at}, up {timedelta(seconds=uptime_s)}</p>"
+    links = (f'<a href="#{name}">{name.replace("_", " ")}</a>' for name in ("timeline", *QUESTIONS))
+    yield f'<nav><a href="#findings">findings</a> {" ".join(links)}</nav>'
+    yield table("findings", ("what", "pid", "more"), findings, unseen)
+    yield from timeline(listings[0].items, uptime_s or 1)
+    for name, listing in zip(QUESTIONS, listings, strict=True):
+        fields = listing[0].__struct_fields__ if listing.items else ()
+        rows = [[getattr(row, field) for field in fields] for row in listing]
+        yield table(name, fields, rows, listing.gaps)
 
 
 if __name__ == "__main__":
@@ -54,7 +50,11 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     try:
         with qvmi.attach_sync(chosen.qmp) if chosen.qmp else qvmi.open_dump(chosen.dump) as machine:
-            found = machine.capture(lambda guest: [getattr(guest, name)() for name in QUESTIONS])
-        chosen.report.write_text("\n".join(page(*found)), encoding="utf-8")
+            found = machine.capture(asked)
+        pieces = page(chosen.qmp or chosen.dump, *found)
+        chosen.report.write_text("\n".join(pieces), encoding="utf-8")
     except (qvmi.QvmiError, OSError) as error:
         sys.exit(repr(error))
+    gaps = sum((len(listing.gaps) for listing in found[2]), len(found[1][1]))
+    print(f"{chosen.report}: written; gaps: {gaps}")
+    sys.exit(4 if gaps else 0)

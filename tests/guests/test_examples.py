@@ -24,17 +24,21 @@ EXAMPLES: Final = ROOT / "examples"
 LONGEST: Final = 60  # lines; what takes more belongs into the library
 PLAIN: Final = ("01_list_processes.py", "02_watch_modules.py")
 OF_A_DUMP_TOO: Final = ("04_triage.py", "05_report.py")
-RUN_BELOW: Final = {*PLAIN, "03_many_machines.py", *OF_A_DUMP_TOO}
+RUN_BELOW: Final = {*PLAIN, "03_many_machines.py", *OF_A_DUMP_TOO, "report_page.py"}
 NETWORK: Final = ("tcp", "tcp6", "udp", "udp6", "raw")
 TAGS: Final = {
-    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p"),
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "nav", "a"),
     *("table", "tr", "th", "td", "svg", "text", "path"),
 }
 
 
 def command(name: str, *arguments: str) -> list[str]:
     # The tree's package, as if it were installed.
-    run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    run = (
+        "import runpy, sys; from pathlib import Path; sys.argv = sys.argv[1:];"
+        " sys.path.insert(0, str(Path(sys.argv[0]).parent));"
+        " runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     return [sys.executable, "-c", run, str(EXAMPLES / name), *arguments]
 
 
@@ -171,31 +175,49 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
+        self.links: set[str | None] = set()
+        self.places: set[str | None] = set()
         self.words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.links |= {value for name, value in attrs if name == "href"}
+        self.places |= {f"#{value}" for name, value in attrs if name == "id"}
 
     def handle_data(self, data: str) -> None:
         self.words += data.split("\n")
+
+
+def check_harmless(text: str, page: Page) -> None:
+    """This checks that nothing of a page leads out of it, or does anything."""
+    assert page.tags == TAGS
+    assert "src" not in page.attributes
+    assert page.links == page.places
+    assert {"#findings", "#timeline", "#command_lines"} < page.links
+    assert not any(name.startswith("on") for name in page.attributes)
+    assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_a_report_shows_every_word_of_the_guest_and_none_does_anything(
     guest: Guest, tmp_path: Path
 ) -> None:
     truth, path = guest.settled_truth(), tmp_path / "report.html"
+    findings = {kind for kind, *_ in code_of(guest)}
+    assert findings
     in_both_forms(guest, "05_report.py", tmp_path, str(path))
     dead = path.read_text(encoding="utf-8")
     assert run("05_report.py", "--qmp", guest.qmp, str(path)).returncode == 0
     live = path.read_text(encoding="utf-8")
-    assert dead == live.replace("<p>captured,", "<p>dump,")
+    # Above the contents stands where it is from, and when it was taken.
+    assert dead.partition("<nav>")[2] == live.partition("<nav>")[2]
+    assert f"<h1>linux {truth.release} in {guest.qmp}</h1>" in live
+    assert re.search(r"<p>captured at [0-9-]{10} [0-9:]{8} UTC, up \d:\d\d:\d\d</p>", live)
+    assert re.search(r"<p>dump at [0-9-]{10} [0-9:]{8} UTC, up \d:\d\d:\d\d</p>", dead)
     page = Page(live)
-    assert page.tags == TAGS
-    assert page.attributes.isdisjoint({"src", "href"})
-    assert not any(name.startswith("on") for name in page.attributes)
-    assert all(line.isprintable() for line in live.split("\n"))
+    check_harmless(live, page)
+    assert findings <= set(page.words)
     # Kernel workers come and go.
     lasting = [task.name for task in truth.processes if not task.kernel_thread]
     names = [escaped(name.decode("utf-8", "backslashreplace")) for name in lasting]
