@@ -187,7 +187,7 @@ def parse(arguments: Sequence[str]) -> Request:
     name = found.pop("command")
     command = next(command for command in COMMANDS if command.name == name)
     if rest and not command.prepare:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        raise UsageError(f"unrecognized arguments: {' '.join(rest)} (see: qvmi {name} --help)")
     dump, raw_ram = found.pop("dump", None), found.pop("raw_ram", None)
     if dump is not None and "qmp" in found:
         raise UsageError(

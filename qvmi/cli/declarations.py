@@ -1,6 +1,6 @@
 """The arguments of each command, named as the parameters of what runs it."""
 
-from argparse import REMAINDER, ArgumentParser
+from argparse import REMAINDER, Action, ArgumentParser, Namespace
 
 from qvmi.cli import values
 from qvmi.cli.words import ALL_PACKS, PACKS, SHELLS
@@ -30,6 +30,14 @@ __all__ = [
 ]
 
 
+class _IfNamed(Action):
+    """This leaves alone what an option of the same name has set, where it is left out itself."""
+
+    def __call__(self, _: object, found: Namespace, given: object, __: object = None) -> None:
+        if given is not None:
+            setattr(found, self.dest, given)
+
+
 def audit(parser: ArgumentParser) -> None:
     """This adds the arguments of ``audit``."""
     parser.add_argument("action", metavar="verify", choices=["verify"], help="what to do with it")
@@ -54,16 +62,23 @@ def listing(parser: ArgumentParser) -> None:
 
 def listing_of_process(parser: ArgumentParser) -> None:
     """This adds what a listing of one process takes."""
-    parser.add_argument("pid", metavar="PID", type=values.count, help="the process")
+    _process(parser, "the process", required=True)
     listing(parser)
 
 
 def listing_of_processes(parser: ArgumentParser) -> None:
     """This adds what a listing of one process or of all takes."""
-    parser.add_argument(
-        "pid", metavar="PID", type=values.count, nargs="?", help="only this process; all"
-    )
+    _process(parser, "only this process; all", required=False)
     listing(parser)
+
+
+def _process(parser: ArgumentParser, what: str, *, required: bool) -> None:
+    """This adds a process, which may be named with ``--pid`` too, as other commands have it."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument(
+        "pid", metavar="PID", type=values.count, nargs="?", action=_IfNamed, help=what
+    )
+    group.add_argument("--pid", metavar="PID", type=values.count, help="the same")
 
 
 def percpu(parser: ArgumentParser) -> None:

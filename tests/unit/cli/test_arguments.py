@@ -112,6 +112,32 @@ def test_an_option_behind_the_command_wins() -> None:
     assert parse(["--qmp", "first", "ps", "--qmp", "second"]).options.qmp == "second"
 
 
+ABOUT_A_PROCESS = ("files", "sockets", "maps", "mounts", "cmdline", "creds", "env", "stack")
+
+
+@pytest.mark.parametrize("name", ABOUT_A_PROCESS)
+def test_a_process_can_be_named_in_either_way(name: str) -> None:
+    ways = (["90"], ["--pid", "90"], ["90", "--exact"], ["--exact", "--pid", "90"])
+    assert [parse([name, *way]).arguments["pid"] for way in ways] == [90] * len(ways)
+    with pytest.raises(UsageError, match="not allowed with"):
+        parse([name, "90", "--pid", "91"])
+
+
+@pytest.mark.parametrize("name", ["env", "stack"])
+def test_a_process_that_is_needed_must_be_named(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"PID.* is required \(see: qvmi {name} --help\)"):
+        parse([name])
+
+
+def test_all_processes_are_meant_where_none_is_named() -> None:
+    assert parse(["files"]).arguments["pid"] is None
+
+
+def test_a_usage_error_points_to_the_help_of_its_command() -> None:
+    with pytest.raises(UsageError, match=r"--nonsense \(see: qvmi files --help\)"):
+        parse(["files", "--nonsense"])
+
+
 def test_the_environment_names_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "/run/vm/qmp.sock")
     assert parse(["ps"]).options.qmp == "/run/vm/qmp.sock"
