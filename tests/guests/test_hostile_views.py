@@ -109,6 +109,20 @@ def test_a_mount_that_leads_nowhere_is_a_gap_and_hides_no_other(den: Den) -> Non
     assert set(before) - set(listing) == {victim}
 
 
+@pytest.mark.parametrize("lie", ["init_task", "empty_zero_page"])
+def test_a_root_that_lies_in_no_mount_is_a_gap_and_no_empty_answer(den: Den, lie: str) -> None:
+    owner = den.process("chrooted")
+    fs = den.word(owner.address + den.offset("task_struct", "fs"))
+    place = fs + den.offset("fs_struct", "root") + den.offset("path", "mnt")
+    there = address(den.linux.kernel.symbols, lie) + den.offset("mount", "mnt")
+    before = _look(lambda: den.linux.mounts(owner))
+    assert before.items
+    with den.ram.altered(den.pa(place), struct.pack("<Q", there)):
+        listing = _look(lambda: den.linux.mounts(owner))
+    assert not listing.items
+    assert [gap.structure for gap in listing.gaps] == ["fs_struct.root"]
+
+
 @pytest.mark.parametrize("member", ["vm_mm", "vm_end", "vm_file"])
 def test_a_mapping_that_lies_is_a_gap_and_hides_no_other(den: Den, member: str) -> None:
     owner = den.process("mappings")

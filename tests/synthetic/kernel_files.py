@@ -34,6 +34,7 @@ _COMMON: Layouts = {
             "d_inode": 0x40,
             "d_iname": 0x50,
             "d_op": 0x80,
+            "d_sb": 0x90,
         },
     ),
     "qstr": (0x10, {"len": 4, "name": 8}),
@@ -141,7 +142,7 @@ _MOUNT = {
 }
 TREE_LAYOUTS: Layouts = {
     **_COMMON,
-    "mount": (0xC0, _MOUNT | {"mnt_node": 0x70}),
+    "mount": (0xC8, _MOUNT | {"mnt_node": 0x70, "mnt_ns": 0xC0}),
     "mnt_namespace": (0x80, {"ns": 0x10, "mounts": 0x40}),
     "mm_struct": (0x140, _MM | {"mm_mt": 0x100}),
     "maple_tree": (0x10, {"ma_root": 8}),
@@ -152,7 +153,7 @@ TREE_LAYOUTS: Layouts = {
 """As since 6.8: trees for all."""
 LIST_LAYOUTS: Layouts = {
     **_COMMON,
-    "mount": (0xC0, _MOUNT | {"mnt_list": 0x70}),
+    "mount": (0xC8, _MOUNT | {"mnt_list": 0x70, "mnt_ns": 0xC0}),
     "mnt_namespace": (0x80, {"ns": 0x10, "list": 0x40}),
     "mm_struct": (0x140, _MM | {"mmap": 0x100, "mm_rb": 0x108}),
     "vm_area_struct": (0x80, _VMA | {"vm_next": 0x40, "vm_rb": 0x48, "vm_prev": 0x60}),
@@ -307,6 +308,8 @@ class KernelFiles(KernelMemory):
     def namespace(self, mounts: list[int], *, number: int = 4026531841) -> int:
         namespace = self.allocate("mnt_namespace")
         self.u32(self.at(namespace, "mnt_namespace", "ns") + 8, number)
+        for mount in mounts:
+            self.u64(self.at(mount, "mount", "mnt_ns"), namespace)
         if "mounts" in self.layouts["mnt_namespace"][1]:
             nodes = [self.at(mount, "mount", "mnt_node") for mount in mounts]
             self.u64(self.at(namespace, "mnt_namespace", "mounts"), self.balanced(nodes))

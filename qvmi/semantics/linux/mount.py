@@ -157,7 +157,11 @@ class Mounts:
             if not namespace or not fs:
                 raise WalkFailed(_STRUCTURE, f"process {process.pid} is in none any more")
             number = self._read_number(namespace + self._number)[0]
-            self._add(_Where(namespace, number, Place(*self._read_root(fs))), result, effort)
+            root = Place(*self._read_root(fs))
+            self._add(_Where(namespace, number, root), result, effort)
+            if not (result.rows or result.gaps or self._rows.is_of(root.mount, namespace)):
+                why = f"the root of process {process.pid} lies in no mount of its namespace"
+                result.gaps.append(Gap("fs_struct.root", process.address, why))
         except MemoryFault as fault:
             raise WalkFailed(_STRUCTURE, f"of process {process.pid}: {fault}") from fault
         except Spent as spent:
@@ -288,6 +292,8 @@ class _Rows:
         )
         self._read_number = space.unpacker(Struct("<I"))
         self._id, self._group = mount("mnt_id"), mount("mnt_group_id")
+        self._namespace = mount("mnt_ns")
+        self._of_dentry = field_offset(symbols, "dentry", "d_sb")
         own = symbols.find_field("mount", ("mnt_t_flags",))
         self._propagation_flags = None if own is None else own.offset
         self._read_super = compile_reader(
@@ -333,6 +339,20 @@ class _Rows:
             its.options,
             mount,
         )
+
+    def is_of(self, vfsmount: int, namespace: int) -> bool:
+        """This tells whether a mount is one of a namespace, or of none any more, as after ``umount -l``."""
+        mount = Va(vfsmount - self._within)
+        try:
+            owner = self._read_pointer(mount + self._namespace)[0]
+            if owner:
+                return bool(owner == namespace)
+            _, root, super_block, *_ = self._read(mount)
+            return bool(
+                super_block and self._read_pointer(root + self._of_dentry)[0] == super_block
+            )
+        except MemoryFault:
+            return False
 
     def _super(self, super_block: int) -> _Super:
         device, kind, flags, subtype = self._read_super(super_block)

@@ -154,6 +154,18 @@ def test_a_mount_that_leads_nowhere_is_a_gap_and_hides_no_other(
     assert mounts[2] in {gap.address for gap in found.gaps}
 
 
+def test_a_root_that_was_unmounted_lazily_shows_nothing_and_that_is_no_gap() -> None:
+    memory = KernelFiles()
+    root = memory.dentry(b"/")
+    memory.u64(memory.at(root, "dentry", "d_sb"), memory.super_block)
+    namespace = memory.namespace([memory.root_mount])
+    memory.enter(memory.add_process(7), namespace, root=(memory.mount(root), root))
+    found = walk(memory, of=7)
+    assert (paths(found), found.gaps) == ([], [])
+    memory.u64(memory.at(root, "dentry", "d_sb"), memory.super_block + 8)
+    assert [gap.structure for gap in walk(memory, of=7).gaps] == ["fs_struct.root"]
+
+
 def test_a_tree_that_is_a_loop_ends_with_a_gap() -> None:
     memory, mounts = with_mounts(TREE_LAYOUTS, [b"a", b"b", b"c", b"d"])
     node = memory.at(mounts[4], "mount", "mnt_node")
