@@ -30,6 +30,9 @@ MAX_RECORD: Final = 8 << 20
 _MAX_TEXT: Final = 1 << 20
 """Letters of what a record tells, each of which may take six bytes; what is longer is cut, and says so."""
 
+_USUAL_TAIL: Final = 1 << 16
+"""Bytes at the end of a log that are read for its last record; only for a long one more."""
+
 _FIRST: Final = "0" * 64
 """What stands for the hash of the record before the first."""
 _HASH: Final = b',"hash":"'
@@ -133,14 +136,19 @@ class AuditLog(logging.Handler):
 
     def _last(self, size: int) -> tuple[int, _Read]:
         """This is the last whole record, and how long the file is up to its end."""
-        start = max(0, size - 2 * MAX_RECORD)
-        tail = os.pread(self._file, size - start, start)
-        end = tail.rfind(b"\n") + 1
+        length = _USUAL_TAIL
+        while True:
+            start = max(0, size - length)
+            tail = os.pread(self._file, size - start, start)
+            end = tail.rfind(b"\n") + 1
+            begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
+            if begin or not start or length >= 2 * MAX_RECORD:
+                break
+            length *= 16  # a long record, or a part of one
         if not end:
             if size > MAX_RECORD:
                 raise AuditFailed(self.path, "it is no audit log: move it away")
             return 0, _Read(-1, "", _FIRST)
-        begin = tail.rfind(b"\n", 0, end - 1) + 1
         last = _parsed(tail[begin : end - 1])
         if last is None:
             raise AuditFailed(self.path, "its last line is no record: run qvmi audit verify on it")

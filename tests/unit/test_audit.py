@@ -157,6 +157,18 @@ def test_half_a_record_of_a_machine_that_crashed_makes_room_for_the_next(tmp_pat
     assert verify(path).records == 2
 
 
+@pytest.mark.parametrize("letters", [1, 65_000, 65_536, 400_000, 1 << 20])
+def test_records_of_any_length_follow_each_other_also_behind_half_a_one(
+    tmp_path: Path, letters: int
+) -> None:
+    path = tmp_path / "log"
+    long = "\x01" * letters  # six bytes each
+    lines = written(path, "first", long, "second", long)
+    path.write_bytes(b"".join(lines) + lines[1][:-1])
+    written(path, "last")
+    assert verify(path).records == 5
+
+
 def test_a_file_that_is_no_log_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"my diary\n")
