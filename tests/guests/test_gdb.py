@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -426,7 +426,8 @@ def test_a_kill_at_any_moment_leaves_the_guest_running_without_a_breakpoint(
             if victim != "gdb":
                 os.kill(program.pid, signal.SIGKILL)
             if victim != "qvmi":
-                os.kill(gdb, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended along with qvmi
+                    os.kill(gdb, signal.SIGKILL)
             else:
                 wait_until(lambda gdb=gdb: not is_there(gdb), "gdb outlives qvmi")  # type: ignore[misc]
             program.communicate()
