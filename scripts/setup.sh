@@ -40,7 +40,8 @@ QVMI_COMMANDS=(
 
 # The same for what only tests need: git lists the files of the project, the shells try the completion
 # scripts, mosquitto_rr and openssl try the bus from outside, bpftool reads the same types as qvmi does, gdb
-# the same registers; ip, nft and tcpdump make networks and tell what passes them; the rest makes and runs
+# the same registers; ip, nft and tcpdump make networks and tell what passes them; qemu-img, debugfs and sfdisk make disks and
+# tell what is on them; the rest makes and runs
 # guests of another architecture.
 QVMI_TEST_COMMANDS=(
     "git=git"
@@ -53,6 +54,9 @@ QVMI_TEST_COMMANDS=(
     "ip=iproute2"
     "nft=nftables"
     "tcpdump=tcpdump"
+    "qemu-img=qemu-utils"
+    "debugfs=e2fsprogs"
+    "sfdisk=fdisk"
     "gdb-multiarch=gdb-multiarch"
     "qemu-system-aarch64=qemu-system-arm"
     "aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu libc6-dev-arm64-cross"

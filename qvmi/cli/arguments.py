@@ -186,6 +186,8 @@ def parse(arguments: Sequence[str]) -> Request:
     found = vars(known)
     name = found.pop("command")
     command = next(command for command in COMMANDS if command.name == name)
+    if command.late and found[command.late] is None and len(rest) == 1 and rest[0][:1] != "-":
+        found[command.late] = rest.pop()
     if rest and not command.prepare:
         raise UsageError(f"unrecognized arguments: {' '.join(rest)} (see: qvmi {name} --help)")
     dump, raw_ram = found.pop("dump", None), found.pop("raw_ram", None)

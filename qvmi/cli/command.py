@@ -43,6 +43,9 @@ class Command(NamedTuple):
         why_no_dump: why a dump cannot be asked for that; empty where it can.
         not_behind: options of every command that stand only before this one, which has others of
             that name.
+        late: its argument that may be left out, and still stand behind options: there the parser does
+            not look for it.
+        grants: what it may do beyond looking, which whoever types it has asked for.
     """
 
     name: str
@@ -55,3 +58,5 @@ class Command(NamedTuple):
     prepare: str = ""
     why_no_dump: str = "it needs a machine that runs"
     not_behind: tuple[str, ...] = ()
+    late: str = ""
+    grants: tuple[str, ...] = ()

@@ -35,6 +35,10 @@
     │   ├── WalkFailed                a guest structure that could not be walked at all
     │   ├── NotAnswered               a question that is not answered of this system; with the way out
     │   └── PluginFailed              a Volatility plugin that failed, by itself or over this guest
+    ├── DiskError                     a virtual disk
+    │   ├── DiskRefused               one that is not in files that are read, such as a device of the host
+    │   ├── NoSuchFile                nothing of that name is on it
+    │   └── CorruptDisk               what is on it contradicts itself, or changes while it is read
     ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotWritable                   guest memory that must not be written; nothing was changed
     ├── WriteFailed                   a change of the guest that did not come about as asked
@@ -91,6 +95,7 @@ from qvmi.errors.channel import (
     OutboxFull,
     RequestTimeout,
 )
+from qvmi.errors.disks import CorruptDisk, DiskError, DiskRefused, NoSuchFile
 from qvmi.errors.guests import (
     CorruptTable,
     GuestError,
@@ -137,7 +142,10 @@ __all__ = [
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
+    "CorruptDisk",
     "CorruptTable",
+    "DiskError",
+    "DiskRefused",
     "GdbCommandFailed",
     "GdbError",
     "GdbTimeout",
@@ -154,6 +162,7 @@ __all__ = [
     "MachineGone",
     "MemoryFault",
     "MemoryUnreachable",
+    "NoSuchFile",
     "NotADump",
     "NotAnswered",
     "NotDirect",

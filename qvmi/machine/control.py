@@ -49,9 +49,16 @@ class Control:
         self.monitor = self._monitor = monitor
         self._gdb = gdb
 
-    def require(self, grant: Grant, action: str, place: AddressRange | None = None) -> None:
+    def require(
+        self,
+        grant: Grant,
+        action: str,
+        place: AddressRange | None = None,
+        *,
+        size: int | None = None,
+    ) -> None:
         """This takes note of an access that the policy allows, and raises PolicyDenied where it does not."""
-        self._gate.require(grant, action, now=time.monotonic(), place=place)
+        self._gate.require(grant, action, now=time.monotonic(), place=place, size=size)
 
     def require_unbounded_pause(self, action: str) -> None:
         """This raises PolicyDenied unless the guest may be stopped for as long as the action takes."""

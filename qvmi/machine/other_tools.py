@@ -1,5 +1,6 @@
-"""What lets other tools look at a machine: those that need its memory alone, and gdb by its stub."""
+"""What shows of a machine what its memory does not: gdb by its stub, and its virtual disks."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qvmi.machine.control import Control
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from qvmi.gdbstub.gdb_session import GdbSession
+    from qvmi.machine.disks import Disks
     from qvmi.machine.gdb_host import GdbHost
     from qvmi.qmp.monitor import Monitor
 
@@ -29,6 +31,13 @@ class OtherTools(GuestTools):
     def monitor(self) -> "Monitor":
         """This is the conversation with QEMU, for those who manage the machine."""
         return self._control.monitor
+
+    @cached_property
+    def disks(self) -> "Disks":
+        """These are the machine's virtual disks, read from the host while the guest runs."""
+        from qvmi.machine.disks import Disks  # noqa: PLC0415 - import time, for a rare need
+
+        return Disks(self._control, lambda: self.view.provenance)
 
     def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
         """This is gdb on the live guest, with the names of its kernel and modules, for a block.

@@ -38,6 +38,7 @@ LEAST = {
     "recover": ["/etc/passwd", "-o", "file"],
     "completion": ["bash"],
     "vol": ["linux.pslist"],
+    "disk": ["list"],
 }
 EVERYWHERE = [
     *("--qmp", "a.sock", "--gdb", "b.sock", "--json"),

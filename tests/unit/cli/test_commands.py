@@ -18,7 +18,7 @@ DOCUMENTED = {
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit", "doctor"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
     *("pack", "keys", "gateway"),
-    *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
+    *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan", "disk"),
 }
 
 
