@@ -10,14 +10,13 @@ from typing import Final
 
 import msgspec
 
-from qvmi.bus.account import Account
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
-from qvmi.manager.accounts import outbox_account, pack_account
 from qvmi.manager.confinement import Confinement, close_modes, own_uids
 from qvmi.manager.home import Home
 from qvmi.manager.jail import ADVISORY, Jail, find_jail
 from qvmi.manager.orders import Orders
+from qvmi.manager.pack_accounts import PackAccounts
 from qvmi.manager.pack_code import sealed
 from qvmi.manager.pack_process import PackProcess, Place, start
 from qvmi.manager.pack_spec import PackSpec
@@ -64,6 +63,7 @@ class Fleet:
 
     Attributes:
         socket: the broker's; set before any is started.
+        accounts: what they are let in by.
         jail: what keeps them.
         running: those that run, by name.
 
@@ -84,15 +84,9 @@ class Fleet:
         self._vm = vm
         self._group = who.group
         self._uids = dict(zip((spec.name for spec in packs), who.of_packs, strict=True))
-        self._asking = {spec.name: pack_account(vm, spec.name, spec.policy) for spec in packs}
-        self._sending = {spec.name: outbox_account(vm, spec.name) for spec in packs}
+        self.accounts = PackAccounts(vm, packs)
         self._caveats: tuple[str, ...] = ()
         close_modes(self._descriptors)
-
-    @property
-    def accounts(self) -> list[Account]:
-        """These are the accounts of all codepacks."""
-        return [*self._asking.values(), *self._sending.values()]
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -119,11 +113,12 @@ class Fleet:
         self.jail = await find_jail(attempt)
 
     async def start(self, spec: PackSpec) -> PackProcess:
-        """This starts the process of a codepack.
+        """This starts the process of a codepack, with secrets that no process before it had.
 
         Raises:
             CodepackError: it cannot be started.
         """
+        await self.accounts.renew(spec)
         await asyncio.to_thread(self._home.note_profile, self._machine)
         return await self._started(spec, self.jail.confinement)
 
@@ -145,6 +140,7 @@ class Fleet:
 
     def _orders(self, spec: PackSpec, confinement: Confinement, *, probe: bool) -> Orders:
         qemu = self._machine.monitor.peer_pid()
+        speaks, sends = self.accounts.of(spec.name)
         return Orders(
             vm=self._vm,
             codepack=spec.name,
@@ -152,8 +148,8 @@ class Fleet:
             interval_s=spec.interval_s,
             address=self._machine.address,
             socket=str(self.socket),
-            secret=self._asking[spec.name].secret,
-            outbox_secret=self._sending[spec.name].secret,
+            secret=speaks.secret,
+            outbox_secret=sends.secret,
             profiles=str(self._home.profiles),
             memory=self._memory,
             descriptors=self._descriptors,

@@ -74,10 +74,12 @@ class Hello(msgspec.Struct, frozen=True):
     """This is what the process answers before it runs any code of the codepack's.
 
     Args:
+        pid: its process id.
         uid: who it is.
         ways_to_write: the ways that were tried and lead to writing guest RAM.
     """
 
+    pid: int
     uid: int
     ways_to_write: tuple[str, ...]
 

@@ -39,7 +39,7 @@ def main() -> int:
     except QvmiError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the manager reads it there
         return os.EX_CONFIG
-    hello = Hello(os.geteuid(), ways_to_write(orders.descriptors, orders.writers))
+    hello = Hello(_pid(), os.geteuid(), ways_to_write(orders.descriptors, orders.writers))
     sys.stdout.buffer.write(msgspec.json.encode(hello) + b"\n")
     sys.stdout.buffer.flush()
     return 0 if orders.probe else _run(orders)
@@ -61,6 +61,11 @@ def _confine(orders: Orders) -> None:
         forbid_writing(but_below=(folder, *_DEVICES))
     else:
         forbid_privileges()
+
+
+def _pid() -> int:
+    """This is how others number this process, which may live in a namespace of its own."""
+    return int(Path("/proc/self").readlink().name)
 
 
 def _run(orders: Orders) -> int:

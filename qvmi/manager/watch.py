@@ -96,7 +96,8 @@ async def watch(
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
     runners = {
-        Account.of_codepack(name, pack.name): Runner(
+        # There is nobody here whom it could ask.
+        Account.of_granted(name, pack.name, policies.of(pack.name), services={}): Runner(
             pack,
             machine,
             vm=name,

@@ -38,6 +38,7 @@ from qvmi.semantics.guest_os import GuestOS
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous, until
 from tests.unit.bus.processes import ended
+from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, publish_raw
 from tests.unit.codepacks.packs import ScriptedPack, finding
 
 INIT, EVIL = fake_process(1, name="init"), fake_process(666, name="evil")
@@ -392,6 +393,30 @@ async def test_refuses_codepacks_that_cannot_be_run(
     with pytest.raises(error):
         async with watch(FakeMachine(), packs=packs, bus=in_process):
             raise AssertionError("it watches")
+
+
+@pytest.mark.parametrize("kind", ["receipt", "machine", "request"])
+@asynchronous
+async def test_a_codepack_can_say_what_codepacks_say_and_ask_nobody(kind: str) -> None:
+    opened = Opened()
+    accounts: list[Account] = []
+
+    @asynccontextmanager
+    async def noted(given: Sequence[Account]) -> AsyncIterator[Channel]:
+        accounts.extend(given)
+        async with opened(given) as channel:
+            yield channel
+
+    async with watch(FakeMachine(FakeGuest(processes=[INIT])), packs=[QUICK], vm="web", bus=noted):
+        assert opened.broker is not None
+        (own,) = (one for one in accounts if one.name == f"web.{QUICK.name}")
+        peer = "/manager" if kind == "request" else ""
+        topic = f"qvmi/v1/web/{QUICK.name}/{kind}{peer}".encode()
+        refused = publish_raw(opened.broker.socket, own, topic, b"{}")
+        allowed = f"qvmi/v1/web/{QUICK.name}/finding".encode()
+        assert refused[4:5] == bytes([NOT_AUTHORIZED])
+        assert publish_raw(opened.broker.socket, own, allowed, b"{}")[:1] == b"\x40"
+        assert NOT_AUTHORIZED not in publish_raw(opened.broker.socket, own, allowed, b"{}")[4:]
 
 
 @asynchronous
