@@ -93,8 +93,9 @@ def _info(output: Output, what: str) -> ExitCode:
 
 
 def _verify(output: Output, path: Path, keys: str | None) -> ExitCode:
+    ring = key_ring(keys)
     try:
-        verified = verify(PackFolder.read(path), key_ring(keys), now=time.time())
+        verified = verify(PackFolder.read(path), ring, now=time.time())
     except (CodepackRefused, BadSettings) as error:
         if output.json:
             output.document({"verified": False, "problem": error.problem})
@@ -126,7 +127,7 @@ def _verify(output: Output, path: Path, keys: str | None) -> ExitCode:
 def _sign(output: Output, path: Path, key: str, days: int | None, keys: str | None) -> ExitCode:
     if days is not None and not 1 <= days <= _MAX_DAYS:
         raise UsageError(f"--days {days}: from 1 to {_MAX_DAYS}")
-    folder = PackFolder.read(path)
+    folder = PackFolder.read(path, to_sign=True)
     signer = key_ring(keys).signing_key(key)
     valid_s = None if days is None else days * _DAY_S
     _replace(path / SIGNATURE_FILE, sign(folder, signer, now=time.time(), valid_s=valid_s))

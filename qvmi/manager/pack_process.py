@@ -84,7 +84,9 @@ class PackProcess:
         code = await self._process.wait()
         words = await self._words.last()
         if printed := await self._printed.last():
-            words += f"; it had printed {self.printed_bytes} bytes, at last: {printed[-_MOST_SHOWN:]}"
+            words += (
+                f"; it had printed {self.printed_bytes} bytes, at last: {printed[-_MOST_SHOWN:]}"
+            )
         return code, words or "it said nothing"
 
     def tell(self, caveats: Sequence[str]) -> None:
