@@ -13,7 +13,7 @@ from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.cli.words import PACKS
-from qvmi.codepacks.manifest import Manifest, built_in_manifest
+from qvmi.codepacks.manifest import ENFORCEMENT, Manifest, built_in_manifest
 from qvmi.codepacks.pack_folder import SIGNATURE_FILE, PackFolder
 from qvmi.codepacks.pack_signature import sign, verify
 from qvmi.errors import BadSettings, CodepackRefused, UsageError
@@ -173,6 +173,7 @@ def _document(manifest: Manifest) -> dict[str, object]:
         "requires": msgspec.to_builtins(manifest.requires),
         "management": msgspec.to_builtins(manifest.management),
         "baseline": manifest.baseline,
+        "enforced": ENFORCEMENT,
     }
 
 
@@ -181,7 +182,7 @@ def _flat(values: Mapping[str, object], above: str = "") -> list[tuple[str, str]
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{above}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             rows += _flat(value, f"{name}.")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

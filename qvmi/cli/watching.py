@@ -154,7 +154,7 @@ def _opened(
         packs=[*running, *map(load, chosen.others)],
         policy=chosen.policies,
         bus=placed.bus,
-        deadlines_s={one.name: one.management.deadline_s for one in chosen.manifests},
+        management={one.name: one.management for one in chosen.manifests},
     )
 
 

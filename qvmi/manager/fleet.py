@@ -20,6 +20,7 @@ from qvmi.manager.pack_accounts import PackAccounts
 from qvmi.manager.pack_code import sealed
 from qvmi.manager.pack_process import PackProcess, Place, start
 from qvmi.manager.pack_spec import PackSpec
+from qvmi.policy import Grant
 from qvmi.remote.handed_memory import HandedMemory
 
 __all__ = ["Fleet", "Identities", "identities"]
@@ -147,6 +148,7 @@ class Fleet:
             entry=spec.entry,
             interval_s=spec.interval_s,
             address=self._machine.address,
+            reads_registers=spec.policy.allows(Grant.READ_REGISTERS),
             socket=str(self.socket),
             secret=speaks.secret,
             outbox_secret=sends.secret,

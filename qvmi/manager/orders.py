@@ -25,6 +25,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         code: descriptor of the verified bytes that the entry is in; None where it is installed.
         interval_s: from the start of one look to the start of the next.
         address: how the manager has attached to the machine.
+        reads_registers: whether the codepack may read them.
         socket: the broker's.
         secret: for the codepack's account.
         outbox_secret: for that of its outbox.
@@ -44,6 +45,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     entry: str
     interval_s: float
     address: str
+    reads_registers: bool = True
     socket: str
     secret: str
     outbox_secret: str

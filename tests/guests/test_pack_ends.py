@@ -1,4 +1,4 @@
-"""What is left of a codepack's process when it ends: nothing that runs, and no secret that is worth anything."""
+"""What is left of a codepack's process when it ends: nothing that runs, no secret that is of use."""
 
 import os
 import signal
@@ -45,7 +45,9 @@ def answers(manager: Manager, accounts: tuple[Account, ...]) -> set[int]:
 
 
 async def looked(manager: Manager) -> None:
-    await next_that(manager, lambda one: (one.codepack, one.body.get("sight")) == ("straying", "full"))
+    await next_that(
+        manager, lambda one: (one.codepack, one.body.get("sight")) == ("straying", "full")
+    )
     (process,) = manager.fleet.running.values()
     await until(lambda: process.printed_bytes >= 2 * PRINTED, within_s=WAIT_S)
 

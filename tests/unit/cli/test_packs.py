@@ -104,6 +104,15 @@ def test_what_comes_with_qvmi_tells_what_it_needs() -> None:
     assert listed["management"]["restart"] == "on-failure"
 
 
+def test_info_says_what_is_only_enforced_in_a_process_of_its_own() -> None:
+    enforced = qvmi_document("pack", "info", "hidden-processes")["enforced"]
+    assert enforced["here"].keys() == enforced["process"].keys()
+    assert enforced["here"]["memory"] == "not enforced"
+    assert enforced["process"]["memory"] == "RLIMIT_DATA of its process"
+    shown = qvmi("pack", "info", "hidden-processes").stdout
+    assert "enforced.here.deadline-s" in shown
+
+
 def test_info_says_that_it_only_repeats_what_a_folder_says(tmp_path: Path) -> None:
     done = qvmi("pack", "info", str(pack_folder(tmp_path / "pack")))
     assert (done.returncode, done.stderr.count("qvmi pack verify")) == (0, 1)
