@@ -1,12 +1,14 @@
 """A program of its own that runs a codepack's process and lets nothing of it outlive it.
 
-It is run by path, ``python -I -S warden.py PARENT UID GID PROGRAM [ARGUMENT…]`` (-1 for no other uid), so it
-imports nothing of qvmi. Where the kernel allows it, the codepack's process lives in a pid namespace, of which
-the kernel itself leaves nothing. Elsewhere this becomes the parent of whatever that process starts and leaves
-behind, daemons included, and kills them. It does so when the process ends, when the manager does or says so
-(SIGTERM); then it ends as the process has ended.
+It is run by path, ``python -I -S warden.py PARENT UID GID HIDDEN PROGRAM [ARGUMENT…]`` (-1 for no other
+uid; paths in HIDDEN are joined by newlines), so it imports nothing of qvmi. Where the kernel allows it, the
+codepack's process lives in a pid namespace, of which the kernel itself leaves nothing, and in a mount
+namespace where nothing is at the hidden paths. Elsewhere this becomes the parent of whatever that process
+starts and leaves behind, daemons included, and kills them. It does so when the process ends, when the manager
+does or says so (SIGTERM); then it ends as the process has ended.
 
-References: pid_namespaces(7); prctl(2) PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG; kill(2); proc(5).
+References: pid_namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2); prctl(2)
+PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG; kill(2); proc(5).
 """
 
 import ctypes
@@ -17,14 +19,19 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
+MS_BIND, MS_REC, MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
 
 AWAITED = (signal.SIGCHLD, signal.SIGTERM)
+STANDARD = (0, 1, 2)
 NOT_STARTED = 126
 """As shells say it of a program that cannot be run."""
 MAX_ROUNDS = 1000
@@ -42,21 +49,52 @@ def main(arguments: list[str]) -> None:
     ask(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent:
         sys.exit("the parent ended before this began")
-    inside = libc().unshare(CLONE_NEWPID) == 0
+    inside = enter_namespaces(arguments[3].split("\n"))
     told = mmap.mmap(-1, mmap.PAGESIZE)
     told[:4] = int(signal.SIGKILL).to_bytes(4, "little")
     warden = os.pidfd_open(os.getpid())
     child = os.fork()
     if child == 0:
         if inside:
-            begin_namespace(arguments[3:], warden, uid, gid, told)
-        become(arguments[3:], warden, uid, gid)
+            begin_namespace(arguments[4:], warden, uid, gid, told)
+        become(arguments[4:], warden, uid, gid)
     let_go()
     status = watch(child)
     if inside:
         end_as(int.from_bytes(told[:4], "little"))
     end_all(uid)
     end_as(status)
+
+
+def enter_namespaces(hidden: list[str]) -> bool:
+    """This makes namespaces that the next child lives in, and tells whether there are some.
+
+    It is tried by a child first: a kernel may allow a user namespace that then is of no use.
+    """
+    trial = os.fork()
+    if trial == 0:
+        os._exit(0 if unshared() else 1)
+    if os.waitpid(trial, 0)[1] != 0 or not unshared():
+        return False
+    # Else what is hidden would be hidden from everybody. Whether it worked is tried from within.
+    if libc().mount(None, b"/", None, MS_REC | MS_SLAVE, None) == 0:
+        for path in filter(None, hidden):
+            libc().mount(b"/dev/null", os.fsencode(path), None, MS_BIND, None)
+    return True
+
+
+def unshared() -> bool:
+    """This makes the namespaces, without root's rights in a user namespace where everybody keeps his uid."""
+    uid, gid = os.geteuid(), os.getegid()
+    if libc().unshare(CLONE_NEWPID | CLONE_NEWNS | (CLONE_NEWUSER if uid else 0)) != 0:
+        return False
+    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    try:
+        for name, text in maps.items() if uid else ():
+            Path("/proc/self", name).write_text(text, encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def begin_namespace(program: list[str], warden: int, uid: int, gid: int, told: mmap.mmap) -> None:
@@ -97,9 +135,12 @@ def has_ended(process: int) -> bool:
 def let_go() -> None:
     """This closes what is the codepack's: who reads from it is to see its end, and not this one's."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
+    for standard in STANDARD:
         os.dup2(nothing, standard)
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    for held in [int(one.name) for one in Path("/proc/self/fd").iterdir()]:
+        if held > STANDARD[-1]:
+            with suppress(OSError):  # what was opened to list them is closed already
+                os.close(held)
 
 
 def watch(child: int) -> int:
