@@ -5,6 +5,7 @@ from typing import Final
 from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
 from qvmi.cli.disk_command import DISK
+from qvmi.cli.flows_command import FLOWS
 from qvmi.cli.gateway_command import GATEWAY
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
@@ -80,6 +81,7 @@ COMMANDS: Final = (
     ),
     SCAN,
     DISK,
+    FLOWS,
     Command(
         "type",
         "how a struct, union, enum or typedef of the kernel is laid out",

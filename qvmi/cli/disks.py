@@ -16,6 +16,7 @@ from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.disk.rows import DiskEntry, Volume
 from qvmi.errors import DiskError, UsageError
+from qvmi.machine.disk_differences import DiskDifference
 from qvmi.machine.disks import Disk
 from qvmi.machine.new_file import NewFile
 from qvmi.semantics.guest_os import Gap, Listing
@@ -61,6 +62,15 @@ _ENTRY: Final[Sequence[Column[DiskEntry]]] = (
     Column("MODIFIED", lambda entry: _date(entry.modified_ns)),
     Column("PATH", lambda entry: entry.path + (f" -> {entry.target}" if entry.target else "")),
 )
+_DIFFERENCE: Final[Sequence[Column[DiskDifference]]] = (
+    Column("DISK", lambda found: found.disk),
+    Column("VOLUME", lambda found: str(found.volume), right=True),
+    Column("INODE", lambda found: str(found.inode), right=True),
+    Column("OFFSET", lambda found: str(found.offset), right=True),
+    Column("CACHED", lambda found: found.cached[:16]),
+    Column("STORED", lambda found: found.stored[:16]),
+    Column("PATH", lambda found: found.path),
+)
 
 
 class ListedDisk(msgspec.Struct, frozen=True):
@@ -92,6 +102,12 @@ async def disk(  # noqa: PLR0913 - one for each of its options
         raise UsageError("-o is for `disk cat` alone, without --json")
     if action == "cat" and to is None and output.is_terminal and not output.json:
         raise UsageError("raw bytes would disturb the terminal: take -o, or send them to a pipe")
+    if action == "compare":
+        if device is not None or volume is not None:
+            raise UsageError("disk compare compares all disks: leave out --device and --volume")
+        listing = await machine.disk_differences(path or "")
+        code = show(output, listing, _DIFFERENCE)
+        return ExitCode.FOUND if listing.items else code
     if path is None and action != "ls":
         raise UsageError(f"disk {action} what? Name a PATH")
     async with machine.disks.open(device, volume=volume) as opened:

@@ -39,6 +39,7 @@
     │   ├── DiskRefused               one that is not in files that are read, such as a device of the host
     │   ├── NoSuchFile                nothing of that name is on it
     │   └── CorruptDisk               what is on it contradicts itself, or changes while it is read
+    ├── CorruptCapture                what was captured of a network card is no capture
     ├── PauseError                    the guest cannot be stopped, or not for as short as promised
     ├── NotWritable                   guest memory that must not be written; nothing was changed
     ├── WriteFailed                   a change of the guest that did not come about as asked
@@ -95,7 +96,7 @@ from qvmi.errors.channel import (
     OutboxFull,
     RequestTimeout,
 )
-from qvmi.errors.disks import CorruptDisk, DiskError, DiskRefused, NoSuchFile
+from qvmi.errors.disks import CorruptCapture, CorruptDisk, DiskError, DiskRefused, NoSuchFile
 from qvmi.errors.guests import (
     CorruptTable,
     GuestError,
@@ -142,6 +143,7 @@ __all__ = [
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
+    "CorruptCapture",
     "CorruptDisk",
     "CorruptTable",
     "DiskError",

@@ -1,8 +1,8 @@
-"""What can be wrong with a virtual disk."""
+"""What can be wrong with a virtual disk, or with what was captured of a virtual network card."""
 
 from qvmi.errors.base import QvmiError
 
-__all__ = ["CorruptDisk", "DiskError", "DiskRefused", "NoSuchFile"]
+__all__ = ["CorruptCapture", "CorruptDisk", "DiskError", "DiskRefused", "NoSuchFile"]
 
 
 class DiskError(QvmiError):
@@ -29,3 +29,7 @@ class NoSuchFile(DiskError):
 
 class CorruptDisk(DiskError):
     """What is on the disk contradicts itself, or was changed while it was read."""
+
+
+class CorruptCapture(QvmiError):
+    """What was captured of a network card is no capture."""

@@ -131,6 +131,22 @@ class Guardian:
         with suppress(OSError):
             self._tell({"forget": [str(folder)]})
 
+    def note_added(self, name: str) -> None:
+        """This tells of an object of QEMU's that must not outlive this process.
+
+        Raises:
+            PauseError: the guardian is gone.
+        """
+        try:
+            self._tell({"added": [name]})
+        except OSError as error:
+            raise PauseError("the guardian process is gone (was it killed?)") from error
+
+    def note_removed(self, name: str) -> None:
+        """This tells that such an object has gone; a guardian that is gone needs not know."""
+        with suppress(OSError):
+            self._tell({"removed": [name]})
+
     @property
     def alive(self) -> bool:
         """This tells whether the process still runs."""

@@ -64,6 +64,7 @@ class Charge:
         detach: the packet that lets go of the gdbstub.
         folder: of a gdbstub that was started for the program; empty where there is none.
         scratch: folders of the program's that are to go with it.
+        objects: ids of objects of QEMU's that it has added, which are to go with it.
         stopped: whether the machine may stand still because of the program.
         ended: whether the program has said good-bye.
     """
@@ -75,6 +76,7 @@ class Charge:
         self.detach = "D"
         self.folder = ""
         self.scratch: set[str] = set()
+        self.objects: set[str] = set()
         self.stopped = False
         self.ended = False
 
@@ -87,6 +89,8 @@ class Charge:
         self.folder = told.get("folder", self.folder)
         self.scratch |= set(told.get("keep", ()))
         self.scratch -= set(told.get("forget", ()))
+        self.objects |= set(told.get("added", ()))
+        self.objects -= set(told.get("removed", ()))
         self.ended = told.get("ended", self.ended)
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
@@ -146,7 +150,7 @@ def make_good(charge: Charge) -> None:
     """This lets the machine run on if it stands still because of the program that is no more."""
     for folder in charge.scratch:
         shutil.rmtree(folder, ignore_errors=True)
-    if not (charge.stopped or charge.stub or charge.folder):
+    if not (charge.stopped or charge.stub or charge.folder or charge.objects):
         return
     try:
         if charge.monitor is None:
@@ -162,6 +166,9 @@ def make_good(charge: Charge) -> None:
             end_stub(monitor, answers)
         if charge.stopped:
             cont(monitor, answers)
+        for name in sorted(charge.objects):
+            monitor.sendall(request("object-del", {"id": name}))
+            answer("object-del", answers)
     finally:
         if charge.folder:
             shutil.rmtree(charge.folder, ignore_errors=True)

@@ -1,20 +1,29 @@
-"""What shows of a machine what its memory does not: gdb by its stub, and its virtual disks."""
+"""What shows of a machine what its memory does not: gdb by its stub, its disks and its network."""
 
+from abc import abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qvmi.machine.control import Control
 from qvmi.machine.guest_tools import GuestTools
+from qvmi.machine.query import QUERY_TIMEOUT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     from qvmi.gdbstub.gdb_session import GdbSession
+    from qvmi.machine.disk_differences import DiskDifference
     from qvmi.machine.disks import Disks
+    from qvmi.machine.flow_watch import Flow
     from qvmi.machine.gdb_host import GdbHost
     from qvmi.qmp.monitor import Monitor
+    from qvmi.semantics.guest_os import Listing
+    from qvmi.semantics.linux.guest import LinuxGuest
 
 __all__ = ["OtherTools"]
+
+Result = TypeVar("Result")
 
 
 class OtherTools(GuestTools):
@@ -27,6 +36,16 @@ class OtherTools(GuestTools):
     def __init__(self, control: Control) -> None:
         self._control = control
 
+    @abstractmethod
+    async def query(
+        self,
+        look: "Callable[[LinuxGuest], Result]",
+        *,
+        timeout_s: float = QUERY_TIMEOUT_S,
+        still: bool = True,
+    ) -> Result:
+        """This looks at the guest in a thread, whichever way its memory is read."""
+
     @property
     def monitor(self) -> "Monitor":
         """This is the conversation with QEMU, for those who manage the machine."""
@@ -38,6 +57,42 @@ class OtherTools(GuestTools):
         from qvmi.machine.disks import Disks  # noqa: PLC0415 - import time, for a rare need
 
         return Disks(self._control, lambda: self.view.provenance)
+
+    async def disk_differences(self, under: str = "") -> "Listing[DiskDifference]":
+        """This compares what the guest has of files in memory with what is on its disks.
+
+        Args:
+            under: an absolute path: only files below it; empty for all.
+
+        Raises:
+            PolicyDenied: the session has not the grant ``disk``.
+            UnknownGuest, StaleView, SymbolsError: as :attr:`guest`, and its types.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        from qvmi.machine.disk_differences import (  # noqa: PLC0415 - import time, for a rare need
+            disk_differences,
+        )
+
+        return await disk_differences(self.query, self.disks, under=under)
+
+    async def flows(self, seconds: float, *, netdev: str | None = None) -> "Listing[Flow]":
+        """This has QEMU capture what passes a network card for so long, and tells whose flows it was.
+
+        Args:
+            seconds: how long.
+            netdev: id of what is behind the card; None for the only one.
+
+        Raises:
+            PolicyDenied: the session has not the grant ``network-capture``.
+            UsageError: there is no such netdev, or QEMU cannot capture there.
+            PauseError: the process that is to clean up if this one is killed cannot be started.
+            UnknownGuest, StaleView: as :attr:`guest`.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        from qvmi.machine.flow_watch import FlowWatch, look_of  # noqa: PLC0415 - import time, for a rare need
+
+        watch = FlowWatch(self._control, lambda: self.query(look_of))
+        return await watch.watch(seconds, netdev=netdev)
 
     def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
         """This is gdb on the live guest, with the names of its kernel and modules, for a block.

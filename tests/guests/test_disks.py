@@ -1,5 +1,6 @@
 """What is read of a running guest's disks is what the guest itself says is on them."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Final
 import pytest
 
 import qvmi
+from qvmi.addr import PAGE_SIZE, Pa
 from qvmi.errors import DiskRefused, NoSuchFile, PolicyDenied, UsageError
 from qvmi.machine.disks import Disk, DiskProvenance
 from qvmi.machine.machine import Machine
@@ -26,7 +28,10 @@ from tests.guests.pool import GuestPool
 from tests.guests.test_documented_fields import check
 from tests.unit.disk.images import file_system, ran
 
-LOOKS: Final = 30
+LOOKS: Final = 15
+KNOWN: Final = os.urandom(5 * PAGE_SIZE + 123)
+"""Content of a file that the guest reads and never writes."""
+PLACE: Final = 2 * PAGE_SIZE
 MAY: Final = OBSERVE.plus(Grant.DISK)
 CHURN: Final = (
     "while [ -e /run/go ]; do for i in 1 2 3 4 5 6 7 8 9; do echo $i > /raw/churn/f$i;"
@@ -65,6 +70,7 @@ def running(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
     source = folder / "source"
     source.mkdir()
     (source / "from the base").write_text("below")
+    (source / "known").write_bytes(KNOWN)
     base = file_system(folder / "base.raw", source, "-t", "ext4", size="32M")
     alone = file_system(folder / "alone.raw", None, "-t", "ext4", "-L", "alone", size="32M")
     top = folder / "top.qcow2"
@@ -153,6 +159,8 @@ async def test_what_the_guest_goes_on_changing_is_told_or_read_again(running: Ru
                 answers += all(entry.kind == "file" for entry in listing)
                 # What nobody touches is seen whole beside it.
                 assert await disk.read("deep/small") == b"secret"
+                differences = await machine.disk_differences("/raw")
+                assert differences.items == ()
     finally:
         running.vm.run("rm /run/go")
     assert answers == LOOKS
@@ -198,6 +206,51 @@ async def test_an_image_that_was_deleted_is_still_read(running: Running) -> None
     async with qvmi.attach(running.qmp, policy=MAY) as machine, machine.disks.open("gone") as disk:
         (volume,) = await disk.volumes()
     assert volume.label == "gone"
+
+
+def pages_with(machine: Machine, content: bytes) -> list[Pa]:
+    """These are the pages of the guest's RAM that hold exactly this."""
+    step = 1 << 20
+    found = []
+    for ram in machine.memory.ranges:
+        for start in range(ram.start, ram.start + ram.size, step):
+            data = machine.memory.read(Pa(start), min(step, ram.start + ram.size - start))
+            at = data.find(content)
+            while at >= 0:
+                found.append(Pa(start + at))
+                at = data.find(content, at + 1)
+    return found
+
+
+async def change_page(running: Running, content: bytes, change: bytes) -> None:
+    """This writes to the one page that holds something, past the guest's kernel."""
+    async with qvmi.attach(running.qmp, policy=MAY.plus(Grant.WRITE)) as machine:
+        (page,) = pages_with(machine, content)
+        await machine.write_physical(page, change)
+
+
+def compared(running: Running) -> tuple[int, list[dict[str, object]]]:
+    done = command("--qmp", running.qmp, "--json", "disk", "compare", "/layered")
+    return done.returncode, json.loads(done.stdout)["items"]
+
+
+def test_a_page_that_is_changed_in_memory_alone_is_a_finding(running: Running) -> None:
+    digest = hashlib.sha256(KNOWN).hexdigest()
+    assert running.vm.run("sha256sum /layered/known").split()[0] == digest
+    assert compared(running) == (0, [])
+    page = KNOWN[PLACE : PLACE + PAGE_SIZE]
+    asyncio.run(change_page(running, page, b"tampered"))
+    try:
+        code, (row,) = compared(running)
+        assert running.vm.run("sha256sum /layered/known").split()[0] != digest
+    finally:
+        asyncio.run(change_page(running, b"tampered" + page[8:], page[:8]))
+    assert code == 1
+    assert (row["path"], row["offset"], row["disk"]) == ("/layered/known", PLACE, "layered")
+    assert row["stored"] == hashlib.sha256(page).hexdigest()
+    assert row["cached"] == hashlib.sha256(b"tampered" + page[8:]).hexdigest()
+    check("disk compare", [row])
+    assert compared(running) == (0, [])
 
 
 async def refusal(machine: Machine, disk: str) -> str:

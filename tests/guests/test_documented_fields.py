@@ -39,7 +39,10 @@ DOCUMENTS: Final = {
     "recover": ("recover", "/bin/busybox", "-o", "FOLDER/busybox"),
     "audit": ("audit", "verify", "FOLDER/audit.log"),
 }
-ELSEWHERE: Final = {"info", "regs", "vol", "pack", "keys", "doctor", "gdb", "disk list", "disk ls"}
+ELSEWHERE: Final = {
+    *("info", "regs", "vol", "pack", "keys", "doctor", "gdb"),
+    *("disk list", "disk ls", "disk compare", "flows"),
+}
 """Commands whose fields depend on what they look at; their own tests name them."""
 ONLY_OF_SOME: Final = {
     "translate": {"problem"},

@@ -18,7 +18,18 @@ DOCUMENTED = {
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit", "doctor"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
     *("pack", "keys", "gateway"),
-    *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan", "disk"),
+    *(
+        "creds",
+        "namespaces",
+        "cgroups",
+        "bpf",
+        "percpu",
+        "cached",
+        "recover",
+        "scan",
+        "disk",
+        "flows",
+    ),
 }
 
 

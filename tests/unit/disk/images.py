@@ -11,7 +11,7 @@ from qvmi.disk.disk import ImageFile, VirtualDisk
 
 __all__ = ["MANY", "Image", "file_system", "opened", "ran", "read_whole", "tree"]
 
-MANY: Final = 3000
+MANY: Final = 1000
 """Files of one folder: of several blocks, with an index."""
 
 Image = tuple[str, Path]

@@ -1,0 +1,139 @@
+"""Whose flows are: the sockets that looks at the guest have shown, and which flows had none.
+
+A flow whose own packets were read before a look and still after it was alive all through that look: then the
+kernel had a socket for it, unless somebody has hidden it, or sends by another way. What was not alive so long
+says nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+from qvmi.network.flows import FlowKey, FlowRecord
+from qvmi.semantics.guest_os import Process, Socket
+
+__all__ = ["FlowOwners", "Owner"]
+
+_NEEDED_LOOKS: Final = 2
+"""Looks that a flow must have lived through without a socket before it is said to have none."""
+_STATELESS: Final = frozenset({(68, 67), (67, 68)})
+"""Ports of DHCP over IPv4, whose clients send by sockets for whole packets, without a socket of UDP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """This is whose a flow is.
+
+    Args:
+        socket: that it has.
+        process: the name of the process that has it open; empty where none has.
+    """
+
+    socket: Socket
+    process: str
+
+
+class FlowOwners:
+    """This gathers the owners of flows, look by look."""
+
+    def __init__(self) -> None:
+        self._found: dict[FlowKey, Owner] = {}
+        self._whole: list[int] = []
+
+    def see(
+        self,
+        flows: Iterable[FlowKey],
+        sockets: Iterable[Socket],
+        processes: Iterable[Process],
+        *,
+        number: int,
+        is_whole: bool,
+    ) -> None:
+        """This takes in a look.
+
+        Args:
+            flows: that are known.
+            sockets: that the look has shown.
+            processes: likewise.
+            number: of the round that the look is the end of.
+            is_whole: whether what the look does not show is not there.
+        """
+        if is_whole:
+            self._whole.append(number)
+        names = {process.pid: process.name for process in processes}
+        by_port = _by_port(sockets)
+        for key in flows:
+            known = self._found.get(key)
+            if known is not None and known.socket.pid is not None:
+                continue
+            socket = _socket_of(key, by_port)
+            if socket is not None:
+                name = names.get(socket.pid, "") if socket.pid is not None else ""
+                self._found[key] = Owner(socket, name)
+
+    def of(self, key: FlowKey) -> Owner | None:
+        """This is the owner of a flow; None where none was seen."""
+        return self._found.get(key)
+
+    def is_unowned(self, key: FlowKey, record: FlowRecord) -> bool:
+        """This tells whether a flow lived long enough for a socket to be seen, and none was.
+
+        What is read in the round behind a look may have passed while it was taken; what is read in the
+        one behind that has not.
+        """
+        lived = [
+            number
+            for number in self._whole
+            if record.first_round <= number and number + 2 <= record.last_round
+        ]
+        ports = key.local_port, key.remote_port
+        return key not in self._found and len(lived) >= _NEEDED_LOOKS and ports not in _STATELESS
+
+
+End = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """This is a socket with its ends; an address of "" is any, a remote end of None is nobody yet."""
+
+    socket: Socket
+    address: str
+    remote: End | None
+
+
+def _by_port(sockets: Iterable[Socket]) -> dict[tuple[str, int], list[_Ends]]:
+    found: dict[tuple[str, int], list[_Ends]] = {}
+    for socket in sockets:
+        protocol = socket.protocol.removesuffix("6")
+        local = _end(socket.local) if protocol in {"tcp", "udp"} else None
+        if local is not None:
+            remote = _end(socket.remote)
+            ends = _Ends(socket, local[0], remote if remote and remote[1] else None)
+            found.setdefault((protocol, local[1]), []).append(ends)
+    return found
+
+
+def _socket_of(key: FlowKey, sockets: dict[tuple[str, int], list[_Ends]]) -> Socket | None:
+    """This is the socket of a flow: the one for its two ends before one for any other end."""
+    fitting = [
+        ends
+        for ends in sockets.get((key.protocol, key.local_port), ())
+        if ends.address in {"", key.local} and ends.remote in {None, (key.remote, key.remote_port)}
+    ]
+    fitting.sort(key=lambda ends: (ends.remote is None, ends.socket.pid is None))
+    return fitting[0].socket if fitting else None
+
+
+def _end(text: str) -> End | None:
+    """This is an end of a socket; None for what is none of the internet's."""
+    address, _, port = text.rpartition(":")
+    try:
+        its = ip_address(address.strip("[]"))
+        number = int(port) if port != "*" else 0
+    except ValueError:
+        return None
+    if isinstance(its, IPv6Address) and its.ipv4_mapped is not None:
+        its = its.ipv4_mapped
+    return "" if its.is_unspecified else str(its), number

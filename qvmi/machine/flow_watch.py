@@ -1,0 +1,159 @@
+"""Which process has which flow: what passes a network card, joined with the guest's sockets.
+
+A round reads what was captured, then looks at the sockets.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from qvmi.addr import Va
+from qvmi.machine.control import Control
+from qvmi.machine.flow_owners import FlowOwners
+from qvmi.machine.network_capture import NetworkCapture, capturing
+from qvmi.network.flows import FlowKey, FlowRecord, FlowTable
+from qvmi.network.packets import parse_frame
+from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Process, Socket
+from qvmi.view import Provenance
+
+__all__ = ["Flow", "FlowWatch", "Look", "look_of"]
+
+_ROUND_S: Final = 0.5
+"""From one look at the sockets to the next."""
+
+
+class Flow(msgspec.Struct, frozen=True, gc=False):
+    """This is what passed between the guest and somebody else.
+
+    Args:
+        protocol: ``tcp`` or ``udp``.
+        local: the guest's end, ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``.
+        remote: the other end.
+        name: that an answer of DNS has told the remote address for; empty where there was none.
+        packets_out: that the guest has sent.
+        packets_in: that it was sent.
+        bytes_out: of whole frames, likewise.
+        bytes_in: of whole frames, likewise.
+        pid: of a process that has its socket open; None where none has.
+        process: the name of that process; the guest's word.
+        socket: address of the ``struct sock``; None where none was found.
+        unowned: whether it lived long enough for a socket to be seen, and none was.
+    """
+
+    protocol: str
+    local: str
+    remote: str
+    name: str
+    packets_out: int
+    packets_in: int
+    bytes_out: int
+    bytes_in: int
+    pid: int | None
+    process: str
+    socket: Va | None
+    unowned: bool
+
+
+class Look(msgspec.Struct, frozen=True):
+    """This is one look at the guest's sockets, and at who has them."""
+
+    sockets: tuple[Socket, ...]
+    processes: tuple[Process, ...]
+    gaps: tuple[Gap, ...]
+    provenance: Provenance
+
+
+class FlowWatch:
+    """This watches the flows of a machine for a while.
+
+    Args:
+        control: the hold on the machine.
+        look: looks at the guest's sockets.
+    """
+
+    def __init__(self, control: Control, look: Callable[[], Awaitable[Look]]) -> None:
+        self._control = control
+        self._look = look
+
+    async def watch(
+        self, seconds: float, *, netdev: str | None = None, round_s: float = _ROUND_S
+    ) -> Listing[Flow]:
+        """This watches for so long, and lists the flows that were seen, the oldest first.
+
+        Args:
+            seconds: how long.
+            netdev: id of what is behind the card; None for the only one.
+            round_s: seconds from one look at the sockets to the next.
+
+        Raises:
+            PolicyDenied, UsageError, PauseError: as `capturing`.
+            UnknownGuest, StaleView: nobody knows which system runs there.
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        table, owners = FlowTable(), FlowOwners()
+        gaps: dict[Gap, None] = {}
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        number, look = 0, None
+        async with capturing(self._control, netdev) as capture:
+            while look is None or (loop.time() < until and not capture.is_full):
+                _drain(capture, table, number)
+                look = await self._look()
+                gaps.update(dict.fromkeys(look.gaps))
+                owners.see(
+                    table.flows,
+                    look.sockets,
+                    look.processes,
+                    number=number,
+                    is_whole=not look.gaps,
+                )
+                number += 1
+                await asyncio.sleep(max(0.0, min(round_s, until - loop.time())))
+            _drain(capture, table, number)
+        gaps.update(dict.fromkeys(_missed(capture, table)))
+        rows = tuple(_row(key, record, table, owners) for key, record in table.flows.items())
+        return Listing(rows, tuple(gaps), look.provenance)
+
+
+def look_of(guest: GuestOS) -> Look:
+    """This looks at the sockets and processes of a guest."""
+    sockets, processes = guest.sockets(), guest.processes()
+    return Look(
+        sockets.items, processes.items, (*sockets.gaps, *processes.gaps), sockets.provenance
+    )
+
+
+def _drain(capture: NetworkCapture, table: FlowTable, now: int) -> None:
+    for one in capture.drain():
+        table.note(parse_frame(one.frame), one.size, sent=one.sent, now=now)
+
+
+def _missed(capture: NetworkCapture, table: FlowTable) -> Iterator[Gap]:
+    if capture.is_full:
+        yield Gap("capture", None, "it is full: what came after that is not in it")
+    if table.dropped:
+        yield Gap("flows", None, f"there were too many: the {table.dropped} oldest were forgotten")
+
+
+def _row(key: FlowKey, record: FlowRecord, table: FlowTable, owners: FlowOwners) -> Flow:
+    owner = owners.of(key)
+    return Flow(
+        protocol=key.protocol,
+        local=_shown(key.version, key.local, key.local_port),
+        remote=_shown(key.version, key.remote, key.remote_port),
+        name=table.names.get(key.remote, ""),
+        packets_out=record.packets_out,
+        packets_in=record.packets_in,
+        bytes_out=record.bytes_out,
+        bytes_in=record.bytes_in,
+        pid=None if owner is None else owner.socket.pid,
+        process="" if owner is None else owner.process,
+        socket=None if owner is None else owner.socket.address,
+        unowned=owners.is_unowned(key, record),
+    )
+
+
+def _shown(version: int, address: str, port: int) -> str:
+    return f"{address}:{port}" if version == 4 else f"[{address}]:{port}"  # noqa: PLR2004 - of IP

@@ -1,0 +1,260 @@
+"""What passes a running guest's network card is told as QEMU captures it, with the processes it is of."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import qvmi
+from qvmi.errors import PolicyDenied, UsageError
+from qvmi.machine.flow_watch import Flow
+from qvmi.policy import OBSERVE, Grant
+from qvmi.semantics.guest_os import Listing
+from tests.asynchronous import asynchronous
+from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_document
+from tests.guests.lab import Guest, Lab
+from tests.guests.pool import GuestPool
+from tests.guests.test_documented_fields import check
+from tests.isolation.user_vm import OWN_MAC, network_guest
+from tests.unit.network.frames import frame
+
+OWN: Final = "10.0.2.15"
+HOST: Final = "10.0.2.2"
+WATCHED_S: Final = 6.0
+LOOKS: Final = 600
+"""Of 0.1 s each in the guest, for the card to appear."""
+APPEARING: Final = (
+    f"i=0; until [ -e /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); [ $i -lt {LOOKS} ] || break;"
+    " done; echo $i"
+)
+FORGED: Final = (7777, 9999)
+"""Ports of datagrams that no socket of UDP has sent."""
+LASTING: Final = (
+    "mkfifo /run/pipe; (while [ -e /run/go ]; do echo x; usleep 100000; done)"
+    " > /run/pipe 2> /dev/null & nc {host} {port} < /run/pipe > /dev/null 2>&1 & echo $!"
+)
+PASSING: Final = (
+    "(while [ -e /run/go ]; do echo x | nc -w 1 {host} {port}; done) > /dev/null 2>&1 &"
+)
+MAY: Final = OBSERVE.plus(Grant.NETWORK_CAPTURE)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """This is what a watch has found, and what is known apart from it.
+
+    Args:
+        guest: that was watched.
+        listing: of its flows.
+        pid: of the process with the lasting connection.
+        lasting: the host's port of that.
+        passing: the host's port of the short ones.
+        capture: a file that the lab had QEMU write meanwhile.
+    """
+
+    guest: Guest
+    listing: Listing[Flow]
+    pid: int
+    lasting: int
+    passing: int
+    capture: Path
+
+    def to(self, port: int) -> list[Flow]:
+        return [flow for flow in self.listing if flow.remote == f"{HOST}:{port}"]
+
+
+@pytest.fixture(scope="module")
+def guest(lab: Lab) -> Iterator[Guest]:
+    with ExitStack() as stack:
+        vm = network_guest(GuestPool(lab, stack))
+        card = f"virtio-net-pci,netdev=bus,id=card,mac={OWN_MAC}"
+        for command in ('netdev_add "user,id=bus"', f"device_add {card}"):
+            assert vm.guest.monitor.human(command) == ""
+        said = vm.shell(APPEARING)
+        assert int(said) < LOOKS
+        vm.configure(f"{OWN}/24", HOST)
+        yield vm.guest
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[int]:
+    """This reads what comes to a port of this host's loopback interface, and answers it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1000):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def watch(guest: Guest, folder: Path) -> Watched:
+    capture = folder / "lab.pcap"
+    guest.run("touch /run/go")
+    dump = {"qom-type": "filter-dump", "id": "lab", "netdev": "bus", "file": str(capture)}
+    guest.monitor.execute("object-add", **dump)
+    forged = frame((OWN, FORGED[0]), (HOST, FORGED[1]), protocol="udp", payload=b"nobody's")
+    async with listening() as lasting, listening() as passing:
+        try:
+            asked = LASTING.format(host=HOST, port=lasting)
+            said = await asyncio.to_thread(guest.run, asked)
+            await asyncio.to_thread(guest.run, PASSING.format(host=HOST, port=passing))
+            async with qvmi.attach(guest.qmp, policy=MAY) as machine:
+                watching = asyncio.create_task(machine.flows(WATCHED_S))
+                while not watching.done():
+                    request = f"probe frames eth0 {forged.hex()}"
+                    await asyncio.to_thread(guest.ask, request)
+                    await asyncio.sleep(0.05)
+                listing = await watching
+        finally:
+            guest.run("rm /run/go; rm -f /run/pipe")
+            guest.monitor.execute("object-del", id="lab")
+    return Watched(guest, listing, int(said), lasting, passing, capture)
+
+
+@pytest.fixture(scope="module")
+def watched(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return asyncio.run(watch(guest, tmp_path_factory.mktemp("flows")))
+
+
+def test_a_flow_has_its_process(watched: Watched) -> None:
+    (flow,) = watched.to(watched.lasting)
+    assert (flow.protocol, flow.pid, flow.process) == ("tcp", watched.pid, "nc")
+    assert flow.local.startswith(f"{OWN}:")
+    assert not flow.unowned
+
+
+def test_short_connections_are_no_findings(watched: Watched) -> None:
+    found = watched.to(watched.passing)
+    assert found
+    assert not [flow for flow in found if flow.unowned]
+
+
+def test_what_no_socket_has_sent_is_a_finding(watched: Watched) -> None:
+    (flow,) = (flow for flow in watched.listing if flow.unowned)
+    assert (flow.protocol, flow.local, flow.remote) == (
+        "udp",
+        f"{OWN}:{FORGED[0]}",
+        f"{HOST}:{FORGED[1]}",
+    )
+    assert flow.pid is None
+
+
+def test_counts_are_within_those_of_a_capture_around_it(watched: Watched) -> None:
+    """The lab's own capture began before the watch and ended after it, and tcpdump counts it."""
+    (flow,) = watched.to(watched.lasting)
+    for way, packets, size in (
+        ("dst", flow.packets_out, flow.bytes_out),
+        ("src", flow.packets_in, flow.bytes_in),
+    ):
+        rule = f"tcp and {way} port {watched.lasting}"
+        lines = subprocess.run(
+            ["tcpdump", "-nn", "-e", "-r", watched.capture, rule],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=DEADLINE_S,
+        ).stdout.splitlines()
+        sizes = [int(match[1]) for line in lines if (match := re.search(r"length (\d+): ", line))]
+        assert 0 < packets <= len(lines)
+        assert sum(sorted(sizes)[:packets]) <= size <= sum(sorted(sizes)[-packets:])
+
+
+def left_in_qemu(guest: Guest) -> list[str]:
+    objects = guest.monitor.execute("qom-list", path="/objects")
+    return [one["name"] for one in objects if one["name"].startswith("qvmi-dump")]
+
+
+def folders() -> set[Path]:
+    return set(Path("/dev/shm").glob("qvmi-flows-*"))  # noqa: S108 - where the command makes them
+
+
+def wait_until_capturing(guest: Guest, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while len(left_in_qemu(guest)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start(guest: Guest) -> "subprocess.Popen[bytes]":
+    command = (*QVMI, "--qmp", guest.qmp, "flows", "--for", "600")
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+    wait_until_capturing(guest, process)
+    return process
+
+
+def test_nothing_is_left_of_a_watch(watched: Watched) -> None:
+    assert left_in_qemu(watched.guest) == []
+
+
+def test_ctrl_c_leaves_nothing(guest: Guest) -> None:
+    before = folders()
+    process = start(guest)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE_S) == 130
+    assert left_in_qemu(guest) == []
+    assert folders() <= before
+
+
+def test_the_guardian_removes_what_a_killed_watch_has_left(guest: Guest) -> None:
+    before = folders()
+    process = start(guest)
+    process.kill()
+    process.wait(DEADLINE_S)
+    deadline = time.monotonic() + DEADLINE_S
+    while left_in_qemu(guest) or not folders() <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_next_watch_removes_what_a_killed_one_and_its_guardian_have_left(guest: Guest) -> None:
+    before = folders()
+    process = start(guest)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    guardians = [
+        int(child)
+        for child in children
+        if b"guardian" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    assert guardians
+    for pid in guardians:
+        os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.wait(DEADLINE_S)
+    assert len(left_in_qemu(guest)) == 2
+    document = qvmi_document("--qmp", guest.qmp, "flows", "--for", "0.1")
+    assert set(document) == {"items", "gaps", "provenance"}
+    assert left_in_qemu(guest) == []
+    assert folders() <= before
+
+
+@asynchronous
+async def test_a_session_without_the_grant_captures_nothing(guest: Guest) -> None:
+    async with qvmi.attach(guest.qmp) as machine:
+        with pytest.raises(PolicyDenied, match="network-capture"):
+            await machine.flows(0.1)
+
+
+@asynchronous
+async def test_a_netdev_that_is_not_there_is_named(guest: Guest) -> None:
+    async with qvmi.attach(guest.qmp, policy=MAY) as machine:
+        with pytest.raises(UsageError, match="no netdev 'other'; there are: bus"):
+            await machine.flows(0.1, netdev="other")
+
+
+def test_the_fields_are_those_documented(watched: Watched) -> None:
+    names = set(Flow.__struct_fields__)
+    check("flows", [dict.fromkeys(names)])
+    assert {type(flow) for flow in watched.listing} == {Flow}
