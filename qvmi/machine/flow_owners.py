@@ -82,11 +82,10 @@ class FlowOwners:
         What is read in the round behind a look may have passed while it was taken; what is read in the
         one behind that has not.
         """
-        lived = [
-            number
-            for number in self._whole
-            if record.first_round <= number and number + 2 <= record.last_round
-        ]
+        if record.lasting is None:
+            return False
+        first, last = record.lasting
+        lived = [number for number in self._whole if first <= number and number + 2 <= last]
         ports = key.local_port, key.remote_port
         return key not in self._found and len(lived) >= _NEEDED_LOOKS and ports not in _STATELESS
 

@@ -12,7 +12,12 @@ __all__ = ["FlowKey", "FlowRecord", "FlowTable"]
 _MAX_FLOWS: Final = 20_000
 """Flows that are kept; a scan of all ports has more, and the oldest go."""
 _MAX_NAMES: Final = 20_000
+_MAX_PAUSE: Final = 8
+"""Rounds without a packet after which nobody can tell whether it is still the same socket that sends."""
+_LASTING_ROUNDS: Final = 3
+"""Rounds with packets that make a spell: two may be of two sockets with the same ends."""
 _RST: Final = 0x4
+_SYN: Final = 0x2
 _FIN: Final = 0x1
 _DATA: Final = 0x8
 
@@ -43,21 +48,39 @@ class FlowRecord:
     """This is what was seen of a flow.
 
     Args:
-        first_round: the round in which its first packet was read.
-        last_round: the round in which the last packet of the guest's own was read that a socket must have
-            sent; -1 where there was none.
+        last_round: the round in which the last packet was read that only a socket can have sent; -1 where
+            there was none.
+        start: the round in which the spell of such packets began that this one is of.
+        rounds: how many rounds of this spell had such packets.
+        lasting: first and last round of the longest spell so far; None where none was long enough.
         packets_out: that the guest has sent.
         packets_in: that it was sent.
         bytes_out: of whole frames, likewise.
         bytes_in: of whole frames, likewise.
     """
 
-    first_round: int
     last_round: int = -1
+    start: int = -1
+    rounds: int = 0
+    lasting: tuple[int, int] | None = None
     packets_out: int = 0
     packets_in: int = 0
     bytes_out: int = 0
     bytes_in: int = 0
+
+    def lives(self, now: int) -> None:
+        """This takes note of a packet that only a socket can have sent.
+
+        Ends are used again: after a pause it may be another socket's.
+        """
+        if self.last_round < 0 or now - self.last_round > _MAX_PAUSE:
+            self.start, self.rounds = now, 1
+        elif now != self.last_round:
+            self.rounds += 1
+        self.last_round = now
+        longest = 0 if self.lasting is None else self.lasting[1] - self.lasting[0]
+        if self.rounds >= _LASTING_ROUNDS and now - self.start > longest:
+            self.lasting = self.start, now
 
 
 class FlowTable:
@@ -94,16 +117,18 @@ class FlowTable:
         key = FlowKey(packet.protocol, packet.version, *ends)
         record = self.flows.get(key)
         if record is None:
-            record = self.flows[key] = FlowRecord(now)
+            record = self.flows[key] = FlowRecord()
             if len(self.flows) > _MAX_FLOWS:
                 self.flows.popitem(last=False)
                 self.dropped += 1
         if sent:
             record.packets_out += 1
             record.bytes_out += size
+            if packet.flags & _SYN:
+                record.last_round = -1  # another connection begins
             # A kernel answers by itself what no socket waits for, and what one has left.
-            if not packet.flags & (_RST | _FIN) and (packet.payload or packet.flags & _DATA):
-                record.last_round = now
+            elif not packet.flags & (_RST | _FIN) and (packet.payload or packet.flags & _DATA):
+                record.lives(now)
         else:
             record.packets_in += 1
             record.bytes_in += size

@@ -75,7 +75,7 @@ def test_a_socket_of_the_kernels_gives_way_to_one_of_a_process() -> None:
 
 @pytest.mark.parametrize(
     ("first", "last", "unowned"),
-    [(0, 3, True), (0, 2, False), (1, 3, False), (0, -1, False), (2, 9, True)],
+    [(0, 3, True), (0, 2, False), (1, 3, False), (4, 9, False), (2, 9, True)],
 )
 def test_only_what_lived_through_two_looks_is_nobodys(
     first: int, last: int, *, unowned: bool
@@ -83,14 +83,14 @@ def test_only_what_lived_through_two_looks_is_nobodys(
     owners = FlowOwners()
     for number in range(5):
         owners.see([TCP], [], [], number=number, is_whole=True)
-    assert owners.is_unowned(TCP, FlowRecord(first, last)) is unowned
+    assert owners.is_unowned(TCP, FlowRecord(lasting=(first, last))) is unowned
 
 
 def test_looks_with_gaps_do_not_count() -> None:
     owners = FlowOwners()
     for number in range(5):
         owners.see([TCP], [], [], number=number, is_whole=number == 0)
-    assert not owners.is_unowned(TCP, FlowRecord(0, 9))
+    assert not owners.is_unowned(TCP, FlowRecord(lasting=(0, 9)))
 
 
 def test_dhcp_is_let_be() -> None:
@@ -98,4 +98,4 @@ def test_dhcp_is_let_be() -> None:
     dhcp = FlowKey("udp", 4, "0.0.0.0", 68, "255.255.255.255", 67)  # noqa: S104 - as on the wire
     for number in range(5):
         owners.see([dhcp], [], [], number=number, is_whole=True)
-    assert not owners.is_unowned(dhcp, FlowRecord(0, 9))
+    assert not owners.is_unowned(dhcp, FlowRecord(lasting=(0, 9)))

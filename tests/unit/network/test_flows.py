@@ -27,7 +27,7 @@ def test_both_directions_are_one_flow() -> None:
     assert list(table.flows) == [KEY]
     assert (record.packets_out, record.packets_in) == (1, 2)
     assert (record.bytes_out, record.bytes_in) == (len(out), 2 * len(back))
-    assert (record.first_round, record.last_round) == (0, 0)
+    assert record.last_round == 0
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,33 @@ def test_what_a_kernel_sends_by_itself_shows_no_living_socket(flags: int, *, cou
     table = FlowTable()
     note(table, frame(GUEST, FAR, flags=flags), sent=True, now=5)
     assert (table.flows[KEY].last_round == 5) is counts
+
+
+def lasting(*rounds: int, flags: int = 0x18) -> tuple[int, int] | None:
+    """This is the longest spell of a flow with packets in these rounds."""
+    table = FlowTable()
+    for number in rounds:
+        note(table, frame(GUEST, FAR, flags=flags, payload=b"x"), sent=True, now=number)
+    return table.flows[KEY].lasting
+
+
+def test_a_flow_lasts_while_its_packets_do_not_pause() -> None:
+    assert lasting(0, 1, 2, 3) == (0, 3)
+    assert lasting(0, 8, 16) == (0, 16)
+    assert lasting(0, 1, 2, 20, 21, 22, 23) == (20, 23)
+
+
+def test_two_uses_of_the_same_ends_do_not_last() -> None:
+    assert lasting(0, 0, 7, 7) is None
+    assert lasting(0, 9, 18, 27) is None
+
+
+def test_a_connection_that_begins_anew_is_another_one() -> None:
+    table = FlowTable()
+    for number in range(4):
+        note(table, frame(GUEST, FAR, flags=0x02), sent=True, now=number)
+        note(table, frame(GUEST, FAR, payload=b"x"), sent=True, now=number)
+    assert table.flows[KEY].lasting is None
 
 
 def test_names_are_kept_for_addresses() -> None:
