@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 from collections import Counter, deque
 from typing import Final
 
@@ -19,6 +20,12 @@ _REFUSED: Final = re.compile(
     r"\d+: Client (.{1,200}) disconnected"
     r"(?:, (not authorised)| due to (oversize packet|malformed packet|protocol error))\."
 )
+_NONCE_BYTES: Final = 16
+"""Random bytes in the name of a probe: 128 bits, which nobody else guesses."""
+
+_MAX_PROBES: Final = 16
+"""Probes whose refusal is waited for; a broker that ended meanwhile never tells of some."""
+
 _ROUTINE: Final = re.compile(r"\d+: (?:New connection from|New client connected from|Client ).*")
 
 
@@ -32,6 +39,16 @@ class BrokerLog:
     def __init__(self) -> None:
         self.refused: Counter[str] = Counter()
         self._refusals = Refusals()
+        self._probes: deque[str] = deque(maxlen=_MAX_PROBES)
+
+    def probe(self) -> str:
+        """This is a new client's name, for asking once whether the broker lets in who gives no user.
+
+        That refusal is ours and told to nobody; whoever comes by that name a second time is a stranger.
+        """
+        name = f"qvmi-probe-{secrets.token_hex(_NONCE_BYTES)}"
+        self._probes.append(name)
+        return name
 
     async def follow(self, stream: asyncio.StreamReader | None) -> str:
         """This reads a log to its end and returns the last of it as one line."""
@@ -47,7 +64,9 @@ class BrokerLog:
 
     def _take(self, line: str, kept: deque[str]) -> None:
         refused = _REFUSED.fullmatch(line)
-        if refused:
+        if refused and refused[2] and refused[1] in self._probes:
+            self._probes.remove(refused[1])
+        elif refused:
             reason = refused[2] or refused[3]
             self.refused[reason] += 1
             # Whoever is not let in may call itself what it likes.

@@ -1,5 +1,6 @@
 """What cannot be examined is an error that says so; what a user without rights sees is no proof."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -11,10 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from qvmi.audit import AuditLog
+from qvmi.bus.account import Account
+from qvmi.bus.broker import mosquitto
+from qvmi.manager.isolation.anonymous import admits_anybody
+from qvmi.manager.isolation.check import Verdict
+from qvmi.manager.isolation.examine import examine
+from qvmi.manager.proven_isolation import bus_of
+from qvmi.qmp.open import open_monitor
+from tests.asynchronous import asynchronous, until
 from tests.command_line import QVMI, environment, qvmi, qvmi_document
 from tests.guests.bare_qemu import BareQemu
 from tests.isolation.bench import Bench
 from tests.repository.tree import ROOT
+from tests.unit.bus.raw_mqtt import greet_raw
 
 LOOK = """
 import sys
@@ -70,6 +81,30 @@ def test_a_broker_that_ends_under_the_look_is_told(bench: Bench) -> None:
         os.kill(broker.pid, signal.SIGKILL)
         _, said = looking.communicate(timeout=60)
     assert (looking.returncode, "runs (any more)" in said) == (4, True)
+
+
+@asynchronous
+async def test_the_look_at_a_broker_of_ours_is_not_audited_as_a_strangers(
+    bench: Bench, tmp_path: Path
+) -> None:
+    machine = bench.machine()
+    with AuditLog(tmp_path / "audit.log"):
+        async with mosquitto([Account.of_codepack("web", "pack")]) as broker:
+            bus = bus_of(broker)
+            monitor = await open_monitor(machine.qmp)
+            report = await examine(monitor, bus)
+            await monitor.close()
+            assert report.verdict is Verdict.PROVEN
+            greet_raw(broker.socket, None)
+            await until(lambda: broker.log.refused.total() == 1)
+            assert " stranger, 1 until now: not authorised" in (tmp_path / "audit.log").read_text()
+            # Whoever says again what was said once is a stranger.
+            assert (
+                await asyncio.to_thread(admits_anybody, str(broker.socket), probe=bus.probe)
+                is False
+            )
+            await until(lambda: broker.log.refused.total() == 2)
+    assert " stranger, 2 until now: not authorised" in (tmp_path / "audit.log").read_text()
 
 
 def is_waited_for(pid: int) -> bool:

@@ -49,10 +49,13 @@ class Bus:
     Args:
         broker: the pid of the broker that carries it.
         bridge: the bus's bridge in the broker's network namespace; None where it has none.
+        probe: a client's name by which the broker's owner knows the one that gives no user; None where
+            it need not.
     """
 
     broker: int
     bridge: str | None = None
+    probe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def gather(target: Target, bus: Bus | None) -> Facts:
     view = Surroundings.of(qemu, broker)
     facts = _of_the_machine(target, view)
     if view.broker is not None and bus is not None:
-        facts = _with_broker(facts, _broker(view.broker, view), bus)
+        facts = _with_broker(facts, _broker(view.broker, view, bus.probe), bus)
     if started_at(target.pid) != begun[0]:
         raise gone
     if bus is not None and started_at(bus.broker) != begun[1]:
@@ -179,12 +182,14 @@ def _folders(view: Surroundings) -> Iterator[SharedFolder]:
                 yield SharedFolder(holder, each.target, each.device, each.inode)
 
 
-def _broker(found: Process, view: Surroundings) -> Broker:
+def _broker(found: Process, view: Surroundings, probe: str | None) -> Broker:
     own = [view.sockets[i] for i in socket_inodes(found) if i in view.sockets]
     listening = tuple(each for each in own if each.listening)
     names = [each.local for each in listening if each.protocol == "unix"]
     openings, _ = _openings(found.pid, names)
-    asked = admits_anybody(openings[0].path) if openings else Unseen("it has no Unix socket")
+    asked: bool | Unseen = Unseen("it has no Unix socket")
+    if openings:
+        asked = admits_anybody(openings[0].path, probe=probe)
     members = view.owners_behind(found) | {found.pid} | _crowd_of(found, view.qemu)
     return Broker(
         process=found,
