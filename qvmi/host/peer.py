@@ -9,16 +9,18 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from qvmi.host.address import SocketAddress, UnixAddress
+from qvmi.host.address import SocketAddress, TcpAddress, UnixAddress
 from qvmi.host.host_process import HostProcess, host_process, socket_owners
 from qvmi.host.socket_table import TcpEnd, tcp_ends, unix_ends
 
-__all__ = ["Peer", "clients_at", "look_at_peer", "peer_pid", "tcp_is_listening"]
+__all__ = ["Peer", "clients_at", "look_at_peer", "peer_pid", "server_at", "tcp_is_listening"]
 
 # The look comes on top of a wait that was in vain; it must not prolong it noticeably.
 _SEARCH_S: Final = 0.25
+_THOROUGH_S: Final = 5.0  # where nothing was waited for before
 
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -94,8 +96,8 @@ def clients_at(address: SocketAddress) -> tuple[str, ...]:
     """
     with suppress(OSError):
         if isinstance(address, UnixAddress):
-            names = {address.path, os.path.realpath(address.path)}
-            accepted = [end.peer for end in unix_ends() if end.name in names and end.peer]
+            path = Path(address.path)
+            accepted = [end.peer for end in unix_ends() if end.peer and end.is_at(path)]
             return _in_words(dict.fromkeys(accepted, "another client"))
         ends = list(tcp_ends())
         port = f":{address.port:04X}"
@@ -104,6 +106,23 @@ def clients_at(address: SocketAddress) -> tuple[str, ...]:
             held = {end.inode: "another client" for end in ends if end.local in clients}
             return _in_words(held)
     return ()
+
+
+def server_at(address: SocketAddress) -> HostProcess | None:
+    """This is who serves an address of this host, found without connecting; None where nobody tells.
+
+    Of one in another network namespace the accepted connections alone are seen, which are in their clients'.
+    """
+    with suppress(OSError):
+        if isinstance(address, TcpAddress):
+            ends, port = list(tcp_ends()), f":{address.port:04X}"
+            inodes = {end.inode for end in ends if end.listening and end.local.endswith(port)}
+        else:
+            path = Path(address.path)
+            inodes = {end.inode for end in unix_ends() if end.is_at(path)} - {0}
+        owners = socket_owners(inodes, timeout_s=_THOROUGH_S).values() if inodes else ()
+        return next((host_process(pid) for pid in owners), None)
+    return None
 
 
 def tcp_is_listening(port: int) -> bool:
