@@ -9,12 +9,14 @@ from typing import Final
 from qvmi.bus.mosquitto_config import SOCKET
 from qvmi.errors import QmpBusy, QmpCommandFailed, UsageError
 from qvmi.host.address import UnixAddress
+from qvmi.host.host_process import host_process
 from qvmi.host.peer import clients_at, peer_pid, server_at
 from qvmi.manager.isolation.check import Report
 from qvmi.manager.isolation.facts import Machine, Unseen
 from qvmi.manager.isolation.gather import Bus, Target, gather
 from qvmi.manager.isolation.judge import judge
 from qvmi.manager.isolation.monitor_facts import ask_machine
+from qvmi.manager.isolation.processes import started_at
 from qvmi.qmp.address import LibvirtAddress, parse_address
 from qvmi.qmp.monitor import CONNECT_TIMEOUT_S, Monitor
 from qvmi.qmp.open import open_monitor
@@ -25,6 +27,7 @@ _LOOKS: Final = 3
 _LOOKS_AGAIN_S: Final = 0.1
 """Between looks at who is served: a client that is about to leave is gone by the third."""
 
+_BROKER: Final = "mosquitto"
 _CONNECTS_S: Final = 1.0
 """How long a connection to a Unix socket may take that only tells who listens there."""
 
@@ -145,15 +148,26 @@ def broker_pid(named: str) -> int:
         named: its pid, its socket, or the folder that its socket is in.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the pid is another program's.
     """
     if named.isdecimal():
-        return int(named)
+        return _mosquitto(int(named))
     path = Path(named)
     pid = _pid_behind(str(path / SOCKET if path.is_dir() else path))
     if pid is None:
         raise UsageError(
             f"{named}: no broker listens there; give its pid, its socket, or the folder that its"
+            f" {SOCKET} is in"
+        )
+    return pid
+
+
+def _mosquitto(pid: int) -> int:
+    """This is the pid of a mosquitto; one that nobody has (any more) is told where it is looked at."""
+    found = host_process(pid) if started_at(pid) is not None else None
+    if found is not None and not found.program.startswith(_BROKER):
+        raise UsageError(
+            f"{found} is no {_BROKER}: give the broker's pid, its socket, or the folder that its"
             f" {SOCKET} is in"
         )
     return pid

@@ -15,6 +15,7 @@ from qvmi.manager.isolation.broker_config import read_config
 from qvmi.manager.isolation.facts import (
     Broker,
     Facts,
+    GivenDisk,
     Link,
     Machine,
     Opening,
@@ -22,6 +23,7 @@ from qvmi.manager.isolation.facts import (
     SharedFolder,
     Unseen,
 )
+from qvmi.manager.isolation.given_disks import given_disks, mounts
 from qvmi.manager.isolation.monitor_facts import network_options
 from qvmi.manager.isolation.namespaces import (
     links_of,
@@ -90,7 +92,7 @@ def gather(target: Target, bus: Bus | None) -> Facts:
     qemu = process(target.pid, gone=gone)
     broker = None if bus is None else process(bus.broker, gone=no_broker)
     view = Surroundings.of(qemu, broker)
-    facts = _of_the_machine(target, view)
+    facts = replace(_of_the_machine(target, view), disks=_disks(view.qemu))
     if view.broker is not None and bus is not None:
         facts = _with_broker(facts, _broker(view.broker, view, bus.probe), bus)
     if started_at(target.pid) != begun[0]:
@@ -98,6 +100,16 @@ def gather(target: Target, bus: Bus | None) -> Facts:
     if bus is not None and started_at(bus.broker) != begun[1]:
         raise no_broker
     return facts
+
+
+def _disks(qemu: Process) -> tuple[GivenDisk, ...] | Unseen:
+    """These are the host's disks that QEMU has open; its descriptors are looked at for other reasons, too."""
+    if isinstance(qemu.descriptors, Unseen):
+        return qemu.descriptors
+    mounted = mounts()
+    if isinstance(mounted, Unseen):
+        return mounted
+    return tuple(given_disks(qemu.descriptors, mounted))
 
 
 def _of_the_machine(target: Target, view: Surroundings) -> Facts:

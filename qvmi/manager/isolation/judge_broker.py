@@ -122,9 +122,29 @@ def bridge(facts: Facts, broker: Broker) -> Iterator[Check]:
         for each in ports
         if each.kind not in _CLOSED
     ]
+    found += [finding for each in ports for finding in _held(facts, broker, each.name)]
     yield Check.of(
         name, found, else_proven=f"its ports: {', '.join(p.name for p in ports) or 'none'}"
     )
+
+
+def _held(facts: Facts, broker: Broker, port: str) -> Iterator[Finding]:
+    """This judges who has a port of the bus's open: a VM, and no program that may carry frames elsewhere."""
+    holders = [
+        each
+        for each in facts.host.taps
+        if each.interface == port and each.network in {0, broker.process.network}
+    ]
+    for each in holders:
+        shown = f"its port {port} is open in {each.program or 'process'} (pid {each.pid})"
+        if each.is_qemu:
+            continue  # the machine's own is told by its interfaces
+        if each.network:
+            yield refuted(f"{shown}, which is no QEMU", "end that program")
+        else:
+            yield not_checkable(f"{shown}, or another one of that name is", _AS_ROOT)
+    if facts.host.hidden and not holders:
+        yield not_checkable(f"who has its port {port} open: {facts.host.hidden}", _AS_ROOT)
 
 
 def users(facts: Facts, broker: Broker) -> Check:

@@ -18,12 +18,12 @@ def shared_memory(facts: Facts) -> Check:
     if isinstance(facts.qemu.shared, Unseen):
         return Check(name, (not_checkable(facts.qemu.shared.reason, "run qvmi as root"),))
     found = list(_sharers(facts))
-    return Check.of(
-        name,
-        found,
-        else_proven=f"{len(facts.qemu.shared)} files mapped shared, none writable in another process"
-        + (f"; {facts.host.hidden} processes of other users hide theirs" * bool(facts.host.hidden)),
-    )
+    count = len(facts.qemu.shared)
+    if facts.host.hidden and count:
+        shown = f"{count} files mapped shared, of which others may have some: {facts.host.hidden}"
+        found.append(not_checkable(shown, "run qvmi as root"))
+    seen = f"{count} files mapped shared, none writable in another process"
+    return Check.of(name, found, else_proven=seen)
 
 
 def _sharers(facts: Facts) -> Iterator[Finding]:

@@ -93,7 +93,7 @@ class ScriptedQemu(Monitor):
 async def test_all_that_has_a_way_out_is_read() -> None:
     assert await ask_machine(ScriptedQemu()) == Machine(
         netdevs=(
-            Netdev("u2", "user", "net=10.0.2.0,restrict=off"),
+            Netdev("u2", "user", "net=10.0.2.0,restrict=off", "h"),
             Netdev("s", "stream", ""),
             Netdev("m", "socket", "socket: mcast=230.0.0.1:1234"),
             Netdev("virtio-net-pci.0", "nic", "model=virtio-net-pci,macaddr=52:54:00:12:34:56"),
