@@ -201,6 +201,10 @@ class Bench:
         entrance = network.entrance if network else ()
         return self._machine((*entrance, sys.executable, "-I", "-S", *starter), arguments)
 
+    def machine_within(self, entrance: Sequence[str], *arguments: str) -> BareQemu:
+        """This starts a QEMU by a command that runs another one."""
+        return self._machine(entrance, arguments)
+
     def _machine(self, entrance: Sequence[str], arguments: Sequence[str]) -> BareQemu:
         folder = self.new_folder()
         served = [

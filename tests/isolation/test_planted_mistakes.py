@@ -93,7 +93,7 @@ def test_a_port_of_the_bus_that_a_program_has_open_which_is_no_qemu(
     )
     bench.until(lambda: "cat" in Path(f"/proc/{relay}/comm").read_text(), "the relay is not there")
     examined = bench.examine(bench.machine(), broker, "--bridge", "qvmi0")
-    assert_named(examined, f"its port tap9 is open in cat (pid {relay}), which is no QEMU")
+    assert_named(examined, f"tap9 is open in cat (pid {relay}), which is no QEMU")
 
 
 def test_a_tap_of_another_network_that_has_the_name_of_one_here_is_not_said_to_be_isolated(
@@ -441,6 +441,55 @@ def test_a_shared_folder_that_holds_the_socket_of_the_bus(bench: Bench) -> None:
     )
     examined = bench.examine(machine, broker)
     assert_named(examined, f"{broker.folder.parent}, open in qemu", f"holds {broker.socket}")
+
+
+def test_a_folder_with_the_files_of_the_bus_that_slirp_serves_by_tftp(bench: Bench) -> None:
+    broker = bench.broker()
+    machine = bench.machine("-nic", f"user,id=u,restrict=on,tftp={broker.folder.parent}")
+    examined = bench.examine(machine, broker)
+    assert_named(examined, f"{broker.folder.parent}, served by tftp of u", "holds")
+
+
+@pytest.mark.parametrize("what", ["folder", "socket"])
+def test_a_shared_folder_in_which_the_bus_is_mounted(bench: Bench, what: str) -> None:
+    broker = bench.broker()
+    shared = bench.new_folder()
+    place = shared / "inner"
+    source = broker.folder if what == "folder" else broker.socket
+    place.mkdir() if what == "folder" else place.touch()
+    fsdev = f"local,id=f,path={shared},security_model=none"
+    # In a mount namespace of its own: the tests' own is left alone.
+    machine = bench.machine_within(
+        ("unshare", "--mount", "sh", "-c", f'mount --bind {source} {place} && exec "$@"', "sh"),
+        *("-fsdev", fsdev, "-device", "virtio-9p-pci,fsdev=f,mount_tag=x"),
+    )
+    assert_named(bench.examine(machine, broker), f"{place}, mounted in {shared}, open in qemu")
+
+
+def test_a_secret_of_the_broker_that_the_firmware_hands_to_the_guest(bench: Bench) -> None:
+    broker = bench.broker()
+    secrets, link = broker.folder / "passwords", bench.new_folder() / "innocent"
+    link.symlink_to(secrets)
+    machine = bench.machine("-fw_cfg", f"name=opt/x,file={link}")
+    opened = Path(f"/proc/{machine.pid}/fd")
+    assert str(secrets) not in {str(each.readlink()) for each in opened.iterdir()}
+    assert_named(bench.examine(machine, broker), f"names {secrets}, which is the broker's")
+
+
+def test_a_serial_port_that_would_reach_the_broker_by_another_name(bench: Bench) -> None:
+    broker = bench.broker()
+    link = bench.new_folder() / "innocent"
+    machine = bench.machine()
+    newer = machine.monitor.execute("query-version")["qemu"]["major"] >= 10
+    again = {"reconnect-ms": 60_000} if newer else {"reconnect": 60}
+    address = {"type": "unix", "data": {"path": str(link)}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False, **again}}
+    machine.monitor.execute("chardev-add", id="c", backend=backend)
+    assert not connected_unix(machine.pid, broker.pid)
+    link.symlink_to(broker.socket)
+    assert_named(
+        bench.examine(machine, broker), f"c: disconnected:unix:{link}", "leads to the broker"
+    )
 
 
 def test_a_disk_that_is_a_file_of_the_brokers(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """What is seen of a machine, of a broker and of this host, before anything is concluded from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qvmi.manager.isolation.disk import GivenDisk
 from qvmi.manager.isolation.unseen import Unseen
@@ -193,12 +193,14 @@ class OptionOfNetdev:
         kind: such as ``user``.
         restricted: whether ``restrict=on`` is among its options.
         guestfwd: where it sends what the guest sends to an address, each as it was written.
+        folders: those that it lets the guest read, by TFTP or SMB: which of these, and the folder.
     """
 
     name: str
     kind: str = ""
     restricted: bool = False
     guestfwd: tuple[str, ...] = ()
+    folders: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +269,13 @@ class BusPath:
 
     Args:
         path: its own.
-        folders: device and inode of each folder on the way to it.
+        folders: device and inode of it, and of each folder on the way to it.
+        own: device and inode of it alone.
     """
 
     path: str
     folders: frozenset[tuple[int, int]]
+    own: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +395,8 @@ class Facts:
         links: the interfaces of its network namespace.
         controls: the local names of its monitors' and gdbstub's sockets, by its command line.
         control_sockets: those of them that are files, with who may open them.
+        named: device and inode of each file that the command line names.
+        ends: where character devices lead that are Unix sockets, likewise, by id.
         ours: inodes of this program's own connections to the machine.
         folders: the folders that are open for the guest.
         paths: the files and sockets of the bus, and the machine's control sockets.
@@ -414,6 +420,8 @@ class Facts:
     broker: Broker | None = None
     bridge: str | None = None
     disks: tuple[GivenDisk, ...] | Unseen = ()
+    named: frozenset[tuple[int, int]] = frozenset()
+    ends: Mapping[str, str] = field(default_factory=dict)
 
     def name_of(self, pid: int) -> str:
         """This names a process for people."""

@@ -17,7 +17,7 @@ from typing import Final
 from qvmi.host.host_process import pids
 from qvmi.manager.isolation.facts import Descriptor, GivenDisk, Unseen
 
-__all__ = ["Mounts", "given_disks", "mounts"]
+__all__ = ["Mounts", "given_disks", "mounts", "mounts_of"]
 
 _BLOCK: Final = Path("/sys/dev/block")
 _LOOPS: Final = "/sys/block"
@@ -67,13 +67,20 @@ def mounts() -> Mounts | Unseen:
             space = str(Path(f"/proc/{pid}/ns/mnt").readlink())
             if space in seen:
                 continue
-            text = _table(Path(f"/proc/{pid}/mountinfo"))
-            seen.add(space)
-            for device, place in _mounted(text):
+            own = list(mounts_of(pid))
+            if own:
+                seen.add(space)
+            for device, place in own:
                 found.setdefault(device, set()).add(place)
         if len(seen) > _MAX_NAMESPACES:
             return Unseen(f"this host has more than {_MAX_NAMESPACES} mount namespaces")
     return found if seen else Unseen("no table of mounts can be read: run qvmi as root")
+
+
+def mounts_of(pid: int) -> Iterator[tuple[int, str]]:
+    """These are the mounts that a process sees: device and place; none where it has gone or hides them."""
+    with suppress(OSError), Path(f"/proc/{pid}/mountinfo").open("rb") as file:
+        yield from _mounted(file.read(_MAX_MOUNTS).decode(errors="surrogateescape"))
 
 
 def _mounted(text: str) -> Iterator[tuple[int, str]]:
@@ -125,8 +132,3 @@ def _number(path: Path) -> int:
     with path.open("rb") as file:
         major, minor = map(int, file.read(_MAX_NUMBER).split(b":"))
     return os.makedev(major, minor)
-
-
-def _table(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(_MAX_MOUNTS).decode(errors="surrogateescape")

@@ -5,7 +5,14 @@ from typing import Final
 
 from qvmi.manager.isolation.check import Check, Finding, Report, Verdict, not_checkable, proven
 from qvmi.manager.isolation.facts import Facts, Unseen
-from qvmi.manager.isolation.judge_broker import access, bridge, bus_files, listeners, users
+from qvmi.manager.isolation.judge_broker import (
+    access,
+    bridge,
+    bus_files,
+    listeners,
+    neighbours,
+    users,
+)
 from qvmi.manager.isolation.judge_channels import agreement, chardevs, devices, sockets
 from qvmi.manager.isolation.judge_disks import disks
 from qvmi.manager.isolation.judge_files import (
@@ -34,7 +41,7 @@ def judge(facts: Facts) -> Report:
     broker = facts.broker
     if broker is not None:
         checks += [listeners(broker), access(broker), bus_files(broker)]
-        checks += [*bridge(facts, broker), users(facts, broker)]
+        checks += [*bridge(facts, broker), *neighbours(facts, broker), users(facts, broker)]
     return Report(tuple(checks))
 
 

@@ -105,13 +105,18 @@ def chardevs(facts: Facts) -> Check:
         return Check(name, tuple(found))
     places = {each.name: each.place for each in machine.chardevs}
     for chardev, place in places.items():
-        if any(_leads_to(place, target) for target in _targets(facts)):
+        leads = facts.ends.get(chardev) in _sockets_of_the_bus(facts)
+        if leads or any(_leads_to(place, target) for target in _targets(facts)):
             found.append(refuted(f"{chardev}: {place} leads to the broker", _CUT))
     for line in machine.filters:
         found += _filter(facts, line, places)
     return Check.of(
         name, found, else_proven=f"{len(places)} character devices, none of which names the bus"
     )
+
+
+def _sockets_of_the_bus(facts: Facts) -> frozenset[str]:
+    return frozenset(each.path for each in facts.broker.sockets) if facts.broker else frozenset()
 
 
 def _targets(facts: Facts) -> Iterator[str]:

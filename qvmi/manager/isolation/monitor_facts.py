@@ -41,8 +41,10 @@ _CHILD: Final = re.compile(r"child<(.+)>")
 _OPTIONS: Final = frozenset({"netdev", "nic", "net"})
 _SET: Final = "set"
 _CHANGE: Final = re.compile(
-    r"(?:netdev|nic|net)\.(?P<name>[^.]+)\.guestfwd=(?P<value>.*)", re.DOTALL
+    r"(?:netdev|nic|net)\.(?P<name>[^.]+)\.(?P<key>guestfwd|tftp|smb)=(?P<value>.*)", re.DOTALL
 )
+_FOLDER: Final = re.compile(r"(?:^|,)(tftp|smb)=((?:[^,]|,,)*)")
+_FOLDERS: Final = ("tftp", "smb")
 _ID: Final = re.compile(r"(?:^|,)id=([^,]+)")
 _TYPE: Final = re.compile(r"(?:^|,)type=([^,]+)")
 _RESTRICT: Final = re.compile(r"(?:^|,)restrict=(?:on|yes|true|y)(?:,|$)")
@@ -173,6 +175,8 @@ def network_options(arguments: Sequence[str]) -> tuple[OptionOfNetdev, ...]:
 
 def _changed(match: re.Match[str]) -> OptionOfNetdev:
     """This is a later word on an option that was given before, by ``-set``."""
+    if match["key"] in _FOLDERS:
+        return OptionOfNetdev(match["name"], folders=((match["key"], match["value"]),))
     return OptionOfNetdev(match["name"], guestfwd=(match["value"],))
 
 
@@ -184,7 +188,9 @@ def _option(value: str) -> OptionOfNetdev:
     typed = _TYPE.search(value)
     kind = typed[1] if typed else value.partition(",")[0]
     restricted = _RESTRICT.search(value) is not None
-    return OptionOfNetdev(name[1] if name else "", kind, restricted, tuple(forwards))
+    folders = [(key, path.replace(",,", ",")) for key, path in _FOLDER.findall(value)]
+    own = name[1] if name else ""
+    return OptionOfNetdev(own, kind, restricted, tuple(forwards), tuple(folders))
 
 
 def _json_option(value: str) -> OptionOfNetdev:
@@ -202,4 +208,5 @@ def _json_option(value: str) -> OptionOfNetdev:
         str(options.get("type", "")),
         options.get("restrict") is True,
         tuple(shown),
+        tuple((key, str(options[key])) for key in _FOLDERS if key in options),
     )

@@ -51,6 +51,7 @@ UNIX = Socket(50, "unix", OUTSIDE, "", peer=51)
 TCP = Socket(50, "tcp", OUTSIDE, "10.0.0.1:999", "10.0.0.2:80")
 NOT_SEEN = Unseen("hidden from us")
 GIVEN = OptionOfNetdev("u", "user")
+SECRETS = (("paths", (BusPath("/run/bus/access", frozenset({(1, 2), (1, 7)}), own=(1, 7)),)),)
 HOLDER = TapHolder(300, "relay", is_qemu=False, interface="tap9", network=BUS_NETWORK)
 PORT_OF_THE_BUS = (
     (
@@ -400,8 +401,41 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         REFUTED,
         "/run, open in QEMU, holds /run/bus/mqtt.sock",
         set_to(
-            ("folders", (SharedFolder("QEMU", "/run", 1, 2),)),
+            ("folders", (SharedFolder("open in QEMU", "/run", 1, 2),)),
             ("paths", (BusPath("/run/bus/mqtt.sock", frozenset({(1, 2), (1, 3)})),)),
+        ),
+    ),
+    (
+        "folders",
+        REFUTED,
+        "fd 9: /link is the broker's",
+        set_to(*SECRETS, ("qemu.descriptors", (Descriptor(9, "/link", stat.S_IFREG, 1, 7),))),
+    ),
+    (
+        "folders",
+        REFUTED,
+        "its command line names /run/bus/access, which is the broker's",
+        set_to(*SECRETS, ("named", frozenset({(1, 7)}))),
+    ),
+    (
+        "folders",
+        OPEN,
+        "u: SMB",
+        set_to(("options", (OptionOfNetdev("u", "user", folders=(("smb", "/x"),)),))),
+    ),
+    (
+        "folders",
+        OPEN,
+        "9p of a folder that no process",
+        set_to(("machine.devices", frozenset({"virtio-9p-pci"}))),
+    ),
+    (
+        "chardevs",
+        REFUTED,
+        "c: disconnected:unix:/link leads to the broker",
+        set_to(
+            ("machine.chardevs", (Chardev("c", "disconnected:unix:/link"),)),
+            ("ends", {"c": "/run/bus/mqtt.sock"}),
         ),
     ),
     # the broker
@@ -484,6 +518,12 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         OPEN,
         "fd 9: /dev/nbd0: which program",
         set_to(("disks", (GivenDisk(9, "/dev/nbd0", is_network=True),))),
+    ),
+    (
+        "disks",
+        OPEN,
+        "a disk by http, for which QEMU connects",
+        beside(("machine.disks", frozenset({"http"})), ("broker.listening", (PORT,))),
     ),
     # what others hide, and what is not what it is called
     (
@@ -579,21 +619,21 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
     ),
     # who is on the bridge of the bus
     (
-        "bridge",
+        "neighbours",
         REFUTED,
-        "its port tap9 is open in relay (pid 300), which is no QEMU",
+        "tap9 is open in relay (pid 300), which is no QEMU",
         set_to(*PORT_OF_THE_BUS, ("host.taps", (HOLDER,))),
     ),
     (
-        "bridge",
+        "neighbours",
         OPEN,
-        "its port tap9 is open in relay (pid 300), or another one",
+        "tap9 is open in relay (pid 300), or another one",
         set_to(*PORT_OF_THE_BUS, ("host.taps", (replace(HOLDER, network=0),))),
     ),
     (
-        "bridge",
+        "neighbours",
         OPEN,
-        "who has its port tap9 open: hidden",
+        "who has tap9 open: hidden",
         set_to(*PORT_OF_THE_BUS, ("host.hidden", "hidden")),
     ),
 ]
@@ -615,6 +655,7 @@ NAMES = {
     "access": "the broker lets",
     "bus_files": "the broker's files",
     "bridge": "bridge ",
+    "neighbours": "the bus's taps",
 }
 
 
@@ -628,7 +669,7 @@ def test_the_facts_that_the_cases_change_prove_isolation() -> None:
     assert report.verdict is Verdict.PROVEN
     assert {check.verdict for check in report.checks} == {Verdict.PROVEN}
     assert report.paths == ()
-    assert len(report.checks) == len(NAMES) + 1  # the advice
+    assert len(report.checks) == len(NAMES)  # the advice, and no taps
 
 
 @pytest.mark.parametrize(
@@ -754,6 +795,10 @@ def test_every_check_has_a_case() -> None:
                 )
             ),
             id="devices that lead nowhere",
+        ),
+        pytest.param(
+            beside(("machine.disks", frozenset({"nbd"}))),
+            id="a disk over the network beside a broker on a Unix socket",
         ),
         pytest.param(
             set_to(("disks", (GivenDisk(9, "/dev/sdb"),))), id="a disk that is the machine's alone"

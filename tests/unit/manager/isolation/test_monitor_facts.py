@@ -156,6 +156,19 @@ async def test_an_answer_in_another_form_is_told(question: str, answer: object) 
         (("-netdev", '{"id":'), (OptionOfNetdev(""),)),
         (("-netdev", "{" * 100_000), (OptionOfNetdev(""),)),
         (("-netdev",), ()),
+        (
+            ("-set", "netdev.u.guestfwd=tcp:1:2-cmd:a", "-set", "device.u.x=1"),
+            (OptionOfNetdev("u", guestfwd=("tcp:1:2-cmd:a",)),),
+        ),
+        (("-set", "nic.u.tftp=/x"), (OptionOfNetdev("u", folders=(("tftp", "/x"),)),)),
+        (
+            ("-nic", "user,id=u,tftp=/a,,b,smb=/c"),
+            (OptionOfNetdev("u", "user", folders=(("tftp", "/a,b"), ("smb", "/c"))),),
+        ),
+        (
+            ("-netdev", '{"type":"user","id":"u","tftp":"/x"}'),
+            (OptionOfNetdev("u", "user", folders=(("tftp", "/x"),)),),
+        ),
     ],
 )
 def test_network_options_are_read_in_both_forms(
