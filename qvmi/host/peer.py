@@ -6,7 +6,7 @@ References: unix(7) for SO_PEERCRED, sock_diag(7).
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ __all__ = ["Peer", "clients_at", "look_at_peer", "peer_pid", "server_at", "tcp_i
 # The look comes on top of a wait that was in vain; it must not prolong it noticeably.
 _SEARCH_S: Final = 0.25
 _THOROUGH_S: Final = 5.0  # where nothing was waited for before
+
+_INTERPRETER: Final = "python"
 
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -92,18 +94,22 @@ def _look_at_tcp(connection: socket.socket) -> Peer:
 def clients_at(address: SocketAddress) -> tuple[str, ...]:
     """These are the clients that a socket of this host serves, in words, found without connecting.
 
-    None are found where the kernel does not tell: on another host, in another network namespace.
+    None are found where the kernel does not tell: on another host, in another network namespace. Nor
+    where no QEMU listens but a gateway, which serves several; whoever has to wait there finds out.
     """
     with suppress(OSError):
         if isinstance(address, UnixAddress):
             path = Path(address.path)
-            accepted = [end.peer for end in unix_ends() if end.peer and end.is_at(path)]
+            ends = [end for end in unix_ends() if end.is_at(path)]
+            accepted = [end.peer for end in ends if end.peer]
+            if accepted and _is_gateway({end.inode for end in ends if end.listening}):
+                return ()
             return _in_words(dict.fromkeys(accepted, "another client"))
-        ends = list(tcp_ends())
+        tcp = list(tcp_ends())
         port = f":{address.port:04X}"
-        if any(end.listening and end.local.endswith(port) for end in ends):
-            clients = {end.remote for end in ends if end.local.endswith(port) and end.inode}
-            held = {end.inode: "another client" for end in ends if end.local in clients}
+        if any(end.listening and end.local.endswith(port) for end in tcp):
+            clients = {end.remote for end in tcp if end.local.endswith(port) and end.inode}
+            held = {end.inode: "another client" for end in tcp if end.local in clients}
             return _in_words(held)
     return ()
 
@@ -134,6 +140,13 @@ def _listener(ends: Iterable[TcpEnd], port: str) -> HostProcess | None:
     inodes = {end.inode for end in ends if end.listening and end.local.endswith(":" + port)}
     owners = socket_owners(inodes, timeout_s=_SEARCH_S)
     return next((host_process(pid) for pid in owners.values()), None)
+
+
+def _is_gateway(inodes: Collection[int]) -> bool:
+    """This tells whether another process listens that runs as a qvmi does, and is no QEMU."""
+    owners = socket_owners(inodes, timeout_s=_SEARCH_S)
+    processes = [host_process(pid) for pid in owners.values() if pid != os.getpid()]
+    return any(one.program.startswith(_INTERPRETER) for one in processes if one is not None)
 
 
 def _in_words(held: dict[int, str]) -> tuple[str, ...]:
