@@ -106,7 +106,7 @@ def test_damaged_disks_are_answered_or_refused(
         _in_partitions(disk, raw, kind)
     else:
         disk.write_bytes((raw if kind == "ext4" else listing).read_bytes())
-    count = proof_size(ci=60, full=3000)
+    count = proof_size(ci=60, full=2000)
     for image in mutations(disk, count, seed=len(kind)):
         with opened((form, image)) as damaged, cpu_seconds(CPU_S):
             look_everywhere(damaged)
