@@ -30,7 +30,7 @@ from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
-from qvmi.manager.records import record
+from qvmi.manager.records import note
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
@@ -166,7 +166,7 @@ def _warn_of_unmatched(
     for name, meant in policies.unmatched(known).items():
         words = f"{path}: [codepacks.{name}] is of no codepack that is here{meant}"
         output.message(words)
-        record("%s", words)
+        note("%s", words)
 
 
 def _chosen(
