@@ -260,3 +260,6 @@ class _Messages(logging.Handler):
 def _log_to(output: Output, *, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(handlers=[_Messages(output, debug=debug)], level=level)
+    if not debug:
+        # That a connection breaks is told by the error that follows, or is our own hanging up.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)

@@ -168,6 +168,12 @@ def test_what_is_only_for_the_audit_log_is_written_there_and_not_shown(tmp_path:
     ]
 
 
+def test_what_the_library_for_qmp_logs_is_for_those_who_debug() -> None:
+    fault = "import logging; logging.getLogger('qemu.qmp.protocol').error('torn'); raise ValueError"
+    assert "torn" not in run("find", code=broken(fault)).stderr
+    assert "torn" in run("find", code=broken(fault), QVMI_DEBUG="1").stderr
+
+
 def test_an_interrupt_is_130_without_a_word() -> None:
     done = run("find", code=broken("raise KeyboardInterrupt"))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
