@@ -50,6 +50,7 @@ _IDS: Final = 1 << 32
 """What is counted of ``self_exec_id``, which has 32 bits before 5.7."""
 _NANOSECONDS: Final = 1_000_000_000
 _NUMBER: Final = Struct("<I")
+_POINTER: Final = Struct("<Q")
 
 
 class _Task(NamedTuple):
@@ -114,6 +115,8 @@ class TaskMoments:
             (task("signal"), "Q"),
         )
         self._live = field_offset(symbols, "signal_struct", "live")
+        self._leader = task("group_leader")
+        self._read_pointer = space.unpacker(_POINTER)
         self._read_number = space.unpacker(_NUMBER)
 
     def read(self, task: int) -> _Task:
@@ -136,6 +139,14 @@ class TaskMoments:
             except Implausible:
                 continue
         return self._tasks.process_at(Va(task))
+
+    def leader(self, task: int) -> Va:
+        """This is the first thread of a thread's process.
+
+        Raises:
+            MemoryFault: it cannot be read.
+        """
+        return Va(self._read_pointer(task + self._leader)[0])
 
     def live_threads(self, its: _Task) -> int:
         """This is how many of its process's threads have not come to their end.

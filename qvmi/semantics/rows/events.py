@@ -75,13 +75,13 @@ class ProcessExeced(GuestEvent, frozen=True, gc=False, tag="execed"):
 
     Args:
         process: as it is now.
-        was: its name before.
+        was: its name before; None where that is not known, by a breakpoint.
         count: how many programs it began since it was last looked at, as the kernel counts them
             (``task_struct.self_exec_id``); only the last one is known.
     """
 
     process: Process
-    was: str
+    was: str | None
     count: int
 
 
