@@ -2,7 +2,7 @@
 
 from typing import Final
 
-__all__ = ["ALL_PACKS", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
+__all__ = ["ALL_PACKS", "EVENT_KINDS", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
 
 PACKS: Final = ("hidden-processes",)
 """The names of the codepacks that ``watch`` can run."""
@@ -16,3 +16,8 @@ PLACEMENTS: Final = (HERE, PROCESS)
 
 SHELLS: Final = ("bash", "zsh", "fish")
 """The shells that ``completion`` makes scripts for."""
+
+EVENT_KINDS: Final = (
+    *("started", "execed", "exited", "loaded", "unloaded", "listening", "mounted", "unmounted"),
+)
+"""What ``events`` can wait for."""

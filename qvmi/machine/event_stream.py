@@ -19,7 +19,7 @@ MAX_WAITING_EVENTS: Final = 16_384
 fastest fork storm, and some MiB."""
 
 
-class EventAccount(msgspec.Struct, frozen=True):
+class EventAccount(msgspec.Struct, frozen=True, tag_field="kind", tag="account"):
     """This says how well a guest was watched, from the beginning up to now.
 
     Args:
@@ -69,6 +69,11 @@ class EventStream(AsyncIterator[GuestEvent]):
     def account(self) -> EventAccount:
         """This says how well the guest was watched up to now."""
         return msgspec.structs.replace(self._account, dropped=self.dropped)
+
+    @property
+    def waiting(self) -> int:
+        """This is how many events wait for the consumer."""
+        return len(self._waiting)
 
     def put(self, events: Iterable[GuestEvent], account: EventAccount | None = None) -> None:
         """This takes events in, and how well the guest was watched; from any thread, and it never waits."""
