@@ -235,7 +235,7 @@ async def test_in_a_storm_what_is_not_seen_is_counted_to_the_last_fork(
 async def test_a_kernel_that_lies_about_its_counts_is_followed_and_no_more(
     guests: GuestPool, profiles: Path
 ) -> None:
-    guest = guests.restore(GuestConfig("6.1", gdbstub=True))
+    guest = guests.restore(GuestConfig("6.1"))
     policy = OBSERVE.plus(Grant.WRITE)
     async with (
         qvmi.attach(guest.qmp, cache=profiles, policy=policy) as machine,
