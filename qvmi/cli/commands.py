@@ -5,6 +5,7 @@ from typing import Final
 from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
 from qvmi.cli.disk_command import DISK
+from qvmi.cli.event_command import EVENTS
 from qvmi.cli.flows_command import FLOWS
 from qvmi.cli.gateway_command import GATEWAY
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
@@ -218,6 +219,7 @@ COMMANDS: Final = (
         declarations.watch,
         why_no_dump="nothing happens in a dump any more",
     ),
+    EVENTS,
     *PACK_COMMANDS,
     GATEWAY,
     Command(
