@@ -19,15 +19,17 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
-from qvmi.cli.words import ALL_PACKS, HERE, PACKS, PROCESS
+from qvmi.cli.words import HERE, PACK_GROUPS, PROCESS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.codepacks.system_calls import SystemCalls
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.manager.watch import WatchedMachine
@@ -36,9 +38,10 @@ from qvmi.policy import Policies, read_policies
 
 __all__ = ["PACK_MAKERS", "watch"]
 
-_DEFAULT_INTERVAL_S: Final = 1.0
 PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
-    "hidden-processes": HiddenProcesses
+    "hidden-processes": HiddenProcesses,
+    "system-calls": SystemCalls,
+    "kernel-text": KernelText,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
@@ -49,7 +52,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     machine: WatchedMachine,
     output: Output,
     *,
-    packs: Sequence[str],
+    packs: str | Sequence[str],
     interval: float | None,
     duration_s: float | None,
     load: Sequence[str] = (),
@@ -76,14 +79,14 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
-    own = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
+    own = _named(packs)
     manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
     try:
         with stop_signal() as stop:
             await _require_fitting(machine, manifests)
-            chosen = _Chosen(own, others, manifests, policies, interval or _DEFAULT_INTERVAL_S)
+            chosen = _Chosen(own, others, manifests, policies, interval)
             async with _opened(machine, output, chosen, placed) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)
@@ -121,7 +124,7 @@ class _Chosen:
     others: Sequence[VerifiedPack]
     manifests: Sequence[Manifest]
     policies: Policies
-    interval_s: float
+    interval_s: float | None
 
 
 def _opened(
@@ -141,7 +144,10 @@ def _opened(
             state=placed.state,
             allow_unproven=placed.allow_unproven,
         )
-    running = [PACK_MAKERS[name](chosen.interval_s) for name in chosen.own]
+    running = [
+        PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
+        for one in chosen.manifests[: len(chosen.own)]
+    ]
     return watch_machine(
         machine,
         packs=[*running, *map(load, chosen.others)],
@@ -149,6 +155,12 @@ def _opened(
         bus=placed.bus,
         deadlines_s={one.name: one.management.deadline_s for one in chosen.manifests},
     )
+
+
+def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
+    """These are the codepacks that words stand for, each once."""
+    words = [packs] if isinstance(packs, str) else packs
+    return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
 
 
 def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[VerifiedPack]:

@@ -2,12 +2,27 @@
 
 from typing import Final
 
-__all__ = ["ALL_PACKS", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
+__all__ = [
+    "ALL_PACKS",
+    "HERE",
+    "PACKS",
+    "PACK_GROUPS",
+    "PLACEMENTS",
+    "PROCESS",
+    "SHELLS",
+    "USUAL_PACKS",
+]
 
-PACKS: Final = ("hidden-processes",)
+PACKS: Final = (
+    "hidden-processes",
+    *("system-calls", "kernel-text"),
+)
 """The names of the codepacks that ``watch`` can run."""
 
 ALL_PACKS: Final = "all"
+USUAL_PACKS: Final = "usual"
+PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes",)}
+"""What stands for several of them; without a word ``watch`` runs the usual ones."""
 
 HERE: Final = "here"
 PROCESS: Final = "process"

@@ -8,6 +8,9 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CodeBaseline,
+    CodeChange,
+    CodePointer,
     CommandLine,
     Credentials,
     Gap,
@@ -130,6 +133,14 @@ class ObservedGuest:
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""
         return self._noted(lambda: self._guest.stack(task))
+
+    def system_calls(self) -> Listing[CodePointer]:
+        """This lists the entries of the kernel's tables of system calls."""
+        return self._noted(self._guest.system_calls)
+
+    def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
+        """This lists where the kernel's code is not as it was."""
+        return self._noted(lambda: self._guest.code_changes(baseline))
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

@@ -8,8 +8,10 @@ import msgspec
 
 from qvmi.addr import Va
 from qvmi.errors import UsageError
+from qvmi.semantics.code_baseline import CodeBaseline
 from qvmi.semantics.rows.bpf import BpfProgram
 from qvmi.semantics.rows.cached_files import CachedFile
+from qvmi.semantics.rows.code import CodeChange, CodePointer
 from qvmi.semantics.rows.containers import Cgroup, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
@@ -26,6 +28,9 @@ __all__ = [
     "CachedFile",
     "CapabilitySet",
     "Cgroup",
+    "CodeBaseline",
+    "CodeChange",
+    "CodePointer",
     "CommandLine",
     "Credentials",
     "Evidence",
@@ -239,5 +244,18 @@ class GuestOS(Protocol):
 
         Args:
             under: an absolute path: only the files below it; empty for all.
+        """
+        ...
+
+    def system_calls(self) -> Listing[CodePointer]:
+        """This lists the entries of the kernel's tables of system calls; a wrong one says why."""
+        ...
+
+    def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
+        """This lists where the kernel's code, that of its modules, and its constants are not as they were.
+
+        Args:
+            baseline: what was seen before, which is brought up to date; an empty one at first: then it
+                lists where the kernel changes its own code otherwise than it may.
         """
         ...

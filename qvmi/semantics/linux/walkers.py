@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TypeVar
 
-from qvmi.semantics.guest_os import BpfProgram, Process, Socket
+import msgspec
+
+from qvmi.errors import StaleView
+from qvmi.semantics.guest_os import BpfProgram, Listing, Process, Socket
 from qvmi.semantics.linux.bpf import BpfPrograms
 from qvmi.semantics.linux.cgroup import CgroupTable
 from qvmi.semantics.linux.command_line import CommandLines
@@ -12,7 +15,9 @@ from qvmi.semantics.linux.cred import CredentialTable
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.enum_names import EnumNames
+from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.kernel_text import KernelText
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.module import Modules
@@ -27,6 +32,7 @@ from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.socket_tables import SocketTables
+from qvmi.semantics.linux.syscall import SystemCallTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
@@ -103,6 +109,20 @@ class Walkers:
         return PerCpu(self.kernel.space, self.kernel.symbols)
 
     @cached_property
+    def _system_calls(self) -> SystemCallTables:
+        return SystemCallTables(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _kernel_text(self) -> KernelText:
+        kernel = self.kernel
+        return KernelText(
+            kernel.space,
+            kernel.symbols,
+            self._modules,
+            architecture=kernel.image.architecture,
+        )
+
+    @cached_property
     def _mappings(self) -> Mappings:
         kernel = self.kernel
         return Mappings(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
@@ -149,6 +169,10 @@ class Walkers:
         kernel, files = self.kernel, self._cached_files
         return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
 
+    def _known_code(self) -> KnownCode:
+        """This is what code there is at this moment."""
+        return KnownCode(self.kernel.space, self.kernel.symbols, self._modules)
+
     def _of(
         self, process: Process | None, walk: Callable[[Iterable[Process]], ListWalk[Row]]
     ) -> ListWalk[Row]:
@@ -175,3 +199,22 @@ class Walkers:
         found = self._bpf.programs(files.rows.values(), sockets.rows.values())
         gaps = [*dict.fromkeys((*sockets.gaps, *files.gaps)), *found.gaps]
         return ListWalk(found.rows, gaps, sockets.retries + files.retries + found.retries)
+
+    def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
+        self.require_current()
+        at = self.view.moment()
+        found = walk()
+        self.require_current()  # a reset in mid-walk would leave a mixture
+        label = self.view.provenance
+        pause_s = label.pause_s + self.view.paused_s()
+        provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
+        return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
+
+    def require_current(self) -> None:
+        """This raises StaleView where another kernel runs now, as after a reset or kexec.
+
+        Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.
+        """
+        self.view.require_current()
+        if not self.kernel.still_there():
+            raise StaleView("another kernel runs here now than the one recognised")

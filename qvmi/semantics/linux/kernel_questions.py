@@ -1,0 +1,35 @@
+"""What can be asked about the kernel's own code: whether what runs is what should run."""
+
+from qvmi.semantics.guest_os import CodeBaseline, CodeChange, CodePointer, Listing
+from qvmi.semantics.linux.walkers import Walkers
+
+__all__ = ["KernelQuestions"]
+
+
+class KernelQuestions(Walkers):
+    """This answers the questions of :class:`qvmi.semantics.guest_os.GuestOS` about the kernel itself."""
+
+    def system_calls(self) -> Listing[CodePointer]:
+        """This lists the entries of the kernel's tables of system calls.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        return self._listing(lambda: self._system_calls.entries(self._known_code()))
+
+    def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
+        """This lists where the kernel's code and constants are not as they were.
+
+        Args:
+            baseline: what was seen before, which is brought up to date.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        kernel = self.kernel
+        baseline.begin(
+            f"{kernel.build_id} at {kernel.image.start:#x}, {self.view.provenance.epoch}"
+        )
+        return self._listing(lambda: self._kernel_text.changes(baseline, self._known_code()))
