@@ -22,6 +22,7 @@ from qvmi.cli.stop_signal import stop_signal
 from qvmi.cli.words import HERE, PACK_GROUPS, PROCESS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
+from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
@@ -42,6 +43,7 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "hidden-processes": HiddenProcesses,
     "system-calls": SystemCalls,
     "kernel-text": KernelText,
+    "hidden-modules": HiddenModules,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""

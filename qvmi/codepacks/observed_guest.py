@@ -20,6 +20,7 @@ from qvmi.semantics.guest_os import (
     LogRecord,
     MemoryMapping,
     Module,
+    ModuleSighting,
     Mount,
     Namespaces,
     OpenFile,
@@ -141,6 +142,10 @@ class ObservedGuest:
     def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
         """This lists where the kernel's code is not as it was."""
         return self._noted(lambda: self._guest.code_changes(baseline))
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists in which structures each module was seen: one of them is the list of modules."""
+        return self._noted(self._guest.module_sightings)
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

@@ -17,7 +17,7 @@ from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
-from qvmi.semantics.rows.modules import Module
+from qvmi.semantics.rows.modules import Module, ModuleSighting
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
 from qvmi.semantics.rows.sockets import Socket
 from qvmi.semantics.rows.stacks import StackFrame
@@ -41,6 +41,7 @@ __all__ = [
     "LogRecord",
     "MemoryMapping",
     "Module",
+    "ModuleSighting",
     "Mount",
     "Namespaces",
     "OpenFile",
@@ -258,4 +259,8 @@ class GuestOS(Protocol):
             baseline: what was seen before, which is brought up to date; an empty one at first: then it
                 lists where the kernel changes its own code otherwise than it may.
         """
+        ...
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists in which structures each module was seen: one of them is the list of modules."""
         ...

@@ -23,6 +23,7 @@ from qvmi.semantics.guest_os import (
     LogRecord,
     MemoryMapping,
     Module,
+    ModuleSighting,
     Mount,
     Namespaces,
     OpenFile,
@@ -59,7 +60,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
-    *("system_calls", "code_changes"),
+    *("system_calls", "code_changes", "module_sightings"),
 )
 
 Row = TypeVar("Row")
@@ -120,6 +121,7 @@ class FakeGuest:
         stack: Iterable[StackFrame] = (),
         system_calls: Iterable[CodePointer] = (),
         code_changes: Iterable[CodeChange] = (),
+        module_sightings: Iterable[ModuleSighting] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -143,6 +145,7 @@ class FakeGuest:
         self._stack = _Answers(stack)
         self._system_calls = _Answers(system_calls)
         self._code_changes = _Answers(code_changes)
+        self._module_sightings = _Answers(module_sightings)
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -262,6 +265,10 @@ class FakeGuest:
     def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:  # noqa: ARG002 - all of it is given
         """This lists the changes of code."""
         return self._answer("code_changes", self._code_changes)
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists the sightings of modules."""
+        return self._answer("module_sightings", self._module_sightings)
 
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)

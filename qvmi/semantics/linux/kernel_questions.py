@@ -1,6 +1,12 @@
 """What can be asked about the kernel's own code: whether what runs is what should run."""
 
-from qvmi.semantics.guest_os import CodeBaseline, CodeChange, CodePointer, Listing
+from qvmi.semantics.guest_os import (
+    CodeBaseline,
+    CodeChange,
+    CodePointer,
+    Listing,
+    ModuleSighting,
+)
 from qvmi.semantics.linux.walkers import Walkers
 
 __all__ = ["KernelQuestions"]
@@ -33,3 +39,12 @@ class KernelQuestions(Walkers):
             f"{kernel.build_id} at {kernel.image.start:#x}, {self.view.provenance.epoch}"
         )
         return self._listing(lambda: self._kernel_text.changes(baseline, self._known_code()))
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists in which structures each module was seen: one of them is the list of modules.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        return self._listing(self._module_sightings.all)

@@ -21,6 +21,7 @@ from qvmi.semantics.linux.kernel_text import KernelText
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.module_sightings import ModuleSightings
 from qvmi.semantics.linux.module_symbols import ModuleSymbols
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.nsproxy import NamespaceTable
@@ -121,6 +122,11 @@ class Walkers:
             self._modules,
             architecture=kernel.image.architecture,
         )
+
+    @cached_property
+    def _module_sightings(self) -> ModuleSightings:
+        kernel = self.kernel
+        return ModuleSightings(kernel.space, kernel.symbols, kernel.image)
 
     @cached_property
     def _mappings(self) -> Mappings:

@@ -24,7 +24,15 @@ __all__ = ["HIDDEN_MODULE", "NOBODYS", "Tampered", "tampered_kernel"]
 _POINTER: Final = struct.Struct("<Q")
 _SYMBOLS: Final = (
     *("sys_call_table", "tcp4_seq_ops", "__start___jump_table", "x64_sys_call", "vfs_read"),
-    *("do_nanosleep", "veth_open", "ifb_open", "modprobe_path", "core_pattern", "idt_table"),
+    *(
+        "__this_module",
+        "do_nanosleep",
+        "veth_open",
+        "ifb_open",
+        "modprobe_path",
+        "core_pattern",
+        "idt_table",
+    ),
     *(f"__x64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
     *(f"__arm64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
 )
@@ -70,6 +78,15 @@ class Tampered:
         value: int = _POINTER.unpack(self.read(va, _POINTER.size))[0]
         return value
 
+    @contextmanager
+    def unlinked(self, *entries: int) -> Iterator[None]:
+        """This takes entries out of their lists, each ``list_head``, for the length of the block."""
+        with ExitStack() as stack:
+            for entry in entries:
+                following, before = self.pointer(entry), self.pointer(entry + 8)
+                stack.enter_context(self.pointing((before, following), (following + 8, before)))
+            yield
+
     def offset(self, struct_name: str, member: str) -> int:
         """This is where a member lies."""
         return field_offset(self.linux.kernel.symbols, struct_name, member)
@@ -95,14 +112,17 @@ def tampered_kernel(guest: Guest, profiles: Path) -> Iterator[Tampered]:
     guest.ask(f"load {HIDDEN_MODULE}")
     pattern = "\\|".join(_SYMBOLS)
     said = guest.run(f"grep -w '{pattern}' /proc/kallsyms").decode()
-    found = re.findall(r"^([0-9a-f]+) \w (\w+)(?:\t.*)?$", said, re.MULTILINE)
+    found = re.findall(r"^([0-9a-f]+) \w (\w+)(?:\t\[(\w+)\])?$", said, re.MULTILINE)
+    symbols = {
+        f"{module}:{name}" if name == "__this_module" else name: int(digits, 16)
+        for digits, name, module in reversed(found)
+    }
     guest.monitor.execute("stop")
     try:
         with guest_ram(guest) as ram, qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
             linux = machine.guest
             assert isinstance(linux, LinuxGuest)
             assert not _is_mapped(linux, NOBODYS)
-            symbols = {name: int(digits, 16) for digits, name in reversed(found)}
             yield Tampered(guest, symbols, linux, ram)
     finally:
         guest.monitor.execute("cont")

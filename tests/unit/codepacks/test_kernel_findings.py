@@ -3,9 +3,10 @@
 from qvmi.addr import Va
 from qvmi.codepacks.code_pointer_findings import pointer_findings
 from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Severity
+from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.system_calls import SystemCalls
-from qvmi.semantics.guest_os import CodeChange, CodePointer, Gap
+from qvmi.semantics.guest_os import CodeChange, CodePointer, Gap, ModuleSighting
 from qvmi.testing import FakeGuest, FakeMemory
 
 RIGHT = CodePointer("sys_call_table", "0 read", Va(0x100), Va(0x1000), "kernel", "__x64_sys_read")
@@ -68,3 +69,27 @@ def test_every_look_is_given_what_the_first_one_saw() -> None:
     list(pack.inspect(FakeGuest(), MEMORY))
     assert pack.baseline is before
     assert KernelText().baseline is not before
+
+
+def sightings(*structures: str, state: str = "live") -> list[ModuleSighting]:
+    return [ModuleSighting(one, "evil", state, Va(0x4000)) for one in structures]
+
+
+def test_a_module_that_the_list_lacks_is_told_with_who_has_it() -> None:
+    listed = [ModuleSighting(one, "veth", "live", Va(1)) for one in ("modules", "mod_tree")]
+    guest = FakeGuest(module_sightings=[*listed, *sightings("mod_tree")])
+    [finding] = HiddenModules().inspect(guest, MEMORY)
+    assert finding.claim == "module evil is in mod_tree but not in modules"
+    assert guest.calls == ["module_sightings"] * 2
+
+
+def test_a_module_that_was_on_its_way_is_none() -> None:
+    guest = FakeGuest(module_sightings=sightings("modules", "mod_tree"))
+    guest.show("module_sightings", sightings("mod_tree"), once=True)
+    assert list(HiddenModules().inspect(guest, MEMORY)) == []
+
+
+def test_a_listed_module_that_is_not_live_need_not_be_anywhere_else() -> None:
+    rows = [*sightings("modules", state="coming"), ModuleSighting("mod_tree", "a", "live", Va(1))]
+    guest = FakeGuest(module_sightings=[*rows, ModuleSighting("modules", "a", "live", Va(1))])
+    assert list(HiddenModules().inspect(guest, MEMORY)) == []
