@@ -24,6 +24,7 @@ from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.interrupt_table import InterruptTable
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
@@ -44,6 +45,7 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "system-calls": SystemCalls,
     "kernel-text": KernelText,
     "hidden-modules": HiddenModules,
+    "interrupt-table": InterruptTable,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""

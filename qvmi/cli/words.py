@@ -15,7 +15,7 @@ __all__ = [
 
 PACKS: Final = (
     "hidden-processes",
-    *("system-calls", "kernel-text", "hidden-modules"),
+    *("system-calls", "kernel-text", "hidden-modules", "interrupt-table"),
 )
 """The names of the codepacks that ``watch`` can run."""
 

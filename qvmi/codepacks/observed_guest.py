@@ -147,6 +147,10 @@ class ObservedGuest:
         """This lists in which structures each module was seen: one of them is the list of modules."""
         return self._noted(self._guest.module_sightings)
 
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists where interrupts and exceptions lead; a wrong one says why."""
+        return self._noted(self._guest.interrupts)
+
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()
         try:

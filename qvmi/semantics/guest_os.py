@@ -264,3 +264,7 @@ class GuestOS(Protocol):
     def module_sightings(self) -> Listing[ModuleSighting]:
         """This lists in which structures each module was seen: one of them is the list of modules."""
         ...
+
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists where interrupts and exceptions lead; a wrong one says why."""
+        ...

@@ -60,7 +60,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
-    *("system_calls", "code_changes", "module_sightings"),
+    *("system_calls", "code_changes", "module_sightings", "interrupts"),
 )
 
 Row = TypeVar("Row")
@@ -121,6 +121,7 @@ class FakeGuest:
         stack: Iterable[StackFrame] = (),
         system_calls: Iterable[CodePointer] = (),
         code_changes: Iterable[CodeChange] = (),
+        interrupts: Iterable[CodePointer] = (),
         module_sightings: Iterable[ModuleSighting] = (),
     ) -> None:
         self.calls: list[str] = []
@@ -146,6 +147,7 @@ class FakeGuest:
         self._system_calls = _Answers(system_calls)
         self._code_changes = _Answers(code_changes)
         self._module_sightings = _Answers(module_sightings)
+        self._interrupts = _Answers(interrupts)
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -269,6 +271,10 @@ class FakeGuest:
     def module_sightings(self) -> Listing[ModuleSighting]:
         """This lists the sightings of modules."""
         return self._answer("module_sightings", self._module_sightings)
+
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists where interrupts lead."""
+        return self._answer("interrupts", self._interrupts)
 
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)

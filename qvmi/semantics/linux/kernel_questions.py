@@ -48,3 +48,15 @@ class KernelQuestions(Walkers):
             WalkFailed: the list of modules cannot be walked at all.
         """
         return self._listing(self._module_sightings.all)
+
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists the gates of x86-64's interrupt descriptor table, and vCPUs that have another.
+
+        A vCPU's is the one that it had when its registers were read last; there are none in a dump.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        vcpus = self.view.vcpus
+        return self._listing(lambda: self._interrupt_table.gates(vcpus, self._known_code()))

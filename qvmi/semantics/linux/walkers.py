@@ -17,6 +17,7 @@ from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.idt import InterruptTable
 from qvmi.semantics.linux.kernel_text import KernelText
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.memmap import MemMap
@@ -127,6 +128,10 @@ class Walkers:
     def _module_sightings(self) -> ModuleSightings:
         kernel = self.kernel
         return ModuleSightings(kernel.space, kernel.symbols, kernel.image)
+
+    @cached_property
+    def _interrupt_table(self) -> InterruptTable:
+        return InterruptTable(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _mappings(self) -> Mappings:

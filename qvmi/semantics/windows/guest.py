@@ -133,6 +133,7 @@ class WindowsGuest:
     log = _not_answered("log")
     code_changes = _not_answered("code_changes")
     module_sightings = _not_answered("module_sightings", "windows.modscan.ModScan")
+    interrupts = _not_answered("interrupts")
     system_calls = _not_answered("system_calls", "windows.ssdt.SSDT")
 
     def _require_current(self) -> None:

@@ -3,19 +3,16 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from tests.guests.aarch64_guests import aarch64
-from tests.guests.kernel_packs.tampered_kernel import Tampered, tampered_kernel
+from tests.guests.kernel_packs.tampered_kernel import EVERY, Tampered, tampered_kernel
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.pool import GuestPool
 
-KERNELS: Final = ("6.1", "7.x", "6.12-arm64")
 
-
-@pytest.fixture(scope="package", params=KERNELS)
+@pytest.fixture(scope="package", params=EVERY)
 def kernel(lab: Lab, profiles: Path, request: pytest.FixtureRequest) -> Iterator[Tampered]:
     """This is a guest that stands still, of each kernel."""
     name = str(request.param)

@@ -19,7 +19,7 @@ from qvmi.symbols.layout import field_offset
 from tests.guests.lab import Guest
 from tests.guests.tampering import GuestRam, guest_ram
 
-__all__ = ["HIDDEN_MODULE", "NOBODYS", "Tampered", "tampered_kernel"]
+__all__ = ["EVERY", "HIDDEN_MODULE", "NOBODYS", "X86_64", "Tampered", "tampered_kernel"]
 
 _POINTER: Final = struct.Struct("<Q")
 _SYMBOLS: Final = (
@@ -36,6 +36,9 @@ _SYMBOLS: Final = (
     *(f"__x64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
     *(f"__arm64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
 )
+X86_64: Final = ("6.1", "7.x")
+EVERY: Final = (*X86_64, "6.12-arm64")
+"""The kernels that are tampered with."""
 HIDDEN_MODULE: Final = "ifb"
 """It is loaded for the tests, to be hidden."""
 NOBODYS: Final = 0xFFFFFFFFFEDC0000

@@ -12,6 +12,7 @@ METHODS = (
     *("processes", "process_ids", "threads", "modules"),
     *("mounts", "open_files", "sockets", "command_lines", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "system_calls"),
+    "interrupts",
     "module_sightings",
 )
 OF_ONE = ("mappings", "environment")
