@@ -25,6 +25,8 @@ from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.interrupt_table import InterruptTable
+from qvmi.codepacks.kernel_hooks import KernelHooks
+from qvmi.codepacks.kernel_settings import KernelSettings
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
@@ -46,6 +48,8 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "kernel-text": KernelText,
     "hidden-modules": HiddenModules,
     "interrupt-table": InterruptTable,
+    "kernel-hooks": KernelHooks,
+    "kernel-settings": KernelSettings,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""

@@ -16,6 +16,7 @@ __all__ = [
 PACKS: Final = (
     "hidden-processes",
     *("system-calls", "kernel-text", "hidden-modules", "interrupt-table"),
+    *("kernel-hooks", "kernel-settings"),
 )
 """The names of the codepacks that ``watch`` can run."""
 

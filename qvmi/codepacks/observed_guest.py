@@ -16,6 +16,7 @@ from qvmi.semantics.guest_os import (
     Gap,
     GuestFacts,
     GuestOS,
+    KernelSetting,
     Listing,
     LogRecord,
     MemoryMapping,
@@ -150,6 +151,14 @@ class ObservedGuest:
     def interrupts(self) -> Listing[CodePointer]:
         """This lists where interrupts and exceptions lead; a wrong one says why."""
         return self._noted(self._guest.interrupts)
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists the functions that others have hooked into the kernel; one that is nobody's says so."""
+        return self._noted(self._guest.hooks)
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists the settings that name programs which the kernel starts itself."""
+        return self._noted(self._guest.settings)
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

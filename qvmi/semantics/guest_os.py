@@ -19,6 +19,7 @@ from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
 from qvmi.semantics.rows.modules import Module, ModuleSighting
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
+from qvmi.semantics.rows.settings import KernelSetting
 from qvmi.semantics.rows.sockets import Socket
 from qvmi.semantics.rows.stacks import StackFrame
 from qvmi.view import Provenance
@@ -37,6 +38,7 @@ __all__ = [
     "Gap",
     "GuestFacts",
     "GuestOS",
+    "KernelSetting",
     "Listing",
     "LogRecord",
     "MemoryMapping",
@@ -267,4 +269,12 @@ class GuestOS(Protocol):
 
     def interrupts(self) -> Listing[CodePointer]:
         """This lists where interrupts and exceptions lead; a wrong one says why."""
+        ...
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists the functions that others have hooked into the kernel; one that is nobody's says so."""
+        ...
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists the settings that name programs which the kernel starts itself."""
         ...

@@ -19,6 +19,7 @@ from qvmi.semantics.guest_os import (
     Credentials,
     Gap,
     GuestFacts,
+    KernelSetting,
     Listing,
     LogRecord,
     MemoryMapping,
@@ -60,7 +61,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
-    *("system_calls", "code_changes", "module_sightings", "interrupts"),
+    *("system_calls", "code_changes", "module_sightings", "interrupts", "hooks", "settings"),
 )
 
 Row = TypeVar("Row")
@@ -99,7 +100,7 @@ class FakeGuest:
         guest_facts: what :meth:`facts` answers.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each question
+    def __init__(  # noqa: PLR0913, PLR0915 - one for each question
         self,
         *,
         processes: Iterable[Process] = (),
@@ -121,6 +122,8 @@ class FakeGuest:
         stack: Iterable[StackFrame] = (),
         system_calls: Iterable[CodePointer] = (),
         code_changes: Iterable[CodeChange] = (),
+        settings: Iterable[KernelSetting] = (),
+        hooks: Iterable[CodePointer] = (),
         interrupts: Iterable[CodePointer] = (),
         module_sightings: Iterable[ModuleSighting] = (),
     ) -> None:
@@ -148,6 +151,8 @@ class FakeGuest:
         self._code_changes = _Answers(code_changes)
         self._module_sightings = _Answers(module_sightings)
         self._interrupts = _Answers(interrupts)
+        self._hooks = _Answers(hooks)
+        self._settings = _Answers(settings)
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -275,6 +280,14 @@ class FakeGuest:
     def interrupts(self) -> Listing[CodePointer]:
         """This lists where interrupts lead."""
         return self._answer("interrupts", self._interrupts)
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists hooked functions."""
+        return self._answer("hooks", self._hooks)
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists settings of the kernel."""
+        return self._answer("settings", self._settings)
 
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)

@@ -4,6 +4,7 @@ from qvmi.semantics.guest_os import (
     CodeBaseline,
     CodeChange,
     CodePointer,
+    KernelSetting,
     Listing,
     ModuleSighting,
 )
@@ -60,3 +61,20 @@ class KernelQuestions(Walkers):
         """
         vcpus = self.view.vcpus
         return self._listing(lambda: self._interrupt_table.gates(vcpus, self._known_code()))
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists the functions that others have hooked into the kernel; one that is nobody's says so.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the list of modules cannot be walked at all.
+        """
+        return self._listing(lambda: self._hooks.all(self._known_code()))
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists the settings that name programs which the kernel starts itself.
+
+        Raises:
+            SymbolsError: the kernel's names cannot be read.
+        """
+        return self._listing(self._helpers.settings)

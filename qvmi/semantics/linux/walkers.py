@@ -17,6 +17,7 @@ from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.hooks import KernelHooks
 from qvmi.semantics.linux.idt import InterruptTable
 from qvmi.semantics.linux.kernel_text import KernelText
 from qvmi.semantics.linux.list import ListWalk
@@ -36,6 +37,7 @@ from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.syscall import SystemCallTables
 from qvmi.semantics.linux.task import Tasks
+from qvmi.semantics.linux.umh import UserModeHelpers
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
 from qvmi.view import View
@@ -132,6 +134,15 @@ class Walkers:
     @cached_property
     def _interrupt_table(self) -> InterruptTable:
         return InterruptTable(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _hooks(self) -> KernelHooks:
+        kernel = self.kernel
+        return KernelHooks(kernel.space, kernel.symbols, self._modules, image=kernel.image)
+
+    @cached_property
+    def _helpers(self) -> UserModeHelpers:
+        return UserModeHelpers(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _mappings(self) -> Mappings:

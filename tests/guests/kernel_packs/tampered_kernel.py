@@ -24,15 +24,9 @@ __all__ = ["EVERY", "HIDDEN_MODULE", "NOBODYS", "X86_64", "Tampered", "tampered_
 _POINTER: Final = struct.Struct("<Q")
 _SYMBOLS: Final = (
     *("sys_call_table", "tcp4_seq_ops", "__start___jump_table", "x64_sys_call", "vfs_read"),
-    *(
-        "__this_module",
-        "do_nanosleep",
-        "veth_open",
-        "ifb_open",
-        "modprobe_path",
-        "core_pattern",
-        "idt_table",
-    ),
+    *("netdev_chain", "init_net", "__tracepoint_sched_switch", "ftrace_ops_list", "kprobe_table"),
+    *("security_hook_heads", "static_calls_table", "poweroff_cmd", "__this_module", "veth_open"),
+    *("modprobe_path", "core_pattern", "idt_table"),
     *(f"__x64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
     *(f"__arm64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
 )
@@ -93,6 +87,20 @@ class Tampered:
     def offset(self, struct_name: str, member: str) -> int:
         """This is where a member lies."""
         return field_offset(self.linux.kernel.symbols, struct_name, member)
+
+    def room(self) -> int:
+        """This is memory that is no part of the kernel, by the address that the kernel has all RAM at.
+
+        It is the end of a process's stack, where it has its environment.
+        """
+        process = next(row for row in self.linux.processes() if row.name == "nobody")
+        stack = next(row for row in self.linux.mappings(process) if row.name == "[stack]")
+        pa = self.linux.user_space(process).translate(Va(stack.end - 4096))
+        kernel = self.linux.kernel
+        runs = (run for run in kernel.space.linear if run.start != kernel.image.start)
+        return next(
+            run.start + pa - run.pa for run in runs if 0 <= pa - run.pa < run.end - run.start
+        )
 
     @contextmanager
     def altered(self, va: int, data: bytes) -> Iterator[None]:

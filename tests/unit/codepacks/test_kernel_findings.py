@@ -4,9 +4,11 @@ from qvmi.addr import Va
 from qvmi.codepacks.code_pointer_findings import pointer_findings
 from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Severity
 from qvmi.codepacks.hidden_modules import HiddenModules
+from qvmi.codepacks.kernel_hooks import KernelHooks
+from qvmi.codepacks.kernel_settings import KernelSettings
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.system_calls import SystemCalls
-from qvmi.semantics.guest_os import CodeChange, CodePointer, Gap, ModuleSighting
+from qvmi.semantics.guest_os import CodeChange, CodePointer, Gap, KernelSetting, ModuleSighting
 from qvmi.testing import FakeGuest, FakeMemory
 
 RIGHT = CodePointer("sys_call_table", "0 read", Va(0x100), Va(0x1000), "kernel", "__x64_sys_read")
@@ -93,3 +95,29 @@ def test_a_listed_module_that_is_not_live_need_not_be_anywhere_else() -> None:
     rows = [*sightings("modules", state="coming"), ModuleSighting("mod_tree", "a", "live", Va(1))]
     guest = FakeGuest(module_sightings=[*rows, ModuleSighting("modules", "a", "live", Va(1))])
     assert list(HiddenModules().inspect(guest, MEMORY)) == []
+
+
+HOOKED = CodePointer("netdev_chain", "", Va(0x10), Va(0x20), "", "", "nobody's code is there")
+
+
+def test_a_hook_that_is_nobodys_in_two_looks_is_a_finding() -> None:
+    guest = FakeGuest(hooks=[HOOKED])
+    [finding] = KernelHooks().inspect(guest, MEMORY)
+    assert finding.claim == "netdev_chain leads to 0x20: nobody's code is there"
+    assert guest.calls == ["hooks", "hooks"]
+
+
+def test_a_hook_that_was_on_its_way_is_none() -> None:
+    guest = FakeGuest()
+    guest.show("hooks", [HOOKED], once=True)
+    assert list(KernelHooks().inspect(guest, MEMORY)) == []
+
+
+def test_a_program_in_a_folder_of_everybodys_is_a_finding() -> None:
+    rows = [
+        KernelSetting("modprobe_path", "/sbin/modprobe", Va(1), "/sbin/modprobe"),
+        KernelSetting("core_pattern", "|/tmp/x %p", Va(2), "/tmp/x"),  # noqa: S108 - told, not used
+    ]
+    [finding] = KernelSettings().inspect(FakeGuest(settings=rows), MEMORY)
+    assert finding.evidence[0].address == 2
+    assert finding.claim.startswith("core_pattern is '|/tmp/x %p'")
