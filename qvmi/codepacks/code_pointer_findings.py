@@ -44,7 +44,8 @@ def _finding(row: CodePointer, *, severity: Severity, settle_s: float, gaps: int
         claim=f"{where} leads to {what}: {row.problem}",
         severity=severity,
         technique=_TECHNIQUE,
-        key=f"{row.target:#x} at {row.place:#x} in {where}"[:MAX_KEY_LENGTH],
+        # Not where it leads: nobody is safe who lets it lead elsewhere at each look.
+        key=f"{row.place:#x} in {where}"[:MAX_KEY_LENGTH],
         evidence=(
             Observation(
                 view=row.table,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Finding, Observation, Severity
+from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, ModuleSighting
@@ -94,7 +94,7 @@ def _finding(
         claim=f"module {row.name} is in {', '.join(views)} but not in {', '.join(missing)}",
         severity=Severity.CRITICAL if hidden else Severity.MEDIUM,
         technique=_TECHNIQUE,
-        key=f"{where}: {row.struct_address:#x} {row.name}"[:MAX_KEY_LENGTH],
+        key=f"{where}: {row.struct_address:#x}",  # a hidden one can call itself otherwise each time
         evidence=(
             *(
                 Observation(

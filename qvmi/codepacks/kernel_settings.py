@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Finding, Observation, Severity
+from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, KernelSetting
@@ -81,7 +81,7 @@ def _finding(row: KernelSetting, problem: str) -> Finding:
         claim=f"{row.name} is {row.value!r}: {problem}",
         severity=Severity.HIGH,
         technique=_TECHNIQUE,
-        key=f"{row.name} is {row.value}"[:MAX_KEY_LENGTH],
+        key=row.name,  # whatever it is set to
         evidence=(
             Observation(
                 view=row.name,

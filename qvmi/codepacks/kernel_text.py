@@ -61,7 +61,8 @@ def _finding(row: CodeChange) -> Finding:
         claim=f"{what} was overwritten, {place}: {row.problem}",
         severity=Severity.CRITICAL,
         technique=_TECHNIQUE,
-        key=f"{row.found.hex()} at {row.address:#x} of {row.region}"[:MAX_KEY_LENGTH],
+        # Not what is there: nobody is safe who changes it at each look.
+        key=f"{row.site or 'code'} at {row.address:#x} of {row.region}"[:MAX_KEY_LENGTH],
         evidence=(
             Observation(
                 view="memory",

@@ -1,5 +1,6 @@
 """Guests that trace themselves, load modules and run eBPF programs give no alert, however often one looks."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -9,6 +10,7 @@ from typing import Final
 import pytest
 
 import qvmi
+from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.confirmation import Confirmation
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.interrupt_table import InterruptTable
@@ -16,8 +18,11 @@ from qvmi.codepacks.kernel_hooks import KernelHooks
 from qvmi.codepacks.kernel_settings import KernelSettings
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.status import Sight, Status
 from qvmi.codepacks.system_calls import SystemCalls
+from qvmi.manager.watch import watch
 from qvmi.semantics.linux.guest import LinuxGuest
+from tests.asynchronous import asynchronous
 from tests.guests.aarch64_guests import aarch64
 from tests.guests.lab import Guest, GuestConfig, GuestRefused, Lab
 from tests.guests.pool import GuestPool
@@ -33,6 +38,8 @@ PHASES: Final = (
     "echo nop > current_tracer; echo 1 > events/sched/enable",
     "echo 0 > events/sched/enable; echo 0 > events/kprobes/enable; echo > kprobe_events",
 )
+WAIT_S: Final = 60.0
+"""Longest wait for a status or an alert; it takes two looks, each a second after the other."""
 PACKS: Final = (
     *(SystemCalls, KernelText, HiddenModules),
     *(InterruptTable, KernelHooks, KernelSettings),
@@ -100,3 +107,28 @@ def test_a_guest_that_traces_itself_and_loads_modules_and_programs_raises_no_ale
             watched.look(rounds)
     assert watched.alerts == []
     proof_count(watched.rounds)
+
+
+@pytest.mark.parametrize("guest", ["7.x"], indirect=True)
+@asynchronous
+async def test_all_see_a_guest_that_runs_and_tell_what_it_does_to_itself(
+    guest: Guest, profiles: Path
+) -> None:
+    async with (
+        qvmi.attach(guest.qmp, cache=profiles) as machine,
+        watch(machine, packs=[make() for make in PACKS], vm="guest") as documents,
+    ):
+        seen: set[str] = set()
+        async with asyncio.timeout(WAIT_S):
+            while len(seen) < len(PACKS):
+                message = await anext(documents)
+                assert message.kind == "status", message
+                if message.read_body(Status).sight is Sight.FULL:
+                    seen.add(message.codepack)
+        for program, kind in (("/home/u/x", "alert"), ("/nothing", "cleared")):
+            guest.run(f"echo {program} > /proc/sys/kernel/modprobe")
+            async with asyncio.timeout(WAIT_S):
+                while (message := await anext(documents)).kind != kind:
+                    assert message.kind == "status", message
+            assert message.codepack == "kernel-settings"
+            assert message.read_body(Alert).finding.evidence[0].facts["value"] == "/home/u/x"
