@@ -4,6 +4,7 @@ from typing import Final
 
 __all__ = [
     "ALL_PACKS",
+    "GATEWAY_HOLDER",
     "HERE",
     "PACKS",
     "PACK_GROUPS",
@@ -24,6 +25,9 @@ ALL_PACKS: Final = "all"
 USUAL_PACKS: Final = "usual"
 PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes",)}
 """What stands for several of them; without a word ``watch`` runs the usual ones."""
+
+GATEWAY_HOLDER: Final = "gateway"
+"""What a policy file calls the clients of a gateway."""
 
 HERE: Final = "here"
 PROCESS: Final = "process"
