@@ -56,6 +56,7 @@ _SHORT: Final = Struct("<b")
 _WORD: Final = Struct("<I")
 _PLAIN: Final = {
     b"\x0f\x1f\x44\x00\x00": Instruction(Kind.NOTHING, 5),
+    b"\x66\x66\x66\x66\x90": Instruction(Kind.NOTHING, 5),  # of AMD's processors, before 5.13
     b"\x90\x90\x90\x90\x90": Instruction(Kind.NOTHING, 5),
     b"\x66\x66\x48\x31\xc0": Instruction(Kind.ZERO, 5),
     b"\x2e\x2e\x2e\x31\xc0": Instruction(Kind.ZERO, 5),

@@ -17,6 +17,8 @@ HERE = 0xFFFFFFFF81000000
     ("code", "expected"),
     [
         ("0f1f440000", Instruction(Kind.NOTHING, 5)),
+        ("6666666690", Instruction(Kind.NOTHING, 5)),
+        ("9090909090", Instruction(Kind.NOTHING, 5)),
         ("6690", Instruction(Kind.NOTHING, 2)),
         ("6666 4831c0", Instruction(Kind.ZERO, 5)),
         ("6748 0fb93a", Instruction(Kind.WARNING, 5)),
