@@ -18,7 +18,7 @@ import pytest
 from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
-from qvmi.cli.words import USUAL_PACKS
+from qvmi.cli.words import ALL_PACKS, PACKS, USUAL_PACKS
 from qvmi.errors import BusError, MachineGone, UsageError, WalkFailed
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
@@ -40,11 +40,16 @@ def infected_machine() -> FakeMachine:
 
 
 async def watched(
-    machine: FakeMachine, output: Captured, until: Callable[[], bool], *, end: signal.Signals
+    machine: FakeMachine,
+    output: Captured,
+    until: Callable[[], bool],
+    *,
+    end: signal.Signals,
+    packs: str = USUAL_PACKS,
 ) -> ExitCode:
     """This watches until a condition holds, and sends this process a signal then."""
     watching = asyncio.create_task(
-        watch(machine, output, packs=USUAL_PACKS, interval=INTERVAL_S, duration_s=None)
+        watch(machine, output, packs=packs, interval=INTERVAL_S, duration_s=None)
     )
     async with asyncio.timeout(DEADLINE_S):
         while not until() and not watching.done():  # noqa: ASYNC110 - a stream tells nobody
@@ -90,6 +95,20 @@ async def test_nothing_found_in_full_sight_is_0() -> None:
     output = Captured()
     code = await watched(
         clean_machine(), output, lambda: "sight full" in output.result, end=signal.SIGINT
+    )
+    assert code is ExitCode.FINE
+    assert " alert " not in output.result
+
+
+@asynchronous
+async def test_all_stands_for_every_codepack_that_comes_with_qvmi() -> None:
+    output = Captured()
+    code = await watched(
+        clean_machine(),
+        output,
+        lambda: all(f"{name}: sight full" in output.result for name in PACKS),
+        end=signal.SIGINT,
+        packs=ALL_PACKS,
     )
     assert code is ExitCode.FINE
     assert " alert " not in output.result
