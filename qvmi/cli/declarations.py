@@ -3,7 +3,7 @@
 from argparse import REMAINDER, Action, ArgumentParser, Namespace
 
 from qvmi.cli import values
-from qvmi.cli.words import ALL_PACKS, PACKS, PLACEMENTS, SHELLS
+from qvmi.cli.words import PACK_GROUPS, PACKS, PLACEMENTS, SHELLS, USUAL_PACKS
 
 __all__ = [
     "audit",
@@ -325,9 +325,9 @@ def watch(parser: ArgumentParser) -> None:
         "packs",
         metavar="PACK",
         nargs="*",
-        choices=(ALL_PACKS, *PACKS),
-        default=ALL_PACKS,
-        help="codepacks; all",
+        choices=(*PACK_GROUPS, *PACKS),
+        default=USUAL_PACKS,
+        help="codepacks, or all of them; the usual ones",
     )
     parser.add_argument(
         "--interval",

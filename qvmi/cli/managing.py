@@ -25,7 +25,7 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
     own: Sequence[Manifest],
     others: Sequence[VerifiedPack],
     *,
-    interval_s: float,
+    interval_s: float | None,
     policies: Policies,
     state: str | None,
     allow_unproven: bool,

@@ -19,15 +19,21 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
-from qvmi.cli.words import ALL_PACKS, GATEWAY_HOLDER, HERE, PACKS, PROCESS
+from qvmi.cli.words import GATEWAY_HOLDER, HERE, PACK_GROUPS, PACKS, PROCESS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
+from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.interrupt_table import InterruptTable
+from qvmi.codepacks.kernel_hooks import KernelHooks
+from qvmi.codepacks.kernel_settings import KernelSettings
+from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.codepacks.system_calls import SystemCalls
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import (
     BrokerUnavailable,
@@ -45,9 +51,14 @@ from qvmi.settings import nearest
 
 __all__ = ["PACK_MAKERS", "watch"]
 
-_DEFAULT_INTERVAL_S: Final = 1.0
 PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
-    "hidden-processes": HiddenProcesses
+    "hidden-processes": HiddenProcesses,
+    "system-calls": SystemCalls,
+    "kernel-text": KernelText,
+    "hidden-modules": HiddenModules,
+    "interrupt-table": InterruptTable,
+    "kernel-hooks": KernelHooks,
+    "kernel-settings": KernelSettings,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
@@ -58,7 +69,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     machine: WatchedMachine,
     output: Output,
     *,
-    packs: Sequence[str],
+    packs: str | Sequence[str],
     interval: float | None,
     duration_s: float | None,
     load: Sequence[str] = (),
@@ -86,7 +97,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
-    own = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
+    own = _named(packs)
     if policy is not None:
         _warn_of_unmatched(output, policy, policies, others)
     if only:
@@ -97,7 +108,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     try:
         with stop_signal() as stop:
             await _require_fitting(machine, manifests)
-            chosen = _Chosen(own, others, manifests, policies, interval or _DEFAULT_INTERVAL_S)
+            chosen = _Chosen(own, others, manifests, policies, interval)
             async with _opened(machine, output, chosen, placed) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)
@@ -141,7 +152,7 @@ class _Chosen:
     others: Sequence[VerifiedPack]
     manifests: Sequence[Manifest]
     policies: Policies
-    interval_s: float
+    interval_s: float | None
 
 
 def _opened(
@@ -161,7 +172,10 @@ def _opened(
             state=placed.state,
             allow_unproven=placed.allow_unproven,
         )
-    running = [PACK_MAKERS[name](chosen.interval_s) for name in chosen.own]
+    running = [
+        PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
+        for one in chosen.manifests[: len(chosen.own)]
+    ]
     return watch_machine(
         machine,
         packs=[*running, *map(load, chosen.others)],
@@ -198,6 +212,12 @@ def _chosen(
         tuple(name for name in own if name in only),
         [one for one in others if one.folder.manifest.name in only],
     )
+
+
+def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
+    """These are the codepacks that words stand for, each once."""
+    words = [packs] if isinstance(packs, str) else packs
+    return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
 
 
 def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[VerifiedPack]:

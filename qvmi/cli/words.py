@@ -8,15 +8,24 @@ __all__ = [
     "GATEWAY_HOLDER",
     "HERE",
     "PACKS",
+    "PACK_GROUPS",
     "PLACEMENTS",
     "PROCESS",
     "SHELLS",
+    "USUAL_PACKS",
 ]
 
-PACKS: Final = ("hidden-processes",)
+PACKS: Final = (
+    "hidden-processes",
+    *("system-calls", "kernel-text", "hidden-modules", "interrupt-table"),
+    *("kernel-hooks", "kernel-settings"),
+)
 """The names of the codepacks that ``watch`` can run."""
 
 ALL_PACKS: Final = "all"
+USUAL_PACKS: Final = "usual"
+PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes",)}
+"""What stands for several of them; without a word ``watch`` runs the usual ones."""
 
 GATEWAY_HOLDER: Final = "gateway"
 """What a policy file calls the clients of a gateway."""

@@ -8,15 +8,20 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CodeBaseline,
+    CodeChange,
+    CodePointer,
     CommandLine,
     Credentials,
     Gap,
     GuestFacts,
     GuestOS,
+    KernelSetting,
     Listing,
     LogRecord,
     MemoryMapping,
     Module,
+    ModuleSighting,
     Mount,
     Namespaces,
     OpenFile,
@@ -130,6 +135,30 @@ class ObservedGuest:
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""
         return self._noted(lambda: self._guest.stack(task))
+
+    def system_calls(self) -> Listing[CodePointer]:
+        """This lists the entries of the kernel's tables of system calls."""
+        return self._noted(self._guest.system_calls)
+
+    def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
+        """This lists where the kernel's code is not as it was."""
+        return self._noted(lambda: self._guest.code_changes(baseline))
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists in which structures each module was seen: one of them is the list of modules."""
+        return self._noted(self._guest.module_sightings)
+
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists where interrupts and exceptions lead; a wrong one says why."""
+        return self._noted(self._guest.interrupts)
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists the functions that others have hooked into the kernel; one that is nobody's says so."""
+        return self._noted(self._guest.hooks)
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists the settings that name programs which the kernel starts itself."""
+        return self._noted(self._guest.settings)
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

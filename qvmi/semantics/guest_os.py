@@ -8,15 +8,18 @@ import msgspec
 
 from qvmi.addr import Va
 from qvmi.errors import UsageError
+from qvmi.semantics.code_baseline import CodeBaseline
 from qvmi.semantics.rows.bpf import BpfProgram
 from qvmi.semantics.rows.cached_files import CachedFile
+from qvmi.semantics.rows.code import CodeChange, CodePointer
 from qvmi.semantics.rows.containers import Cgroup, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
-from qvmi.semantics.rows.modules import Module
+from qvmi.semantics.rows.modules import Module, ModuleSighting
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
+from qvmi.semantics.rows.settings import KernelSetting
 from qvmi.semantics.rows.sockets import Socket
 from qvmi.semantics.rows.stacks import StackFrame
 from qvmi.view import Provenance
@@ -26,16 +29,21 @@ __all__ = [
     "CachedFile",
     "CapabilitySet",
     "Cgroup",
+    "CodeBaseline",
+    "CodeChange",
+    "CodePointer",
     "CommandLine",
     "Credentials",
     "Evidence",
     "Gap",
     "GuestFacts",
     "GuestOS",
+    "KernelSetting",
     "Listing",
     "LogRecord",
     "MemoryMapping",
     "Module",
+    "ModuleSighting",
     "Mount",
     "Namespaces",
     "OpenFile",
@@ -240,4 +248,33 @@ class GuestOS(Protocol):
         Args:
             under: an absolute path: only the files below it; empty for all.
         """
+        ...
+
+    def system_calls(self) -> Listing[CodePointer]:
+        """This lists the entries of the kernel's tables of system calls; a wrong one says why."""
+        ...
+
+    def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
+        """This lists where the kernel's code, that of its modules, and its constants are not as they were.
+
+        Args:
+            baseline: what was seen before, which is brought up to date; an empty one at first: then it
+                lists where the kernel changes its own code otherwise than it may.
+        """
+        ...
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists in which structures each module was seen: one of them is the list of modules."""
+        ...
+
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists where interrupts and exceptions lead; a wrong one says why."""
+        ...
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists the functions that others have hooked into the kernel; one that is nobody's says so."""
+        ...
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists the settings that name programs which the kernel starts itself."""
         ...

@@ -12,14 +12,19 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CodeBaseline,
+    CodeChange,
+    CodePointer,
     CommandLine,
     Credentials,
     Gap,
     GuestFacts,
+    KernelSetting,
     Listing,
     LogRecord,
     MemoryMapping,
     Module,
+    ModuleSighting,
     Mount,
     Namespaces,
     OpenFile,
@@ -56,6 +61,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
+    *("system_calls", "code_changes", "module_sightings", "interrupts", "hooks", "settings"),
 )
 
 Row = TypeVar("Row")
@@ -86,6 +92,7 @@ class FakeGuest:
         mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups,
             stack: those of all processes; who asks for one gets the rows with its pid.
+        system_calls, code_changes: the kernel's.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -93,7 +100,7 @@ class FakeGuest:
         guest_facts: what :meth:`facts` answers.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each question
+    def __init__(  # noqa: PLR0913, PLR0915 - one for each question
         self,
         *,
         processes: Iterable[Process] = (),
@@ -113,6 +120,12 @@ class FakeGuest:
         bpf_programs: Iterable[BpfProgram] = (),
         cached_files: Iterable[CachedFile] = (),
         stack: Iterable[StackFrame] = (),
+        system_calls: Iterable[CodePointer] = (),
+        code_changes: Iterable[CodeChange] = (),
+        settings: Iterable[KernelSetting] = (),
+        hooks: Iterable[CodePointer] = (),
+        interrupts: Iterable[CodePointer] = (),
+        module_sightings: Iterable[ModuleSighting] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -134,6 +147,12 @@ class FakeGuest:
         self._bpf_programs = _Answers(bpf_programs)
         self._cached_files = _Answers(cached_files)
         self._stack = _Answers(stack)
+        self._system_calls = _Answers(system_calls)
+        self._code_changes = _Answers(code_changes)
+        self._module_sightings = _Answers(module_sightings)
+        self._interrupts = _Answers(interrupts)
+        self._hooks = _Answers(hooks)
+        self._settings = _Answers(settings)
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -245,6 +264,30 @@ class FakeGuest:
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""
         return _owned(self._answer("stack", self._stack), task)
+
+    def system_calls(self) -> Listing[CodePointer]:
+        """This lists the entries of tables of system calls."""
+        return self._answer("system_calls", self._system_calls)
+
+    def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:  # noqa: ARG002 - all of it is given
+        """This lists the changes of code."""
+        return self._answer("code_changes", self._code_changes)
+
+    def module_sightings(self) -> Listing[ModuleSighting]:
+        """This lists the sightings of modules."""
+        return self._answer("module_sightings", self._module_sightings)
+
+    def interrupts(self) -> Listing[CodePointer]:
+        """This lists where interrupts lead."""
+        return self._answer("interrupts", self._interrupts)
+
+    def hooks(self) -> Listing[CodePointer]:
+        """This lists hooked functions."""
+        return self._answer("hooks", self._hooks)
+
+    def settings(self) -> Listing[KernelSetting]:
+        """This lists settings of the kernel."""
+        return self._answer("settings", self._settings)
 
     def _answer(self, method: str, answers: "_Answers[Row]") -> Listing[Row]:
         self._called(method)

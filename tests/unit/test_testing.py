@@ -119,7 +119,11 @@ def test_a_listing_that_is_none_cannot_be_changed() -> None:
 METHODS = (
     *("facts", "processes", "process_ids", "threads", "modules"),
     *("mounts", "open_files", "sockets", "command_lines", "log", "cached_files"),
-    *("credentials", "namespaces", "cgroups", "bpf_programs"),
+    *("credentials", "namespaces", "cgroups", "bpf_programs", "system_calls"),
+    "settings",
+    "interrupts",
+    "hooks",
+    "module_sightings",
 )
 
 

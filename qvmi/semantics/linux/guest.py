@@ -1,14 +1,11 @@
 """Linux as the selected interface: each question answered by the file named like its subsystem."""
 
-from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TypeVar
 
-import msgspec
-
 from qvmi.addr import Va
 from qvmi.arch import aarch64, x86_64
-from qvmi.errors import LayoutNotFound, StaleView
+from qvmi.errors import LayoutNotFound
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import (
     BpfProgram,
@@ -35,6 +32,7 @@ from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.file_content import FileContents, Write
 from qvmi.semantics.linux.guest_symbols import Additions, GuestSymbols
+from qvmi.semantics.linux.kernel_questions import KernelQuestions
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mm import user_space
 from qvmi.semantics.linux.module_symbols import ModuleSymbol
@@ -57,7 +55,7 @@ __all__ = ["LinuxGuest"]
 Row = TypeVar("Row")
 
 
-class LinuxGuest(Walkers):
+class LinuxGuest(KernelQuestions):
     """This answers for one Linux kernel. It implements :class:`qvmi.semantics.guest_os.GuestOS`.
 
     Args:
@@ -422,29 +420,10 @@ class LinuxGuest(Walkers):
             self.kernel.space, self.kernel.symbols, tasks=tasks, modules=modules, nearest=nearest
         )
 
-    def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
-        self.require_current()
-        at = self.view.moment()
-        found = walk()
-        self.require_current()  # a reset in mid-walk would leave a mixture
-        label = self.view.provenance
-        pause_s = label.pause_s + self.view.paused_s()
-        provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
-        return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
-
-    def require_current(self) -> None:
-        """This raises StaleView where another kernel runs now, as after a reset or kexec.
-
-        Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.
-        """
-        self.view.require_current()
-        if not self.kernel.still_there():
-            raise StaleView("another kernel runs here now than the one recognised")
-
 
 _WALKERS = frozenset(
     name
-    for room in (Walkers, LinuxGuest)
+    for room in (Walkers, KernelQuestions, LinuxGuest)
     for name, value in vars(room).items()
     if isinstance(value, cached_property)
 )

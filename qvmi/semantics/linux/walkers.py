@@ -4,7 +4,10 @@ from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from typing import TypeVar
 
-from qvmi.semantics.guest_os import BpfProgram, Process, Socket
+import msgspec
+
+from qvmi.errors import StaleView
+from qvmi.semantics.guest_os import BpfProgram, Listing, Process, Socket
 from qvmi.semantics.linux.bpf import BpfPrograms
 from qvmi.semantics.linux.cgroup import CgroupTable
 from qvmi.semantics.linux.command_line import CommandLines
@@ -13,12 +16,17 @@ from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.enum_names import EnumNames
 from qvmi.semantics.linux.event_watch import EventPart, EventWatch
+from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.fdtable import OpenFiles
+from qvmi.semantics.linux.hooks import KernelHooks
+from qvmi.semantics.linux.idt import InterruptTable
+from qvmi.semantics.linux.kernel_text import KernelText
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.listen_events import ListenEvents
 from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_events import ModuleEvents
+from qvmi.semantics.linux.module_sightings import ModuleSightings
 from qvmi.semantics.linux.module_symbols import ModuleSymbols
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.mount_events import MountEvents
@@ -34,8 +42,10 @@ from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.socket_tables import SocketTables
+from qvmi.semantics.linux.syscall import SystemCallTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.task_moments import TaskMoments
+from qvmi.semantics.linux.umh import UserModeHelpers
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
 from qvmi.semantics.rows.events import PROCESS_KINDS, EventKind
@@ -110,6 +120,38 @@ class Walkers:
     @cached_property
     def _per_cpu(self) -> PerCpu:
         return PerCpu(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _system_calls(self) -> SystemCallTables:
+        return SystemCallTables(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _kernel_text(self) -> KernelText:
+        kernel = self.kernel
+        return KernelText(
+            kernel.space,
+            kernel.symbols,
+            self._modules,
+            architecture=kernel.image.architecture,
+        )
+
+    @cached_property
+    def _module_sightings(self) -> ModuleSightings:
+        kernel = self.kernel
+        return ModuleSightings(kernel.space, kernel.symbols, kernel.image)
+
+    @cached_property
+    def _interrupt_table(self) -> InterruptTable:
+        return InterruptTable(self.kernel.space, self.kernel.symbols)
+
+    @cached_property
+    def _hooks(self) -> KernelHooks:
+        kernel = self.kernel
+        return KernelHooks(kernel.space, kernel.symbols, self._modules, image=kernel.image)
+
+    @cached_property
+    def _helpers(self) -> UserModeHelpers:
+        return UserModeHelpers(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _mappings(self) -> Mappings:
@@ -192,6 +234,10 @@ class Walkers:
             parts.append(MountEvents(self._mounts, self._paths, self._tasks, wants))
         return EventWatch(self.view, parts, require_current=self.require_current, forks=forks)
 
+    def _known_code(self) -> KnownCode:
+        """This is what code there is at this moment."""
+        return KnownCode(self.kernel.space, self.kernel.symbols, self._modules)
+
     def _of(
         self, process: Process | None, walk: Callable[[Iterable[Process]], ListWalk[Row]]
     ) -> ListWalk[Row]:
@@ -218,3 +264,22 @@ class Walkers:
         found = self._bpf.programs(files.rows.values(), sockets.rows.values())
         gaps = [*dict.fromkeys((*sockets.gaps, *files.gaps)), *found.gaps]
         return ListWalk(found.rows, gaps, sockets.retries + files.retries + found.retries)
+
+    def _listing(self, walk: Callable[[], ListWalk[Row]]) -> Listing[Row]:
+        self.require_current()
+        at = self.view.moment()
+        found = walk()
+        self.require_current()  # a reset in mid-walk would leave a mixture
+        label = self.view.provenance
+        pause_s = label.pause_s + self.view.paused_s()
+        provenance = msgspec.structs.replace(label, at=at, retries=found.retries, pause_s=pause_s)
+        return Listing(tuple(found.rows.values()), tuple(found.gaps), provenance)
+
+    def require_current(self) -> None:
+        """This raises StaleView where another kernel runs now, as after a reset or kexec.
+
+        Where the machine's end has not been told yet, the memory that is gone raises MemoryFault.
+        """
+        self.view.require_current()
+        if not self.kernel.still_there():
+            raise StaleView("another kernel runs here now than the one recognised")

@@ -4,7 +4,7 @@ import msgspec
 
 from qvmi.addr import Va
 
-__all__ = ["Module"]
+__all__ = ["Module", "ModuleSighting"]
 
 
 class Module(msgspec.Struct, frozen=True, gc=False):
@@ -21,5 +21,22 @@ class Module(msgspec.Struct, frozen=True, gc=False):
     name: str
     address: Va
     size: int
+    state: str
+    struct_address: Va
+
+
+class ModuleSighting(msgspec.Struct, frozen=True, gc=False):
+    """This is one structure in which a module was seen.
+
+    Args:
+        structure: ``modules``, ``mod_tree``, ``module_kset``, ``module_bug_list``, or ``memory`` where it
+            was found by its form alone.
+        name: ``module.name``; as the guest's kernel has it.
+        state: ``live``, ``coming``, ``unformed`` or ``going``.
+        struct_address: of its ``struct module``.
+    """
+
+    structure: str
+    name: str
     state: str
     struct_address: Va

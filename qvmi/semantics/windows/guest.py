@@ -131,6 +131,12 @@ class WindowsGuest:
     cached_files = _not_answered("cached_files", "windows.filescan.FileScan")
     stack = _not_answered("stack")
     log = _not_answered("log")
+    code_changes = _not_answered("code_changes")
+    module_sightings = _not_answered("module_sightings", "windows.modscan.ModScan")
+    interrupts = _not_answered("interrupts")
+    hooks = _not_answered("hooks", "windows.callbacks.Callbacks")
+    settings = _not_answered("settings")
+    system_calls = _not_answered("system_calls", "windows.ssdt.SSDT")
 
     def _require_current(self) -> None:
         self.view.require_current()

@@ -11,7 +11,11 @@ from qvmi.view import Provenance, Taken
 METHODS = (
     *("processes", "process_ids", "threads", "modules"),
     *("mounts", "open_files", "sockets", "command_lines", "log", "cached_files"),
-    *("credentials", "namespaces", "cgroups", "bpf_programs"),
+    *("credentials", "namespaces", "cgroups", "bpf_programs", "system_calls"),
+    "settings",
+    "interrupts",
+    "hooks",
+    "module_sightings",
 )
 OF_ONE = ("mappings", "environment")
 

@@ -1,0 +1,166 @@
+"""The interrupt descriptor table of x86-64, and what should be in it.
+
+References: Linux arch/x86/kernel/idt.c (``idt_table``, ``def_idts``), arch/x86/include/asm/idtentry.h
+(``irq_entries_start``, ``spurious_entries_start``), arch/x86/include/asm/segment.h
+(``EARLY_IDT_HANDLER_SIZE``); Intel SDM volume 3A, 6.14.1 (gates of 64-bit mode).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from struct import Struct
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.arch import x86_64
+from qvmi.arch.registers import Registers
+from qvmi.errors import MemoryFault
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.guest_os import Gap
+from qvmi.semantics.linux.extable import KERNEL, KnownCode
+from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.syscall import symbol_text
+from qvmi.semantics.rows.code import CodePointer
+from qvmi.symbols.layout import Symbols
+
+__all__ = ["InterruptTable"]
+
+_TABLE: Final = "idt_table"
+_GATE: Final = Struct("<HHHHII")
+_GATES: Final = 256
+_KERNEL_CS: Final = 0x10
+_INTERRUPT_GATE: Final = 14
+_USER: Final = 3
+_CALLED_BY_PROGRAMS: Final = (3, 4, 0x80)
+"""Vectors that programs may raise: INT3, INTO, and system calls of 32-bit programs."""
+_FIRST_EXTERNAL: Final = 32
+_EXCEPTIONS: Final = (
+    *("divide_error", "debug", "nmi", "int3", "overflow", "bounds", "invalid_op"),
+    *("device_not_available", "double_fault", "coproc_segment_overrun", "invalid_tss"),
+    *("segment_not_present", "stack_segment", "general_protection", "page_fault"),
+    *("spurious_interrupt_bug", "coprocessor_error", "alignment_check", "machine_check"),
+    *("simd_coprocessor_error", "virtualization_exception", "control_protection"),
+    *("", "", "", "", "", "", "", "vmm_communication", "", ""),
+)
+_ENTRIES: Final = {"irq_entries_start": (8, 16), "spurious_entries_start": (8, 16)}
+"""Rows of code, one for each vector, and how long one can be: 16 with IBT."""
+_EARLY: Final = "early_idt_handler_array"
+_EARLY_SIZES: Final = (9, 13)
+"""What was there before the first gates were set stays in gates that nobody needs; 13 with IBT."""
+_SYSTEM: Final = re.compile(r"asm_sysvec_\w+|asm_exc_\w+|asm_int80_emulation|entry_INT80_compat")
+
+
+class InterruptTable:
+    """This reads the table of one kernel, and remembers what was right in it.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+    """
+
+    def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
+        self._space = space
+        self._symbols = symbols
+        self._right: dict[int, tuple[bytes, dict[int, CodePointer]]] = {}
+
+    def gates(self, vcpus: Sequence[Registers], code: KnownCode) -> ListWalk[CodePointer]:
+        """This lists the gates of the kernel's table, and of those that vCPUs have instead.
+
+        Args:
+            vcpus: registers as they were when the guest was looked at.
+            code: what code there is now.
+
+        Returns:
+            Nothing on an architecture that has no such table.
+
+        Raises:
+            SymbolsError: the kernel's names cannot be read.
+        """
+        result: ListWalk[CodePointer] = ListWalk()
+        own = self._symbols.find(_TABLE)
+        if own is None:
+            return result
+        tables = {_TABLE: own}
+        for vcpu in vcpus:
+            base = vcpu.idt_base if isinstance(vcpu, x86_64.Registers) else None
+            if base is None or not self._is_elsewhere(base, own):
+                continue
+            name = f"IDTR of vCPU {vcpu.index}"
+            why = f"it is not {_TABLE}"
+            owner, symbol = code.owner(base), symbol_text(self._symbols, base)
+            result.rows[-1 - vcpu.index] = CodePointer(name, "", base, base, owner, symbol, why)
+            tables[name] = base
+        for name, base in tables.items():
+            try:
+                data = self._space.read(base, _GATES * _GATE.size)
+            except MemoryFault as fault:
+                result.gaps.append(Gap(name, base, str(fault)))
+            else:
+                result.rows |= self._rows(name, base, data, code)
+        result.gaps += code.gaps
+        return result
+
+    def _is_elsewhere(self, base: Va, own: Va) -> bool:
+        """This tells whether a table is in another place of memory: vCPUs have it by another address."""
+        try:
+            return self._space.translate(base) != self._space.translate(own)
+        except MemoryFault:
+            return True
+
+    def _rows(self, name: str, base: Va, data: bytes, code: KnownCode) -> dict[int, CodePointer]:
+        known = self._right.get(base)
+        if known is not None and known[0] == data:
+            return known[1]
+        rows: dict[int, CodePointer] = {
+            row.place: row for row in self._read(name, base, data, code)
+        }
+        if name == _TABLE and not any(row.problem for row in rows.values()):
+            self._right[base] = (data, dict(rows))
+        return rows
+
+    def _read(self, name: str, base: Va, data: bytes, code: KnownCode) -> Iterator[CodePointer]:
+        for vector, gate in enumerate(_GATE.iter_unpack(data)):
+            low, selector, bits, middle, high, _ = gate
+            if not bits >> 15:
+                continue  # not present: the processor does not use it
+            target = Va(low | middle << 16 | high << 32)
+            owner, symbol = code.owner(target), symbol_text(self._symbols, target)
+            problem = self._problem(vector, target, symbol, owner) or _wrong_gate(
+                vector, selector, bits
+            )
+            entry = f"{vector} {_exception(vector)}".rstrip()
+            place = Va(base + vector * _GATE.size)
+            yield CodePointer(name, entry, place, target, owner, symbol, problem)
+
+    def _problem(self, vector: int, target: int, symbol: str, owner: str) -> str:
+        early = self._symbols.find(_EARLY)
+        if early is not None and target - early in {vector * size for size in _EARLY_SIZES}:
+            return ""
+        if owner != KERNEL:
+            return "it leads out of the kernel's text"
+        expected = _exception(vector)
+        if vector < _FIRST_EXTERNAL:
+            right = symbol == f"asm_exc_{expected}" if expected else symbol.startswith("asm_exc_")
+            return "" if right else f"it is not asm_exc_{expected}"
+        if _SYSTEM.fullmatch(symbol):
+            return ""
+        start, _, distance = symbol.partition("+")
+        away = int(distance or "0", 16)
+        if any(away % size == 0 and away // size < _GATES for size in _ENTRIES.get(start, ())):
+            return ""
+        return "no interrupt is handled there"
+
+
+def _exception(vector: int) -> str:
+    """This names an exception of the processor's; empty for a vector that is none."""
+    return _EXCEPTIONS[vector] if vector < len(_EXCEPTIONS) else ""
+
+
+def _wrong_gate(vector: int, selector: int, bits: int) -> str:
+    """This says why a gate cannot be the kernel's, wherever it leads; empty where it can."""
+    if selector != _KERNEL_CS:
+        return f"its code segment is {selector:#x}"
+    if bits >> 8 & 31 != _INTERRUPT_GATE:
+        return f"it is a gate of type {bits >> 8 & 31}"
+    if bits >> 13 & 3 == _USER and vector not in _CALLED_BY_PROGRAMS:
+        return "programs may raise it"
+    return ""

@@ -1,0 +1,86 @@
+"""Constants of the kernel that lead out of it: in tables of functions that nobody may change.
+
+References: Linux include/asm-generic/vmlinux.lds.h (``RO_DATA``, ``__start_ro_after_init``): what is written
+while the kernel starts lies among the constants, and may point anywhere.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.errors import MemoryFault
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.linux.hook_places import HookPlace, HookPlaces
+from qvmi.semantics.linux.kernel_image import KernelImage
+from qvmi.semantics.linux.syscall import symbol_text
+from qvmi.symbols.layout import Symbols
+
+__all__ = ["ConstantPointers"]
+
+_MAX_SIZE: Final = 64 << 20
+"""Bytes of all constants; those of 7.x are 13 MiB, BTF included."""
+_MAX_CANDIDATES: Final = 100_000
+"""Words that look like addresses outside of the image; a healthy kernel has some thousand."""
+_CANONICAL: Final = 0xFF << 56
+_ERRORS: Final = (1 << 64) - 4096
+"""``IS_ERR_VALUE``: small negative numbers."""
+_WORD: Final = 8
+
+
+class ConstantPointers:
+    """This looks for constants of one kernel that are addresses of code outside of its image.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+        image: of the kernel.
+    """
+
+    def __init__(self, space: AddressSpace, symbols: Symbols, image: KernelImage) -> None:
+        self._space = space
+        self._symbols = symbols
+        self._image = image
+        self._seen = b""
+        self._found: tuple[HookPlace, ...] = ()
+
+    def hooks(self, places: HookPlaces) -> None:
+        """This adds what it finds; where the constants are the same, what it found."""
+        find = self._symbols.find
+        start, end = find("__start_rodata"), find("__end_rodata")
+        if start is None or end is None or not 0 < end - start <= _MAX_SIZE:
+            return
+        try:
+            data = self._space.read(start, end - start)
+        except MemoryFault as fault:
+            places.gap("constants", start, str(fault))
+            return
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if digest != self._seen:
+            self._found = tuple(self._out_of(start, data, places))
+            self._seen = digest
+        places.found += self._found
+
+    def _out_of(self, start: Va, data: bytes, places: HookPlaces) -> Iterator[HookPlace]:
+        low, high = self._image.start, self._image.end
+        words = array("Q", data[: len(data) // _WORD * _WORD])
+        candidates = [
+            (start + number * _WORD, word)
+            for number, word in enumerate(words)
+            if word >= _CANONICAL and word < _ERRORS and not low <= word < high
+        ]
+        if len(candidates) > _MAX_CANDIDATES:
+            places.gap("constants", start, f"{len(candidates)} addresses outside of the kernel")
+        find = self._symbols.find
+        written = find("__start_ro_after_init") or 0, find("__end_ro_after_init") or 0
+        for place, target in candidates[:_MAX_CANDIDATES]:
+            if not written[0] <= place < written[1] and self._is_code(target):
+                yield HookPlace("constants", symbol_text(self._symbols, place), place, target)
+
+    def _is_code(self, va: int) -> bool:
+        try:
+            rights = self._space.walk(Va(va)).permissions
+        except MemoryFault:
+            return False
+        return rights.executable and not rights.user

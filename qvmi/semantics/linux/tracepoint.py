@@ -1,0 +1,101 @@
+"""Functions that are called at tracepoints, of the kernel and of its modules.
+
+References: Linux include/linux/tracepoint-defs.h (``struct tracepoint``, ``struct tracepoint_func``),
+kernel/tracepoint.c; the tables of tracepoints hold distances (``HAVE_ARCH_PREL32_RELOCATIONS``).
+"""
+
+from collections.abc import Iterable
+from struct import Struct
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.errors import LayoutNotFound, MemoryFault, SymbolsError
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.guest_os import Module
+from qvmi.semantics.linux.hook_places import MAX_CHAIN, HookPlaces
+from qvmi.semantics.linux.record import compile_reader
+from qvmi.symbols.layout import Symbols, field_offset
+
+__all__ = ["Tracepoints"]
+
+_DISTANCE: Final = Struct("<i")
+_POINTER: Final = Struct("<Q")
+_MAX_TABLE: Final = 1 << 20
+"""Bytes of one table; the kernel's has 4 KiB."""
+_TABLE: Final = "tracepoint"
+_NAME: Final = "__tracepoint_"
+
+
+class Tracepoints:
+    """This reads the tracepoints of one kernel.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+
+    Raises:
+        SymbolsError: the profile lacks what this needs.
+    """
+
+    def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
+        self._space = space
+        self._symbols = symbols
+        self._funcs = field_offset(symbols, "tracepoint", "funcs")
+        self._func = field_offset(symbols, "tracepoint_func", "func")
+        self._stride = symbols.size_of("tracepoint_func") or 0
+        if self._func + _POINTER.size > self._stride:
+            raise LayoutNotFound("tracepoint_func")
+        self._read = space.unpacker(_POINTER)
+        self._own: tuple[int, ...] = ()
+
+    def hooks(self, modules: Iterable[Module], places: HookPlaces) -> None:
+        """This adds what is called at tracepoints now."""
+        start = self._symbols.find("__start___tracepoints_ptrs")
+        stop = self._symbols.find("__stop___tracepoints_ptrs")
+        if start is not None and stop is not None and not self._own:
+            self._own = self._table(start, stop - start, places)
+        for tracepoint in self._own:
+            self._called(tracepoint, "", places)
+        try:
+            read = compile_reader(
+                self._space,
+                (field_offset(self._symbols, "module", "num_tracepoints"), "I"),
+                (field_offset(self._symbols, "module", "tracepoints_ptrs"), "Q"),
+            )
+        except SymbolsError:
+            return
+        for module in modules:
+            try:
+                count, table = read(module.struct_address)
+            except MemoryFault:
+                continue  # it was unloaded in the meantime
+            for tracepoint in self._table(table, count * _DISTANCE.size, places):
+                self._called(tracepoint, module.name, places)
+
+    def _table(self, start: int, size: int, places: HookPlaces) -> tuple[int, ...]:
+        try:
+            data = self._space.read(Va(start), min(size, _MAX_TABLE))
+        except MemoryFault as fault:
+            places.gap(_TABLE, start, str(fault))
+            return ()
+        distances = (one for (one,) in _DISTANCE.iter_unpack(data[: len(data) & ~3]))
+        return tuple(start + 4 * number + one for number, one in enumerate(distances))
+
+    def _called(self, tracepoint: int, module: str, places: HookPlaces) -> None:
+        try:
+            funcs = self._read(tracepoint + self._funcs)[0]
+            if not funcs:
+                return
+            name = module or self._name(tracepoint)
+            for number in range(MAX_CHAIN):
+                place = funcs + number * self._stride + self._func
+                target = self._read(place)[0]
+                if not target:
+                    return
+                places.add(_TABLE, name, place, target)
+        except MemoryFault as fault:
+            places.gap(_TABLE, tracepoint, str(fault))
+
+    def _name(self, tracepoint: int) -> str:
+        found = self._symbols.nearest(Va(tracepoint))
+        return found.name.removeprefix(_NAME) if found else ""
