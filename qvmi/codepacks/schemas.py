@@ -3,6 +3,7 @@
 References: JSON Schema 2020-12.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Final
 
@@ -34,7 +35,20 @@ _NAMES: Final = ("id", "vm", "codepack", "kind")
 def schemas() -> Mapping[str, dict[str, object]]:
     """These are the schemas by name: of the envelope, and of each kind's body."""
     bodies = {kind: _of_body(kind, body) for kind, body in BODIES.items()}
-    return {ENVELOPE: _of_envelope()} | bodies
+    return {name: _told(schema) for name, schema in ({ENVELOPE: _of_envelope()} | bodies).items()}
+
+
+def _told(schema: dict[str, object]) -> dict[str, object]:
+    """This is the schema with docstrings as people read them, which some releases of msgspec leave indented."""
+    return {name: _told_value(name, value) for name, value in schema.items()}
+
+
+def _told_value(name: str, value: object) -> object:
+    if isinstance(value, dict):
+        return _told(value)
+    if isinstance(value, list):
+        return [_told_value("", one) for one in value]
+    return inspect.cleandoc(value) if name == "description" and isinstance(value, str) else value
 
 
 def _of_body(kind: str, body: type) -> dict[str, object]:
