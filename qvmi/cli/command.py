@@ -43,6 +43,8 @@ class Command(NamedTuple):
         why_no_dump: why a dump cannot be asked for that; empty where it can.
         not_behind: options of every command that stand only before this one, which has others of
             that name.
+        elsewhere: values of its argument ``action`` that need something else, each with what that is
+            and what runs it instead; a dump can be asked for those.
     """
 
     name: str
@@ -55,3 +57,11 @@ class Command(NamedTuple):
     prepare: str = ""
     why_no_dump: str = "it needs a machine that runs"
     not_behind: tuple[str, ...] = ()
+    elsewhere: tuple[tuple[str, Needs, str], ...] = ()
+
+    def as_asked(self, action: object) -> "Command":
+        """This is the command as it is run for an action of its own, if it has any."""
+        for name, needs, handler in self.elsewhere:
+            if name == action:
+                return self._replace(needs=needs, handler=handler, why_no_dump="")
+        return self

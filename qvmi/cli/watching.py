@@ -24,6 +24,7 @@ from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.key_ring import KeyRing
+from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
 from qvmi.codepacks.pack_signature import VerifiedPack
@@ -34,7 +35,7 @@ from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
 
-__all__ = ["PACK_MAKERS", "watch"]
+__all__ = ["PACK_MAKERS", "observed", "require_fitting", "watch"]
 
 _DEFAULT_INTERVAL_S: Final = 1.0
 PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
@@ -82,7 +83,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     report = _Report(output, names)
     try:
         with stop_signal() as stop:
-            await _require_fitting(machine, manifests)
+            await require_fitting(machine, manifests)
             chosen = _Chosen(own, others, manifests, policies, interval or _DEFAULT_INTERVAL_S)
             async with _opened(machine, output, chosen, placed) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
@@ -162,7 +163,7 @@ def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list
     ]
 
 
-async def _require_fitting(machine: WatchedMachine, manifests: Sequence[Manifest]) -> None:
+async def require_fitting(machine: InspectedMachine, manifests: Sequence[Manifest]) -> None:
     """This raises CodepackRefused where a codepack is not made for the guest, as far as that is known."""
     try:
         facts = await machine.query(lambda guest: guest.facts(), timeout_s=_FACTS_TIMEOUT_S)
@@ -245,12 +246,15 @@ class _Report:
         because += "".join(f" [{caveat}]" for caveat in alert.caveats)
         return [
             f"{finding.severity} {finding.technique} {alert.codepack}: {finding.claim}{because}",
-            *(_in_words(observation) for observation in finding.evidence),
+            *(observed(observation) for observation in finding.evidence),
         ]
 
 
-def _in_words(observation: Observation) -> str:
+def observed(observation: Observation) -> str:
+    """This is what one view shows, on a line."""
     place = "" if observation.address is None else f" at {observation.address:#x}"
     facts = "".join(f", {name} {value}" for name, value in observation.facts.items())
     present = "present" if observation.present else "absent"
-    return f"{observation.view}: {present}{place}{facts}"
+    structure = f" ({observation.structure})" if observation.structure else ""
+    data = f", bytes {observation.data}" if observation.data else ""
+    return f"{observation.view}: {present}{place}{structure}{facts}{data}"

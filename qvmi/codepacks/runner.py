@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -16,34 +16,13 @@ from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmation, Confirmed
-from qvmi.codepacks.look import Look, in_words, look
-from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.look import Look
+from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker, blind
 from qvmi.codepacks.status import STATUS, Sight, Status, last_will
-from qvmi.codepacks.thread_call import call_in_thread
-from qvmi.errors import (
-    BadMessage,
-    MachineGone,
-    NotDirect,
-    QueryTimeout,
-    QvmiError,
-    StaleView,
-    UnknownGuest,
-)
-from qvmi.memory.physical import PhysicalMemory
-from qvmi.semantics.guest_os import GuestOS
-from qvmi.view import Provenance, Taken
+from qvmi.errors import BadMessage, MachineGone
+from qvmi.view import Provenance
 
-__all__ = ["LOOK_DEADLINE_S", "InspectedMachine", "Runner"]
-
-LOOK_DEADLINE_S: Final = 5.0
-"""Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
-
-WITHDRAW_GRACE_S: Final = 1.0
-"""When a runner is cancelled in mid-look, how long the codepack has to leave the guest's memory."""
-
-ASK_INTERVAL_S: Final = 1.0
-"""Between two questions to the machine: whether it still is (its memory can be read after its end),
-and which system runs there where none is recognised, which may take half a second to find out."""
+__all__ = ["Runner"]
 
 MAX_WAITING: Final = 1024
 """Messages kept while there is no bus to take them; the oldest go first."""
@@ -54,40 +33,6 @@ MAX_SENT_KEPT: Final = 256
 _RESET: Final = "the guest was reset, or its kernel replaced"
 
 _log: Final = logging.getLogger(__name__)
-
-
-Found = TypeVar("Found")
-
-
-class InspectedMachine(Protocol):
-    """This is what a runner needs of a machine."""
-
-    @property
-    def guest(self) -> GuestOS:
-        """This is the guest as of now; what it raises is reported, but NotDirect."""
-        ...
-
-    async def query(self, look: Callable[[GuestOS], Found], *, timeout_s: float) -> Found:
-        """This looks at a guest whose memory is not direct; QueryTimeout if that takes too long."""
-        ...
-
-    @property
-    def memory(self) -> PhysicalMemory:
-        """This is the guest's memory."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """This counts resets and kernel changes."""
-        ...
-
-    async def refresh(self) -> None:
-        """This looks again which system runs; MachineGone if there is no machine any more."""
-        ...
-
-    async def run_state(self) -> object:
-        """This asks the machine how it is; MachineGone if there is none any more."""
-        ...
 
 
 def _none() -> tuple[str, ...]:
@@ -123,14 +68,10 @@ class Runner:
         self._codepack = codepack
         self._machine = machine
         self._vm = vm
-        self._look_deadline_s = look_deadline_s
+        self._looker = Looker(codepack, machine, deadline_s=look_deadline_s)
         self._confirmation = Confirmation()
         self._epoch = machine.epoch
-        self._looking: asyncio.Future[Look] | None = None
-        self._is_inspecting = False
         self._reported: tuple[Sight, str, int] | None = None
-        self._next_life_check = 0.0
-        self._next_refresh = 0.0
         self._rounds = 0
         self._lost = 0
         self._backlog = 0
@@ -166,9 +107,9 @@ class Runner:
         """This looks once, queues what is to be published, and tells whether the machine is gone."""
         self._rounds += 1
         try:
-            result = await self._look()
+            result = await self._looker.look()
         except MachineGone as error:
-            self._report(_blind(error, sight=Sight.ENDED))
+            self._report(blind(error, sight=Sight.ENDED))
             return True
         if self._machine.epoch != self._epoch:
             self._epoch = self._machine.epoch
@@ -178,87 +119,6 @@ class Runner:
             result = replace(result, findings=(), sight=Sight.BLIND, problem=_RESET)
         self._report(self._judge(result))
         return False
-
-    async def _look(self) -> Look:
-        """This looks once; MachineGone only if the machine itself says so."""
-        await self._require_machine()
-        if self._looking is not None and not self._looking.done():
-            return self._late()
-        try:
-            guest = ObservedGuest(self._machine.guest, self._codepack.name)
-            memory = self._machine.memory
-        except NotDirect:
-            return await self._look_by_query()
-        except QvmiError as error:
-            await self._recover(error)
-            return _blind(error)
-        result = await self._look_in_thread(guest, memory)
-        if result.error is not None:
-            await self._recover(result.error)
-        return result
-
-    async def _look_in_thread(self, guest: ObservedGuest, memory: PhysicalMemory) -> Look:
-        """This looks in a thread, so that a codepack that hangs stops nobody else."""
-        looking = self._looking = call_in_thread(
-            lambda: look(self._codepack, guest, memory), name=f"qvmi-{self._codepack.name}"
-        )
-        try:
-            await asyncio.wait({looking}, timeout=self._look_deadline_s)
-        except asyncio.CancelledError:
-            guest.withdraw()
-            await asyncio.wait({looking}, timeout=WITHDRAW_GRACE_S)
-            raise
-        if looking.done():
-            return looking.result()
-        guest.withdraw()
-        return self._late()
-
-    async def _look_by_query(self) -> Look:
-        """This leaves the thread to the machine, which alone can wait for its memory."""
-        if self._is_inspecting:
-            return self._late()
-
-        def inspect(guest: GuestOS) -> Look:
-            self._is_inspecting = True
-            try:
-                observed = ObservedGuest(guest, self._codepack.name)
-                return look(self._codepack, observed, self._machine.memory)
-            finally:
-                self._is_inspecting = False
-
-        try:
-            result = await self._machine.query(inspect, timeout_s=self._look_deadline_s)
-        except QueryTimeout:
-            return self._late()
-        except QvmiError as error:
-            result = _blind(error)
-        if result.error is not None:
-            await self._recover(result.error)
-        return result
-
-    async def _require_machine(self) -> None:
-        """This raises MachineGone if the machine is; one that does not answer may yet be read."""
-        now = time.monotonic()
-        if now >= self._next_life_check:
-            self._next_life_check = now + ASK_INTERVAL_S
-            await self._ask(self._machine.run_state())
-
-    async def _recover(self, error: BaseException) -> None:
-        """This lets the machine look again where that may help, and end if it is gone."""
-        now = time.monotonic()
-        if isinstance(error, StaleView | UnknownGuest | MachineGone) and now >= self._next_refresh:
-            self._next_refresh = now + ASK_INTERVAL_S
-            await self._ask(self._machine.refresh())
-
-    async def _ask(self, question: Awaitable[object]) -> None:
-        """This awaits something of the machine; that it is gone is the only answer that matters."""
-        try:
-            async with asyncio.timeout(self._look_deadline_s):
-                await question
-        except MachineGone:
-            raise
-        except (QvmiError, TimeoutError) as error:
-            _log.debug("%s: %s", self._codepack.name, error)
 
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
@@ -334,12 +194,3 @@ class Runner:
             if self._backlog:  # what had to wait is no flood, and must not be taken for one
                 self._backlog -= 1
                 await asyncio.sleep(1 / (throttle.PATIENT_SHARE * throttle.MAX_PER_S))
-
-    def _late(self) -> Look:
-        problem = f"not finished after {self._look_deadline_s:g} s"
-        return Look(Sight.LATE, Provenance(Taken.LIVE, time.time()), problem=problem)
-
-
-def _blind(error: QvmiError, *, sight: Sight = Sight.BLIND) -> Look:
-    provenance = Provenance(Taken.LIVE, time.time())
-    return Look(sight, provenance, problem=in_words(error), error=error)

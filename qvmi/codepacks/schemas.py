@@ -39,7 +39,7 @@ def schemas() -> Mapping[str, dict[str, object]]:
 
 
 def _told(schema: dict[str, object]) -> dict[str, object]:
-    """This is the schema with docstrings as people read them, which some releases of msgspec leave indented."""
+    """This is the schema with docstrings as people read them, which some msgspec leave indented."""
     return {name: _told_value(name, value) for name, value in schema.items()}
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from qvmi.bus.topic import is_name
+from qvmi.codepacks.looker import LOOK_DEADLINE_S
 from qvmi.codepacks.manifest import Manifest, Restart
 from qvmi.codepacks.pack_signature import VerifiedPack
-from qvmi.codepacks.runner import LOOK_DEADLINE_S
 from qvmi.errors import CodepackError
 from qvmi.manager.accounts import ALERTS, MANAGER
 from qvmi.manager.watch import MIN_INTERVAL_S

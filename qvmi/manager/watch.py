@@ -18,7 +18,8 @@ from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Admission, Throttle
 from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.runner import LOOK_DEADLINE_S, MAX_SENT_KEPT, InspectedMachine, Runner
+from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine
+from qvmi.codepacks.runner import MAX_SENT_KEPT, Runner
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
 from qvmi.manager.accounts import throttle_account
@@ -26,7 +27,7 @@ from qvmi.manager.losses import TELL_S, loss_status
 from qvmi.manager.runner_end import RunnerEnd
 from qvmi.policy import READ_ONLY, Grant, Policies, Policy
 
-__all__ = ["Watch", "WatchedMachine", "watch"]
+__all__ = ["Watch", "WatchedMachine", "require_usable", "watch"]
 
 MIN_INTERVAL_S: Final = 0.001
 """Shortest interval of a codepack; below it the machine's other work would starve."""
@@ -90,7 +91,7 @@ async def watch(
     _require_distinct(packs)
     policies = Policies(policy) if isinstance(policy, Policy) else policy
     for pack in packs:
-        _require_usable(pack, policies.of(pack.name))
+        require_usable(pack, policies.of(pack.name))
     name = vm or name_from(machine.address)
     own = (TopicFilter(name, _NAME, ANY),)
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
@@ -316,7 +317,8 @@ def _require_distinct(packs: Sequence[Codepack]) -> None:
             raise UsageError(f"the name {name!r} is taken by the watch itself")
 
 
-def _require_usable(pack: Codepack, policy: Policy) -> None:
+def require_usable(pack: Codepack, policy: Policy) -> None:
+    """This raises CodepackError or PolicyDenied for a codepack that cannot run in this process."""
     if not is_name(pack.name):
         raise CodepackError(pack.name, "its name is not 1 to 63 of a-z, 0-9 and -")
     if not (math.isfinite(pack.interval_s) and pack.interval_s >= MIN_INTERVAL_S):

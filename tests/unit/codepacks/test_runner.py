@@ -229,7 +229,7 @@ async def test_cancelling_in_mid_look_waits_for_the_codepack_to_leave_the_guest(
 async def test_cancelling_does_not_wait_for_a_codepack_that_does_not_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qvmi.codepacks.runner.WITHDRAW_GRACE_S", 0.01)
+    monkeypatch.setattr("qvmi.codepacks.looker.WITHDRAW_GRACE_S", 0.01)
     entered, release = threading.Event(), threading.Event()
 
     def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
