@@ -49,12 +49,14 @@ class Changes:
         cleared: confirmed findings that are gone now.
         overflow: findings that could not be followed, because there are too many.
         held_back: findings that would be confirmed, but for which there was no room.
+        suppressed: findings that were held back until they were gone.
     """
 
     raised: tuple[Confirmed, ...] = ()
     cleared: tuple[Confirmed, ...] = ()
     overflow: int = 0
     held_back: int = 0
+    suppressed: int = 0
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ class _Case:
     seen: int = 0
     missed: int = 0
     unseen: int = 0
+    held_back: bool = False
     raised: Confirmed | None = None
 
     def is_due(self, clock: float) -> bool:
@@ -125,7 +128,7 @@ class Confirmation:
         by_key: dict[str, Finding] = {}
         for finding in findings:
             by_key.setdefault(finding.key, finding)
-        cleared = self._note_absent(by_key, complete=complete)
+        gone = self._note_absent(by_key, complete=complete)
         raised: list[Confirmed] = []
         overflow = held_back = 0
         for key, finding in by_key.items():
@@ -137,10 +140,13 @@ class Confirmation:
                 continue
             if len(raised) >= room:
                 held_back += 1
+                case.held_back = True
                 continue
             case.raised = Confirmed(finding, case.seen, case.first_seen, at)
             raised.append(case.raised)
-        return Changes(tuple(raised), cleared, overflow, held_back)
+        cleared = [replace(one.raised, last_seen=one.last_seen) for one in gone if one.raised]
+        suppressed = sum(one.held_back and not one.raised for one in gone)
+        return Changes(tuple(raised), tuple(cleared), overflow, held_back, suppressed)
 
     def forget(self) -> tuple[Confirmed, ...]:
         """This forgets everything, as after a reset of the guest, and gives what was confirmed."""
@@ -157,16 +163,14 @@ class Confirmation:
         case.last_seen = at
         return case
 
-    def _note_absent(self, present: dict[str, Finding], *, complete: bool) -> tuple[Confirmed, ...]:
-        """This notes what was not seen, and gives what is cleared by that."""
-        cleared = []
+    def _note_absent(self, present: dict[str, Finding], *, complete: bool) -> list[_Case]:
+        """This notes what was not seen, and gives what is given up by that."""
+        gone = []
         for key in self._cases.keys() - present.keys():
             case = self._cases[key]
             case.missed += complete
             case.unseen += not complete
             limit = ROUNDS_TO_CLEAR if case.raised else 1
             if case.missed >= limit or (case.unseen >= MAX_UNSEEN_ROUNDS and not case.raised):
-                del self._cases[key]
-                if case.raised:
-                    cleared.append(replace(case.raised, last_seen=case.last_seen))
-        return tuple(cleared)
+                gone.append(self._cases.pop(key))
+        return gone

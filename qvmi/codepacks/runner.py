@@ -14,12 +14,14 @@ from qvmi.bus import throttle
 from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmation, Confirmed
 from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker, blind
+from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import STATUS, Sight, Status, last_will
-from qvmi.errors import BadMessage, MachineGone
+from qvmi.errors import BadMessage, MachineGone, UsageError
 from qvmi.view import Provenance
 
 __all__ = ["Runner"]
@@ -30,6 +32,7 @@ MAX_WAITING: Final = 1024
 MAX_SENT_KEPT: Final = 256
 """Messages kept to be sent again over the next bus: a broker that dies may not have passed them on."""
 
+_TOO_MANY: Final = "findings are held back, as it has raised too many alerts in a short time"
 _RESET: Final = "the guest was reset, or its kernel replaced"
 
 _log: Final = logging.getLogger(__name__)
@@ -53,9 +56,15 @@ class Runner:
         look_deadline_s: longest look; one that takes longer is reported and left to itself, and
             no other is begun until it ends.
         caveats: tells what whoever reads an alert must know of how it was watched.
+        kept: where alerts that stand are kept, so that another run does not raise them again; None
+            for nowhere.
+        budget: how many alerts it may raise; None for what is usual.
+
+    Raises:
+        UsageError: where they are kept cannot be read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but three have a default
         self,
         codepack: Codepack,
         machine: InspectedMachine,
@@ -63,6 +72,8 @@ class Runner:
         vm: str,
         look_deadline_s: float = LOOK_DEADLINE_S,
         caveats: Callable[[], tuple[str, ...]] = _none,
+        kept: StandingAlerts | None = None,
+        budget: AlertBudget | None = None,
     ) -> None:
         self._caveats = caveats
         self._codepack = codepack
@@ -70,8 +81,15 @@ class Runner:
         self._vm = vm
         self._looker = Looker(codepack, machine, deadline_s=look_deadline_s)
         self._confirmation = Confirmation()
+        self._kept = kept
+        self._not_kept = ""
+        if kept is not None:
+            self._confirmation.remember(kept.load())
+        self._inherited = self._saved = self._standing_keys()
+        self._budget = budget or AlertBudget()
+        self._suppressed = 0
         self._epoch = machine.epoch
-        self._reported: tuple[Sight, str, int] | None = None
+        self._reported: tuple[object, ...] | None = None
         self._rounds = 0
         self._lost = 0
         self._backlog = 0
@@ -99,6 +117,7 @@ class Runner:
             due = loop.time() + self._codepack.interval_s
             gone = await self._round()
             await self._flush(bus)
+            await self._keep()
             if gone:
                 return
             await asyncio.sleep(due - loop.time())
@@ -123,15 +142,26 @@ class Runner:
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
         complete = result.sight is Sight.FULL
+        clock = time.monotonic()
         changes = self._confirmation.update(
-            result.findings, complete=complete, at=result.provenance.at, clock=time.monotonic()
+            result.findings,
+            complete=complete,
+            at=result.provenance.at,
+            clock=clock,
+            room=self._budget.room(clock),
         )
+        self._budget.spend(len(changes.raised))
+        self._suppressed += changes.suppressed
+        self._inherited &= self._standing_keys()
         self._queue_alerts(changes.raised, result.provenance)
         self._queue_alerts(changes.cleared, result.provenance, cleared_because="no longer seen")
-        if not changes.overflow:
-            return result
-        problem = f"{changes.overflow} findings more than can be followed; {result.problem}"
-        return replace(result, sight=Sight.GAPS if complete else result.sight, problem=problem)
+        problems = [result.problem, self._not_kept]
+        if changes.overflow:
+            problems.insert(0, f"{changes.overflow} findings more than can be followed")
+            result = replace(result, sight=Sight.GAPS if complete else result.sight)
+        if changes.held_back:
+            problems.append(_TOO_MANY)
+        return replace(result, problem="; ".join(filter(None, problems)))
 
     def _queue_alerts(
         self, changed: Iterable[Confirmed], provenance: Provenance, *, cleared_because: str = ""
@@ -155,8 +185,10 @@ class Runner:
             gap_count=result.gap_count,
             rounds=self._rounds,
             lost=self._lost,
+            standing=len(self._inherited),
+            suppressed=self._suppressed,
         )
-        news = (status.sight, status.problem, status.lost)
+        news = (status.sight, status.problem, status.lost, status.standing, status.suppressed)
         if news == self._reported:
             return
         self._reported = news
@@ -194,3 +226,19 @@ class Runner:
             if self._backlog:  # what had to wait is no flood, and must not be taken for one
                 self._backlog -= 1
                 await asyncio.sleep(1 / (throttle.PATIENT_SHARE * throttle.MAX_PER_S))
+
+    async def _keep(self) -> None:
+        """This saves which alerts stand, once all that was to be said of them is out."""
+        keys = self._standing_keys()
+        if self._kept is None or self._waiting or keys == self._saved:
+            return
+        try:
+            await asyncio.to_thread(self._kept.save, self._confirmation.standing)
+        except UsageError as error:
+            self._not_kept = f"alerts will be raised again by the next run: {error}"
+        else:
+            self._not_kept = ""
+            self._saved = keys
+
+    def _standing_keys(self) -> frozenset[str]:
+        return frozenset(one.finding.key for one in self._confirmation.standing)
