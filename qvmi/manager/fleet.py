@@ -20,6 +20,7 @@ from qvmi.manager.pack_accounts import PackAccounts
 from qvmi.manager.pack_code import sealed
 from qvmi.manager.pack_process import PackProcess, Place, start
 from qvmi.manager.pack_spec import PackSpec
+from qvmi.manager.qemu_sockets import qemu_sockets
 from qvmi.policy import Grant
 from qvmi.remote.handed_memory import HandedMemory
 
@@ -129,8 +130,10 @@ class Fleet:
         uid = self._uids[spec.name] if confinement.other_uid else None
         gid = self._group if confinement.other_uid else None
         folder = self._home.of_pack(spec.name, uid, gid)
-        place = Place(folder, uid, gid)
-        orders = self._orders(spec, confinement, probe=probe)
+        pid = self._machine.monitor.peer_pid()
+        sockets = await asyncio.to_thread(qemu_sockets, pid, self._machine.address)
+        place = Place(folder, uid, gid, sockets)
+        orders = self._orders(spec, confinement, sockets, probe=probe)
         if spec.code is None or probe:
             return await start(orders, place)
         code = sealed(spec.code)
@@ -139,7 +142,9 @@ class Fleet:
         finally:
             os.close(code)
 
-    def _orders(self, spec: PackSpec, confinement: Confinement, *, probe: bool) -> Orders:
+    def _orders(
+        self, spec: PackSpec, confinement: Confinement, sockets: tuple[str, ...], *, probe: bool
+    ) -> Orders:
         qemu = self._machine.monitor.peer_pid()
         speaks, sends = self.accounts.of(spec.name)
         return Orders(
@@ -157,6 +162,7 @@ class Fleet:
             descriptors=self._descriptors,
             landlock=confinement.landlock,
             writers=tuple(pid for pid in (qemu, os.getpid()) if pid is not None),
+            sockets=sockets,
             memory_bytes=spec.memory_bytes,
             look_s=spec.look_s,
             caveats=self.caveats,

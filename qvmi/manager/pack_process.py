@@ -50,11 +50,13 @@ class Place:
         folder: its own.
         uid: who it is; None for who the manager is.
         gid: the group that may reach the broker's socket; None for the manager's own.
+        hidden: paths at which it finds nothing, where the kernel allows that.
     """
 
     folder: Path
     uid: int | None = None
     gid: int | None = None
+    hidden: tuple[str, ...] = ()
 
 
 class PackProcess:
@@ -166,6 +168,7 @@ async def _spawned(descriptors: Sequence[int], place: Place) -> Process:
     ids = (str(-1 if one is None else one) for one in (place.uid, place.gid))
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", str(_WARDEN), str(os.getpid()), *ids),
+        "\n".join(path for path in place.hidden if "\n" not in path),
         *command,
         cwd=place.folder,
         env=_environment(place.folder),

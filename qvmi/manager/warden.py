@@ -1,12 +1,14 @@
 """A program of its own that runs a codepack's process and lets nothing of it outlive it.
 
-It is run by path, ``python -I -S warden.py PARENT UID GID PROGRAM [ARGUMENT…]`` (-1 for no other uid), so it
-imports nothing of qvmi. Where the kernel allows it, the codepack's process lives in a pid namespace, of which
-the kernel itself leaves nothing. Elsewhere this becomes the parent of whatever that process starts and leaves
-behind, daemons included, and kills them. It does so when the process ends, when the manager does or says so
-(SIGTERM); then it ends as the process has ended.
+It is run by path, ``python -I -S warden.py PARENT UID GID HIDDEN PROGRAM [ARGUMENT…]`` (-1 for no other
+uid; paths in HIDDEN are joined by newlines), so it imports nothing of qvmi. Where the kernel allows it, the
+codepack's process lives in a pid namespace, of which the kernel itself leaves nothing, and in a mount
+namespace where nothing is at the hidden paths. Elsewhere this becomes the parent of whatever that process
+starts and leaves behind, daemons included, and kills them. It does so when the process ends, when the manager
+does or says so (SIGTERM); then it ends as the process has ended.
 
-References: pid_namespaces(7); prctl(2) PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG; kill(2); proc(5).
+References: pid_namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2); prctl(2)
+PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG; kill(2); proc(5).
 """
 
 import ctypes
@@ -22,7 +24,10 @@ from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
+MS_BIND, MS_REC, MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
 
 AWAITED = (signal.SIGCHLD, signal.SIGTERM)
 NOT_STARTED = 126
@@ -42,21 +47,40 @@ def main(arguments: list[str]) -> None:
     ask(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent:
         sys.exit("the parent ended before this began")
-    inside = libc().unshare(CLONE_NEWPID) == 0
+    inside = enter_namespaces(arguments[3].split("\n"))
     told = mmap.mmap(-1, mmap.PAGESIZE)
     told[:4] = int(signal.SIGKILL).to_bytes(4, "little")
     warden = os.pidfd_open(os.getpid())
     child = os.fork()
     if child == 0:
         if inside:
-            begin_namespace(arguments[3:], warden, uid, gid, told)
-        become(arguments[3:], warden, uid, gid)
+            begin_namespace(arguments[4:], warden, uid, gid, told)
+        become(arguments[4:], warden, uid, gid)
     let_go()
     status = watch(child)
     if inside:
         end_as(int.from_bytes(told[:4], "little"))
     end_all(uid)
     end_as(status)
+
+
+def enter_namespaces(hidden: list[str]) -> bool:
+    """This makes namespaces that the next child lives in, and tells whether there is one of pids."""
+    uid, gid = os.geteuid(), os.getegid()
+    if libc().unshare(CLONE_NEWPID | CLONE_NEWNS | (CLONE_NEWUSER if uid else 0)) != 0:
+        return False
+    if uid:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            Path("/proc/self", name).write_text(text, encoding="ascii")
+    # Whether it worked is tried by the codepack's process, which tells the manager.
+    libc().mount(None, b"/", None, MS_REC | MS_SLAVE, None)
+    for path in filter(None, hidden):
+        libc().mount(b"/dev/null", os.fsencode(path), None, MS_BIND, None)
+    return True
 
 
 def begin_namespace(program: list[str], warden: int, uid: int, gid: int, told: mmap.mmap) -> None:

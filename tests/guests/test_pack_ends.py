@@ -1,7 +1,9 @@
 """What is left of a codepack's process when it ends: nothing that runs, no secret that is of use."""
 
+import json
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ import pytest
 
 from qvmi.bus.account import Account
 from qvmi.errors import CodepackError
+from qvmi.manager.jail import ADVISORY
 from qvmi.manager.manager import Manager
 from qvmi.manager.pack_spec import PackSpec
 from tests.asynchronous import asynchronous, until
@@ -37,6 +40,35 @@ def state() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="qvmi-mgr6-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
+
+
+KNOCKING = PackSpec("knocking", "tests.guests.straying_pack:Knocking", 0.05)
+
+
+@asynchronous
+async def test_a_codepack_cannot_connect_to_qemu_or_its_alerts_say_that_the_policy_is_advisory(
+    guest: Guest, state: Path
+) -> None:
+    own = state / "web/packs/knocking"
+    own.mkdir(parents=True)
+    for folder in (own, own.parent, own.parent.parent):
+        folder.chmod(0o711)
+    with socket.socket(socket.AF_UNIX) as harmless:
+        harmless.bind(str(own / "harmless"))
+        harmless.listen()
+        (own / "harmless").chmod(0o777)
+        (own / "sockets").write_text(f"{guest.qmp}\n{own / 'harmless'}\n")
+        async with managing(guest, state, KNOCKING) as manager:
+            await until((own / "told").exists, within_s=WAIT_S)
+            jail = manager.fleet.jail
+            caveats = manager.fleet.caveats
+    told = json.loads((own / "told").read_text())
+    assert told[str(own / "harmless")] == "connected", "else this tries nothing"
+    assert jail.holds == (told[guest.qmp] != "connected")
+    assert jail.holds == (ADVISORY not in caveats)
+    assert jail.holds or f"{guest.qmp} can be connected to" in jail.in_words
+    assert jail.holds or os.geteuid() != 0, "root can always hide it"
+    assert guest.monitor.running()
 
 
 def answers(manager: Manager, accounts: tuple[Account, ...]) -> set[int]:

@@ -99,6 +99,7 @@ HOSTS = {
     "whoever tests": Host(needs_root=False),
     "root": Host(uid=A_UID),
     "root without namespaces": Host(AS_ROOT, uid=A_UID),
+    "root without namespaces or uids": Host(AS_ROOT),
     "nobody": Host(user=A_UID),
 }
 
@@ -111,7 +112,7 @@ def kept(program: str, host: Host) -> Iterator[Kept]:
     uid = str(host.uid)
     process = subprocess.Popen(
         (
-            *(*host.enter, PYTHON, "-I", "-S", "-c", CODE, str(os.getpid()), uid, uid),
+            *(*host.enter, PYTHON, "-I", "-S", "-c", CODE, str(os.getpid()), uid, uid, ""),
             *(PYTHON, "-I", "-c", program, tag),
         ),
         stdin=subprocess.PIPE,
@@ -195,7 +196,7 @@ def test_all_of_it_ends_when_the_manager_is_killed(host: Host) -> None:
         manager = subprocess.Popen(
             (
                 *(PYTHON, "-I", "-c", starter, *host.enter),
-                *(PYTHON, "-I", "-S", "-c", CODE, "PARENT", uid, uid),
+                *(PYTHON, "-I", "-S", "-c", CODE, "PARENT", uid, uid, ""),
                 *(PYTHON, "-I", "-c", DAEMON, tag),
             ),
             stdin=subprocess.PIPE,
