@@ -341,6 +341,13 @@ def watch(parser: ArgumentParser) -> None:
         help="a codepack of somebody else's, which must be signed; may be given again",
     )
     parser.add_argument(
+        "--only",
+        metavar="NAME,…",
+        type=values.names,
+        default=(),
+        help="of all these, run only those; else those that are loaded run beside qvmi's own",
+    )
+    parser.add_argument(
         "--policy", metavar="FILE", type=values.given, help="what codepacks are granted"
     )
     parser.add_argument(
@@ -362,7 +369,10 @@ def watch(parser: ArgumentParser) -> None:
         "--state",
         metavar="FOLDER",
         type=values.given,
-        help="what a manager keeps, if not the usual",
+        help="what is kept for the next run: which alerts stand; a manager has a usual one",
+    )
+    parser.add_argument(
+        "--log", metavar="FILE", type=values.given, help="append every message, as lines of JSON"
     )
     parser.add_argument(
         "--allow-unproven-isolation",

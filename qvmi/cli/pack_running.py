@@ -13,7 +13,8 @@ from qvmi.cli.dumped import AskedDump
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
-from qvmi.cli.watching import PACK_MAKERS, observed, require_fitting
+from qvmi.cli.watch_report import observed
+from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
 from qvmi.codepacks.alert import evidence_hash
 from qvmi.codepacks.codepack import Codepack

@@ -2,12 +2,15 @@
 
 from typing import Final
 
-__all__ = ["ALL_PACKS", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
+__all__ = ["ALL_PACKS", "GATEWAY_HOLDER", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
 
 PACKS: Final = ("hidden-processes",)
 """The names of the codepacks that ``watch`` can run."""
 
 ALL_PACKS: Final = "all"
+
+GATEWAY_HOLDER: Final = "gateway"
+"""What a policy file calls the clients of a gateway."""
 
 HERE: Final = "here"
 PROCESS: Final = "process"

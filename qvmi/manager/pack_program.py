@@ -20,7 +20,7 @@ import msgspec
 from qvmi.errors import MachineGone, QvmiError, UsageError
 from qvmi.manager.landlock import forbid_privileges, forbid_writing
 from qvmi.manager.orders import MAX_LINE, Hello, Orders, read_line
-from qvmi.manager.reopening import ways_to_write
+from qvmi.manager.reopening import ways_to_connect, ways_to_write
 
 __all__ = ["main"]
 
@@ -39,7 +39,7 @@ def main() -> int:
     except QvmiError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the manager reads it there
         return os.EX_CONFIG
-    hello = Hello(os.geteuid(), ways_to_write(orders.descriptors, orders.writers))
+    hello = Hello(_pid(), os.geteuid(), _ways_out(orders))
     sys.stdout.buffer.write(msgspec.json.encode(hello) + b"\n")
     sys.stdout.buffer.flush()
     return 0 if orders.probe else _run(orders)
@@ -61,6 +61,16 @@ def _confine(orders: Orders) -> None:
         forbid_writing(but_below=(folder, *_DEVICES))
     else:
         forbid_privileges()
+
+
+def _ways_out(orders: Orders) -> tuple[str, ...]:
+    ways = ways_to_write(orders.descriptors, orders.writers)
+    return (*ways, *ways_to_connect(orders.sockets))
+
+
+def _pid() -> int:
+    """This is how others number this process, which may live in a namespace of its own."""
+    return int(Path("/proc/self").readlink().name)
 
 
 def _run(orders: Orders) -> int:

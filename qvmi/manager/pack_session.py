@@ -19,6 +19,7 @@ from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.pack_loader import load_bytes
 from qvmi.codepacks.runner import Runner
+from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.errors import BadMessage, BusError, BusRefused, CodepackError, MachineGone, QvmiError
 from qvmi.manager.accounts import (
     ALERTS,
@@ -39,6 +40,7 @@ from qvmi.symbols.profile import ProfileCache
 __all__ = ["run_pack"]
 
 _OUTBOX: Final = "outbox.db"
+_STANDING: Final = "standing.json"
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 5.0
 """Longest time between two attempts to reach the broker, which is started again in a second at most."""
@@ -84,6 +86,7 @@ class _PackSession:
         with ended_after(START_S):
             self._pack = TimedPack(_codepack(orders), orders.look_s)
         self._caveats = orders.caveats
+        self._kept = StandingAlerts(Path.cwd() / _STANDING, vm=orders.vm, codepack=orders.codepack)
         self._bus: Bus | None = None
         self._runner: Runner | None = None
         self.machine = RemoteMachine(
@@ -91,6 +94,7 @@ class _PackSession:
             orders.memory.mapped(orders.descriptors),
             Choices(cache=ProfileCache(Path(orders.profiles))),
             address=orders.address,
+            reads_registers=orders.reads_registers,
         )
 
     async def hear(self) -> Never:
@@ -146,6 +150,7 @@ class _PackSession:
             vm=self._orders.vm,
             look_deadline_s=self._orders.look_s,
             caveats=lambda: self._caveats,
+            kept=self._kept,
         )
 
     async def _listen(self, states: Subscription) -> None:

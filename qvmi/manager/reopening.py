@@ -1,12 +1,17 @@
-"""Whether a process that was given guest RAM for reading can get at it for writing, by trying to."""
+"""Whether a process that was given guest RAM for reading can get at it for writing, by trying to.
 
+References: unix(7); Linux ``net/unix/af_unix.c`` (``unix_find_bsd``: rights come before the kind of socket).
+"""
+
+import errno
 import os
+import socket
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["ways_to_write"]
+__all__ = ["ways_to_connect", "ways_to_write"]
 
 _FOR_ALL: Final = 0o666
 
@@ -30,6 +35,24 @@ def ways_to_write(descriptors: Iterable[int], processes: Iterable[int]) -> tuple
     for process in processes:
         memory = f"/proc/{process}/mem"
         found += _tried(memory, f"{memory} opens for writing")
+    return tuple(found)
+
+
+def ways_to_connect(paths: Iterable[str]) -> tuple[str, ...]:
+    """These are the sockets that this process could connect to, as it is now.
+
+    Nobody notices: QEMU serves one client, and whoever stood in its queue would be in the way of the next.
+    A socket of another kind is refused only once the kernel has found that this process may connect.
+    """
+    found = []
+    for path in paths:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as knocking:
+            try:
+                knocking.connect(path)
+            except OSError as error:
+                if error.errno != errno.EPROTOTYPE:
+                    continue
+            found.append(f"{path} can be connected to")
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, Protocol, Self
 
 import msgspec
@@ -19,7 +20,9 @@ from qvmi.bus.throttle import Admission, Throttle
 from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine
+from qvmi.codepacks.manifest import Management
 from qvmi.codepacks.runner import MAX_SENT_KEPT, Runner
+from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
 from qvmi.manager.accounts import throttle_account
@@ -45,6 +48,7 @@ _FIRST_PAUSE_S: Final = 0.05
 """Between the first loss and the next attempt; each further one in a row takes twice as long."""
 
 _NAME: Final = "watch"
+_STANDING: Final = "standing"
 
 _log: Final = logging.getLogger(__name__)
 
@@ -59,14 +63,15 @@ class WatchedMachine(InspectedMachine, Protocol):
 
 
 @asynccontextmanager
-async def watch(
+async def watch(  # noqa: PLR0913 - all but two have a default
     machine: WatchedMachine,
     *,
     packs: Sequence[Codepack],
     bus: OpenChannel = mosquitto,
     vm: str | None = None,
     policy: Policy | Policies = READ_ONLY,
-    deadlines_s: Mapping[str, float] | None = None,
+    management: Mapping[str, Management] | None = None,
+    state: Path | None = None,
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -79,14 +84,18 @@ async def watch(
             such as :func:`qvmi.bus.local.in_process`.
         vm: the machine's name on the bus; None makes one of its address.
         policy: what codepacks may be granted: one for all, or each its own.
-        deadlines_s: the longest look of a codepack by its name, in seconds, where it has one of its own.
+        management: what the manifest of a codepack says, by its name. Of it are kept to here: the longest
+            look, which is told and left to itself, and how often in a row it may fail, after which it is
+            given up. One that is not in it has some seconds, and may always fail.
+        state: the folder in which alerts that stand are kept, so that the next watch does not raise them
+            again; None to keep nothing.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
         CodepackError: a codepack's name or interval cannot be used.
         PolicyDenied: a codepack needs a grant that its policy does not hold, or may not read all
             memory: what runs in this process is given all of it.
-        UsageError: there are no codepacks, or two of one name.
+        UsageError: there are no codepacks, or two of one name, or the state folder cannot be used.
     """
     _require_distinct(packs)
     policies = Policies(policy) if isinstance(policy, Policy) else policy
@@ -97,11 +106,9 @@ async def watch(
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
     runners = {
-        Account.of_codepack(name, pack.name): Runner(
-            pack,
-            machine,
-            vm=name,
-            look_deadline_s=(deadlines_s or {}).get(pack.name, LOOK_DEADLINE_S),
+        # There is nobody here whom it could ask.
+        Account.of_granted(name, pack.name, policies.of(pack.name), services={}): _runner(
+            pack, machine, name, (management or {}).get(pack.name), state
         )
         for pack in packs
     }
@@ -124,7 +131,8 @@ class Watch:
     """This iterates the messages of a watched machine as they arrive: alerts, clearances, statuses.
 
     The iteration ends with the block of :func:`watch`. It raises MachineGone when the machine is
-    gone and BusError when the bus is lost for good; what arrived before is delivered before.
+    gone, CodepackError when every codepack is given up, and BusError when the bus is lost for good;
+    what arrived before is delivered before.
 
     Attributes:
         vm: the machine's name on the bus.
@@ -175,6 +183,9 @@ class Watch:
             if throttling is not None:
                 throttling.cancel()
                 await asyncio.wait({throttling})
+        if all(runner.given_up for runner in self._runners.values()):
+            account, runner = next(iter(self._runners.items()))
+            raise CodepackError(account.name.removeprefix(f"{self.vm}."), runner.given_up)
         raise MachineGone("watch")
 
     async def note_throttled(self, speaker: str, why: str) -> None:
@@ -304,6 +315,27 @@ class Watch:
             time=time.time(),
             body=msgspec.to_builtins(status),
         )
+
+
+def _runner(
+    pack: Codepack,
+    machine: WatchedMachine,
+    vm: str,
+    management: Management | None,
+    state: Path | None,
+) -> Runner:
+    kept = None
+    if state is not None:
+        path = state / vm / _STANDING / f"{pack.name}.json"
+        kept = StandingAlerts(path, vm=vm, codepack=pack.name)
+    return Runner(
+        pack,
+        machine,
+        vm=vm,
+        look_deadline_s=LOOK_DEADLINE_S if management is None else management.deadline_s,
+        max_failures=None if management is None else management.max_failures,
+        kept=kept,
+    )
 
 
 def _require_distinct(packs: Sequence[Codepack]) -> None:

@@ -3,19 +3,20 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qvmi
-from qvmi.codepacks.alert import Alert
+from qvmi.bus.message import Message
 from qvmi.manager.isolation_watch import IsolationVerdict
-from qvmi.manager.manager import manage
+from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
-from tests.asynchronous import asynchronous
+from qvmi.semantics.guest_os import Process
+from tests.asynchronous import asynchronous, until
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
@@ -52,20 +53,22 @@ def essence(finding: Any) -> Any:  # noqa: ANN401 - JSON
     return finding | {"evidence": [one | {"facts": None} for one in finding["evidence"]]}
 
 
-async def found_by_a_process_of_its_own(guest: Guest, state: Path) -> Any:  # noqa: ANN401 - JSON
+@asynccontextmanager
+async def managing(guest: Guest, state: Path) -> AsyncIterator[Manager]:
     async def proven() -> IsolationVerdict:
         return IsolationVerdict(proven=True)
 
     async with (
-        asyncio.timeout(WAIT_S),
         qvmi.attach(guest.qmp, cache=state / "cache") as machine,
         manage(machine, [HIDDEN], vm="web", state=state, isolation=lambda _: proven) as manager,
     ):
-        async for message in manager:
-            if message.kind == "alert":
-                message.read_body(Alert)
-                return message.body["finding"]
-    raise AssertionError("the manager ended without an alert")
+        yield manager
+
+
+async def found_by_a_process_of_its_own(guest: Guest, state: Path) -> Any:  # noqa: ANN401 - JSON
+    async with asyncio.timeout(WAIT_S), managing(guest, state) as manager:
+        alert = await heard_first(manager, "alert")
+        return alert.body["finding"]
 
 
 @asynchronous
@@ -92,6 +95,44 @@ async def test_here_in_a_process_and_on_a_dump_the_same_is_found(
     assert (later["rounds"], later["provenance"]["taken"]) == (1, "dump")
     assert "one look at a dump" in later["note"]
     proof_count(3)
+
+
+async def heard_first(manager: Manager, *kinds: str) -> Message:
+    """This is the next message of these kinds; all of one codepack."""
+    async for message in manager:
+        if message.codepack == "hidden-processes" and message.kind in kinds:
+            return message
+    raise AssertionError(f"the manager ended without {kinds}")
+
+
+@asynchronous
+async def test_neither_a_codepack_nor_a_manager_that_is_started_again_raises_it_again(
+    guest: Guest, state: Path
+) -> None:
+    standing = state / "web/packs/hidden-processes/standing.json"
+    async with asyncio.timeout(WAIT_S):
+        hidden: Process | None = hide_process(guest, "httpd")
+        try:
+            async with managing(guest, state) as manager:
+                first = await heard_first(manager, "alert")
+                await until(standing.exists)
+                manager.fleet.running["hidden-processes"].kill()
+                status = await heard_first(manager, "alert", "status")
+                while not (status.kind == "status" and status.body.get("standing")):
+                    assert status.kind == "status", "it was raised again"
+                    status = await heard_first(manager, "alert", "status")
+            async with managing(guest, state) as manager:
+                status = await heard_first(manager, "alert", "status")
+                assert (status.kind, status.body["standing"]) == ("status", 1)
+                assert hidden is not None
+                show_process(guest, hidden)
+                hidden = None
+                last = await heard_first(manager, "alert", "cleared")
+        finally:
+            if hidden is not None:
+                show_process(guest, hidden)
+    assert last.kind == "cleared"
+    assert last.body["evidence_hash"] == first.body["evidence_hash"]
 
 
 def test_a_dump_of_a_clean_guest_is_clean(guest: Guest, state: Path) -> None:

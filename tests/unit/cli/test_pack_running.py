@@ -89,7 +89,7 @@ async def test_nothing_found_is_0_and_what_could_not_be_seen_is_4() -> None:
     [
         ({"what": None}, UsageError),
         ({"key": "alice"}, UsageError),
-        ({"what": "no-such-folder"}, CodepackRefused),
+        ({"what": "no-such-folder"}, UsageError),
     ],
 )
 @asynchronous
@@ -103,6 +103,7 @@ async def test_what_cannot_be_run_is_refused(changes: dict[str, object], error: 
 @asynchronous
 async def test_an_unsigned_folder_is_refused_and_none_of_it_runs(tmp_path: Path) -> None:
     folder = pack_folder(tmp_path / "pack")
+    (tmp_path / "keys").mkdir()
     machine = infected()
     with pytest.raises(CodepackRefused, match="signed"):
         await ran(machine, Captured(), what=str(folder), keys=str(tmp_path / "keys"))
