@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,12 +15,14 @@ from qvmi.bus.message import Message
 from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
-from qvmi.semantics.guest_os import Process
 from tests.asynchronous import asynchronous, until
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process, show_process
+
+if TYPE_CHECKING:
+    from qvmi.semantics.guest_os import Process
 
 WAIT_S = 100.0
 HIDDEN = PackSpec("hidden-processes", "qvmi.codepacks.hidden_processes:HiddenProcesses", 0.05)
