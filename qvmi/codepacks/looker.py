@@ -9,6 +9,7 @@ from typing import Final, Protocol, TypeVar
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.look import Look, in_words, look
 from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.shared_answers import SharedAnswers
 from qvmi.codepacks.status import Sight
 from qvmi.codepacks.thread_call import call_in_thread
 from qvmi.errors import MachineGone, NotDirect, QueryTimeout, QvmiError, StaleView, UnknownGuest
@@ -72,11 +73,19 @@ class Looker:
         machine: at what.
         deadline_s: longest look; one that takes longer is reported and left to itself, and no other
             is begun until it ends.
+        shared: answers that codepacks share; None for none.
     """
 
     def __init__(
-        self, codepack: Codepack, machine: InspectedMachine, *, deadline_s: float = LOOK_DEADLINE_S
+        self,
+        codepack: Codepack,
+        machine: InspectedMachine,
+        *,
+        deadline_s: float = LOOK_DEADLINE_S,
+        shared: SharedAnswers | None = None,
     ) -> None:
+        self._shared = shared
+        self._not_before = 0.0
         self._codepack = codepack
         self._machine = machine
         self._deadline_s = deadline_s
@@ -87,11 +96,17 @@ class Looker:
 
     async def look(self) -> Look:
         """This looks once; MachineGone only if the machine itself says so."""
+        try:
+            return await self._look()
+        finally:
+            self._not_before = time.monotonic()
+
+    async def _look(self) -> Look:
         await self._require_machine()
         if self._looking is not None and not self._looking.done():
             return self._late()
         try:
-            guest = ObservedGuest(self._machine.guest, self._codepack.name)
+            guest = self._observed(self._machine.guest)
             memory = self._machine.memory
         except NotDirect:
             return await self._look_by_query()
@@ -102,6 +117,12 @@ class Looker:
         if result.error is not None:
             await self._recover(result.error)
         return result
+
+    def _observed(self, guest: GuestOS) -> ObservedGuest:
+        """This is the guest as this look is shown it: no answer is one that the look before had."""
+        return ObservedGuest(
+            guest, self._codepack.name, shared=self._shared, not_before=self._not_before
+        )
 
     async def _look_in_thread(self, guest: ObservedGuest, memory: PhysicalMemory) -> Look:
         """This looks in a thread, so that a codepack that hangs stops nobody else."""
@@ -127,7 +148,7 @@ class Looker:
         def inspect(guest: GuestOS) -> Look:
             self._is_inspecting = True
             try:
-                observed = ObservedGuest(guest, self._codepack.name)
+                observed = self._observed(guest)
                 return look(self._codepack, observed, self._machine.memory)
             finally:
                 self._is_inspecting = False

@@ -17,6 +17,7 @@ from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmation, Confirmed
+from qvmi.codepacks.fellows import Fellows, next_due
 from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker, blind
 from qvmi.codepacks.standing_alerts import StandingAlerts
@@ -59,6 +60,7 @@ class Runner:
         kept: where alerts that stand are kept, so that another run does not raise them again; None
             for nowhere.
         budget: how many alerts it may raise; None for what is usual.
+        fellows: what it has in common with other codepacks in this process; None where it is alone.
         max_failures: looks in a row in which the codepack itself may fail; after one more it is given
             up. None for any number.
 
@@ -79,6 +81,7 @@ class Runner:
         caveats: Callable[[], tuple[str, ...]] = _none,
         kept: StandingAlerts | None = None,
         budget: AlertBudget | None = None,
+        fellows: Fellows | None = None,
         max_failures: int | None = None,
     ) -> None:
         self.given_up = ""
@@ -88,7 +91,10 @@ class Runner:
         self._codepack = codepack
         self._machine = machine
         self._vm = vm
-        self._looker = Looker(codepack, machine, deadline_s=look_deadline_s)
+        self._fellows = fellows or Fellows()
+        self._looker = Looker(
+            codepack, machine, deadline_s=look_deadline_s, shared=self._fellows.shared
+        )
         self._confirmation = Confirmation()
         self._kept = kept
         self._not_kept = ""
@@ -100,6 +106,7 @@ class Runner:
         self._epoch = machine.epoch
         self._reported: tuple[object, ...] | None = None
         self._rounds = 0
+        self._began = 0.0
         self._lost = 0
         self._backlog = 0
         self._waiting: deque[Message] = deque()
@@ -122,20 +129,25 @@ class Runner:
         self._sent.clear()
         self._backlog = len(self._waiting)
         loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
-            due = loop.time() + self._codepack.interval_s
             gone = bool(self.given_up) or await self._round()
             await self._flush(bus)
             await self._keep()
             if gone or self.given_up:
                 return
-            await asyncio.sleep(due - loop.time())
+            interval_s = self._codepack.interval_s
+            due = next_due(due, interval_s, now=loop.time())
+            # One that had to wait for its turn must not look again right behind that.
+            await asyncio.sleep(max(due, self._began + interval_s / 2) - loop.time())
 
     async def _round(self) -> bool:
         """This looks once, queues what is to be published, and tells whether the machine is gone."""
         self._rounds += 1
         try:
-            result = await self._looker.look()
+            async with self._fellows.turns.turn():
+                self._began = asyncio.get_running_loop().time()
+                result = await self._looker.look()
         except MachineGone as error:
             self._report(blind(error, sight=Sight.ENDED))
             return True

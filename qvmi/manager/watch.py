@@ -19,6 +19,7 @@ from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Admission, Throttle
 from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.fellows import Fellows
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine
 from qvmi.codepacks.manifest import Management
 from qvmi.codepacks.runner import MAX_SENT_KEPT, Runner
@@ -105,10 +106,11 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     own = (TopicFilter(name, _NAME, ANY),)
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
+    fellows = Fellows()
     runners = {
         # There is nobody here whom it could ask.
         Account.of_granted(name, pack.name, policies.of(pack.name), services={}): _runner(
-            pack, machine, name, (management or {}).get(pack.name), state
+            pack, machine, name, (management or {}).get(pack.name), state, fellows
         )
         for pack in packs
     }
@@ -323,6 +325,7 @@ def _runner(
     vm: str,
     management: Management | None,
     state: Path | None,
+    fellows: Fellows,
 ) -> Runner:
     kept = None
     if state is not None:
@@ -335,6 +338,7 @@ def _runner(
         look_deadline_s=LOOK_DEADLINE_S if management is None else management.deadline_s,
         max_failures=None if management is None else management.max_failures,
         kept=kept,
+        fellows=fellows,
     )
 
 
