@@ -4,6 +4,7 @@ from typing import Final
 
 from qvmi.cli import declarations
 from qvmi.cli.command import Command, Needs
+from qvmi.cli.event_command import EVENTS
 from qvmi.cli.gateway_command import GATEWAY
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
@@ -214,6 +215,7 @@ COMMANDS: Final = (
         declarations.watch,
         why_no_dump="nothing happens in a dump any more",
     ),
+    EVENTS,
     *PACK_COMMANDS,
     GATEWAY,
     Command(

@@ -2,7 +2,16 @@
 
 from typing import Final
 
-__all__ = ["ALL_PACKS", "GATEWAY_HOLDER", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
+__all__ = [
+    "ALL_PACKS",
+    "EVENT_KINDS",
+    "GATEWAY_HOLDER",
+    "HERE",
+    "PACKS",
+    "PLACEMENTS",
+    "PROCESS",
+    "SHELLS",
+]
 
 PACKS: Final = ("hidden-processes",)
 """The names of the codepacks that ``watch`` can run."""
@@ -19,3 +28,8 @@ PLACEMENTS: Final = (HERE, PROCESS)
 
 SHELLS: Final = ("bash", "zsh", "fish")
 """The shells that ``completion`` makes scripts for."""
+
+EVENT_KINDS: Final = (
+    *("started", "execed", "exited", "loaded", "unloaded", "listening", "mounted", "unmounted"),
+)
+"""What ``events`` can wait for."""

@@ -55,6 +55,19 @@ class BreakpointControl:
         self._place: StubPlace | None = None
         self._take_back: Callable[[], None] = _nothing
         self._waiting: dict[Breakpoint, list[HitStream]] = {}
+        self._stops_before, self._still_before_s = 0, 0.0
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        """This is how often the guest has stopped for breakpoints, and for how long in all, in seconds.
+
+        Under TCG it is slower besides: QEMU translates its code anew.
+        """
+        stops, still_s = self._stops_before, self._still_before_s
+        if self._debugger is not None:
+            stops += self._debugger.stops
+            still_s += self._debugger.stood_still_s
+        return stops, still_s
 
     @asynccontextmanager
     async def at(
@@ -167,6 +180,7 @@ class BreakpointControl:
     async def _let_go(self) -> None:
         """This detaches; the guest runs afterwards, and has no breakpoint in it."""
         debugger, place = self._debugger, self._place
+        self._stops_before, self._still_before_s = self.cost
         self._debugger = self._place = self._run_control.debugger = None
         if debugger is None or place is None:
             return

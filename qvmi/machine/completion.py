@@ -9,7 +9,7 @@ __all__ = ["ended", "to_the_end"]
 Result = TypeVar("Result")
 
 
-async def ended(step: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+async def ended(step: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     """This waits for the end of a step; that its caller was cancelled meanwhile is told, not raised.
 
     Each step is a few commands to QEMU, which have their own time limits.

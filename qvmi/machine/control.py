@@ -16,6 +16,7 @@ from qvmi.semantics.linux.guest import LinuxGuest
 
 if TYPE_CHECKING:
     from qvmi.machine.breakpoint_control import BreakpointControl
+    from qvmi.machine.event_control import EventControl
     from qvmi.machine.gdb_host import GdbHost
     from qvmi.machine.stub_loan import StubLoan
     from qvmi.machine.writing import Writing
@@ -36,6 +37,7 @@ class Control:
         monitor: the conversation with QEMU.
         run_control: stops the guest and lets it run.
         stub_named: whether the user has named the gdbstub.
+        watching: who watches for events.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Control:
         self.policy = policy
         self._gate = PolicyGate("", policy)
         self.stub_named = gdb is not None
+        self.watching: set[EventControl] = set()
         self.monitor = self._monitor = monitor
         self._gdb = gdb
 
@@ -126,8 +129,11 @@ class Control:
             self._monitor, self.run_control, self._gdb, self._current, may_write=may_write
         )
 
-    async def stop_writing(self) -> None:
-        """This waits for the end of a write that is under way, and refuses others."""
+    async def end_work(self) -> None:
+        """This waits for the end of a write that is under way, and refuses others; who watches ends."""
+        for watching in tuple(self.watching):
+            with suppress(QvmiError):
+                await watching.close()
         if "writing" in vars(self):
             await self.writing.close()
 

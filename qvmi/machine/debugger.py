@@ -6,6 +6,7 @@ it run: whoever wants a standstill asks for it here, and is let in between two r
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -54,6 +55,10 @@ class Debugger:
         client: the session, of a guest that stands still; this owns it from now on.
         on_stop: is told of each stop, while the guest stands still; must neither wait nor raise.
         on_end: is told when the session has ended, and by what.
+
+    Attributes:
+        stops: how often the guest has stopped.
+        stood_still_s: for how long in all, in seconds.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Debugger:
         self._works: deque[tuple[Work[object], asyncio.Future[object]]] = deque()
         self._news = asyncio.Event()
         self._still = 0
+        self.stops = 0
+        self.stood_still_s = 0.0
         self._running = asyncio.create_task(self._run(), name="qvmi debugger")
 
     async def standing(self, work: Work[Result]) -> Result:
@@ -119,11 +126,14 @@ class Debugger:
             await self._client.resume()
             while True:
                 stop = await self._client.next_stop()
+                began = time.monotonic()
                 if isinstance(stop, Exited):
                     raise MachineGone("a breakpoint")
                 over = await self._look(stop)
                 await self._work()
                 await self._go_on(stop.thread, over)
+                self.stops += 1
+                self.stood_still_s += time.monotonic() - began
         except QvmiError as error:
             self._fail(error)
             self._on_end(error)

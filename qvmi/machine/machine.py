@@ -16,7 +16,7 @@ from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump, DumpFile
 from qvmi.machine.facts import MachineFacts, ask_facts
 from qvmi.machine.fenced_memory import FencedMemory
-from qvmi.machine.intervention import Intervention
+from qvmi.machine.guest_watching import GuestWatching
 from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
 from qvmi.machine.other_tools import OtherTools
 from qvmi.machine.pause import Pause
@@ -44,7 +44,7 @@ _NEW_GUEST_EVENTS: Final = ("RESET",)
 """After these another guest may run, or the same one at other addresses."""
 
 
-class Machine(Intervention, OtherTools):
+class Machine(GuestWatching, OtherTools):
     """This is a running QEMU that was attached to. :func:`qvmi.attach` makes it.
 
     Args:
@@ -395,7 +395,7 @@ class Machine(Intervention, OtherTools):
     async def close(self) -> None:
         """This ends the session; the guest goes on as it was. What was learned is kept."""
         self._recognition.remember()
-        await self._control.stop_writing()
+        await self._control.end_work()
         self._opened.memory.close()  # first, so that no reader in another thread stops the guest again
         if self._opened.remote is not None:
             await self._opened.remote.let_go()

@@ -5,10 +5,10 @@ is an odd number that tells which chain it is: an entry may move to another one 
 include/linux/rhashtable.h (bit 0 of a head is a lock, and nodes do not point back).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from qvmi.addr import Va
 from qvmi.errors import MemoryFault
@@ -17,9 +17,10 @@ from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.list import Implausible, ListWalk
 
-__all__ = ["HashTable", "TableWalk"]
+__all__ = ["HashTable", "TableWalk", "UsedChains"]
 
 Row = TypeVar("Row")
+Other = TypeVar("Other")
 
 _MAX_HEADS: Final = 1 << 20
 """Twice what the kernel gives its largest table of sockets unless it is told to."""
@@ -57,6 +58,44 @@ class HashTable(Generic[Row]):
     points_back: bool = True
     is_numbered: bool = False
 
+    def visited_by(self, visit: Callable[[int], Other]) -> "HashTable[Other]":
+        """This is the same table, of whose entries something else is wanted."""
+        return HashTable(
+            self.structure,
+            self.heads,
+            self.count,
+            self.stride,
+            self.link_offset,
+            visit,
+            points_back=self.points_back,
+            is_numbered=self.is_numbered,
+        )
+
+
+class UsedChains:
+    """This tells which chains of one table have entries; of the same heads again it knows that already."""
+
+    def __init__(self) -> None:
+        self._heads = b""
+        self._numbers: tuple[int, ...] = ()
+
+    def of(self, table: HashTable[Any], heads: bytes) -> Sequence[int]:
+        """These are their numbers.
+
+        Args:
+            table: the table.
+            heads: the bytes of its heads.
+        """
+        if heads != self._heads:
+            ends = 1 if table.is_numbered else 0
+            firsts = (
+                _POINTER.unpack_from(heads, number * table.stride)[0]
+                for number in range(table.count)
+            )
+            used = (number for number, first in enumerate(firsts) if first and not first & ends)
+            self._heads, self._numbers = heads, tuple(used)
+        return self._numbers
+
 
 class TableWalk(Generic[Row]):
     """This walks tables, all of them for one question.
@@ -78,8 +117,12 @@ class TableWalk(Generic[Row]):
         self.result: ListWalk[Row] = ListWalk()
         self.table_of: dict[int, HashTable[Row]] = {}
 
-    def add(self, table: HashTable[Row]) -> None:
+    def add(self, table: HashTable[Row], used: "UsedChains | None" = None) -> None:
         """This walks one table; what cannot be followed is a gap.
+
+        Args:
+            table: the table.
+            used: remembers the chains of this table; None for one that is walked once.
 
         Raises:
             Spent: all this costs too much.
@@ -91,10 +134,8 @@ class TableWalk(Generic[Row]):
         except (MemoryFault, Implausible) as error:
             self.gap(table.structure, table.heads, str(error))
             return
-        for number in range(table.count):
-            first = _POINTER.unpack_from(data, number * table.stride)[0]
-            if first and not (first & 1 and table.is_numbered):
-                self._add_chain(table, number)
+        for number in (used or UsedChains()).of(table, data):
+            self._add_chain(table, number)
             if len(self.result.gaps) > _MAX_GAPS:
                 self.gap(table.structure, table.heads, "given up: so much of it is wrong")
                 return

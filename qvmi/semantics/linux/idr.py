@@ -97,17 +97,34 @@ class Idr:
     def has(self, number: int, found: int) -> bool:
         """This looks one number up anew; where that cannot be done it is taken to be there still."""
         try:
-            entry = self._read_pointer(self._root)[0]
-            for _ in range(self._levels):
-                if not _is_node(entry):
-                    break
-                node = entry - _INTERNAL
-                shift = self._read_shift(node + self._shift_offset)[0]
-                slot = number >> shift & (_SLOTS - 1)
-                entry = self._read_pointer(node + self._slots_offset + 8 * slot)[0]
+            return self.find(number) == found
         except MemoryFault:
             return True
-        return bool(entry == found)
+
+    def find(self, number: int) -> int:
+        """This is the object that has a number, 0 where none has; what is no table has any.
+
+        Raises:
+            MemoryFault: it cannot be read.
+        """
+        entry = self._read_pointer(self._root)[0]
+        read_pointer, shift_offset, slots_offset = (
+            self._read_pointer,
+            self._shift_offset,
+            self._slots_offset,
+        )
+        above = number
+        for _ in range(self._levels):
+            if entry & _KIND_MASK != _INTERNAL or entry <= _LARGEST_SPECIAL:
+                break
+            node = entry - _INTERNAL
+            shift = self._read_shift(node + shift_offset)[0]
+            slot = above >> shift
+            if slot >= _SLOTS:  # the table ends before that number
+                return 0
+            above -= slot << shift
+            entry = read_pointer(node + slots_offset + 8 * slot)[0]
+        return 0 if above else int(entry)
 
     def _below(self, slot: "_Slot") -> tuple[Iterable["_Slot"], bool]:
         """This gives the slots in use of the node that a slot holds, the last one first.

@@ -109,6 +109,7 @@ class Mounts:
         self._namespace = field_offset(symbols, "nsproxy", "mnt_ns")
         self._number = field_offset(symbols, "mnt_namespace", "ns")
         self._number += field_offset(symbols, "ns_common", "inum")
+        self._event = symbols.find_field("mnt_namespace", ("event",))
         self._fs = field_offset(symbols, "task_struct", "fs")
         root = field_offset(symbols, "fs_struct", "root")
         self._read_root = compile_reader(
@@ -119,10 +120,15 @@ class Mounts:
         self._rows = _Rows(space, symbols, paths)
         self._walk = _walker(self._rows, space, symbols)
 
-    def of_all(self, processes: Iterable[Process]) -> ListWalk[Mount]:
-        """This lists the mounts of every namespace that one of the processes is in."""
+    def of_all(self, processes: Iterable[Process], effort: Effort | None = None) -> ListWalk[Mount]:
+        """This lists the mounts of every namespace that one of the processes is in.
+
+        Args:
+            processes: the processes.
+            effort: what it may cost; as much as any question unless told otherwise.
+        """
         result: ListWalk[Mount] = ListWalk()
-        effort = Effort()
+        effort = effort or Effort()
         namespaces: dict[int, None] = {}
         for process in processes:
             try:
@@ -141,6 +147,24 @@ class Mounts:
         self._add_all(namespaces, result, effort)
         result.retries += effort.retries
         return result
+
+    def last_change(self, processes: Iterable[Process]) -> int | None:
+        """This is the number of the last change of mounts in the namespaces of processes.
+
+        The kernel counts all changes together, and notes in a namespace the number of its last one.
+
+        Returns:
+            None where this kernel does not tell, or it cannot be read.
+        """
+        if self._event is None:
+            return None
+        last = 0
+        try:
+            for namespace in {self._namespace_of(process) for process in processes} - {0}:
+                last = max(last, self._read_pointer(namespace + self._event.offset)[0])
+        except MemoryFault:
+            return None
+        return last
 
     def of(self, process: Process) -> ListWalk[Mount]:
         """This lists the mounts that a process sees, with paths from its own root.

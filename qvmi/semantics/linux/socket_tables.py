@@ -84,6 +84,22 @@ class SocketTables:
                 break
         return tabled
 
+    def listening(self) -> tuple[tuple[HashTable[Socket], ...], list[Gap]]:
+        """These are the tables that have what listens, TCP's and those of Unix sockets, and what is wrong.
+
+        Who listens has one table for all networks, whatever they have for their connections.
+        """
+        result: ListWalk[Socket] = ListWalk()
+        nets = self._nets(result)
+        try:
+            found = (
+                self._listening(address(self._symbols, "tcp_hashinfo")),
+                *self._unix(nets),
+            )
+        except (SymbolsError, MemoryFault) as error:
+            return (), [*result.gaps, Gap("tables of sockets", None, str(error))]
+        return found, result.gaps
+
     def with_unheld(self, held: ListWalk[Socket], tabled: TabledSockets) -> ListWalk[Socket]:
         """This adds to the sockets that descriptors lead to those of the tables that none leads to.
 

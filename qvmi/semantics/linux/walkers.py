@@ -1,6 +1,6 @@
 """What walks the structures of one kernel, each part made when it is first needed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from typing import TypeVar
 
@@ -12,17 +12,23 @@ from qvmi.semantics.linux.cred import CredentialTable
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.enum_names import EnumNames
+from qvmi.semantics.linux.event_watch import EventPart, EventWatch
 from qvmi.semantics.linux.fdtable import OpenFiles
 from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.listen_events import ListenEvents
 from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.module_events import ModuleEvents
 from qvmi.semantics.linux.module_symbols import ModuleSymbols
 from qvmi.semantics.linux.mount import Mounts
+from qvmi.semantics.linux.mount_events import MountEvents
+from qvmi.semantics.linux.new_tasks import NewTasks
 from qvmi.semantics.linux.nsproxy import NamespaceTable
 from qvmi.semantics.linux.page_cache import CachedFiles
 from qvmi.semantics.linux.percpu import PerCpu
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.process_events import ProcessEvents, TaskMoments
 from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.sock_common import Socks
@@ -30,6 +36,7 @@ from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.task import Tasks
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
+from qvmi.semantics.rows.events import PROCESS_KINDS, EventKind
 from qvmi.view import View
 
 __all__ = ["Walkers"]
@@ -148,6 +155,39 @@ class Walkers:
     def _process_memory(self) -> ProcessMemory:
         kernel, files = self.kernel, self._cached_files
         return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
+
+    def require_current(self) -> None:
+        """This raises StaleView or MachineGone once there is another guest, or none."""
+        self.view.require_current()
+
+    @property
+    def task_moments(self) -> TaskMoments:
+        """This reads of one task what has become of it.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        return TaskMoments(self.kernel.space, self.kernel.symbols, self._tasks)
+
+    def events(self, kinds: Collection[EventKind]) -> EventWatch:
+        """This watches what happens from its beginning on; whoever has it looks.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        space, symbols, wants = self.kernel.space, self.kernel.symbols, kinds.__contains__
+        parts: list[EventPart] = []
+        forks: NewTasks | None = None
+        if not PROCESS_KINDS.isdisjoint(kinds):
+            forks = NewTasks(space, symbols, limit=self._tasks.limit)
+            parts.append(ProcessEvents(forks, self.task_moments, self._tasks, wants))
+        if wants(EventKind.LOADED) or wants(EventKind.UNLOADED):
+            parts.append(ModuleEvents(space, symbols, self._modules, wants))
+        if wants(EventKind.LISTENING):
+            parts.append(ListenEvents(space, symbols, self._socket_tables))
+        if wants(EventKind.MOUNTED) or wants(EventKind.UNMOUNTED):
+            parts.append(MountEvents(self._mounts, self._paths, self._tasks, wants))
+        return EventWatch(self.view, parts, require_current=self.require_current, forks=forks)
 
     def _of(
         self, process: Process | None, walk: Callable[[Iterable[Process]], ListWalk[Row]]

@@ -9,7 +9,8 @@ from qvmi.cli.command import Command, Needs
 from qvmi.cli.commands import COMMANDS
 from qvmi.cli.session import handler_of
 from qvmi.cli.watching import PACK_MAKERS
-from qvmi.cli.words import PACKS
+from qvmi.cli.words import EVENT_KINDS, PACKS
+from qvmi.semantics.rows.events import EventKind
 from tests.unit.cli.test_arguments import typed
 
 # The public commands, as documented; taking one away breaks somebody's script.
@@ -18,7 +19,7 @@ DOCUMENTED = {
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit", "doctor"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
     *("pack", "keys", "gateway"),
-    *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan"),
+    *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan", "events"),
 }
 
 
@@ -59,6 +60,10 @@ def test_every_codepack_that_is_offered_can_be_made() -> None:
     assert tuple(PACK_MAKERS) == PACKS
     assert [make(2.5).name for make in PACK_MAKERS.values()] == list(PACKS)
     assert [make(2.5).interval_s for make in PACK_MAKERS.values()] == [2.5 for _ in PACKS]
+
+
+def test_every_kind_of_event_can_be_named() -> None:
+    assert tuple(EventKind) == EVENT_KINDS
 
 
 def test_all_help_fits_a_terminal_of_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
