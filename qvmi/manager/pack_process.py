@@ -84,12 +84,12 @@ class PackProcess:
     async def ended(self) -> tuple[int, str]:
         """This waits for its end, and gives the exit code and its last words."""
         code = await self._process.wait()
-        words = await self._words.last()
+        words = await self._words.last() or "it said nothing"
         if printed := await self._printed.last():
             words += (
                 f"; it had printed {self.printed_bytes} bytes, at last: {printed[-_MOST_SHOWN:]}"
             )
-        return code, words or "it said nothing"
+        return code, words
 
     def tell(self, caveats: Sequence[str]) -> None:
         """This tells it what must be said with each alert from now on."""

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from qvmi.errors import MachineGone, QvmiError, UsageError
+from qvmi.manager.capabilities import give_up_capabilities
 from qvmi.manager.landlock import forbid_privileges, forbid_writing
 from qvmi.manager.orders import MAX_LINE, Hello, Orders, read_line
 from qvmi.manager.reopening import ways_to_connect, ways_to_write
@@ -57,6 +58,7 @@ def _confine(orders: Orders) -> None:
     if orders.memory_bytes is not None:
         # Not RLIMIT_AS, which counts the guest's RAM: that is mapped, and shared.
         resource.setrlimit(resource.RLIMIT_DATA, (orders.memory_bytes, orders.memory_bytes))
+    give_up_capabilities()
     if orders.landlock:
         forbid_writing(but_below=(folder, *_DEVICES))
     else:

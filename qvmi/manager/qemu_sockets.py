@@ -16,6 +16,9 @@ def qemu_sockets(pid: int | None, address: str) -> tuple[str, ...]:
     Args:
         pid: QEMU's; None where that is not known.
         address: how it was attached to, which counts also where QEMU is another user's, who hides the rest.
+
+    Returns:
+        Absolute paths; and ``HOST:PORT`` where it was attached to by TCP.
     """
     found: dict[str, None] = {}
     try:
@@ -24,6 +27,8 @@ def qemu_sockets(pid: int | None, address: str) -> tuple[str, ...]:
         known = None
     if isinstance(known, UnixAddress):
         found[str(Path(known.path).absolute())] = None
+    elif known is not None:
+        found[str(known)] = None
     if pid is not None:
         inodes = set(open_sockets(pid))
         try:

@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = ["ways_to_connect", "ways_to_write"]
 
+_NOBODY: Final = ("127.0.0.1", 1)
 _FOR_ALL: Final = 0o666
 
 
@@ -46,6 +47,9 @@ def ways_to_connect(paths: Iterable[str]) -> tuple[str, ...]:
     """
     found = []
     for path in paths:
+        if not path.startswith("/"):
+            found += [f"{path} can be connected to"] if _can_speak_tcp() else []
+            continue
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as knocking:
             try:
                 knocking.connect(path)
@@ -54,6 +58,16 @@ def ways_to_connect(paths: Iterable[str]) -> tuple[str, ...]:
                     continue
             found.append(f"{path} can be connected to")
     return tuple(found)
+
+
+def _can_speak_tcp() -> bool:
+    """This tells whether this process may connect by TCP at all, by asking where nobody listens."""
+    with socket.socket(socket.AF_INET) as knocking:
+        try:
+            knocking.connect(_NOBODY)
+        except OSError as error:
+            return error.errno != errno.EACCES
+    return True
 
 
 def _tried(path: str, way: str) -> list[str]:

@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +31,7 @@ CLONE_NEWPID = 0x20000000
 MS_BIND, MS_REC, MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
 
 AWAITED = (signal.SIGCHLD, signal.SIGTERM)
+STANDARD = (0, 1, 2)
 NOT_STARTED = 126
 """As shells say it of a program that cannot be run."""
 MAX_ROUNDS = 1000
@@ -65,21 +67,33 @@ def main(arguments: list[str]) -> None:
 
 
 def enter_namespaces(hidden: list[str]) -> bool:
-    """This makes namespaces that the next child lives in, and tells whether there is one of pids."""
+    """This makes namespaces that the next child lives in, and tells whether there are some.
+
+    It is tried by a child first: a kernel may allow a user namespace that then is of no use.
+    """
+    trial = os.fork()
+    if trial == 0:
+        os._exit(0 if unshared() else 1)
+    if os.waitpid(trial, 0)[1] != 0 or not unshared():
+        return False
+    # Else what is hidden would be hidden from everybody. Whether it worked is tried from within.
+    if libc().mount(None, b"/", None, MS_REC | MS_SLAVE, None) == 0:
+        for path in filter(None, hidden):
+            libc().mount(b"/dev/null", os.fsencode(path), None, MS_BIND, None)
+    return True
+
+
+def unshared() -> bool:
+    """This makes the namespaces, without root's rights in a user namespace where everybody keeps his uid."""
     uid, gid = os.geteuid(), os.getegid()
     if libc().unshare(CLONE_NEWPID | CLONE_NEWNS | (CLONE_NEWUSER if uid else 0)) != 0:
         return False
-    if uid:
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
+    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    try:
+        for name, text in maps.items() if uid else ():
             Path("/proc/self", name).write_text(text, encoding="ascii")
-    # Whether it worked is tried by the codepack's process, which tells the manager.
-    libc().mount(None, b"/", None, MS_REC | MS_SLAVE, None)
-    for path in filter(None, hidden):
-        libc().mount(b"/dev/null", os.fsencode(path), None, MS_BIND, None)
+    except OSError:
+        return False
     return True
 
 
@@ -121,9 +135,12 @@ def has_ended(process: int) -> bool:
 def let_go() -> None:
     """This closes what is the codepack's: who reads from it is to see its end, and not this one's."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
+    for standard in STANDARD:
         os.dup2(nothing, standard)
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    for held in [int(one.name) for one in Path("/proc/self/fd").iterdir()]:
+        if held > STANDARD[-1]:
+            with suppress(OSError):  # what was opened to list them is closed already
+                os.close(held)
 
 
 def watch(child: int) -> int:

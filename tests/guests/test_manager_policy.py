@@ -1,6 +1,7 @@
 """The manager asks a gate of each codepack's own: its rates, ranges and longest pause count there."""
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -150,6 +151,38 @@ async def test_a_pause_ends_when_it_has_lasted_as_long_as_is_granted_though_it_i
         assert "it pauses the guest already, and may for 5 s at once" in said(caplog)[0]
         later = await control.answer("pack", {"type": "pause"})
         assert not refusal(later)
+
+
+class Asking(logging.Handler):
+    """This asks the guest at each record of the audit log whether it runs."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, bool]] = []
+        self._guest = guest
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append((record.getMessage(), self._guest.monitor.running()))
+
+
+@pytest.mark.parametrize("end", ["its time is over", "its codepack is gone"])
+@asynchronous
+async def test_the_guest_runs_before_the_audit_log_is_told_why_which_may_take_long(
+    guest: Guest, profiles: Path, end: str
+) -> None:
+    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=0.5 if end == "its time is over" else 600))
+    asking = Asking(guest)
+    async with serving(guest, profiles, pack=short) as control:
+        assert not refusal(await control.answer("pack", {"type": "pause"}))
+        logging.getLogger("qvmi.audit").addHandler(asking)
+        try:
+            if end == "its codepack is gone":
+                await control.forget("pack")
+            await until(lambda: bool(asking.seen), within_s=WAIT_S)
+        finally:
+            logging.getLogger("qvmi.audit").removeHandler(asking)
+    ((text, ran),) = asking.seen
+    assert ran, text
 
 
 @asynchronous

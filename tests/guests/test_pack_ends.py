@@ -42,7 +42,8 @@ def state() -> Iterator[Path]:
         yield Path(folder)
 
 
-KNOCKING = PackSpec("knocking", "tests.guests.straying_pack:Knocking", 0.05)
+KNOCKING = PackSpec("knocking", "tests.guests.straying_pack:Knocking", 0.05, memory_bytes=512 << 20)
+CAP_DAC_OVERRIDE = 1 << 1
 
 
 @asynchronous
@@ -62,13 +63,21 @@ async def test_a_codepack_cannot_connect_to_qemu_or_its_alerts_say_that_the_poli
             await until((own / "told").exists, within_s=WAIT_S)
             jail = manager.fleet.jail
             caveats = manager.fleet.caveats
+            assert is_socket(guest.qmp), "it is hidden from nobody else"
     told = json.loads((own / "told").read_text())
     assert told[str(own / "harmless")] == "connected", "else this tries nothing"
     assert jail.holds == (told[guest.qmp] != "connected")
     assert jail.holds == (ADVISORY not in caveats)
     assert jail.holds or f"{guest.qmp} can be connected to" in jail.in_words
     assert jail.holds or os.geteuid() != 0, "root can always hide it"
+    assert told["limit"] == "kept"
+    left = {int(told[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")}
+    assert os.geteuid() != 0 or jail.confinement.other_uid or left == {CAP_DAC_OVERRIDE}
     assert guest.monitor.running()
+
+
+def is_socket(path: str) -> bool:
+    return Path(path).is_socket()
 
 
 def answers(manager: Manager, accounts: tuple[Account, ...]) -> set[int]:

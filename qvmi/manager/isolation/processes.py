@@ -26,6 +26,10 @@ MAX_DESCRIPTORS: Final = 1 << 16
 
 _MAX_FDINFO: Final = 1 << 16  # bytes; an eventfd's or tun's has a hundred
 _MAX_STAT: Final = 4096  # bytes of /proc/PID/stat
+_FLAGS: Final = 6  # the 9th one, likewise
+_EXITING: Final = (
+    0x4  # PF_EXITING of include/linux/sched.h: its sockets close before it is a zombie
+)
 _STARTED: Final = 19  # the 22nd field of /proc/PID/stat, counted behind the name
 _MAX_SHARED: Final = 4096  # files that one process has mapped
 _SEES: Final = "run qvmi as the user of that process, or as root"
@@ -67,10 +71,10 @@ def started_at(pid: int) -> int | None:
     try:
         with Path(f"/proc/{pid}/stat").open("rb") as file:
             fields = file.read(_MAX_STAT).rpartition(b")")[2].split()
-        state, started = fields[0], int(fields[_STARTED])
+        state, flags, started = fields[0], int(fields[_FLAGS]), int(fields[_STARTED])
     except (OSError, IndexError, ValueError):
         return None
-    return None if state in {b"Z", b"X"} else started
+    return None if state in {b"Z", b"X"} or flags & _EXITING else started
 
 
 def inode_of_namespace(pid: int | str) -> int | Unseen:

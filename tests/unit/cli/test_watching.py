@@ -218,7 +218,7 @@ async def test_a_log_that_cannot_be_written_is_told_once_and_the_watch_goes_on(
     machine = infected_machine()
 
     def told() -> bool:
-        if "sight full" in output.result and log.is_file():
+        if " alert " in output.result and log.is_file():
             log.unlink()
             log.mkdir()
             machine.guest.show_processes([INIT, EVIL])

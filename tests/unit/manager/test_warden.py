@@ -3,7 +3,9 @@
 import os
 import secrets
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -104,16 +106,27 @@ HOSTS = {
 }
 
 
+KNOCKING = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as one:
+    try:
+        one.connect(sys.argv[2])
+        print("connected", flush=True)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
 @contextmanager
-def kept(program: str, host: Host) -> Iterator[Kept]:
+def kept(program: str, host: Host, *, hidden: str = "") -> Iterator[Kept]:
     if host.needs_root and os.geteuid() != 0:
         pytest.skip("only root can be another user")
     tag = secrets.token_hex(16)
     uid = str(host.uid)
     process = subprocess.Popen(
         (
-            *(*host.enter, PYTHON, "-I", "-S", "-c", CODE, str(os.getpid()), uid, uid, ""),
-            *(PYTHON, "-I", "-c", program, tag),
+            *(*host.enter, PYTHON, "-I", "-S", "-c", CODE, str(os.getpid()), uid, uid, hidden),
+            *(PYTHON, "-I", "-c", program, tag, hidden),
         ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -178,6 +191,33 @@ def test_who_is_another_process_at_every_moment_ends_all_the_same(host: str) -> 
         assert one.lines(2)[1] == "runs"
         assert end_by_itself(one, 0) == 7
         assert not any(one.left() for _ in range(20)), "one look may miss it"
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_what_is_hidden_is_hidden_from_it_alone_where_there_are_namespaces(host: Host) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="qvmi-warden-") as folder,
+        socket.socket(socket.AF_UNIX) as listening,
+    ):
+        path = f"{folder}/s"
+        Path(folder).chmod(0o755)
+        listening.bind(path)
+        listening.listen()
+        Path(path).chmod(0o777)
+        with kept(KNOCKING, host, hidden=path) as one:
+            (told,) = one.lines(1)
+        with kept(KNOCKING, HOSTS["whoever tests"], hidden=f"\n{folder}/not-there") as other:
+            assert other.lines(1) == ["FileNotFoundError"], "what is not there does no harm"
+        # What unshare(1) can do, the warden can.
+        make = ("unshare", "--map-current-user", "-m", "-p", "--fork", "true")
+        plain = ("unshare", "-m", "-p", "--fork", "true")
+        user = os.geteuid() if host.user is None else host.user
+        trial = subprocess.run(
+            (*host.enter, *(make if user else plain)), user=host.user, check=False
+        )
+        assert (told == "ConnectionRefusedError") == (trial.returncode == 0)
+        assert told in {"ConnectionRefusedError", "connected"}
+        assert Path(path).is_socket()
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
