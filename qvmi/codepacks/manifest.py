@@ -11,8 +11,10 @@ from typing import Final
 import msgspec
 
 from qvmi.bus.topic import is_name
+from qvmi.codepacks.triggers import MIN_GAP_S, Triggers
 from qvmi.errors import CodepackRefused, UsageError
 from qvmi.policy import Grant, Policy
+from qvmi.semantics.rows.events import EventKind
 from qvmi.settings import Table
 
 __all__ = [
@@ -97,6 +99,9 @@ class Management(_Form, frozen=True):
         interval_s: from the start of one look to the start of the next, in seconds.
         deadline_s: the longest look, in seconds.
         memory: the most it may take, such as ``256M``; its process, where it has one of its own.
+        on_events: kinds of events of the guest for which it looks at once.
+        answers: whether it answers questions of other codepacks, by a look.
+        min_gap_s: shortest time between two looks because of these, in seconds.
     """
 
     restart: Restart = Restart.ON_FAILURE
@@ -104,6 +109,14 @@ class Management(_Form, frozen=True):
     interval_s: float = 1.0
     deadline_s: float = 10.0
     memory: str = "256M"
+    on_events: tuple[EventKind, ...] = ()
+    answers: bool = False
+    min_gap_s: float = MIN_GAP_S
+
+    @property
+    def triggers(self) -> Triggers:
+        """This is what it looks for besides its interval."""
+        return Triggers(frozenset(self.on_events), self.answers, self.min_gap_s)
 
     @property
     def max_failures(self) -> int:
@@ -120,7 +133,7 @@ class Management(_Form, frozen=True):
 ENFORCEMENT: Final[Mapping[str, Mapping[str, str]]] = {
     "here": {
         "grants": "not enforced: all packs are one process",
-        "interval-s": "kept",
+        "interval-s": "kept; so are on-events and min-gap-s, with one watching of events for all",
         "deadline-s": "told when over; the look is left to itself",
         "restart": "of looks that fail in a row; it starts from where it was",
         "memory": "not enforced",
@@ -263,7 +276,11 @@ def _require_requirements(table: Table, requires: Requirements) -> None:
 
 
 def _require_management(table: Table, management: Management) -> None:
-    times = (("interval-s", management.interval_s), ("deadline-s", management.deadline_s))
+    times = (
+        ("interval-s", management.interval_s),
+        ("deadline-s", management.deadline_s),
+        ("min-gap-s", management.min_gap_s),
+    )
     for key, seconds in times:
         if not (math.isfinite(seconds) and 0.001 <= seconds <= MAX_TIME_S):  # noqa: PLR2004 - a millisecond
             raise table.wrong(key, f"is {seconds}: write seconds from 0.001 to {MAX_TIME_S:g}")

@@ -3,14 +3,12 @@
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
 import msgspec
 
-from qvmi.bus import throttle
 from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
@@ -20,18 +18,16 @@ from qvmi.codepacks.confirmation import Confirmation, Confirmed
 from qvmi.codepacks.fellows import Fellows, next_due
 from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker, blind
+from qvmi.codepacks.outgoing import Outgoing
+from qvmi.codepacks.questions import Questions
 from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import STATUS, Sight, Status, last_will
-from qvmi.errors import BadMessage, MachineGone, UsageError
+from qvmi.codepacks.triggers import Triggers, triggers_of
+from qvmi.codepacks.wake import Wake
+from qvmi.errors import MachineGone, UsageError
 from qvmi.view import Provenance
 
 __all__ = ["Runner"]
-
-MAX_WAITING: Final = 1024
-"""Messages kept while there is no bus to take them; the oldest go first."""
-
-MAX_SENT_KEPT: Final = 256
-"""Messages kept to be sent again over the next bus: a broker that dies may not have passed them on."""
 
 _TOO_MANY: Final = "findings are held back, as it has raised too many alerts in a short time"
 _RESET: Final = "the guest was reset, or its kernel replaced"
@@ -61,11 +57,15 @@ class Runner:
             for nowhere.
         budget: how many alerts it may raise; None for what is usual.
         fellows: what it has in common with other codepacks in this process; None where it is alone.
+        triggers: what it looks for besides its interval; None for what the codepack itself names.
         max_failures: looks in a row in which the codepack itself may fail; after one more it is given
             up. None for any number.
 
     Attributes:
         given_up: why it is; empty while it is not.
+        triggers: what it looks for besides its interval.
+        wake: has it look soon.
+        questions: what it is asked over the bus.
 
     Raises:
         UsageError: where they are kept cannot be read.
@@ -82,9 +82,14 @@ class Runner:
         kept: StandingAlerts | None = None,
         budget: AlertBudget | None = None,
         fellows: Fellows | None = None,
+        triggers: Triggers | None = None,
         max_failures: int | None = None,
     ) -> None:
         self.given_up = ""
+        self.triggers = triggers or triggers_of(codepack)
+        self.wake = Wake()
+        self.questions = Questions(self.wake)
+        self._no_events = ""
         self._caveats = caveats
         self._max_failures = max_failures
         self._failures = 0
@@ -105,12 +110,13 @@ class Runner:
         self._suppressed = 0
         self._epoch = machine.epoch
         self._reported: tuple[object, ...] | None = None
-        self._rounds = 0
-        self._began = 0.0
-        self._lost = 0
-        self._backlog = 0
-        self._waiting: deque[Message] = deque()
-        self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
+        self._rounds, self._began = 0, 0.0
+        self._outgoing = Outgoing()
+
+    @property
+    def name(self) -> str:
+        """This is the codepack's."""
+        return self._codepack.name
 
     @property
     def will(self) -> Message:
@@ -123,23 +129,27 @@ class Runner:
         After a BusError it can be called again with another bus: it knows what it has found, and
         publishes again, under the same ids, what it published last.
         """
-        if self._sent:
+        if self._outgoing.begin():
             self._reported = None  # whoever was told that it is gone must learn that it is back
-        self._waiting.extendleft(reversed(self._sent))
-        self._sent.clear()
-        self._backlog = len(self._waiting)
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
             gone = bool(self.given_up) or await self._round()
-            await self._flush(bus)
+            await self._outgoing.flush(bus)
             await self._keep()
             if gone or self.given_up:
                 return
-            interval_s = self._codepack.interval_s
-            due = next_due(due, interval_s, now=loop.time())
-            # One that had to wait for its turn must not look again right behind that.
-            await asyncio.sleep(max(due, self._began + interval_s / 2) - loop.time())
+            await self._next_look(due := next_due(due, self._codepack.interval_s, now=loop.time()))
+
+    async def _next_look(self, due: float) -> None:
+        """This waits until it is time, or somebody wants it.
+
+        One that had to wait for its turn must not look again right behind that.
+        """
+        await self.wake.wait(
+            max(due, self._began + self._codepack.interval_s / 2),
+            not_before=self._began + self.triggers.min_gap_s,
+        )
 
     async def _round(self) -> bool:
         """This looks once, queues what is to be published, and tells whether the machine is gone."""
@@ -147,6 +157,7 @@ class Runner:
         try:
             async with self._fellows.turns.turn():
                 self._began = asyncio.get_running_loop().time()
+                asking = self.questions.take()
                 result = await self._looker.look()
         except MachineGone as error:
             self._report(blind(error, sight=Sight.ENDED))
@@ -157,7 +168,9 @@ class Runner:
                 self._confirmation.forget(), result.provenance, cleared_because=_RESET
             )
             result = replace(result, findings=(), sight=Sight.BLIND, problem=_RESET)
-        self._report(self._counted(self._judge(result)))
+        judged = self._counted(self._judge(result))
+        self._report(judged)
+        await self.questions.answer(asking, judged, self._standing_keys())
         return False
 
     def _counted(self, result: Look) -> Look:
@@ -186,7 +199,7 @@ class Runner:
         self._inherited &= self._standing_keys()
         self._queue_alerts(changes.raised, result.provenance)
         self._queue_alerts(changes.cleared, result.provenance, cleared_because="no longer seen")
-        problems = [result.problem, self._not_kept]
+        problems = [result.problem, self._not_kept, self._no_events]
         if changes.overflow:
             problems.insert(0, f"{changes.overflow} findings more than can be followed")
             result = replace(result, sight=Sight.GAPS if complete else result.sight)
@@ -215,7 +228,7 @@ class Runner:
             gaps=result.gaps,
             gap_count=result.gap_count,
             rounds=self._rounds,
-            lost=self._lost,
+            lost=self._outgoing.lost,
             standing=len(self._inherited),
             suppressed=self._suppressed,
         )
@@ -228,9 +241,6 @@ class Runner:
         self._queue(STATUS, status, result.provenance)
 
     def _queue(self, kind: str, body: Alert | Status, provenance: Provenance) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft()
-            self._lost += 1
         message = Message(
             vm=self._vm,
             codepack=self._codepack.name,
@@ -240,28 +250,18 @@ class Runner:
             provenance=provenance,
             body=msgspec.to_builtins(body),
         )
-        self._waiting.append(message)
+        self._outgoing.add(message)
 
-    async def _flush(self, bus: Publisher) -> None:
-        """This publishes what waits; what the bus does not take goes on waiting."""
-        while self._waiting:
-            message = self._waiting[0]
-            try:
-                await bus.publish(message, retain=message.kind == STATUS)
-            except BadMessage:
-                _log.exception("%s: a message that cannot be published", self._codepack.name)
-                self._lost += 1
-            else:
-                self._sent.append(message)
-            self._waiting.popleft()
-            if self._backlog:  # what had to wait is no flood, and must not be taken for one
-                self._backlog -= 1
-                await asyncio.sleep(1 / (throttle.PATIENT_SHARE * throttle.MAX_PER_S))
+    def note_events(self, problem: str) -> None:
+        """This is told that events of the guest cannot be watched, and why; empty where they are."""
+        self._no_events = (
+            f"it looks at its interval alone, without events: {problem}" if problem else ""
+        )
 
     async def _keep(self) -> None:
         """This saves which alerts stand, once all that was to be said of them is out."""
         keys = self._standing_keys()
-        if self._kept is None or self._waiting or keys == self._saved:
+        if self._kept is None or not self._outgoing.is_empty or keys == self._saved:
             return
         try:
             await asyncio.to_thread(self._kept.save, self._confirmation.standing)

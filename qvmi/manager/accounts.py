@@ -5,7 +5,7 @@ from typing import Final
 
 from qvmi.bus.account import Account
 from qvmi.bus.receipt import RECEIPT
-from qvmi.bus.topic import TopicFilter
+from qvmi.bus.topic import REPLY, REQUEST, TopicFilter
 from qvmi.codepacks.alert import AlertState
 from qvmi.policy import Grant, Policy
 
@@ -15,6 +15,7 @@ __all__ = [
     "MACHINE",
     "MANAGER",
     "SERVICES",
+    "answering",
     "consumer_account",
     "outbox_account",
     "pack_account",
@@ -81,6 +82,14 @@ def pack_login(vm: str, codepack: str, secret: str) -> Account:
     model = Account.of_codepack(vm, codepack, services=SERVICES)
     reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
     return Account(model.name, model.publishes, reads, secret)
+
+
+def answering(account: Account, vm: str, codepack: str) -> Account:
+    """This is a codepack's account that also hears what others ask it, and answers."""
+    asked = TopicFilter(vm, None, REQUEST, codepack)
+    replies = TopicFilter(vm, None, REPLY, codepack)
+    publishes, reads = (*account.publishes, replies), (*account.reads, asked)
+    return Account(account.name, publishes, reads, account.secret)
 
 
 def outbox_account(vm: str, codepack: str, secret: str | None = None) -> Account:

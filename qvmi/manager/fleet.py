@@ -165,6 +165,7 @@ class Fleet:
             sockets=sockets,
             memory_bytes=spec.memory_bytes,
             look_s=spec.look_s,
+            triggers=spec.triggers,
             caveats=self.caveats,
             probe=probe,
         )

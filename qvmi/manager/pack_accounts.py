@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvmi.bus.account import Account
 from qvmi.errors import BusError, CodepackError
-from qvmi.manager.accounts import outbox_account, pack_account
+from qvmi.manager.accounts import answering, outbox_account, pack_account
 from qvmi.manager.pack_spec import PackSpec
 
 if TYPE_CHECKING:
@@ -70,4 +70,6 @@ class PackAccounts:
 
     def _made(self, spec: PackSpec) -> tuple[Account, Account]:
         speaks = pack_account(self._vm, spec.name, spec.policy)
+        if spec.triggers.answers:
+            speaks = answering(speaks, self._vm, spec.name)
         return speaks, outbox_account(self._vm, spec.name)

@@ -17,6 +17,7 @@ from qvmi.bus.outbox import Outbox
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.event_bell import EventBell
 from qvmi.codepacks.pack_loader import load_bytes
 from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.standing_alerts import StandingAlerts
@@ -26,13 +27,16 @@ from qvmi.manager.accounts import (
     DURABLE_KINDS,
     MACHINE,
     MANAGER,
+    answering,
     outbox_account,
     pack_login,
 )
 from qvmi.manager.orders import MAX_LINE, Caveats, Orders, read_line
 from qvmi.manager.pack_code import received
+from qvmi.manager.runner_end import run_with_questions
 from qvmi.manager.timed_pack import START_S, TimedPack, ended_after
 from qvmi.remote.messages import MachineState
+from qvmi.remote.remote_events import RemoteEvents
 from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.profile import ProfileCache
@@ -126,6 +130,8 @@ class _PackSession:
     async def _session(self, channel: Channel, outbox: Outbox) -> None:
         """This looks over one connection; BusError when that is lost."""
         account = pack_login(self._orders.vm, self._orders.codepack, self._orders.secret)
+        if self._orders.triggers.answers:
+            account = answering(account, self._orders.vm, self._orders.codepack)
         async with AsyncExitStack() as stack:
             bus = await channel.connect(account)
             stack.push_async_callback(bus.close)
@@ -135,7 +141,11 @@ class _PackSession:
             stack.callback(listening.cancel)
             if self._runner is None:
                 self._runner = await self._first_look()
-            await self._runner.run(_Publisher(bus, outbox))
+            bell = EventBell(RemoteEvents(self.machine), [self._runner])
+            ringing = asyncio.create_task(bell.run(), name="qvmi-events")
+            stack.push_async_callback(_cancelled, ringing)
+            publisher = _Publisher(bus, outbox)
+            await run_with_questions(self._runner, bus, publisher, vm=self._orders.vm)
 
     async def _first_look(self) -> Runner:
         try:
@@ -151,6 +161,7 @@ class _PackSession:
             look_deadline_s=self._orders.look_s,
             caveats=lambda: self._caveats,
             kept=self._kept,
+            triggers=self._orders.triggers,
         )
 
     async def _listen(self, states: Subscription) -> None:
@@ -165,6 +176,11 @@ class _PackSession:
             raise BusError("there is no connection to the bus just now")
         topic = Topic.of_request(self._orders.vm, self._orders.codepack, MANAGER)
         return (await self._bus.request(topic, question, deadline_s=timeout_s)).body
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 class _Publisher:

@@ -8,6 +8,7 @@ from qvmi.bus.topic import is_name
 from qvmi.codepacks.looker import LOOK_DEADLINE_S
 from qvmi.codepacks.manifest import Manifest, Restart
 from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import CodepackError
 from qvmi.manager.accounts import ALERTS, MANAGER
 from qvmi.manager.watch import MIN_INTERVAL_S
@@ -34,6 +35,7 @@ class PackSpec:
         max_restarts: how often in a row.
         look_s: longest look; its process ends soon after, if that is not over then.
         memory_bytes: how much memory of its own it may take; None for any.
+        triggers: what it looks for besides its interval.
         code: the verified bytes that its entry is in; None where it is installed beside qvmi.
 
     Raises:
@@ -48,6 +50,7 @@ class PackSpec:
     max_restarts: int = MAX_RESTARTS
     look_s: float = LOOK_DEADLINE_S
     memory_bytes: int | None = None
+    triggers: Triggers = NO_TRIGGERS
     code: VerifiedPack | None = None
 
     @classmethod
@@ -76,6 +79,7 @@ class PackSpec:
             max_restarts=management.max_restarts,
             look_s=management.deadline_s,
             memory_bytes=management.memory_bytes,
+            triggers=management.triggers,
             code=code,
         )
 

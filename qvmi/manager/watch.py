@@ -19,14 +19,18 @@ from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Admission, Throttle
 from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.event_bell import EventBell
 from qvmi.codepacks.fellows import Fellows
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine
 from qvmi.codepacks.manifest import Management
-from qvmi.codepacks.runner import MAX_SENT_KEPT, Runner
+from qvmi.codepacks.outgoing import MAX_SENT_KEPT
+from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
-from qvmi.manager.accounts import throttle_account
+from qvmi.machine.event_stream import EventSource
+from qvmi.machine.guest_watching import GuestWatching
+from qvmi.manager.accounts import answering, throttle_account
 from qvmi.manager.losses import TELL_S, loss_status
 from qvmi.manager.runner_end import RunnerEnd
 from qvmi.policy import READ_ONLY, Grant, Policies, Policy
@@ -73,6 +77,7 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     policy: Policy | Policies = READ_ONLY,
     management: Mapping[str, Management] | None = None,
     state: Path | None = None,
+    events: EventSource | None = None,
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -90,6 +95,7 @@ async def watch(  # noqa: PLR0913 - all but two have a default
             given up. One that is not in it has some seconds, and may always fail.
         state: the folder in which alerts that stand are kept, so that the next watch does not raise them
             again; None to keep nothing.
+        events: tells codepacks what happens in the guest; None for the machine itself, if it does.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
@@ -107,15 +113,13 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
     fellows = Fellows()
-    runners = {
-        # There is nobody here whom it could ask.
-        Account.of_granted(name, pack.name, policies.of(pack.name), services={}): _runner(
-            pack, machine, name, (management or {}).get(pack.name), state, fellows
-        )
-        for pack in packs
-    }
+    runners: dict[Account, Runner] = {}
+    for pack in packs:
+        runner = _runner(pack, machine, name, (management or {}).get(pack.name), state, fellows)
+        runners[_account(name, runner, policies.of(pack.name))] = runner
+    bell = EventBell(events or _events_of(machine), tuple(runners.values()))
     async with bus([reader, counting, *runners]) as channel:
-        documents = Watch(name, reader, runners)
+        documents = Watch(name, reader, runners, bell)
         if isinstance(channel, Admission):
             documents.throttle = Throttle(
                 channel, counting, runners, changed=documents.note_throttled
@@ -141,7 +145,10 @@ class Watch:
         throttle: puts out a codepack that floods the bus; None where the bus lets in whom it likes.
     """
 
-    def __init__(self, vm: str, reader: Account, runners: dict[Account, Runner]) -> None:
+    def __init__(
+        self, vm: str, reader: Account, runners: dict[Account, Runner], bell: EventBell
+    ) -> None:
+        self._bell = bell
         self.vm = vm
         self.throttle: Throttle | None = None
         self._reader = reader
@@ -228,7 +235,9 @@ class Watch:
             stack.push_async_callback(reader.close)
             subscription = await reader.subscribe(TopicFilter(self.vm))
             self._enter(subscription)
-            ends = [RunnerEnd(account, runner) for account, runner in self._runners.items()]
+            ends = [
+                RunnerEnd(account, runner, vm=self.vm) for account, runner in self._runners.items()
+            ]
             for end in ends:
                 stack.push_async_callback(end.close)
                 await end.open(channel)
@@ -241,9 +250,11 @@ class Watch:
             async with asyncio.TaskGroup() as group:
                 guard = group.create_task(self._require_reader(), name="qvmi-watch-reader")
                 telling = group.create_task(self._tell_losses(), name="qvmi-watch-losses")
+                ringing = group.create_task(self._bell.run(), name="qvmi-watch-events")
                 async with asyncio.TaskGroup() as running:
                     for end in ends:
                         running.create_task(end.run(channel, self.throttle), name="qvmi-codepack")
+                ringing.cancel()
                 guard.cancel()
                 telling.cancel()
         except ExceptionGroup as errors:
@@ -319,6 +330,17 @@ class Watch:
         )
 
 
+def _account(vm: str, runner: Runner, policy: Policy) -> Account:
+    # There is nobody here whom it could ask.
+    account = Account.of_granted(vm, runner.name, policy, services={})
+    return answering(account, vm, runner.name) if runner.triggers.answers else account
+
+
+def _events_of(machine: WatchedMachine) -> EventSource | None:
+    """This is the machine, if it tells what happens in its guest; a fake one may not."""
+    return machine if isinstance(machine, GuestWatching) else None
+
+
 def _runner(
     pack: Codepack,
     machine: WatchedMachine,
@@ -339,6 +361,7 @@ def _runner(
         max_failures=None if management is None else management.max_failures,
         kept=kept,
         fellows=fellows,
+        triggers=None if management is None else management.triggers,
     )
 
 

@@ -12,7 +12,8 @@ from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.confirmation import Confirmed
-from qvmi.codepacks.runner import MAX_SENT_KEPT, MAX_WAITING, Runner
+from qvmi.codepacks.outgoing import MAX_SENT_KEPT, MAX_WAITING
+from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import Sight, Status
 from qvmi.errors import (
