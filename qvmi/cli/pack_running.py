@@ -25,7 +25,7 @@ from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import UsageError
-from qvmi.manager.watch import require_usable
+from qvmi.manager.packs_here import require_usable
 from qvmi.policy import Policies, read_policies
 
 __all__ = ["run"]

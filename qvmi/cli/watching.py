@@ -25,7 +25,7 @@ from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
-from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.pack_loader import load_any
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
@@ -151,7 +151,7 @@ def _opened(
     running = [PACK_MAKERS[name](chosen.interval_s) for name in chosen.own]
     return watch_machine(
         machine,
-        packs=[*running, *map(load, chosen.others)],
+        packs=[*running, *(load_any(other.folder) for other in chosen.others)],
         policy=chosen.policies,
         bus=placed.bus,
         management={one.name: one.management for one in chosen.manifests},

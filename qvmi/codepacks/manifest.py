@@ -21,6 +21,7 @@ __all__ = [
     "ENFORCEMENT",
     "MANIFEST_FILE",
     "MANIFEST_VERSION",
+    "Kind",
     "Management",
     "Manifest",
     "Requirements",
@@ -56,6 +57,15 @@ class Restart(StrEnum):
     NEVER = "never"
     ON_FAILURE = "on-failure"
     ALWAYS = "always"
+
+
+class Kind(StrEnum):
+    """This is what a codepack does."""
+
+    INSPECT = "inspect"
+    """It looks when it is asked to."""
+    SERVICE = "service"
+    """It lives."""
 
 
 class GuestSystem(StrEnum):
@@ -156,6 +166,7 @@ class _Whole(_Form, frozen=True):
     name: str
     version: str
     entry: str
+    kind: Kind = Kind.INSPECT
     summary: str = ""
     grants: tuple[Grant, ...] = ()
     requires: Requirements = Requirements()
@@ -176,6 +187,7 @@ class Manifest:
         requires: where it can run.
         management: how it is to be run.
         baseline: its configuration, unless another is given.
+        kind: whether it looks when it is asked to, or lives.
     """
 
     name: str
@@ -186,6 +198,7 @@ class Manifest:
     requires: Requirements
     management: Management
     baseline: Mapping[str, object]
+    kind: Kind = Kind.INSPECT
 
     def require_qvmi(self, version: str) -> None:
         """This raises CodepackRefused unless the codepack says that it runs on this version of qvmi."""
@@ -236,6 +249,7 @@ def parse_manifest(path: str, data: bytes) -> Manifest:
         requires=whole.requires,
         management=whole.management,
         baseline=whole.baseline,
+        kind=whole.kind,
     )
 
 

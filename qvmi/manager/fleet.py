@@ -166,6 +166,7 @@ class Fleet:
             memory_bytes=spec.memory_bytes,
             look_s=spec.look_s,
             triggers=spec.triggers,
+            asks=self.accounts.asked_by(spec),
             caveats=self.caveats,
             probe=probe,
         )

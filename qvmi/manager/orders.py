@@ -39,6 +39,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: how much memory of its own the process may take; None for any.
         look_s: longest look.
         triggers: what it looks for besides its interval.
+        asks: other codepacks that a service may ask.
         caveats: what must be said with each alert.
         probe: whether only the first answer is wanted.
     """
@@ -64,6 +65,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     probe: bool = False
     code: int | None = None
     triggers: Triggers = NO_TRIGGERS
+    asks: tuple[str, ...] = ()
 
     @property
     def inherited(self) -> tuple[int, ...]:

@@ -6,12 +6,12 @@ from typing import Final, Self
 
 from qvmi.bus.topic import is_name
 from qvmi.codepacks.looker import LOOK_DEADLINE_S
-from qvmi.codepacks.manifest import Manifest, Restart
+from qvmi.codepacks.manifest import Kind, Manifest, Restart
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import CodepackError
 from qvmi.manager.accounts import ALERTS, MANAGER
-from qvmi.manager.watch import MIN_INTERVAL_S
+from qvmi.manager.packs_here import MIN_INTERVAL_S
 from qvmi.policy import READ_ONLY, Policy
 
 __all__ = ["MAX_RESTARTS", "PackSpec"]
@@ -36,6 +36,7 @@ class PackSpec:
         look_s: longest look; its process ends soon after, if that is not over then.
         memory_bytes: how much memory of its own it may take; None for any.
         triggers: what it looks for besides its interval.
+        is_service: whether it lives, instead of being asked to look.
         code: the verified bytes that its entry is in; None where it is installed beside qvmi.
 
     Raises:
@@ -51,6 +52,7 @@ class PackSpec:
     look_s: float = LOOK_DEADLINE_S
     memory_bytes: int | None = None
     triggers: Triggers = NO_TRIGGERS
+    is_service: bool = False
     code: VerifiedPack | None = None
 
     @classmethod
@@ -80,8 +82,14 @@ class PackSpec:
             look_s=management.deadline_s,
             memory_bytes=management.memory_bytes,
             triggers=management.triggers,
+            is_service=manifest.kind is Kind.SERVICE,
             code=code,
         )
+
+    @property
+    def answers(self) -> bool:
+        """This tells whether others may ask it."""
+        return self.is_service or self.triggers.answers
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

@@ -6,6 +6,7 @@ from qvmi.bus.account import Account
 from qvmi.bus.bus import Bus, Channel, Publisher
 from qvmi.bus.throttle import Throttle
 from qvmi.codepacks.runner import Runner
+from qvmi.codepacks.service_runner import ServiceRunner
 from qvmi.errors import BusError
 
 __all__ = ["RunnerEnd", "run_with_questions"]
@@ -14,7 +15,7 @@ __all__ = ["RunnerEnd", "run_with_questions"]
 class RunnerEnd:
     """This is one codepack's end of a bus, opened anew after its account was put out for a while."""
 
-    def __init__(self, account: Account, runner: Runner, *, vm: str) -> None:
+    def __init__(self, account: Account, runner: Runner | ServiceRunner, *, vm: str) -> None:
         self._vm = vm
         self._account = account
         self._runner = runner
@@ -39,12 +40,18 @@ class RunnerEnd:
         while True:
             try:
                 bus = self._bus or await self.open(channel)
-                return await run_with_questions(self._runner, bus, bus, vm=self._vm)
+                return await self._run(bus)
             except BusError:
                 if throttle is None or not await throttle.let_in(self._account):
                     raise
             await self.close()
             self._bus = None
+
+    async def _run(self, bus: Bus) -> None:
+        if isinstance(self._runner, ServiceRunner):
+            await self._runner.run(bus, bus)
+        else:
+            await run_with_questions(self._runner, bus, bus, vm=self._vm)
 
 
 async def run_with_questions(runner: Runner, bus: Bus, publisher: Publisher, *, vm: str) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,28 +16,26 @@ from qvmi.bus.bus import Bus, Channel, OpenChannel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Admission, Throttle
-from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
+from qvmi.bus.topic import ANY, TopicFilter, name_from
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.event_bell import EventBell
-from qvmi.codepacks.fellows import Fellows
-from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine
+from qvmi.codepacks.looker import InspectedMachine
+from qvmi.codepacks.loop_watch import loop_watched
 from qvmi.codepacks.manifest import Management
 from qvmi.codepacks.outgoing import MAX_SENT_KEPT
 from qvmi.codepacks.runner import Runner
-from qvmi.codepacks.standing_alerts import StandingAlerts
+from qvmi.codepacks.service import ServicePack
 from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
+from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone
 from qvmi.machine.event_stream import EventSource
 from qvmi.machine.guest_watching import GuestWatching
-from qvmi.manager.accounts import answering, throttle_account
+from qvmi.manager.accounts import throttle_account
 from qvmi.manager.losses import TELL_S, loss_status
+from qvmi.manager.packs_here import WATCH, AnyRunner, PacksHere
 from qvmi.manager.runner_end import RunnerEnd
-from qvmi.policy import READ_ONLY, Grant, Policies, Policy
+from qvmi.policy import READ_ONLY, Policies, Policy
 
-__all__ = ["Watch", "WatchedMachine", "require_usable", "watch"]
-
-MIN_INTERVAL_S: Final = 0.001
-"""Shortest interval of a codepack; below it the machine's other work would starve."""
+__all__ = ["Watch", "WatchedMachine", "watch"]
 
 MAX_LOST_BUSES: Final = 5
 """Losses of the bus in a row after which it is given up."""
@@ -52,8 +49,7 @@ MAX_SEEN_IDS: Final = 16 * MAX_SENT_KEPT
 _FIRST_PAUSE_S: Final = 0.05
 """Between the first loss and the next attempt; each further one in a row takes twice as long."""
 
-_NAME: Final = "watch"
-_STANDING: Final = "standing"
+_NAME: Final = WATCH
 
 _log: Final = logging.getLogger(__name__)
 
@@ -71,7 +67,7 @@ class WatchedMachine(InspectedMachine, Protocol):
 async def watch(  # noqa: PLR0913 - all but two have a default
     machine: WatchedMachine,
     *,
-    packs: Sequence[Codepack],
+    packs: Sequence[Codepack | ServicePack],
     bus: OpenChannel = mosquitto,
     vm: str | None = None,
     policy: Policy | Policies = READ_ONLY,
@@ -104,20 +100,15 @@ async def watch(  # noqa: PLR0913 - all but two have a default
             memory: what runs in this process is given all of it.
         UsageError: there are no codepacks, or two of one name, or the state folder cannot be used.
     """
-    _require_distinct(packs)
-    policies = Policies(policy) if isinstance(policy, Policy) else policy
-    for pack in packs:
-        require_usable(pack, policies.of(pack.name))
     name = vm or name_from(machine.address)
     own = (TopicFilter(name, _NAME, ANY),)
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
-    fellows = Fellows()
-    runners: dict[Account, Runner] = {}
-    for pack in packs:
-        runner = _runner(pack, machine, name, (management or {}).get(pack.name), state, fellows)
-        runners[_account(name, runner, policies.of(pack.name))] = runner
-    bell = EventBell(events or _events_of(machine), tuple(runners.values()))
+    policies = Policies(policy) if isinstance(policy, Policy) else policy
+    here = PacksHere(machine, vm=name, policies=policies, management=management or {}, state=state)
+    runners = here.runners(packs)
+    looking = [runner for runner in runners.values() if isinstance(runner, Runner)]
+    bell = EventBell(events or _events_of(machine), looking)
     async with bus([reader, counting, *runners]) as channel:
         documents = Watch(name, reader, runners, bell)
         if isinstance(channel, Admission):
@@ -146,7 +137,7 @@ class Watch:
     """
 
     def __init__(
-        self, vm: str, reader: Account, runners: dict[Account, Runner], bell: EventBell
+        self, vm: str, reader: Account, runners: Mapping[Account, AnyRunner], bell: EventBell
     ) -> None:
         self._bell = bell
         self.vm = vm
@@ -160,6 +151,7 @@ class Watch:
         self._end: Exception | None = None
         self._lost = 0
         self._seen: dict[str, None] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def __aiter__(self) -> Self:
         return self
@@ -187,7 +179,8 @@ class Watch:
             keeping = self.throttle.keep(channel)
             throttling = asyncio.create_task(keeping, name="qvmi-throttle")
         try:
-            await self._serve_until_gone(channel)
+            with loop_watched(self._note_held_up):
+                await self._serve_until_gone(channel)
         finally:
             if throttling is not None:
                 throttling.cancel()
@@ -204,6 +197,13 @@ class Watch:
         await self._publish(
             self._message(Status(sight=Sight.GAPS, problem=problem, lost=self._lost))
         )
+
+    def _note_held_up(self, words: str) -> None:
+        """This is told, when the event loop goes on, that somebody held it up."""
+        message = self._message(Status(sight=Sight.GAPS, problem=words, lost=self._lost))
+        telling = asyncio.create_task(self._publish(message), name="qvmi-watch-held-up")
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def ended(self, serving: asyncio.Task[None]) -> None:
         """This takes in how :meth:`serve` ended: so ends the iteration."""
@@ -330,59 +330,6 @@ class Watch:
         )
 
 
-def _account(vm: str, runner: Runner, policy: Policy) -> Account:
-    # There is nobody here whom it could ask.
-    account = Account.of_granted(vm, runner.name, policy, services={})
-    return answering(account, vm, runner.name) if runner.triggers.answers else account
-
-
 def _events_of(machine: WatchedMachine) -> EventSource | None:
     """This is the machine, if it tells what happens in its guest; a fake one may not."""
     return machine if isinstance(machine, GuestWatching) else None
-
-
-def _runner(
-    pack: Codepack,
-    machine: WatchedMachine,
-    vm: str,
-    management: Management | None,
-    state: Path | None,
-    fellows: Fellows,
-) -> Runner:
-    kept = None
-    if state is not None:
-        path = state / vm / _STANDING / f"{pack.name}.json"
-        kept = StandingAlerts(path, vm=vm, codepack=pack.name)
-    return Runner(
-        pack,
-        machine,
-        vm=vm,
-        look_deadline_s=LOOK_DEADLINE_S if management is None else management.deadline_s,
-        max_failures=None if management is None else management.max_failures,
-        kept=kept,
-        fellows=fellows,
-        triggers=None if management is None else management.triggers,
-    )
-
-
-def _require_distinct(packs: Sequence[Codepack]) -> None:
-    names = [pack.name for pack in packs]
-    if not names:
-        raise UsageError("no codepacks: there is nothing to watch for")
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two codepacks are called {name!r}")
-        if name == _NAME:
-            raise UsageError(f"the name {name!r} is taken by the watch itself")
-
-
-def require_usable(pack: Codepack, policy: Policy) -> None:
-    """This raises CodepackError or PolicyDenied for a codepack that cannot run in this process."""
-    if not is_name(pack.name):
-        raise CodepackError(pack.name, "its name is not 1 to 63 of a-z, 0-9 and -")
-    if not (math.isfinite(pack.interval_s) and pack.interval_s >= MIN_INTERVAL_S):
-        raise CodepackError(pack.name, f"its interval of {pack.interval_s} s is too short")
-    for grant in pack.grants:
-        policy.require(grant, f"codepack {pack.name}")
-    # Nothing can take a page or a second of it back from code in this process.
-    policy.require_all(Grant.READ_MEMORY, f"give the guest's memory to codepack {pack.name}")

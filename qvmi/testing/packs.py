@@ -21,7 +21,7 @@ def load_pack(folder: str | Path, **options: object) -> Codepack:
         options: in place of its interval and its baseline.
 
     Raises:
-        CodepackRefused: it cannot be imported, or is another than its manifest says.
+        CodepackRefused: it cannot be imported, or is another than its manifest says, or is a service.
         BadSettings: its manifest cannot be right.
         UsageError: there is no such folder.
     """
