@@ -15,6 +15,8 @@ __all__ = ["EventBell"]
 RETRY_S: Final = 5.0
 """Between two attempts to watch a guest that could not be watched, such as one that boots."""
 
+_KINDS: Final = frozenset(map(str, EventKind))
+
 _log: Final = logging.getLogger(__name__)
 
 
@@ -56,9 +58,8 @@ class EventBell:
     def _ring(self, event: GuestEvent) -> None:
         """This wakes those who named it; what tells of losses or of another guest wakes all."""
         kind = type(event).__struct_config__.tag
-        is_known = kind in set(EventKind)
         for runner in self._runners:
-            if not is_known or kind in runner.triggers.events:
+            if kind not in _KINDS or kind in runner.triggers.events:
                 runner.wake.ring()
 
     def _tell(self, problem: str) -> None:

@@ -5,7 +5,7 @@ timed, confirmed and told apart from others. A service is for what must wait: fo
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import iscoroutinefunction
 from typing import Final, Protocol, TypeGuard
 
@@ -39,11 +39,20 @@ class ServiceBus:
         vm: the machine's name on the bus.
         codepack: the service's own.
         budget: how many alerts it may raise.
+        caveats: tells what whoever reads an alert must know of how it was found.
     """
 
     def __init__(
-        self, bus: Bus, publisher: Publisher, *, vm: str, codepack: str, budget: AlertBudget
+        self,
+        bus: Bus,
+        publisher: Publisher,
+        *,
+        vm: str,
+        codepack: str,
+        budget: AlertBudget,
+        caveats: Callable[[], tuple[str, ...]],
     ) -> None:
+        self._caveats = caveats
         self.vm = vm
         self.codepack = codepack
         self._bus = bus
@@ -65,7 +74,9 @@ class ServiceBus:
             return False
         now = time.time()
         confirmed = Confirmed(finding, 1, now, now)
-        alert = Alert.of(confirmed, codepack=self.codepack, provenance=provenance)
+        alert = Alert.of(
+            confirmed, codepack=self.codepack, provenance=provenance, caveats=self._caveats()
+        )
         await self._say(alert)
         self._budget.spend(1)
         self._standing[finding.key] = alert
@@ -83,6 +94,7 @@ class ServiceBus:
                 codepack=self.codepack,
                 provenance=raised.provenance,
                 cleared_because=because or "no longer so",
+                caveats=self._caveats(),
             )
         )
         del self._standing[key]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -44,9 +45,11 @@ class ServiceRunner:
         vm: the machine's name on the bus.
         restart: when it is started again.
         max_failures: how often in a row; None for any number.
+        caveats: tells what whoever reads its alerts must know.
 
     Attributes:
         given_up: why it is not started again; empty while it lives.
+        failed: whether its last end was a failure.
         left: whether it went on after it was cancelled.
     """
 
@@ -58,7 +61,10 @@ class ServiceRunner:
         vm: str,
         restart: Restart = Restart.ON_FAILURE,
         max_failures: int | None = None,
+        caveats: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
+        self._caveats = caveats
+        self.failed = False
         self.given_up = ""
         self.left = False
         self.name = pack.name
@@ -86,13 +92,13 @@ class ServiceRunner:
             await self._tell(bus, Sight.FULL, "")
             began = time.monotonic()
             try:
-                problem, failed = await self._live(bus, publisher)
+                problem, self.failed = await self._live(bus, publisher)
             except MachineGone as error:
                 await self._tell(bus, Sight.ENDED, in_words(error))
                 return
             await self._tell(bus, Sight.FAILED, problem)  # which raises where the bus is lost
             self._failures = 1 if time.monotonic() - began > STABLE_S else self._failures + 1
-            self.given_up = self._judged(problem, failed=failed)
+            self.given_up = self._judged(problem)
             if self.given_up:
                 await self._tell(bus, Sight.FAILED, self.given_up)
                 return
@@ -100,7 +106,14 @@ class ServiceRunner:
 
     async def _live(self, bus: Bus, publisher: Publisher) -> tuple[str, bool]:
         """This is one life: how it ended, and whether that was a failure; MachineGone with the machine."""
-        own = ServiceBus(bus, publisher, vm=self._vm, codepack=self.name, budget=self._budget)
+        own = ServiceBus(
+            bus,
+            publisher,
+            vm=self._vm,
+            codepack=self.name,
+            budget=self._budget,
+            caveats=self._caveats,
+        )
         life = asyncio.create_task(self._serve(own), name=f"qvmi-service-{self.name}")
         try:
             while not life.done():
@@ -146,10 +159,10 @@ class ServiceRunner:
             *(self.name, CANCEL_S),
         )
 
-    def _judged(self, problem: str, *, failed: bool) -> str:
+    def _judged(self, problem: str) -> str:
         """This is why it is given up, if its manifest says so."""
-        again = self._restart is Restart.ALWAYS or (failed and self._restart is Restart.ON_FAILURE)
-        if not again:
+        fails = self.failed and self._restart is Restart.ON_FAILURE
+        if not fails and self._restart is not Restart.ALWAYS:
             return f"given up: {problem}"
         if self._max_failures is not None and self._failures > self._max_failures:
             return f"given up, as it ended {self._failures} times in a row: {problem}"

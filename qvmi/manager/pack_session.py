@@ -168,8 +168,8 @@ class _PackSession:
         return None
 
     def _require_alive(self, runner: ServiceRunner) -> None:
-        """This raises CodepackError for a service that has ended: its process is started again."""
-        if runner.given_up:
+        """This raises CodepackError for a service that failed, so that its process counts as failed."""
+        if runner.failed:
             raise CodepackError(self._orders.codepack, runner.given_up)
 
     async def _first_look(self) -> Runner | ServiceRunner:
@@ -182,7 +182,11 @@ class _PackSession:
         if is_service(self._pack):
             # It has one life in a process, which the manager starts again as its manifest says.
             return ServiceRunner(
-                self._pack, self.machine, vm=self._orders.vm, restart=Restart.NEVER
+                self._pack,
+                self.machine,
+                vm=self._orders.vm,
+                restart=Restart.NEVER,
+                caveats=lambda: self._caveats,
             )
         return Runner(
             cast("Codepack", self._pack),
