@@ -54,7 +54,9 @@ class _LoopWatch:
                 task = asyncio.current_task(self._loop)
                 who = "something else than a task" if task is None else f"task {task.get_name()}"
                 _log.warning("the event loop stands still: %s has it, and nobody else runs", who)
-                alive.wait()
+                while not alive.wait(HELD_UP_S):
+                    if self.end.is_set() or self._loop.is_closed():
+                        return
                 words = f"{who} held up everybody for {time.monotonic() - asked:.1f} s"
                 self._loop.call_soon_threadsafe(self._tell, words)
             except RuntimeError:  # the loop is closed

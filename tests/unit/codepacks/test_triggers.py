@@ -1,6 +1,7 @@
 """Codepacks that look because something happened, or because somebody asks."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -196,11 +197,24 @@ async def test_a_question_is_answered_by_a_look_that_began_after_it(opened: Open
 
 @asynchronous
 async def test_questions_at_once_are_answered_by_one_look_and_too_many_are_refused() -> None:
-    looks = Looks("k")
-    runner = runner_of(looks, Triggers(answers=True, min_gap_s=1.0))
+    looks, leave = Looks("k"), threading.Event()
+
+    def inspect(guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+        found = looks(guest, memory)
+        leave.wait(WAIT_S)
+        return found
+
+    pack = ScriptedPack(inspect, interval_s=NEVER_S)
+    triggers = Triggers(answers=True, min_gap_s=0.001)
+    runner = Runner(pack, FakeMachine(), vm="web", triggers=triggers, look_deadline_s=2 * WAIT_S)
     async with asyncio.timeout(WAIT_S), asked(in_process, runner) as bus:
         await until(lambda: looks.count == 1)
-        questions = (bus.request(TOPIC, {}, deadline_s=WAIT_S) for _ in range(MAX_ASKING + 4))
+        questions = {
+            asyncio.create_task(bus.request(TOPIC, {}, deadline_s=WAIT_S))
+            for _ in range(MAX_ASKING + 4)
+        }
+        await until(lambda: sum(one.done() for one in questions) == 4)
+        leave.set()
         replies = await asyncio.gather(*questions)
     refused = [one for one in replies if "ask again later" in str(one.body.get("problem"))]
     assert (len(refused), looks.count) == (4, 2)
