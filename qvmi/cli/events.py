@@ -12,7 +12,6 @@ from qvmi.cli.stop_signal import stop_signal
 from qvmi.errors import MachineGone
 from qvmi.machine.event_stream import EventAccount, EventStream
 from qvmi.semantics.rows.events import (
-    EventKind,
     GuestChanged,
     GuestEvent,
     Missed,
@@ -43,13 +42,13 @@ class Watched(Protocol):
         ...
 
     def events(
-        self, kinds: Collection[EventKind] | None = None
+        self, kinds: Collection[str] | None = None
     ) -> AbstractAsyncContextManager[EventStream]:
         """This watches without stopping the guest."""
         ...
 
     def exact_events(
-        self, kinds: Collection[EventKind] | None = None
+        self, kinds: Collection[str] | None = None
     ) -> AbstractAsyncContextManager[EventStream]:
         """This watches by breakpoints."""
         ...
@@ -69,8 +68,7 @@ async def events(
         MachineGone: it ended.
         QvmiError: it cannot be watched.
     """
-    wanted = None if kinds is None else [EventKind(kind) for kind in kinds]
-    watched = machine.exact_events(wanted) if exact else machine.events(wanted)
+    watched = machine.exact_events(kinds) if exact else machine.events(kinds)
     report = _Report(output)
     with stop_signal() as stop:
         async with watched as stream:

@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Final
 
 from qvmi.errors import GuestError, MachineGone, MemoryFault, QvmiError, StaleView, SymbolsError
 from qvmi.machine.completion import to_the_end
 from qvmi.machine.event_stream import EventStream
 from qvmi.machine.event_thread import EventThread
+from qvmi.machine.worker import in_worker
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.rows.events import EventKind, GuestChanged
 from qvmi.view import Provenance, Taken
@@ -46,6 +48,7 @@ class EventControl:
         self._begun = asyncio.Event()
         self._thread: EventThread | None = None
         self._running: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def begin(self) -> None:
         """This begins to watch; what happens from when this returns is seen.
@@ -59,9 +62,6 @@ class EventControl:
             await asyncio.wait({self._running, beginning}, return_when=asyncio.FIRST_COMPLETED)
             if self._running.done():
                 self._running.result()
-        except BaseException:
-            await self.close()
-            raise
         finally:
             beginning.cancel()
 
@@ -76,6 +76,7 @@ class EventControl:
         running, self._running = self._running, None
         if running is None:
             return
+        self._closing = True
         if self._thread is not None:
             self._thread.end()
         else:
@@ -99,6 +100,9 @@ class EventControl:
                 self._thread = None
                 if not isinstance(outcome, StaleView):
                     break
+                if self._closing:
+                    outcome = None
+                    break
                 guest = await self._next_guest()
         except QvmiError as error:
             outcome = error
@@ -120,7 +124,7 @@ class EventControl:
             await self._refresh()
             try:
                 guest = self._guest()
-                guest.events(self._kinds).begin()
+                await in_worker(partial(_begins, guest, self._kinds))
             except MachineGone:
                 raise
             except _NOT_YET:
@@ -132,3 +136,8 @@ class EventControl:
     def _tell(self, after: float, release: str) -> None:
         label = Provenance(Taken.LIVE, time.time(), epoch=self._epoch())
         self.stream.put([GuestChanged(after, label, release)])
+
+
+def _begins(guest: LinuxGuest, kinds: Collection[EventKind]) -> None:
+    """This looks once whether all that is watched is there already; raises what is missing."""
+    LinuxGuest(guest.view, guest.kernel).events(kinds).begin()

@@ -10,7 +10,7 @@ from typing import Final, Protocol, Self
 import msgspec
 
 from qvmi.errors import QvmiError
-from qvmi.semantics.rows.events import EventKind, GuestEvent, Missed, What
+from qvmi.semantics.rows.events import GuestEvent, Missed, What
 
 __all__ = ["MAX_WAITING_EVENTS", "EventAccount", "EventSource", "EventStream"]
 
@@ -127,11 +127,11 @@ class EventSource(Protocol):
     """
 
     def events(
-        self, kinds: Collection[EventKind] | None = None
+        self, kinds: Collection[str] | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[GuestEvent]]:
         """This watches for as long as a block lasts, and iterates what happens.
 
         Args:
-            kinds: which kinds are wanted; None for all.
+            kinds: which kinds are wanted, by their names in `EventKind`; None for all.
         """
         ...

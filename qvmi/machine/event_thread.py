@@ -23,7 +23,7 @@ _RESCAN_S: Final = 0.05
 _SHARE: Final = 0.09
 """Of a core, for looking. What takes longer, as a guest with many processes or one that lies, is looked at
 less often."""
-_BURST_S: Final = 0.05
+_BURST_S: Final = 0.02
 """CPU time that may be used at once behind a quiet time."""
 _NAP_S: Final = 0.05
 """How long the thread sleeps at most before it asks whether it is to end."""
@@ -118,7 +118,8 @@ class EventThread:
         Raises:
             QvmiError: it cannot go on.
         """
-        watch = self._guest.events(self._kinds)
+        # Walkers of its own: those of the guest are used on the event loop meanwhile.
+        watch = LinuxGuest(self._guest.view, self._guest.kernel).events(self._kinds)
         self._stream.put(watch.begin(), self._account(watch))
         self._loop.call_soon_threadsafe(self._begun.set)
         glance, put, cpu_time, clock = (

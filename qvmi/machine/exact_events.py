@@ -7,7 +7,7 @@ fs/exec.c (``setup_new_exec``: behind the point of no return, with the new name)
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, Protocol
 
@@ -56,16 +56,13 @@ class ExactEvents:
     Args:
         guest: the guest.
         control: tells what the breakpoints cost.
-        kinds: which are wanted; None for all.
+        wanted: which kinds are.
 
     Raises:
         UsageError: one that there is no breakpoint for.
     """
 
-    def __init__(
-        self, guest: LinuxGuest, control: Control, kinds: Collection[EventKind] | None
-    ) -> None:
-        wanted = PROCESS_KINDS if kinds is None else frozenset(kinds)
+    def __init__(self, guest: LinuxGuest, control: Control, wanted: frozenset[EventKind]) -> None:
         if not wanted <= PROCESS_KINDS:
             others = ", ".join(sorted(wanted - PROCESS_KINDS))
             known = ", ".join(sorted(PROCESS_KINDS))

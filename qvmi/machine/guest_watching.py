@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
     from qvmi.machine.event_stream import EventStream
-    from qvmi.semantics.rows.events import EventKind
 
 __all__ = ["GuestWatching"]
 
@@ -37,9 +36,7 @@ class GuestWatching(Intervention):
         """This looks again which system runs."""
 
     @asynccontextmanager
-    async def events(
-        self, kinds: "Collection[EventKind] | None" = None
-    ) -> "AsyncIterator[EventStream]":
+    async def events(self, kinds: "Collection[str] | None" = None) -> "AsyncIterator[EventStream]":
         """This iterates what happens in the guest while the block lasts, without stopping it.
 
         Kernel memory is looked at some thousand times a second, in a thread that uses at most a
@@ -47,9 +44,10 @@ class GuestWatching(Intervention):
         far as the kernel counts it. Behind a reset it goes on with the next system.
 
         Args:
-            kinds: which kinds are wanted; None for all.
+            kinds: which kinds are wanted, by their names in `EventKind`; None for all.
 
         Raises:
+            UsageError: there is no such kind.
             NotDirect: memory that has to be asked for cannot be looked at so often.
             UnknownGuest, StaleView, PolicyDenied: as :attr:`guest`.
             SymbolsError, WalkFailed, MemoryFault: the kernel lacks what this needs, or lies about it.
@@ -57,12 +55,10 @@ class GuestWatching(Intervention):
         from qvmi.machine.event_control import (  # noqa: PLC0415 - import time, for a rare need
             EventControl,
         )
-        from qvmi.semantics.rows.events import (  # noqa: PLC0415 - as above
-            EventKind,
-        )
+        from qvmi.semantics.rows.events import kinds_named  # noqa: PLC0415 - as above
 
+        wanted = kinds_named(kinds)
         _ = self.guest  # which may not be looked at, or not so
-        wanted = frozenset(EventKind) if kinds is None else frozenset(kinds)
         control = EventControl(
             self._control.recognition.require, self.refresh, lambda: self.epoch, wanted
         )
@@ -76,7 +72,7 @@ class GuestWatching(Intervention):
 
     @asynccontextmanager
     async def exact_events(
-        self, kinds: "Collection[EventKind] | None" = None
+        self, kinds: "Collection[str] | None" = None
     ) -> "AsyncIterator[EventStream]":
         """This iterates each start, exec and exit of a process while the block lasts, by breakpoints.
 
@@ -87,14 +83,19 @@ class GuestWatching(Intervention):
             kinds: which kinds are wanted, of those of processes; None for all of these.
 
         Raises:
-            UsageError: a kind that no breakpoint is for; or QEMU starts no gdbstub.
+            UsageError: a kind that no breakpoint is for, or no kind; or QEMU starts no gdbstub.
             PolicyDenied, PauseError, AttachError, GdbstubRequestFailed: as ``breakpoints``.
             SymbolNotFound, UnknownGuest, StaleView, NotDirect: the guest cannot be watched so.
         """
         from qvmi.machine.exact_events import (  # noqa: PLC0415 - import time, for a rare need
             ExactEvents,
         )
+        from qvmi.semantics.rows.events import (  # noqa: PLC0415 - as above
+            PROCESS_KINDS,
+            kinds_named,
+        )
 
-        exact = ExactEvents(self.guest, self._control, kinds)
+        wanted = PROCESS_KINDS if kinds is None else kinds_named(kinds)
+        exact = ExactEvents(self.guest, self._control, wanted)
         async with exact.watched(self.breakpoints) as stream:
             yield stream

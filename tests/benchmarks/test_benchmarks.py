@@ -9,6 +9,7 @@ from tests.repository.tree import ROOT
 
 BENCHMARKS = [
     "cold_attach",
+    "events",
     "files_and_maps",
     "gdbstub",
     "guest_size",

@@ -142,3 +142,13 @@ def test_who_stops_listening_to_a_scan_ends_it(guest: Guest) -> None:
         for _ in scan:
             break
         assert machine.run_state().running
+
+
+def test_the_program_that_waits_for_events_tells_of_one(guest: Guest) -> None:
+    guest.start_storm()
+    try:
+        lines = printed("What happens in a guest", guest).splitlines()
+    finally:
+        guest.stop_storm()
+    assert lines[0].startswith("ProcessStarted ")
+    assert lines[1].startswith("EventAccount(looks=")

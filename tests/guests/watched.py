@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import qvmi
 from qvmi.machine.event_stream import EventStream
-from qvmi.semantics.rows.events import EventKind, GuestEvent
+from qvmi.semantics.rows.events import GuestEvent
 from tests.guests.lab import Guest
 
 __all__ = ["Watching", "forks_counted", "watching"]
@@ -56,7 +56,7 @@ class Watching:
 
 @asynccontextmanager
 async def watching(
-    machine: qvmi.Machine, kinds: Collection[EventKind] | None = None, *, exact: bool = False
+    machine: qvmi.Machine, kinds: Collection[str] | None = None, *, exact: bool = False
 ) -> AsyncIterator[Watching]:
     """This watches for as long as the block lasts; behind it, nothing is missing in what was collected."""
     watch = machine.exact_events if exact else machine.events

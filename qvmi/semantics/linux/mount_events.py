@@ -25,6 +25,9 @@ _STEPS: Final = 1 << 17
 _LOOKS: Final = 3
 """Looks behind a change: a process enters a new namespace a moment after that is made."""
 
+_TRIES: Final = 4
+"""Walks until no mount was changed meanwhile, so that what is listed is what is counted."""
+
 _Key = tuple[Va, int, str, str]
 
 
@@ -91,10 +94,18 @@ class MountEvents:
         self._last = last if last is not None else self._last
 
     def _look(self) -> tuple[ListWalk[Mount], int | None]:
-        """This lists the mounts, and gives the number of the last change before that."""
-        processes = tuple(self._tasks.processes().rows.values())
-        last = self._mounts.last_change(processes)
-        return self._mounts.of_all(processes, Effort(_STEPS)), last
+        """This lists the mounts, and gives the number of the last change among them.
+
+        Where mounts change all the time, the number may be of a moment before.
+        """
+        for _ in range(_TRIES):
+            sequence = self._paths.changes()[1]
+            processes = tuple(self._tasks.processes().rows.values())
+            last = self._mounts.last_change(processes)
+            walk = self._mounts.of_all(processes, Effort(_STEPS))
+            if not sequence & 1 and self._paths.changes()[1] == sequence:
+                break
+        return walk, last
 
     def _tell(self, walk: ListWalk[Mount], sink: EventSink) -> int:
         """This tells of what has changed, and gives how much that is."""

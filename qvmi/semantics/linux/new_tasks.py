@@ -125,10 +125,10 @@ class NewTasks:
         """
         result: ListWalk[object] = ListWalk()
         for _ in range(_TRIES):
-            before = self._moment()
+            before = self.moment()
             result = ListWalk()
             self._known = {one.pid: one.start_ns for one in self._living(result)}
-            if before == self._moment() and before[2] == 0:
+            if before == self.moment() and before[2] == 0:
                 break
         else:
             why = (
@@ -143,7 +143,7 @@ class NewTasks:
         self._waiting = {number: 0 for number in back if number not in self._known}
         self._late, self._must_walk = {}, False
 
-    def _moment(self) -> tuple[int, int, int]:
+    def moment(self) -> tuple[int, int, int]:
         """These are the forks counted, the next number, and whether a task is being attached."""
         forks = self._read_number(self._at_forks)[0]
         return forks, self._read_next(self._at_next)[0], self._read_locked(0)[0]

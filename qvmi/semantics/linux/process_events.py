@@ -11,18 +11,15 @@ thread that execs takes over its leader's pid and start time).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
-from qvmi.addr import Va
 from qvmi.errors import MemoryFault, WalkFailed
-from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.event_sink import EventSink
-from qvmi.semantics.linux.list import Implausible
+from qvmi.semantics.linux.list import Implausible, ListWalk
 from qvmi.semantics.linux.new_tasks import FoundTask, NewTasks
-from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.task import Tasks
+from qvmi.semantics.linux.task_moments import TaskMoment, TaskMoments
 from qvmi.semantics.rows.events import (
     EventKind,
     Missed,
@@ -32,38 +29,22 @@ from qvmi.semantics.rows.events import (
     What,
 )
 from qvmi.semantics.rows.processes import Process
-from qvmi.symbols.layout import Symbols, field_offset
 
-__all__ = ["ProcessEvents", "TaskMoments"]
+__all__ = ["ProcessEvents"]
 
 _YOUNG_S: Final = 1.0
 """How long a process is looked at in every quick look."""
 _MAX_YOUNG: Final = 256
 """As many at once; with more, the quick looks would take longer than the time between them."""
-_TRIES: Final = 3
-"""A row whose parent or credentials are just being replaced is read again."""
 _FORKNOEXEC: Final = 0x40
 """``PF_FORKNOEXEC``: forked, and has not begun a program of its own."""
 _MOST_EXECS: Final = 1000
 """Of a process that is new; what was cloned as a sibling of its maker counts from another beginning."""
+_DIFFERS: Final = 5
+"""Looks in a row at which the kernel counts other processes than it lists, before that is told."""
 _IDS: Final = 1 << 32
 """What is counted of ``self_exec_id``, which has 32 bits before 5.7."""
 _NANOSECONDS: Final = 1_000_000_000
-_NUMBER: Final = Struct("<I")
-_POINTER: Final = Struct("<Q")
-
-
-class _Task(NamedTuple):
-    """These are the members of a ``task_struct`` that tell what has become of it."""
-
-    flags: int
-    exit_state: int
-    exit_code: int
-    pid: int
-    start_ns: int
-    exec_id: int
-    parent_exec_id: int
-    signal: int
 
 
 @dataclass(slots=True)
@@ -85,78 +66,6 @@ class _Known:
     until: float
 
 
-class TaskMoments:
-    """This reads of one task what tells what has become of it.
-
-    Args:
-        space: the kernel's address space.
-        symbols: of the kernel.
-        tasks: makes the rows.
-
-    Raises:
-        SymbolsError: the profile lacks what this needs, or describes no possible layout.
-    """
-
-    def __init__(self, space: AddressSpace, symbols: Symbols, tasks: Tasks) -> None:
-        def task(*names: str) -> int:
-            return field_offset(symbols, "task_struct", *names)
-
-        self._tasks = tasks
-        start = task("start_boottime", "real_start_time")
-        self._read = compile_reader(
-            space,
-            (task("flags"), "I"),
-            (task("exit_state"), "I"),
-            (task("exit_code"), "I"),
-            (task("pid"), "I"),
-            (start, "Q"),
-            (task("self_exec_id"), "I"),
-            (task("parent_exec_id"), "I"),
-            (task("signal"), "Q"),
-        )
-        self._live = field_offset(symbols, "signal_struct", "live")
-        self._leader = task("group_leader")
-        self._read_pointer = space.unpacker(_POINTER)
-        self._read_number = space.unpacker(_NUMBER)
-
-    def read(self, task: int) -> _Task:
-        """This reads it.
-
-        Raises:
-            MemoryFault: it cannot be read.
-        """
-        return _Task._make(self._read(task))
-
-    def row(self, task: int) -> Process:
-        """This is the row of a process whose leader is there.
-
-        Raises:
-            MemoryFault, Implausible: it cannot be read, or is none.
-        """
-        for _ in range(_TRIES - 1):
-            try:
-                return self._tasks.process_at(Va(task))
-            except Implausible:
-                continue
-        return self._tasks.process_at(Va(task))
-
-    def leader(self, task: int) -> Va:
-        """This is the first thread of a thread's process.
-
-        Raises:
-            MemoryFault: it cannot be read.
-        """
-        return Va(self._read_pointer(task + self._leader)[0])
-
-    def live_threads(self, its: _Task) -> int:
-        """This is how many of its process's threads have not come to their end.
-
-        Raises:
-            MemoryFault: it cannot be read.
-        """
-        return int(self._read_number(its.signal + self._live)[0]) if its.signal else 0
-
-
 class ProcessEvents:
     """This tells of the processes of one kernel.
 
@@ -165,6 +74,7 @@ class ProcessEvents:
         moments: reads of one what has become of it.
         tasks: lists all.
         wanted: which kinds are told.
+        counted: how many the kernel counts; None where it does not tell.
     """
 
     def __init__(
@@ -173,7 +83,11 @@ class ProcessEvents:
         moments: TaskMoments,
         tasks: Tasks,
         wanted: Callable[[EventKind], bool],
+        counted: Callable[[], int] | None = None,
     ) -> None:
+        self._counted = counted
+        self._differed = 0
+        self._difference: tuple[Gap, ...] = ()
         self._new = new
         self._moments = moments
         self._tasks = tasks
@@ -218,7 +132,7 @@ class ProcessEvents:
             late, gaps = self._new.look_again()
             for found in late:
                 self._meet(found, sink)
-            walk = self._tasks.processes()
+            walk = self._counted_walk()
         except (MemoryFault, WalkFailed) as error:
             sink.gaps("processes", [*gaps, Gap("task_struct.tasks", None, str(error))])
             return
@@ -227,8 +141,32 @@ class ProcessEvents:
         pids = {row.pid for row in walk.rows.values()}
         for pid in self._known.keys() - pids:
             self._look_after(self._known[pid], sink)
-        sink.gaps("processes", (*gaps, *walk.gaps))
+        sink.gaps("processes", (*gaps, *walk.gaps, *self._difference))
         self._tell_missed(sink)
+
+    def _counted_walk(self) -> ListWalk[Process]:
+        """This lists all processes, and notes whether the kernel counts others.
+
+        Only what no fork and no exit has changed meanwhile can be compared, and it must differ
+        several times in a row.
+
+        Raises:
+            WalkFailed, MemoryFault: the list or the counts cannot be read.
+        """
+        if self._counted is None:
+            return self._tasks.processes()
+        before = self._counted(), *self._new.moment()
+        walk = self._tasks.processes()
+        count = self._counted()
+        if walk.gaps or before != (count, *self._new.moment()):
+            return walk
+        self._differed = self._differed + 1 if len(walk.rows) != count else 0
+        if not self._differed:
+            self._difference = ()
+        elif self._differed == _DIFFERS:
+            why = f"the kernel counts {count} processes, and lists {len(walk.rows)}"
+            self._difference = (Gap("process_counts", None, why),)
+        return walk
 
     def _tell_missed(self, sink: EventSink) -> None:
         missed = self._new.account()
@@ -264,7 +202,7 @@ class ProcessEvents:
         if len(self._young) < _MAX_YOUNG:
             self._young.append(known)
 
-    def _keep(self, row: Process, its: _Task, *, until: float) -> _Known:
+    def _keep(self, row: Process, its: TaskMoment, *, until: float) -> _Known:
         known = _Known(row, row.address, its.start_ns, its.exec_id, until)
         self._known[row.pid] = known
         return known
@@ -295,7 +233,7 @@ class ProcessEvents:
             # Memory of tasks stays memory of tasks, or is given back: another look will tell.
             return
 
-    def _has_exited(self, its: _Task) -> bool:
+    def _has_exited(self, its: TaskMoment) -> bool:
         """This tells whether the last thread of a process has ended, too."""
         return its.exit_state != 0 and not self._moments.live_threads(its)
 
@@ -326,7 +264,7 @@ class ProcessEvents:
         same = its.start_ns / _NANOSECONDS == row.start_time_s and its.pid == row.pid
         return its.start_ns if same else None
 
-    def _has_execed(self, known: _Known, its: _Task, sink: EventSink) -> None:
+    def _has_execed(self, known: _Known, its: TaskMoment, sink: EventSink) -> None:
         try:
             row = self._moments.row(known.task)
         except (MemoryFault, Implausible):

@@ -28,12 +28,14 @@ from qvmi.semantics.linux.page_cache import CachedFiles
 from qvmi.semantics.linux.percpu import PerCpu
 from qvmi.semantics.linux.pid import PidTable
 from qvmi.semantics.linux.printk import KernelLog
-from qvmi.semantics.linux.process_events import ProcessEvents, TaskMoments
+from qvmi.semantics.linux.process_count import process_counter
+from qvmi.semantics.linux.process_events import ProcessEvents
 from qvmi.semantics.linux.process_memory import ProcessMemory
 from qvmi.semantics.linux.sock import Sockets
 from qvmi.semantics.linux.sock_common import Socks
 from qvmi.semantics.linux.socket_tables import SocketTables
 from qvmi.semantics.linux.task import Tasks
+from qvmi.semantics.linux.task_moments import TaskMoments
 from qvmi.semantics.linux.vma import Mappings
 from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
 from qvmi.semantics.rows.events import PROCESS_KINDS, EventKind
@@ -180,7 +182,8 @@ class Walkers:
         forks: NewTasks | None = None
         if not PROCESS_KINDS.isdisjoint(kinds):
             forks = NewTasks(space, symbols, limit=self._tasks.limit)
-            parts.append(ProcessEvents(forks, self.task_moments, self._tasks, wants))
+            counted = process_counter(space, symbols)
+            parts.append(ProcessEvents(forks, self.task_moments, self._tasks, wants, counted))
         if wants(EventKind.LOADED) or wants(EventKind.UNLOADED):
             parts.append(ModuleEvents(space, symbols, self._modules, wants))
         if wants(EventKind.LISTENING):

@@ -1,10 +1,12 @@
 """Rows about what happens in a guest: processes, modules, sockets and mounts that come and go."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
 
 from qvmi.addr import Va
+from qvmi.errors import UsageError
 from qvmi.semantics.rows.files import Mount
 from qvmi.semantics.rows.modules import Module
 from qvmi.semantics.rows.processes import Process
@@ -27,6 +29,7 @@ __all__ = [
     "SocketListening",
     "Unmounted",
     "What",
+    "kinds_named",
 ]
 
 
@@ -45,6 +48,20 @@ class EventKind(StrEnum):
 
 PROCESS_KINDS = frozenset({EventKind.STARTED, EventKind.EXECED, EventKind.EXITED})
 """Those of processes."""
+
+
+def kinds_named(names: Iterable[str] | None) -> frozenset[EventKind]:
+    """These are the kinds of these names, all for None.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    if names is None:
+        return frozenset(EventKind)
+    try:
+        return frozenset(map(EventKind, names))
+    except ValueError as error:
+        raise UsageError(f"{error}: kinds of events are {', '.join(EventKind)}") from error
 
 
 class GuestEvent(msgspec.Struct, frozen=True, gc=False, tag_field="kind"):

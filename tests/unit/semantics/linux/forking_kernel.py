@@ -4,13 +4,15 @@ References: Linux kernel/fork.c (``copy_process``), kernel/exit.c (``release_tas
 """
 
 import struct
+from collections.abc import Callable
 from itertools import count
 
 from qvmi.addr import Va
 from qvmi.semantics.linux.event_sink import EventSink
 from qvmi.semantics.linux.new_tasks import NewTasks
-from qvmi.semantics.linux.process_events import ProcessEvents, TaskMoments
+from qvmi.semantics.linux.process_events import ProcessEvents
 from qvmi.semantics.linux.task import Tasks
+from qvmi.semantics.linux.task_moments import TaskMoments
 from qvmi.semantics.rows.events import EventKind, GuestEvent
 from qvmi.view import Provenance, Taken, View
 from tests.synthetic.kernel_memory import LAYOUTS, KernelMemory
@@ -133,15 +135,19 @@ class Watcher:
     Args:
         kernel: the kernel.
         kinds: which are told.
+        counted: how many processes the kernel counts.
     """
 
     def __init__(
-        self, kernel: ForkingKernel, kinds: frozenset[EventKind] = frozenset(EventKind)
+        self,
+        kernel: ForkingKernel,
+        kinds: frozenset[EventKind] = frozenset(EventKind),
+        counted: Callable[[], int] | None = None,
     ) -> None:
         tasks = Tasks(kernel.space, kernel.symbols, ram_size=kernel.ram.size)
         self.new = NewTasks(kernel.space, kernel.symbols, limit=tasks.limit)
         moments = TaskMoments(kernel.space, kernel.symbols, tasks)
-        self.part = ProcessEvents(self.new, moments, tasks, kinds.__contains__)
+        self.part = ProcessEvents(self.new, moments, tasks, kinds.__contains__, counted)
         self.sink = EventSink(View((), kernel.ram, Provenance(Taken.LIVE, 0.0)))
         self.now = 1000.0
         self._begin()

@@ -250,6 +250,29 @@ def test_a_process_that_is_torn_at_the_first_look_is_told_at_the_next_walk() -> 
     assert (watcher.new.found, watcher.new.account()) == (1, 0)
 
 
+@pytest.mark.parametrize("off", [1, -1])
+def test_processes_that_the_kernel_counts_and_does_not_list_are_a_gap_until_they_agree(
+    off: int,
+) -> None:
+    kernel = ForkingKernel()
+    counts = [1 + off]
+    watcher = Watcher(kernel, counted=lambda: counts[-1])
+    told_at = [told(watcher.rescan()) for _ in range(8)]
+    assert [event for events in told_at for event in events] == [("gap", "process_counts")]
+    assert not any(told_at[:4])
+    counts.append(1)
+    assert watcher.rescan() == []
+    counts.append(1 + off)
+    assert sum(len(watcher.rescan()) for _ in range(8)) == 1
+
+
+def test_counts_that_change_within_a_look_say_nothing() -> None:
+    kernel = ForkingKernel()
+    counts = iter(range(5, 1000))
+    watcher = Watcher(kernel, counted=lambda: next(counts))
+    assert [watcher.rescan() for _ in range(20)] == [[]] * 20
+
+
 # ------------------------------------------------------------------------------------------------- lies
 
 
