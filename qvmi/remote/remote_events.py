@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from qvmi.machine.event_control import EventControl
 from qvmi.machine.event_stream import EventStream
 from qvmi.remote.remote_machine import RemoteMachine
-from qvmi.semantics.rows.events import EventKind
+from qvmi.semantics.rows.events import kinds_named
 
 __all__ = ["RemoteEvents"]
 
@@ -22,11 +22,9 @@ class RemoteEvents:
         self._machine = machine
 
     @asynccontextmanager
-    async def events(
-        self, kinds: Collection[EventKind] | None = None
-    ) -> AsyncIterator[EventStream]:
+    async def events(self, kinds: Collection[str] | None = None) -> AsyncIterator[EventStream]:
         """This iterates what happens while the block lasts; raises as `Machine.events`."""
-        wanted = frozenset(EventKind) if kinds is None else frozenset(kinds)
+        wanted = kinds_named(kinds)
         machine = self._machine
         control = EventControl(
             lambda: machine.guest, machine.refresh, lambda: machine.epoch, wanted

@@ -51,11 +51,11 @@ class Happenings:
 
     def __init__(self, error: QvmiError | None = None) -> None:
         self.error = error
-        self.kinds: Collection[EventKind] | None = None
+        self.kinds: Collection[str] | None = None
         self.queue: asyncio.Queue[GuestEvent] = asyncio.Queue()
 
     def events(
-        self, kinds: Collection[EventKind] | None = None
+        self, kinds: Collection[str] | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[GuestEvent]]:
         self.kinds = kinds
         return self._watched()
