@@ -1,4 +1,7 @@
-"""What others ask a codepack over the bus: each question is answered by a look that began after it came."""
+"""What others ask a codepack over the bus: each question is answered by a look that began after it came.
+
+One that says nothing is told what the look found; one that asks whether it sees something is told that.
+"""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -10,6 +13,7 @@ import msgspec
 from qvmi.bus.requests import Request, Requests
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.look import MAX_FINDING_BYTES, Look
+from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion
 from qvmi.codepacks.status import Sight
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BusError
@@ -75,7 +79,7 @@ class Questions:
                     self._wake.ring()
                 else:
                     problem = f"{MAX_ASKING} others ask already: ask again later"
-                    await request.reply({"sight": Sight.BLIND.value, "problem": problem})
+                    await request.reply(_refusal(request, problem))
 
     def take(self) -> list[Request]:
         """These are the questions until now, which the look that begins will answer."""
@@ -94,9 +98,39 @@ class Questions:
         """
         for request in asking:
             try:
-                await request.reply(msgspec.to_builtins(_answer(look, confirmed)))
+                await request.reply(_reply(request, look, confirmed))
             except BusError as error:
                 _log.debug("a question is not answered: %s", error)
+
+
+def _refusal(request: Request, problem: str) -> dict[str, object]:
+    if "what" in request.body:
+        unknown = ConfirmAnswer(answer=Confirmation.UNKNOWN, why=problem)
+        answer: dict[str, object] = msgspec.to_builtins(unknown)
+        return answer
+    return {"sight": Sight.BLIND.value, "problem": problem}
+
+
+def _reply(request: Request, look: Look, confirmed: Collection[str]) -> dict[str, object]:
+    reply: dict[str, object] = msgspec.to_builtins(
+        _confirmed(request, look) if "what" in request.body else _answer(look, confirmed)
+    )
+    return reply
+
+
+def _confirmed(request: Request, look: Look) -> ConfirmAnswer:
+    """This says whether the look saw what the question is about."""
+    try:
+        question = msgspec.convert(dict(request.body), ConfirmQuestion, strict=True)
+    except msgspec.ValidationError as error:
+        return ConfirmAnswer(answer=Confirmation.UNKNOWN, why=f"no question: {error}")
+    for finding in look.findings:
+        if question.is_about(finding):
+            return ConfirmAnswer(answer=Confirmation.CONFIRMED, why=finding.claim)
+    if look.sight is Sight.FULL:
+        return ConfirmAnswer(answer=Confirmation.DENIED, why="it saw everything, and not this")
+    why = f"sight {look.sight}: {look.problem}"
+    return ConfirmAnswer(answer=Confirmation.UNKNOWN, why=why)
 
 
 def _answer(look: Look, confirmed: Collection[str]) -> LookAnswer:

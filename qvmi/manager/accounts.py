@@ -15,7 +15,7 @@ __all__ = [
     "MACHINE",
     "MANAGER",
     "SERVICES",
-    "answering",
+    "answering_account",
     "consumer_account",
     "of_packs",
     "outbox_account",
@@ -97,11 +97,10 @@ def pack_login(vm: str, codepack: str, secret: str, *, asks: Iterable[str] = ())
     return Account(model.name, model.publishes, reads, secret)
 
 
-def answering(account: Account, vm: str, codepack: str) -> Account:
-    """This is a codepack's account that also hears what others ask it, and answers."""
-    asked = TopicFilter(vm, None, REQUEST, codepack)
-    replies = TopicFilter(vm, None, REPLY, codepack)
-    publishes, reads = (*account.publishes, replies), (*account.reads, asked)
+def answering_account(account: Account, vm: str, codepack: str) -> Account:
+    """This is a codepack's account that may also answer what the codepack is asked."""
+    publishes = (*account.publishes, TopicFilter(vm, None, REPLY, codepack))
+    reads = (*account.reads, TopicFilter(vm, None, REQUEST, codepack))
     return Account(account.name, publishes, reads, account.secret)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvmi.bus.account import Account
 from qvmi.errors import BusError, CodepackError
-from qvmi.manager.accounts import answering, outbox_account, pack_account
+from qvmi.manager.accounts import answering_account, outbox_account, pack_account
 from qvmi.manager.pack_spec import PackSpec
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class PackAccounts:
         self._vm: Final = vm
         self._used: set[str] = set()
         packs = tuple(packs)
-        self._answering: Final = frozenset(spec.name for spec in packs if spec.answers)
+        self._answering: Final = frozenset(spec.name for spec in packs if spec.is_asked)
         self._of = {spec.name: self._made(spec) for spec in packs}
 
     @property
@@ -76,6 +76,6 @@ class PackAccounts:
 
     def _made(self, spec: PackSpec) -> tuple[Account, Account]:
         speaks = pack_account(self._vm, spec.name, spec.policy, asks=self.asked_by(spec))
-        if spec.answers:
-            speaks = answering(speaks, self._vm, spec.name)
+        if spec.is_asked:
+            speaks = answering_account(speaks, self._vm, spec.name)
         return speaks, outbox_account(self._vm, spec.name)

@@ -31,7 +31,7 @@ from qvmi.manager.accounts import (
     DURABLE_KINDS,
     MACHINE,
     MANAGER,
-    answering,
+    answering_account,
     outbox_account,
     pack_login,
 )
@@ -146,8 +146,8 @@ class _PackSession:
         """This looks over one connection; BusError when that is lost."""
         orders = self._orders
         account = pack_login(orders.vm, orders.codepack, orders.secret, asks=orders.asks)
-        if orders.triggers.answers or is_service(self._pack):
-            account = answering(account, self._orders.vm, self._orders.codepack)
+        if orders.triggers.answers:
+            account = answering_account(account, self._orders.vm, self._orders.codepack)
         async with AsyncExitStack() as stack:
             bus = await channel.connect(account)
             stack.push_async_callback(bus.close)

@@ -38,6 +38,7 @@ class PackSpec:
         triggers: what it looks for besides its interval.
         is_service: whether it lives, instead of being asked to look.
         code: the verified bytes that its entry is in; None where it is installed beside qvmi.
+        answers: whether it answers what it is asked over the bus, though it does not name that itself.
 
     Raises:
         CodepackError: a value cannot be used.
@@ -54,6 +55,7 @@ class PackSpec:
     triggers: Triggers = NO_TRIGGERS
     is_service: bool = False
     code: VerifiedPack | None = None
+    answers: bool = False
 
     @classmethod
     def of_manifest(
@@ -63,6 +65,7 @@ class PackSpec:
         *,
         interval_s: float | None = None,
         code: VerifiedPack | None = None,
+        answers: bool = False,
     ) -> Self:
         """This is a codepack that is run as its manifest says.
 
@@ -84,12 +87,13 @@ class PackSpec:
             triggers=management.triggers,
             is_service=manifest.kind is Kind.SERVICE,
             code=code,
+            answers=answers,
         )
 
     @property
-    def answers(self) -> bool:
+    def is_asked(self) -> bool:
         """This tells whether others may ask it."""
-        return self.is_service or self.triggers.answers
+        return self.answers or self.is_service or self.triggers.answers
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

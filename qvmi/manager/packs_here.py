@@ -1,7 +1,8 @@
 """Codepacks that run in this process: whether they can, who they are on the bus, and what runs each."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
@@ -15,9 +16,9 @@ from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.service import ServicePack, is_service
 from qvmi.codepacks.service_runner import ServiceRunner
 from qvmi.codepacks.standing_alerts import StandingAlerts
-from qvmi.codepacks.triggers import triggers_of
+from qvmi.codepacks.triggers import Triggers, triggers_of
 from qvmi.errors import CodepackError, UsageError
-from qvmi.manager.accounts import answering, of_packs
+from qvmi.manager.accounts import answering_account, of_packs
 from qvmi.policy import Grant, Policies, Policy
 
 __all__ = ["MIN_INTERVAL_S", "WATCH", "AnyRunner", "PacksHere", "require_usable"]
@@ -43,6 +44,7 @@ class PacksHere:
         policies: what they may do.
         management: what their manifests say, by their names.
         state: the folder in which alerts that stand are kept; None to keep nothing.
+        asked: names of those that answer, though they do not name that themselves.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class PacksHere:
         policies: Policies,
         management: Mapping[str, Management],
         state: Path | None,
+        asked: Collection[str] = (),
     ) -> None:
+        self._asked = asked
         self._machine = machine
         self._vm = vm
         self._policies = policies
@@ -73,19 +77,21 @@ class PacksHere:
         asked = {pack.name for pack in packs if self._answers(pack)}
         return {self._account(pack, asked): self._runner(pack) for pack in packs}
 
-    def _answers(self, pack: AnyPack) -> bool:
-        if is_service(pack):
-            return True
+    def _triggers(self, pack: Codepack) -> Triggers:
+        """This is what it looks for besides its interval."""
         management = self._management.get(pack.name)
-        own = triggers_of(cast("Codepack", pack)) if management is None else management.triggers
-        return own.answers
+        own = triggers_of(pack) if management is None else management.triggers
+        return replace(own, answers=own.answers or pack.name in self._asked)
+
+    def _answers(self, pack: AnyPack) -> bool:
+        return is_service(pack) or self._triggers(cast("Codepack", pack)).answers
 
     def _account(self, pack: AnyPack, asked: set[str]) -> Account:
         # Only a service has a bus to ask on.
         asks = asked - {pack.name} if is_service(pack) else ()
         policy = self._policies.of(pack.name)
         account = Account.of_granted(self._vm, pack.name, policy, services=of_packs(asks))
-        return answering(account, self._vm, pack.name) if pack.name in asked else account
+        return answering_account(account, self._vm, pack.name) if pack.name in asked else account
 
     def _runner(self, pack: AnyPack) -> AnyRunner:
         management = self._management.get(pack.name)
@@ -107,7 +113,7 @@ class PacksHere:
             max_failures=failures,
             kept=kept,
             fellows=self._fellows,
-            triggers=None if management is None else management.triggers,
+            triggers=self._triggers(cast("Codepack", pack)),
         )
 
 

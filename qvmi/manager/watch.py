@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -74,6 +74,7 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     management: Mapping[str, Management] | None = None,
     state: Path | None = None,
     events: EventSource | None = None,
+    asked: Collection[str] = (),
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -92,6 +93,8 @@ async def watch(  # noqa: PLR0913 - all but two have a default
         state: the folder in which alerts that stand are kept, so that the next watch does not raise them
             again; None to keep nothing.
         events: tells codepacks what happens in the guest; None for the machine itself, if it does.
+        asked: names of codepacks that answer what they are asked, though they do not name that themselves;
+            see `qvmi.codepacks.questions`.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
@@ -105,7 +108,9 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
     policies = Policies(policy) if isinstance(policy, Policy) else policy
-    here = PacksHere(machine, vm=name, policies=policies, management=management or {}, state=state)
+    here = PacksHere(
+        machine, vm=name, policies=policies, management=management or {}, state=state, asked=asked
+    )
     runners = here.runners(packs)
     looking = [runner for runner in runners.values() if isinstance(runner, Runner)]
     bell = EventBell(events or _events_of(machine), looking)

@@ -5,23 +5,26 @@ import threading
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import msgspec
 import pytest
 
+from qvmi.addr import Va
 from qvmi.bus.account import Account
 from qvmi.bus.broker import mosquitto
 from qvmi.bus.bus import Bus, OpenChannel
 from qvmi.bus.local import in_process
 from qvmi.bus.topic import Topic
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Finding, Observation
 from qvmi.codepacks.event_bell import EventBell
 from qvmi.codepacks.manifest import parse_manifest
+from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion, ask_for
 from qvmi.codepacks.questions import MAX_ASKING, LookAnswer
 from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.status import Sight, Status
 from qvmi.codepacks.triggers import Triggers, triggers_of
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BadSettings, BusRefused, CodepackError, QvmiError, UnknownGuest
-from qvmi.manager.accounts import answering
+from qvmi.manager.accounts import answering_account
 from qvmi.manager.runner_end import run_with_questions
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
@@ -44,6 +47,7 @@ EXECED = ProcessExeced(0.0, LABEL, fake_process(7), "sh", 1)
 MISSED = Missed(0.0, LABEL, What.FORKS, 3)
 NEVER_S = 100_000.0
 WAIT_S = 60.0
+PLACE = Va(0xFFFF_8880_0000_1000)
 
 
 class Happenings:
@@ -81,7 +85,8 @@ class Looks:
     def __call__(self, guest: GuestOS, _: PhysicalMemory) -> Iterable[Finding]:
         guest.processes()
         self.count += 1
-        return [finding(key) for key in self.keys]
+        place = Observation(view="list", present=True, address=PLACE)
+        return [msgspec.structs.replace(finding(key), evidence=(place,)) for key in self.keys]
 
 
 def runner_of(looks: Looks, triggers: Triggers) -> Runner:
@@ -159,7 +164,7 @@ async def asked(
     opened: OpenChannel, runner: Runner, *, asker: Account | None = None
 ) -> AsyncIterator[Bus]:
     """This is the end of a codepack that may ask another one, which runs."""
-    own = answering(Account.of_codepack("web", "scripted"), "web", "scripted")
+    own = answering_account(Account.of_codepack("web", "scripted"), "web", "scripted")
     other = asker or Account.of_codepack("web", "asker", services=["scripted"])
     async with opened([own, other]) as channel:
         bus = await channel.connect(own)
@@ -192,7 +197,30 @@ async def test_a_question_is_answered_by_a_look_that_began_after_it(opened: Open
     assert [len(answer.items) for answer in said] == [1, 1, 1]
     assert [answer.items[0].confirmed for answer in said] == [False, True, True]
     assert said[0].sight is Sight.FULL
-    assert said[0].items[0].finding == finding("k")
+    assert said[0].items[0].finding.key == "k"
+
+
+@asynchronous
+async def test_a_question_whether_something_is_seen_is_answered_by_what_the_look_sees() -> None:
+    looks = Looks("k")
+    runner = runner_of(looks, Triggers(answers=True, min_gap_s=0.001))
+    questions = [
+        ConfirmQuestion(addresses=(PLACE,)),
+        ConfirmQuestion(addresses=(PLACE + 1,), pids=(4,)),
+    ]
+    async with asyncio.timeout(WAIT_S), asked(in_process, runner) as bus:
+        await until(lambda: looks.count == 1)
+
+        async def asking() -> Bus:
+            return bus
+
+        said = [
+            (await ask_for(asking, TOPIC, question, deadline_s=WAIT_S)).answer
+            for question in questions
+        ]
+        reply = await bus.request(TOPIC, {"what": "confirm", "addresses": "all"}, deadline_s=WAIT_S)
+        said.append(reply.read_body(ConfirmAnswer).answer)
+    assert said == [Confirmation.CONFIRMED, Confirmation.DENIED, Confirmation.UNKNOWN]
 
 
 @asynchronous
