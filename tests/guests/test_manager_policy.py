@@ -1,6 +1,7 @@
 """The manager asks a gate of each codepack's own: its rates, ranges and longest pause count there."""
 
 import asyncio
+import json
 import logging
 import os
 import shutil
