@@ -251,7 +251,8 @@ def make_parser() -> ArgumentParser:
         if command.prepare:
             own.set_defaults(usage_text=own.format_help)
         command.declare(own)
-        _add_options(own, command.needs, but=command.not_behind)
+        needs = command.elsewhere[0][1] if command.elsewhere else command.needs
+        _add_options(own, needs, but=command.not_behind)
     return parser
 
 

@@ -385,7 +385,11 @@ def watch(parser: ArgumentParser) -> None:
         "--state",
         metavar="FOLDER",
         type=values.given,
-        help="for what a manager keeps; /var/lib/qvmi of root's, else ~/.local/state/qvmi",
+        help="what is kept for the next run, such as which alerts stand; a manager has a usual one:"
+        " /var/lib/qvmi of root's, else ~/.local/state/qvmi",
+    )
+    parser.add_argument(
+        "--log", metavar="FILE", type=values.given, help="append every message, as lines of JSON"
     )
     parser.add_argument(
         "--allow-unproven-isolation",

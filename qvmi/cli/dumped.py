@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from qvmi.machine.memory_dump import DumpFacts, MemoryDump
+from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import View
 
@@ -26,9 +27,27 @@ class AskedDump:
     """
 
     stood_still_s = 0.0  # nobody was stopped for it
+    epoch = 0  # it is never reset
 
     def __init__(self, dump: MemoryDump) -> None:
         self._dump = dump
+
+    @property
+    def guest(self) -> LinuxGuest:
+        """This is the system that ran in it; UnknownGuest where none was recognised."""
+        return self._dump.guest
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        """This is the memory in the file."""
+        return self._dump.memory
+
+    async def refresh(self) -> None:
+        """This finds nothing new."""
+
+    async def run_state(self) -> str:
+        """This is a state that no machine leaves."""
+        return "dumped"
 
     @cached_property
     def volatility_queries(self) -> "VolatilityQueries":

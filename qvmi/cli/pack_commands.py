@@ -12,14 +12,14 @@ __all__ = ["PACK_COMMANDS"]
 def _pack(parser: ArgumentParser) -> None:
     """This adds the arguments of ``pack``."""
     parser.add_argument(
-        "action", choices=["list", "info", "sign", "verify"], help="what to do with it"
+        "action", choices=["list", "info", "run", "sign", "verify"], help="what to do with it"
     )
     parser.add_argument(
         "what",
         metavar="PACK",
         nargs="?",
         type=values.given,
-        help="its folder; for info also the name of one that comes with qvmi",
+        help="its folder; for info and run also the name of one that comes with qvmi",
     )
     parser.add_argument(
         "--key", metavar="NAME", type=values.given, help="sign: the key, of your own"
@@ -29,6 +29,15 @@ def _pack(parser: ArgumentParser) -> None:
         metavar="N",
         type=values.count,
         help="sign: how long the signature holds; for ever",
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=values.count, help="run: how many looks, if not what it takes"
+    )
+    parser.add_argument(
+        "--interval", metavar="S", type=values.seconds, help="run: seconds between two looks"
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", type=values.given, help="run: what codepacks are granted"
     )
     _keys_folder(parser)
 
@@ -60,18 +69,24 @@ def _keys_folder(parser: ArgumentParser) -> None:
 PACK_COMMANDS: Final = (
     Command(
         "pack",
-        "codepacks: list them, say what they need, sign and verify them",
+        "codepacks: list them, say what they need, run one, sign and verify them",
         "A codepack is a folder with a codepack.toml. list and info tell what comes with qvmi, info of a\n"
         "folder what is in it, believed or not. sign writes codepack.sig, which covers every file; verify\n"
-        "says whether all is as somebody who is trusted has signed it, and ends with 1 where not.",
+        "says whether all is as somebody who is trusted has signed it, and ends with 1 where not.\n"
+        "run lets one look at a guest (--qmp ADDR) until what it finds is confirmed or gone, or once at a\n"
+        "dump (--dump FILE), and tells what that is: it ends with 1 where it found something, else with 4\n"
+        "where it could not see all.",
         (
             ("qvmi pack info hidden-processes", "what it needs"),
+            ("qvmi --qmp /run/vm/qmp.sock pack run hidden-processes", "what does it find?"),
+            ("qvmi --dump guest.core pack run ./my-pack --json", "in a dump, for a program"),
             ("qvmi pack sign ./my-pack --key alice --days 365", "so that others can run it"),
             ("qvmi pack verify ./my-pack --json", "for a program"),
         ),
         Needs.HOST,
         "qvmi.cli.packs:pack",
         _pack,
+        elsewhere=(("run", Needs.GUEST, "qvmi.cli.pack_running:run"),),
     ),
     Command(
         "keys",

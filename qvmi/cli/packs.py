@@ -27,7 +27,7 @@ _MAX_DAYS: Final = 36500
 _MODE: Final = 0o644
 
 
-def pack(
+def pack(  # noqa: PLR0913 - one for each argument of the command
     output: Output,
     *,
     action: str,
@@ -35,6 +35,9 @@ def pack(
     key: str | None,
     days: int | None,
     keys: str | None,
+    rounds: int | None,
+    interval: float | None,
+    policy: str | None,
 ) -> ExitCode:
     """This lists codepacks, tells of one, signs one or verifies one.
 
@@ -43,6 +46,10 @@ def pack(
     """
     if action != "sign" and (key is not None or days is not None):
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
+    if (rounds, interval, policy) != (None, None, None):
+        raise UsageError(
+            f"pack {action} takes no --rounds, --interval or --policy: they are for run"
+        )
     if action == "list":
         return _list(output, what)
     if what is None:

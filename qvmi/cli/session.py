@@ -48,7 +48,9 @@ def _audit_log(options: Options) -> "AbstractContextManager[object]":
 
 
 def _run(request: Request, output: Output, *, debug: bool) -> ExitCode:
-    handler = handler_of(request.command.handler)
+    command = request.command.as_asked(request.arguments.get("action"))
+    request = request._replace(command=command)
+    handler = handler_of(command.handler)
     if request.command.needs is Needs.CODE:
         return _run_code(request, handler, output)
     if request.command.needs in {Needs.GUEST, Needs.MACHINE}:

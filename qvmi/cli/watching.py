@@ -3,12 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import msgspec
 
 from qvmi import __version__
 from qvmi.bus.broker import find_mosquitto, mosquitto
@@ -19,9 +17,10 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.watch_report import WatchReport
 from qvmi.cli.words import GATEWAY_HOLDER, HERE, PACK_GROUPS, PACKS, PROCESS
-from qvmi.codepacks.alert import Alert, AlertState
-from qvmi.codepacks.codepack import Codepack, Observation
+from qvmi.codepacks.alert_file import AlertFile
+from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.interrupt_table import InterruptTable
@@ -29,10 +28,10 @@ from qvmi.codepacks.kernel_hooks import KernelHooks
 from qvmi.codepacks.kernel_settings import KernelSettings
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
+from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
-from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.pack_loader import load_any
 from qvmi.codepacks.pack_signature import VerifiedPack
-from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.system_calls import SystemCalls
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import (
@@ -49,7 +48,7 @@ from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
 from qvmi.settings import nearest
 
-__all__ = ["PACK_MAKERS", "watch"]
+__all__ = ["PACK_MAKERS", "require_fitting", "watch"]
 
 PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "hidden-processes": HiddenProcesses,
@@ -62,7 +61,6 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
-_CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
 async def watch(  # noqa: PLR0913 - one for each argument of the command
@@ -80,6 +78,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placement: str = HERE,
     state: str | None = None,
     allow_unproven_isolation: bool = False,
+    log: str | None = None,
 ) -> ExitCode:
     """This watches until Ctrl-C, until the time is up, or until the machine is gone.
 
@@ -104,16 +103,17 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
         own, others = _chosen(only, own, others)
     manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
-    report = _Report(output, names)
+    report = WatchReport(output, names)
     try:
-        with stop_signal() as stop:
-            await _require_fitting(machine, manifests)
+        with _opened_log(log) as file, stop_signal() as stop:
+            report.file = file
+            await require_fitting(machine, manifests)
             chosen = _Chosen(own, others, manifests, policies, interval)
             async with _opened(machine, output, chosen, placed) as messages:
                 output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
-        if not report.alerts:
+        if not report.found_anything:
             raise
         output.message(str(error))
     return report.exit_code
@@ -129,8 +129,8 @@ class _Placement:
     bus: OpenChannel
 
     def require_fitting(self) -> None:
-        if not self.process and (self.state is not None or self.allow_unproven):
-            raise UsageError("--state and --allow-unproven-isolation go with --placement process")
+        if not self.process and self.allow_unproven:
+            raise UsageError("--allow-unproven-isolation goes with --placement process")
         if self.process and self.bus is not mosquitto:
             raise UsageError(
                 "--bus goes without --placement process: the manager's broker is its own, since it"
@@ -178,10 +178,11 @@ def _opened(
     ]
     return watch_machine(
         machine,
-        packs=[*running, *map(load, chosen.others)],
+        packs=[*running, *(load_any(other.folder) for other in chosen.others)],
         policy=chosen.policies,
         bus=placed.bus,
         management={one.name: one.management for one in chosen.manifests},
+        state=None if placed.state is None else Path(placed.state),
     )
 
 
@@ -220,6 +221,11 @@ def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
 
 
+def _opened_log(path: str | None) -> AbstractContextManager[AlertFile | None]:
+    """This is the file that messages are appended to, if one was named."""
+    return nullcontext() if path is None else AlertFile(Path(path))
+
+
 def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[VerifiedPack]:
     """These are the codepacks in the folders, each verified; no line of them has run."""
     now = time.time()
@@ -231,7 +237,7 @@ def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list
     ]
 
 
-async def _require_fitting(machine: WatchedMachine, manifests: Sequence[Manifest]) -> None:
+async def require_fitting(machine: InspectedMachine, manifests: Sequence[Manifest]) -> None:
     """This raises CodepackRefused where a codepack is not made for the guest, as far as that is known."""
     try:
         facts = await machine.query(lambda guest: guest.facts(), timeout_s=_FACTS_TIMEOUT_S)
@@ -242,7 +248,10 @@ async def _require_fitting(machine: WatchedMachine, manifests: Sequence[Manifest
 
 
 async def _follow(
-    messages: AsyncIterator[Message], report: "_Report", stop: asyncio.Event, limit_s: float | None
+    messages: AsyncIterator[Message],
+    report: WatchReport,
+    stop: asyncio.Event,
+    limit_s: float | None,
 ) -> None:
     """This reports messages until the machine is gone, the signal comes, or the time is up."""
 
@@ -262,64 +271,3 @@ async def _follow(
         reading.cancel()
         stopping.cancel()
         await asyncio.wait({reading, stopping})
-
-
-class _Report:
-    """This prints what the codepacks say, and keeps what the exit code depends on.
-
-    Attributes:
-        alerts: how many were raised.
-    """
-
-    def __init__(self, output: Output, packs: Sequence[str]) -> None:
-        self._output = output
-        self._sights: dict[str, Sight | None] = dict.fromkeys(packs)
-        self._readers: Mapping[str, Callable[[Message], list[str]]] = {
-            STATUS: self._status,
-            AlertState.RAISED: self._alert,
-            AlertState.CLEARED: self._alert,
-        }
-        self.alerts = 0
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """This says whether there was an alert, else whether everything could be seen."""
-        if self.alerts:
-            return ExitCode.FOUND
-        seen = all(sight is Sight.FULL for sight in self._sights.values())
-        return ExitCode.FINE if seen else ExitCode.NOT_SEEN
-
-    def add(self, message: Message) -> None:
-        """This takes in a message and prints it at once."""
-        lines = self._readers[message.kind](message) if message.kind in self._readers else []
-        if self._output.json:
-            self._output.document(msgspec.json.decode(message.to_json()))  # as it was on the bus
-        else:
-            moment = time.strftime(_CLOCK, time.localtime(message.time))
-            for number, line in enumerate(lines):
-                self._output.line(f"    {line}" if number else f"{moment} {message.kind:<7} {line}")
-        self._output.flush()
-
-    def _status(self, message: Message) -> list[str]:
-        status = message.read_body(Status)
-        self._sights[message.codepack] = status.sight
-        problem = f": {status.problem}" if status.problem else ""
-        return [f"{message.codepack}: sight {status.sight}{problem}"]
-
-    def _alert(self, message: Message) -> list[str]:
-        alert = message.read_body(Alert)
-        finding = alert.finding
-        self.alerts += alert.state is AlertState.RAISED
-        because = f" ({alert.reason})" if alert.reason else ""
-        because += "".join(f" [{caveat}]" for caveat in alert.caveats)
-        return [
-            f"{finding.severity} {finding.technique} {alert.codepack}: {finding.claim}{because}",
-            *(_in_words(observation) for observation in finding.evidence),
-        ]
-
-
-def _in_words(observation: Observation) -> str:
-    place = "" if observation.address is None else f" at {observation.address:#x}"
-    facts = "".join(f", {name} {value}" for name, value in observation.facts.items())
-    present = "present" if observation.present else "absent"
-    return f"{observation.view}: {present}{place}{facts}"

@@ -14,6 +14,7 @@ from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS
 
 __all__ = [
+    "MAX_DATA_BYTES",
     "MAX_KEY_LENGTH",
     "MAX_OBSERVATIONS",
     "MAX_SETTLE_S",
@@ -21,6 +22,7 @@ __all__ = [
     "Finding",
     "Observation",
     "Severity",
+    "hexadecimal",
 ]
 
 MAX_OBSERVATIONS: Final = 32
@@ -32,7 +34,11 @@ MAX_KEY_LENGTH: Final = 200
 MAX_SETTLE_S: Final = 3600.0
 """Longest time that a finding may ask to be watched before it is believed."""
 
+MAX_DATA_BYTES: Final = 256
+"""Bytes of the guest's memory in one observation: a page-table entry, a gate, the begin of a function."""
+
 _TECHNIQUE: Final = re.compile(r"T[0-9]{4}(\.[0-9]{3})?")
+_HEXADECIMAL: Final = re.compile(r"([0-9a-f]{2})*")
 
 
 class Severity(StrEnum):
@@ -52,12 +58,30 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         present: whether the thing is in it.
         address: where it was found; None where it was not.
         facts: what else the view shows, by name.
+        structure: the C type of what lies there, such as ``struct task_struct``; empty for bytes.
+        data: the bytes that lie there, in hexadecimal, see :func:`hexadecimal`; empty for none.
+
+    Raises:
+        UsageError: the data is no hexadecimal, or too long.
     """
 
     view: str
     present: bool
     address: Va | None = None
     facts: dict[str, str | int | float | bool | None] = {}
+    structure: str = ""
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        if not _HEXADECIMAL.fullmatch(self.data) or len(self.data) > 2 * MAX_DATA_BYTES:
+            raise UsageError(
+                f"data of {len(self.data)} characters: hexadecimal of {MAX_DATA_BYTES} bytes at most"
+            )
+
+
+def hexadecimal(data: bytes) -> str:
+    """This is the form in which an observation holds bytes; what is too long for one is cut off."""
+    return data[:MAX_DATA_BYTES].hex()
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,9 @@
 """When a finding is believed: seen in two looks in a row, and no more when two looks in a row miss it."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from qvmi.codepacks.codepack import Finding
@@ -46,24 +48,35 @@ class Changes:
         raised: findings that are confirmed now.
         cleared: confirmed findings that are gone now.
         overflow: findings that could not be followed, because there are too many.
+        held_back: findings that would be confirmed, but for which there was no room.
+        suppressed: findings that were held back until they were gone.
     """
 
     raised: tuple[Confirmed, ...] = ()
     cleared: tuple[Confirmed, ...] = ()
     overflow: int = 0
+    held_back: int = 0
+    suppressed: int = 0
 
 
 @dataclass(slots=True)
 class _Case:
     """What is known of one key."""
 
+    finding: Finding
     since: float
     first_seen: float
     last_seen: float
     seen: int = 0
     missed: int = 0
     unseen: int = 0
+    held_back: bool = False
     raised: Confirmed | None = None
+
+    def is_due(self, clock: float) -> bool:
+        """This tells whether it is to be confirmed."""
+        settled = clock - self.since >= self.finding.settle_s
+        return self.raised is None and self.seen >= ROUNDS_TO_RAISE and settled
 
 
 class Confirmation:
@@ -72,8 +85,36 @@ class Confirmation:
     def __init__(self) -> None:
         self._cases: dict[str, _Case] = {}
 
+    @property
+    def standing(self) -> tuple[Confirmed, ...]:
+        """These are the findings that are confirmed and not cleared."""
+        cases = self._cases.values()
+        return tuple(replace(one.raised, last_seen=one.last_seen) for one in cases if one.raised)
+
+    @property
+    def waiting(self) -> tuple[Confirmed, ...]:
+        """These are the findings of the last look that are not confirmed yet."""
+        return tuple(
+            Confirmed(one.finding, one.seen, one.first_seen, one.last_seen)
+            for one in self._cases.values()
+            if not (one.raised or one.missed or one.unseen)
+        )
+
+    def remember(self, standing: Iterable[Confirmed]) -> None:
+        """This takes what was confirmed before this was made: it is not raised again, but cleared."""
+        for known in islice(standing, MAX_KEYS):
+            case = _Case(known.finding, -math.inf, known.first_seen, known.last_seen, known.rounds)
+            case.raised = known
+            self._cases.setdefault(known.finding.key, case)
+
     def update(
-        self, findings: Iterable[Finding], *, complete: bool, at: float, clock: float
+        self,
+        findings: Iterable[Finding],
+        *,
+        complete: bool,
+        at: float,
+        clock: float,
+        room: int = MAX_KEYS,
     ) -> Changes:
         """This takes in what one look found.
 
@@ -82,54 +123,54 @@ class Confirmation:
             complete: whether it saw all it wanted to; an incomplete look proves nothing absent.
             at: when it began, seconds since the Unix epoch.
             clock: the same on a clock that is never set, in seconds.
+            room: how many may be confirmed now; the others wait for a later look that finds them.
         """
         by_key: dict[str, Finding] = {}
         for finding in findings:
             by_key.setdefault(finding.key, finding)
-        cleared = self._note_absent(by_key, complete=complete)
+        gone = self._note_absent(by_key, complete=complete)
         raised: list[Confirmed] = []
-        overflow = 0
+        overflow = held_back = 0
         for key, finding in by_key.items():
             if key not in self._cases and len(self._cases) >= MAX_KEYS:
                 overflow += 1
                 continue
-            confirmed = self._note_present(finding, at, clock)
-            if confirmed is not None:
-                raised.append(confirmed)
-        return Changes(tuple(raised), cleared, overflow)
+            case = self._note_present(finding, at, clock)
+            if not case.is_due(clock):
+                continue
+            if len(raised) >= room:
+                held_back += 1
+                case.held_back = True
+                continue
+            case.raised = Confirmed(finding, case.seen, case.first_seen, at)
+            raised.append(case.raised)
+        cleared = [replace(one.raised, last_seen=one.last_seen) for one in gone if one.raised]
+        suppressed = sum(one.held_back and not one.raised for one in gone)
+        return Changes(tuple(raised), tuple(cleared), overflow, held_back, suppressed)
 
     def forget(self) -> tuple[Confirmed, ...]:
         """This forgets everything, as after a reset of the guest, and gives what was confirmed."""
-        confirmed = tuple(
-            replace(case.raised, last_seen=case.last_seen)
-            for case in self._cases.values()
-            if case.raised
-        )
+        confirmed = self.standing
         self._cases.clear()
         return confirmed
 
-    def _note_present(self, finding: Finding, at: float, clock: float) -> Confirmed | None:
-        """This notes a sighting, and gives the finding if that confirms it."""
-        case = self._cases.setdefault(finding.key, _Case(clock, first_seen=at, last_seen=at))
+    def _note_present(self, finding: Finding, at: float, clock: float) -> _Case:
+        """This notes a sighting."""
+        case = self._cases.setdefault(finding.key, _Case(finding, clock, at, at))
+        case.finding = finding
         case.seen += 1
         case.missed = case.unseen = 0
         case.last_seen = at
-        settled = clock - case.since >= finding.settle_s
-        if case.raised is not None or case.seen < ROUNDS_TO_RAISE or not settled:
-            return None
-        case.raised = Confirmed(finding, case.seen, case.first_seen, at)
-        return case.raised
+        return case
 
-    def _note_absent(self, present: dict[str, Finding], *, complete: bool) -> tuple[Confirmed, ...]:
-        """This notes what was not seen, and gives what is cleared by that."""
-        cleared = []
+    def _note_absent(self, present: dict[str, Finding], *, complete: bool) -> list[_Case]:
+        """This notes what was not seen, and gives what is given up by that."""
+        gone = []
         for key in self._cases.keys() - present.keys():
             case = self._cases[key]
             case.missed += complete
             case.unseen += not complete
             limit = ROUNDS_TO_CLEAR if case.raised else 1
             if case.missed >= limit or (case.unseen >= MAX_UNSEEN_ROUNDS and not case.raised):
-                del self._cases[key]
-                if case.raised:
-                    cleared.append(replace(case.raised, last_seen=case.last_seen))
-        return tuple(cleared)
+                gone.append(self._cases.pop(key))
+        return gone

@@ -11,14 +11,17 @@ from typing import Final
 import msgspec
 
 from qvmi.bus.topic import is_name
+from qvmi.codepacks.triggers import MIN_GAP_S, Triggers
 from qvmi.errors import CodepackRefused, UsageError
 from qvmi.policy import Grant, Policy
+from qvmi.semantics.rows.events import EventKind
 from qvmi.settings import Table
 
 __all__ = [
     "ENFORCEMENT",
     "MANIFEST_FILE",
     "MANIFEST_VERSION",
+    "Kind",
     "Management",
     "Manifest",
     "Requirements",
@@ -54,6 +57,15 @@ class Restart(StrEnum):
     NEVER = "never"
     ON_FAILURE = "on-failure"
     ALWAYS = "always"
+
+
+class Kind(StrEnum):
+    """This is what a codepack does."""
+
+    INSPECT = "inspect"
+    """It looks when it is asked to."""
+    SERVICE = "service"
+    """It lives."""
 
 
 class GuestSystem(StrEnum):
@@ -97,6 +109,9 @@ class Management(_Form, frozen=True):
         interval_s: from the start of one look to the start of the next, in seconds.
         deadline_s: the longest look, in seconds.
         memory: the most it may take, such as ``256M``; its process, where it has one of its own.
+        on_events: kinds of events of the guest for which it looks at once.
+        answers: whether it answers questions of other codepacks, by a look.
+        min_gap_s: shortest time between two looks because of these, in seconds.
     """
 
     restart: Restart = Restart.ON_FAILURE
@@ -104,6 +119,14 @@ class Management(_Form, frozen=True):
     interval_s: float = 1.0
     deadline_s: float = 10.0
     memory: str = "256M"
+    on_events: tuple[EventKind, ...] = ()
+    answers: bool = False
+    min_gap_s: float = MIN_GAP_S
+
+    @property
+    def triggers(self) -> Triggers:
+        """This is what it looks for besides its interval."""
+        return Triggers(frozenset(self.on_events), self.answers, self.min_gap_s)
 
     @property
     def max_failures(self) -> int:
@@ -120,7 +143,7 @@ class Management(_Form, frozen=True):
 ENFORCEMENT: Final[Mapping[str, Mapping[str, str]]] = {
     "here": {
         "grants": "not enforced: all packs are one process",
-        "interval-s": "kept",
+        "interval-s": "kept; so are on-events and min-gap-s, with one watching of events for all",
         "deadline-s": "told when over; the look is left to itself",
         "restart": "of looks that fail in a row; it starts from where it was",
         "memory": "not enforced",
@@ -143,6 +166,7 @@ class _Whole(_Form, frozen=True):
     name: str
     version: str
     entry: str
+    kind: Kind = Kind.INSPECT
     summary: str = ""
     grants: tuple[Grant, ...] = ()
     requires: Requirements = Requirements()
@@ -163,6 +187,7 @@ class Manifest:
         requires: where it can run.
         management: how it is to be run.
         baseline: its configuration, unless another is given.
+        kind: whether it looks when it is asked to, or lives.
     """
 
     name: str
@@ -173,6 +198,7 @@ class Manifest:
     requires: Requirements
     management: Management
     baseline: Mapping[str, object]
+    kind: Kind = Kind.INSPECT
 
     def require_qvmi(self, version: str) -> None:
         """This raises CodepackRefused unless the codepack says that it runs on this version of qvmi."""
@@ -223,6 +249,7 @@ def parse_manifest(path: str, data: bytes) -> Manifest:
         requires=whole.requires,
         management=whole.management,
         baseline=whole.baseline,
+        kind=whole.kind,
     )
 
 
@@ -263,7 +290,11 @@ def _require_requirements(table: Table, requires: Requirements) -> None:
 
 
 def _require_management(table: Table, management: Management) -> None:
-    times = (("interval-s", management.interval_s), ("deadline-s", management.deadline_s))
+    times = (
+        ("interval-s", management.interval_s),
+        ("deadline-s", management.deadline_s),
+        ("min-gap-s", management.min_gap_s),
+    )
     for key, seconds in times:
         if not (math.isfinite(seconds) and 0.001 <= seconds <= MAX_TIME_S):  # noqa: PLR2004 - a millisecond
             raise table.wrong(key, f"is {seconds}: write seconds from 0.001 to {MAX_TIME_S:g}")

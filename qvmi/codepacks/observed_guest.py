@@ -1,8 +1,11 @@
 """A guest that notes, for whoever runs a codepack, what the codepack could not see in it."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Final, TypeVar
 
+from qvmi.codepacks.shared_answers import SharedAnswers, question_of
 from qvmi.errors import CodepackError, WalkFailed
 from qvmi.semantics.guest_os import (
     BpfProgram,
@@ -44,6 +47,12 @@ Row = TypeVar("Row")
 class ObservedGuest:
     """This is a guest whose listings are noted; see :class:`~qvmi.semantics.guest_os.GuestOS`.
 
+    Args:
+        guest: whom it asks.
+        codepack: who asks.
+        shared: answers of other codepacks that will do; None for none.
+        not_before: when an answer must have been begun to be of use, on the monotonic clock.
+
     Attributes:
         gaps: the first MAX_NOTED_GAPS parts of the guest that could not be seen.
         gap_count: all of them.
@@ -51,13 +60,23 @@ class ObservedGuest:
             while there were none.
     """
 
-    def __init__(self, guest: GuestOS, codepack: str) -> None:
+    def __init__(
+        self,
+        guest: GuestOS,
+        codepack: str,
+        *,
+        shared: SharedAnswers | None = None,
+        not_before: float = 0.0,
+    ) -> None:
         self.gaps: list[Gap] = []
         self.gap_count = 0
         self.provenance: Provenance | None = None
         self._guest = guest
         self._codepack = codepack
         self._withdrawn = False
+        self._shared = shared
+        self._not_before = not_before
+        self._heard: dict[Hashable, float] = {}
 
     def withdraw(self) -> None:
         """This ends the look: whatever is asked from now on raises CodepackError."""
@@ -86,39 +105,39 @@ class ObservedGuest:
 
     def mounts(self, process: Process | None = None) -> Listing[Mount]:
         """This lists the mounts that a process sees, or those of all mount namespaces."""
-        return self._noted(lambda: self._guest.mounts(process))
+        return self._noted(partial(self._guest.mounts, process))
 
     def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
         """This lists the open files of a process, or of all."""
-        return self._noted(lambda: self._guest.open_files(process))
+        return self._noted(partial(self._guest.open_files, process))
 
     def sockets(self, process: Process | None = None) -> Listing[Socket]:
         """This lists the sockets that a process has open, or that all have."""
-        return self._noted(lambda: self._guest.sockets(process))
+        return self._noted(partial(self._guest.sockets, process))
 
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process, or of all."""
-        return self._noted(lambda: self._guest.mappings(process))
+        return self._noted(partial(self._guest.mappings, process))
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
         """This lists how a process was called, or how all were."""
-        return self._noted(lambda: self._guest.command_lines(process))
+        return self._noted(partial(self._guest.command_lines, process))
 
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""
-        return self._noted(lambda: self._guest.environment(process))
+        return self._noted(partial(self._guest.environment, process))
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
         """This lists who a process is and what it may do, or who all are."""
-        return self._noted(lambda: self._guest.credentials(process))
+        return self._noted(partial(self._guest.credentials, process))
 
     def namespaces(self, process: Process | None = None) -> Listing[Namespaces]:
         """This lists the namespaces of a process, or of all."""
-        return self._noted(lambda: self._guest.namespaces(process))
+        return self._noted(partial(self._guest.namespaces, process))
 
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
-        return self._noted(lambda: self._guest.cgroups(process))
+        return self._noted(partial(self._guest.cgroups, process))
 
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs that the kernel has loaded."""
@@ -130,11 +149,11 @@ class ObservedGuest:
 
     def cached_files(self, under: str = "") -> Listing[CachedFile]:
         """This lists the files that have pages in memory."""
-        return self._noted(lambda: self._guest.cached_files(under))
+        return self._noted(partial(self._guest.cached_files, under))
 
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""
-        return self._noted(lambda: self._guest.stack(task))
+        return self._noted(partial(self._guest.stack, task))
 
     def system_calls(self) -> Listing[CodePointer]:
         """This lists the entries of the kernel's tables of system calls."""
@@ -163,13 +182,23 @@ class ObservedGuest:
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()
         try:
-            listing = ask()
+            listing = self._answer(ask)
         except WalkFailed as error:
             self._note_gap(Gap(error.structure, None, error.problem))
             raise
         for gap in listing.gaps:
             self._note_gap(gap)
         self._note_provenance(listing.provenance)
+        return listing
+
+    def _answer(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
+        """This asks, or takes what another codepack was told a moment ago."""
+        question = None if self._shared is None else question_of(ask)
+        if self._shared is None or question is None:
+            return ask()
+        not_before = self._heard.get(question, self._not_before)
+        listing = self._shared.answer(self._guest, question, ask, not_before=not_before)
+        self._heard[question] = time.monotonic()
         return listing
 
     def _note_gap(self, gap: Gap) -> None:

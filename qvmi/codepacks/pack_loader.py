@@ -11,17 +11,18 @@ from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from types import CodeType, ModuleType
-from typing import Final
+from typing import Final, cast
 
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.look import in_words
-from qvmi.codepacks.manifest import Manifest
+from qvmi.codepacks.manifest import Kind, Manifest
 from qvmi.codepacks.pack_folder import PackFolder
 from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.service import ServicePack, is_service
 from qvmi.errors import CodepackRefused
 from qvmi.policy import Grant
 
-__all__ = ["load", "load_bytes"]
+__all__ = ["load", "load_any", "load_bytes"]
 
 _ROOT: Final = "qvmi_codepack_"
 """What the modules of codepacks are below, so that none can stand in for a module of anybody else's."""
@@ -40,13 +41,21 @@ def load(pack: VerifiedPack, **options: object) -> Codepack:
         options: what its entry point is called with, in place of its baseline.
 
     Raises:
-        CodepackRefused: it cannot be imported, or is another than its manifest says.
+        CodepackRefused: it cannot be imported, is another than its manifest says, or is a service.
     """
     return load_bytes(pack.folder, **options)
 
 
 def load_bytes(folder: PackFolder, **options: object) -> Codepack:
     """This is :func:`load` where somebody else has verified the bytes, such as the parent of this process."""
+    made = load_any(folder, **options)
+    if is_service(made):
+        raise CodepackRefused(folder.manifest.name, "it is a service: it is not asked to look")
+    return cast("Codepack", made)
+
+
+def load_any(folder: PackFolder, **options: object) -> Codepack | ServicePack:
+    """This is :func:`load_bytes` for a service, too."""
     manifest = folder.manifest
     finder = _Finder(_package_of(folder), folder.files, manifest.name)
     if not any(isinstance(one, _Finder) and one.package == finder.package for one in sys.meta_path):
@@ -58,7 +67,8 @@ def load_bytes(folder: PackFolder, **options: object) -> Codepack:
         **options,
     }
     try:
-        made: Codepack = getattr(import_module(f"{finder.package}.{module}"), name)(**arguments)
+        maker = getattr(import_module(f"{finder.package}.{module}"), name)
+        made: Codepack | ServicePack = maker(**arguments)
         _require_as_declared(made, manifest)
     except CodepackRefused:
         raise
@@ -69,15 +79,20 @@ def load_bytes(folder: PackFolder, **options: object) -> Codepack:
     return made
 
 
-def _require_as_declared(made: Codepack, manifest: Manifest) -> None:
+def _require_as_declared(made: Codepack | ServicePack, manifest: Manifest) -> None:
     """This raises CodepackRefused where the code is another than its manifest says."""
     if made.name != manifest.name:
         raise CodepackRefused(manifest.name, f"its code calls itself {made.name!r}")
     if more := {Grant(grant) for grant in made.grants} - manifest.grants:
         asked = ", ".join(sorted(more))
         raise CodepackRefused(manifest.name, f"its code asks for more than its manifest: {asked}")
-    inspect: object = made.inspect
-    if not callable(inspect) or not float(made.interval_s) > 0:
+    if is_service(made) is not (manifest.kind is Kind.SERVICE):
+        raise CodepackRefused(manifest.name, f"its manifest calls it {manifest.kind}, its code not")
+    if is_service(made):
+        return
+    looking = cast("Codepack", made)
+    inspect: object = looking.inspect
+    if not callable(inspect) or not float(looking.interval_s) > 0:
         raise CodepackRefused(manifest.name, f"{manifest.entry} makes no codepack")
 
 

@@ -3,91 +3,36 @@
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 
-from qvmi.bus import throttle
 from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmation, Confirmed
-from qvmi.codepacks.look import Look, in_words, look
-from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.fellows import Fellows, next_due
+from qvmi.codepacks.look import Look
+from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker, blind
+from qvmi.codepacks.outgoing import Outgoing
+from qvmi.codepacks.questions import Questions
+from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import STATUS, Sight, Status, last_will
-from qvmi.codepacks.thread_call import call_in_thread
-from qvmi.errors import (
-    BadMessage,
-    MachineGone,
-    NotDirect,
-    QueryTimeout,
-    QvmiError,
-    StaleView,
-    UnknownGuest,
-)
-from qvmi.memory.physical import PhysicalMemory
-from qvmi.semantics.guest_os import GuestOS
-from qvmi.view import Provenance, Taken
+from qvmi.codepacks.triggers import Triggers, triggers_of
+from qvmi.codepacks.wake import Wake
+from qvmi.errors import MachineGone, UsageError
+from qvmi.view import Provenance
 
-__all__ = ["LOOK_DEADLINE_S", "InspectedMachine", "Runner"]
+__all__ = ["Runner"]
 
-LOOK_DEADLINE_S: Final = 5.0
-"""Longest look. The first one of a codepack may decode tables for a second on a loaded machine."""
-
-WITHDRAW_GRACE_S: Final = 1.0
-"""When a runner is cancelled in mid-look, how long the codepack has to leave the guest's memory."""
-
-ASK_INTERVAL_S: Final = 1.0
-"""Between two questions to the machine: whether it still is (its memory can be read after its end),
-and which system runs there where none is recognised, which may take half a second to find out."""
-
-MAX_WAITING: Final = 1024
-"""Messages kept while there is no bus to take them; the oldest go first."""
-
-MAX_SENT_KEPT: Final = 256
-"""Messages kept to be sent again over the next bus: a broker that dies may not have passed them on."""
-
+_TOO_MANY: Final = "findings are held back, as it has raised too many alerts in a short time"
 _RESET: Final = "the guest was reset, or its kernel replaced"
 
 _log: Final = logging.getLogger(__name__)
-
-
-Found = TypeVar("Found")
-
-
-class InspectedMachine(Protocol):
-    """This is what a runner needs of a machine."""
-
-    @property
-    def guest(self) -> GuestOS:
-        """This is the guest as of now; what it raises is reported, but NotDirect."""
-        ...
-
-    async def query(self, look: Callable[[GuestOS], Found], *, timeout_s: float) -> Found:
-        """This looks at a guest whose memory is not direct; QueryTimeout if that takes too long."""
-        ...
-
-    @property
-    def memory(self) -> PhysicalMemory:
-        """This is the guest's memory."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """This counts resets and kernel changes."""
-        ...
-
-    async def refresh(self) -> None:
-        """This looks again which system runs; MachineGone if there is no machine any more."""
-        ...
-
-    async def run_state(self) -> object:
-        """This asks the machine how it is; MachineGone if there is none any more."""
-        ...
 
 
 def _none() -> tuple[str, ...]:
@@ -108,14 +53,25 @@ class Runner:
         look_deadline_s: longest look; one that takes longer is reported and left to itself, and
             no other is begun until it ends.
         caveats: tells what whoever reads an alert must know of how it was watched.
+        kept: where alerts that stand are kept, so that another run does not raise them again; None
+            for nowhere.
+        budget: how many alerts it may raise; None for what is usual.
+        fellows: what it has in common with other codepacks in this process; None where it is alone.
+        triggers: what it looks for besides its interval; None for what the codepack itself names.
         max_failures: looks in a row in which the codepack itself may fail; after one more it is given
             up. None for any number.
 
     Attributes:
         given_up: why it is; empty while it is not.
+        triggers: what it looks for besides its interval.
+        wake: has it look soon.
+        questions: what it is asked over the bus.
+
+    Raises:
+        UsageError: where they are kept cannot be read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but three have a default
         self,
         codepack: Codepack,
         machine: InspectedMachine,
@@ -123,28 +79,44 @@ class Runner:
         vm: str,
         look_deadline_s: float = LOOK_DEADLINE_S,
         caveats: Callable[[], tuple[str, ...]] = _none,
+        kept: StandingAlerts | None = None,
+        budget: AlertBudget | None = None,
+        fellows: Fellows | None = None,
+        triggers: Triggers | None = None,
         max_failures: int | None = None,
     ) -> None:
         self.given_up = ""
+        self.triggers = triggers or triggers_of(codepack)
+        self.wake = Wake()
+        self.questions = Questions(self.wake)
+        self._no_events = ""
         self._caveats = caveats
         self._max_failures = max_failures
         self._failures = 0
         self._codepack = codepack
         self._machine = machine
         self._vm = vm
-        self._look_deadline_s = look_deadline_s
+        self._fellows = fellows or Fellows()
+        self._looker = Looker(
+            codepack, machine, deadline_s=look_deadline_s, shared=self._fellows.shared
+        )
         self._confirmation = Confirmation()
+        self._kept = kept
+        self._not_kept = ""
+        if kept is not None:
+            self._confirmation.remember(kept.load())
+        self._inherited = self._saved = self._standing_keys()
+        self._budget = budget or AlertBudget()
+        self._suppressed = 0
         self._epoch = machine.epoch
-        self._looking: asyncio.Future[Look] | None = None
-        self._is_inspecting = False
-        self._reported: tuple[Sight, str, int] | None = None
-        self._next_life_check = 0.0
-        self._next_refresh = 0.0
-        self._rounds = 0
-        self._lost = 0
-        self._backlog = 0
-        self._waiting: deque[Message] = deque()
-        self._sent: deque[Message] = deque(maxlen=MAX_SENT_KEPT)
+        self._reported: tuple[object, ...] | None = None
+        self._rounds, self._began = 0, 0.0
+        self._outgoing = Outgoing()
+
+    @property
+    def name(self) -> str:
+        """This is the codepack's."""
+        return self._codepack.name
 
     @property
     def will(self) -> Message:
@@ -157,27 +129,38 @@ class Runner:
         After a BusError it can be called again with another bus: it knows what it has found, and
         publishes again, under the same ids, what it published last.
         """
-        if self._sent:
+        if self._outgoing.begin():
             self._reported = None  # whoever was told that it is gone must learn that it is back
-        self._waiting.extendleft(reversed(self._sent))
-        self._sent.clear()
-        self._backlog = len(self._waiting)
         loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
-            due = loop.time() + self._codepack.interval_s
             gone = bool(self.given_up) or await self._round()
-            await self._flush(bus)
+            await self._outgoing.flush(bus)
+            await self._keep()
             if gone or self.given_up:
                 return
-            await asyncio.sleep(due - loop.time())
+            await self._next_look(due := next_due(due, self._codepack.interval_s, now=loop.time()))
+
+    async def _next_look(self, due: float) -> None:
+        """This waits until it is time, or somebody wants it.
+
+        One that had to wait for its turn must not look again right behind that.
+        """
+        await self.wake.wait(
+            max(due, self._began + self._codepack.interval_s / 2),
+            not_before=self._began + self.triggers.min_gap_s,
+        )
 
     async def _round(self) -> bool:
         """This looks once, queues what is to be published, and tells whether the machine is gone."""
         self._rounds += 1
         try:
-            result = await self._look()
+            async with self._fellows.turns.turn():
+                self._began = asyncio.get_running_loop().time()
+                asking = self.questions.take()
+                result = await self._looker.look()
         except MachineGone as error:
-            self._report(_blind(error, sight=Sight.ENDED))
+            self._report(blind(error, sight=Sight.ENDED))
             return True
         if self._machine.epoch != self._epoch:
             self._epoch = self._machine.epoch
@@ -185,7 +168,9 @@ class Runner:
                 self._confirmation.forget(), result.provenance, cleared_because=_RESET
             )
             result = replace(result, findings=(), sight=Sight.BLIND, problem=_RESET)
-        self._report(self._counted(self._judge(result)))
+        judged = self._counted(self._judge(result))
+        self._report(judged)
+        await self.questions.answer(asking, judged, self._standing_keys())
         return False
 
     def _counted(self, result: Look) -> Look:
@@ -198,99 +183,29 @@ class Runner:
         self.given_up = f"given up, as it failed {self._failures} times in a row: {result.problem}"
         return replace(result, problem=self.given_up)
 
-    async def _look(self) -> Look:
-        """This looks once; MachineGone only if the machine itself says so."""
-        await self._require_machine()
-        if self._looking is not None and not self._looking.done():
-            return self._late()
-        try:
-            guest = ObservedGuest(self._machine.guest, self._codepack.name)
-            memory = self._machine.memory
-        except NotDirect:
-            return await self._look_by_query()
-        except QvmiError as error:
-            await self._recover(error)
-            return _blind(error)
-        result = await self._look_in_thread(guest, memory)
-        if result.error is not None:
-            await self._recover(result.error)
-        return result
-
-    async def _look_in_thread(self, guest: ObservedGuest, memory: PhysicalMemory) -> Look:
-        """This looks in a thread, so that a codepack that hangs stops nobody else."""
-        looking = self._looking = call_in_thread(
-            lambda: look(self._codepack, guest, memory), name=f"qvmi-{self._codepack.name}"
-        )
-        try:
-            await asyncio.wait({looking}, timeout=self._look_deadline_s)
-        except asyncio.CancelledError:
-            guest.withdraw()
-            await asyncio.wait({looking}, timeout=WITHDRAW_GRACE_S)
-            raise
-        if looking.done():
-            return looking.result()
-        guest.withdraw()
-        return self._late()
-
-    async def _look_by_query(self) -> Look:
-        """This leaves the thread to the machine, which alone can wait for its memory."""
-        if self._is_inspecting:
-            return self._late()
-
-        def inspect(guest: GuestOS) -> Look:
-            self._is_inspecting = True
-            try:
-                observed = ObservedGuest(guest, self._codepack.name)
-                return look(self._codepack, observed, self._machine.memory)
-            finally:
-                self._is_inspecting = False
-
-        try:
-            result = await self._machine.query(inspect, timeout_s=self._look_deadline_s)
-        except QueryTimeout:
-            return self._late()
-        except QvmiError as error:
-            result = _blind(error)
-        if result.error is not None:
-            await self._recover(result.error)
-        return result
-
-    async def _require_machine(self) -> None:
-        """This raises MachineGone if the machine is; one that does not answer may yet be read."""
-        now = time.monotonic()
-        if now >= self._next_life_check:
-            self._next_life_check = now + ASK_INTERVAL_S
-            await self._ask(self._machine.run_state())
-
-    async def _recover(self, error: BaseException) -> None:
-        """This lets the machine look again where that may help, and end if it is gone."""
-        now = time.monotonic()
-        if isinstance(error, StaleView | UnknownGuest | MachineGone) and now >= self._next_refresh:
-            self._next_refresh = now + ASK_INTERVAL_S
-            await self._ask(self._machine.refresh())
-
-    async def _ask(self, question: Awaitable[object]) -> None:
-        """This awaits something of the machine; that it is gone is the only answer that matters."""
-        try:
-            async with asyncio.timeout(self._look_deadline_s):
-                await question
-        except MachineGone:
-            raise
-        except (QvmiError, TimeoutError) as error:
-            _log.debug("%s: %s", self._codepack.name, error)
-
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
         complete = result.sight is Sight.FULL
+        clock = time.monotonic()
         changes = self._confirmation.update(
-            result.findings, complete=complete, at=result.provenance.at, clock=time.monotonic()
+            result.findings,
+            complete=complete,
+            at=result.provenance.at,
+            clock=clock,
+            room=self._budget.room(clock),
         )
+        self._budget.spend(len(changes.raised))
+        self._suppressed += changes.suppressed
+        self._inherited &= self._standing_keys()
         self._queue_alerts(changes.raised, result.provenance)
         self._queue_alerts(changes.cleared, result.provenance, cleared_because="no longer seen")
-        if not changes.overflow:
-            return result
-        problem = f"{changes.overflow} findings more than can be followed; {result.problem}"
-        return replace(result, sight=Sight.GAPS if complete else result.sight, problem=problem)
+        problems = [result.problem, self._not_kept, self._no_events]
+        if changes.overflow:
+            problems.insert(0, f"{changes.overflow} findings more than can be followed")
+            result = replace(result, sight=Sight.GAPS if complete else result.sight)
+        if changes.held_back:
+            problems.append(_TOO_MANY)
+        return replace(result, problem="; ".join(filter(None, problems)))
 
     def _queue_alerts(
         self, changed: Iterable[Confirmed], provenance: Provenance, *, cleared_because: str = ""
@@ -313,9 +228,11 @@ class Runner:
             gaps=result.gaps,
             gap_count=result.gap_count,
             rounds=self._rounds,
-            lost=self._lost,
+            lost=self._outgoing.lost,
+            standing=len(self._inherited),
+            suppressed=self._suppressed,
         )
-        news = (status.sight, status.problem, status.lost)
+        news = (status.sight, status.problem, status.lost, status.standing, status.suppressed)
         if news == self._reported:
             return
         self._reported = news
@@ -324,9 +241,6 @@ class Runner:
         self._queue(STATUS, status, result.provenance)
 
     def _queue(self, kind: str, body: Alert | Status, provenance: Provenance) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft()
-            self._lost += 1
         message = Message(
             vm=self._vm,
             codepack=self._codepack.name,
@@ -336,29 +250,26 @@ class Runner:
             provenance=provenance,
             body=msgspec.to_builtins(body),
         )
-        self._waiting.append(message)
+        self._outgoing.add(message)
 
-    async def _flush(self, bus: Publisher) -> None:
-        """This publishes what waits; what the bus does not take goes on waiting."""
-        while self._waiting:
-            message = self._waiting[0]
-            try:
-                await bus.publish(message, retain=message.kind == STATUS)
-            except BadMessage:
-                _log.exception("%s: a message that cannot be published", self._codepack.name)
-                self._lost += 1
-            else:
-                self._sent.append(message)
-            self._waiting.popleft()
-            if self._backlog:  # what had to wait is no flood, and must not be taken for one
-                self._backlog -= 1
-                await asyncio.sleep(1 / (throttle.PATIENT_SHARE * throttle.MAX_PER_S))
+    def note_events(self, problem: str) -> None:
+        """This is told that events of the guest cannot be watched, and why; empty where they are."""
+        self._no_events = (
+            f"it looks at its interval alone, without events: {problem}" if problem else ""
+        )
 
-    def _late(self) -> Look:
-        problem = f"not finished after {self._look_deadline_s:g} s"
-        return Look(Sight.LATE, Provenance(Taken.LIVE, time.time()), problem=problem)
+    async def _keep(self) -> None:
+        """This saves which alerts stand, once all that was to be said of them is out."""
+        keys = self._standing_keys()
+        if self._kept is None or not self._outgoing.is_empty or keys == self._saved:
+            return
+        try:
+            await asyncio.to_thread(self._kept.save, self._confirmation.standing)
+        except UsageError as error:
+            self._not_kept = f"alerts will be raised again by the next run: {error}"
+        else:
+            self._not_kept = ""
+            self._saved = keys
 
-
-def _blind(error: QvmiError, *, sight: Sight = Sight.BLIND) -> Look:
-    provenance = Provenance(Taken.LIVE, time.time())
-    return Look(sight, provenance, problem=in_words(error), error=error)
+    def _standing_keys(self) -> frozenset[str]:
+        return frozenset(one.finding.key for one in self._confirmation.standing)

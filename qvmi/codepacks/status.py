@@ -43,6 +43,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         gap_count: how many could not be seen.
         rounds: looks begun until now.
         lost: messages that were lost until now because somebody was too slow.
+        standing: alerts of an earlier run that stand: nobody raises them again.
+        suppressed: findings until now that were gone before there was room for their alerts.
     """
 
     sight: Sight
@@ -51,6 +53,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     gap_count: int = 0
     rounds: int = 0
     lost: int = 0
+    standing: int = 0
+    suppressed: int = 0
 
 
 def last_will(vm: str, codepack: str) -> Message:

@@ -1,11 +1,11 @@
 """Who may say and hear what on the bus of one machine: the manager, and each codepack in two roles."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from qvmi.bus.account import Account
 from qvmi.bus.receipt import RECEIPT
-from qvmi.bus.topic import TopicFilter
+from qvmi.bus.topic import REPLY, REQUEST, TopicFilter
 from qvmi.codepacks.alert import AlertState
 from qvmi.policy import Grant, Policy
 
@@ -15,7 +15,9 @@ __all__ = [
     "MACHINE",
     "MANAGER",
     "SERVICES",
+    "answering_account",
     "consumer_account",
+    "of_packs",
     "outbox_account",
     "pack_account",
     "pack_login",
@@ -36,7 +38,7 @@ MACHINE: Final = "machine"
 DURABLE_KINDS: Final = (str(AlertState.RAISED), str(AlertState.CLEARED))
 """The kinds of messages that must not be lost: they go through an outbox."""
 
-SERVICES: Final[Mapping[str, frozenset[Grant]]] = {
+SERVICES: Final[dict[str, frozenset[Grant]]] = {
     # Whoever is given the RAM must be able to ask what became of the machine.
     MANAGER: frozenset(
         {Grant.READ_MEMORY, Grant.READ_REGISTERS, Grant.PAUSE, Grant.BREAKPOINT},
@@ -69,18 +71,37 @@ def throttle_account() -> Account:
     return Account.of_reader(_THROTTLE, TopicFilter())
 
 
-def pack_account(vm: str, codepack: str, policy: Policy) -> Account:
-    """This is who speaks for a codepack, hears of the machine, and asks what its policy has a use for."""
-    model = Account.of_granted(vm, codepack, policy, services=SERVICES)
+def pack_account(vm: str, codepack: str, policy: Policy, *, asks: Iterable[str] = ()) -> Account:
+    """This is who speaks for a codepack, hears of the machine, and asks what its policy has a use for.
+
+    Args:
+        vm: the machine's name on the bus.
+        codepack: who speaks.
+        policy: what it may do.
+        asks: other codepacks that it may ask, if it may read memory: they tell what is in there.
+    """
+    model = Account.of_granted(vm, codepack, policy, services=SERVICES | of_packs(asks))
     reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
     return Account(model.name, model.publishes, reads)
 
 
-def pack_login(vm: str, codepack: str, secret: str) -> Account:
+def of_packs(names: Iterable[str]) -> dict[str, frozenset[Grant]]:
+    """This is what codepacks that answer do for others: they tell of the guest's memory."""
+    return dict.fromkeys(names, frozenset({Grant.READ_MEMORY}))
+
+
+def pack_login(vm: str, codepack: str, secret: str, *, asks: Iterable[str] = ()) -> Account:
     """This is the same as its own process has it: what the account may, the broker alone knows."""
-    model = Account.of_codepack(vm, codepack, services=SERVICES)
+    model = Account.of_codepack(vm, codepack, services=(*SERVICES, *asks))
     reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
     return Account(model.name, model.publishes, reads, secret)
+
+
+def answering_account(account: Account, vm: str, codepack: str) -> Account:
+    """This is a codepack's account that may also answer what the codepack is asked."""
+    publishes = (*account.publishes, TopicFilter(vm, None, REPLY, codepack))
+    reads = (*account.reads, TopicFilter(vm, None, REQUEST, codepack))
+    return Account(account.name, publishes, reads, account.secret)
 
 
 def outbox_account(vm: str, codepack: str, secret: str | None = None) -> Account:

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -165,6 +165,8 @@ class Fleet:
             sockets=sockets,
             memory_bytes=spec.memory_bytes,
             look_s=spec.look_s,
+            triggers=replace(spec.triggers, answers=spec.is_asked),
+            asks=self.accounts.asked_by(spec),
             caveats=self.caveats,
             probe=probe,
         )

@@ -4,6 +4,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import BadMessage
 from qvmi.remote.handed_memory import HandedMemory
 
@@ -37,6 +38,8 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         sockets: those of QEMU, which nobody but the manager is to reach.
         memory_bytes: how much memory of its own the process may take; None for any.
         look_s: longest look.
+        triggers: what it looks for besides its interval.
+        asks: other codepacks that a service may ask.
         caveats: what must be said with each alert.
         probe: whether only the first answer is wanted.
     """
@@ -61,6 +64,8 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     caveats: tuple[str, ...]
     probe: bool = False
     code: int | None = None
+    triggers: Triggers = NO_TRIGGERS
+    asks: tuple[str, ...] = ()
 
     @property
     def inherited(self) -> tuple[int, ...]:

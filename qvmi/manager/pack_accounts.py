@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvmi.bus.account import Account
 from qvmi.errors import BusError, CodepackError
-from qvmi.manager.accounts import outbox_account, pack_account
+from qvmi.manager.accounts import answering_account, outbox_account, pack_account
 from qvmi.manager.pack_spec import PackSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class PackAccounts:
         self.throttle: Throttle | None = None
         self._vm: Final = vm
         self._used: set[str] = set()
+        packs = tuple(packs)
+        self._answering: Final = frozenset(spec.name for spec in packs if spec.is_asked)
         self._of = {spec.name: self._made(spec) for spec in packs}
 
     @property
@@ -41,6 +43,10 @@ class PackAccounts:
     def of(self, codepack: str) -> tuple[Account, Account]:
         """These are a codepack's: that which speaks, and that of its outbox."""
         return self._of[codepack]
+
+    def asked_by(self, spec: PackSpec) -> tuple[str, ...]:
+        """These are the codepacks that another one may ask: only a service has a bus to ask on."""
+        return tuple(sorted(self._answering - {spec.name})) if spec.is_service else ()
 
     async def renew(self, spec: PackSpec) -> None:
         """This gives a codepack other secrets, unless it was never told those that it has.
@@ -69,5 +75,7 @@ class PackAccounts:
                 await self.admission.revoke(account.name)
 
     def _made(self, spec: PackSpec) -> tuple[Account, Account]:
-        speaks = pack_account(self._vm, spec.name, spec.policy)
+        speaks = pack_account(self._vm, spec.name, spec.policy, asks=self.asked_by(spec))
+        if spec.is_asked:
+            speaks = answering_account(speaks, self._vm, spec.name)
         return speaks, outbox_account(self._vm, spec.name)

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 from contextlib import AsyncExitStack, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Final, Never
+from typing import Final, Never, cast
 
 from qvmi.bus import throttle
 from qvmi.bus.bus import Bus, Channel, first_of
@@ -17,21 +18,29 @@ from qvmi.bus.outbox import Outbox
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.pack_loader import load_bytes
+from qvmi.codepacks.event_bell import EventBell
+from qvmi.codepacks.manifest import Restart
+from qvmi.codepacks.pack_loader import load_any
 from qvmi.codepacks.runner import Runner
+from qvmi.codepacks.service import ServicePack, is_service
+from qvmi.codepacks.service_runner import ServiceRunner
+from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.errors import BadMessage, BusError, BusRefused, CodepackError, MachineGone, QvmiError
 from qvmi.manager.accounts import (
     ALERTS,
     DURABLE_KINDS,
     MACHINE,
     MANAGER,
+    answering_account,
     outbox_account,
     pack_login,
 )
 from qvmi.manager.orders import MAX_LINE, Caveats, Orders, read_line
 from qvmi.manager.pack_code import received
+from qvmi.manager.runner_end import run_with_questions
 from qvmi.manager.timed_pack import START_S, TimedPack, ended_after
 from qvmi.remote.messages import MachineState
+from qvmi.remote.remote_events import RemoteEvents
 from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.profile import ProfileCache
@@ -39,6 +48,9 @@ from qvmi.symbols.profile import ProfileCache
 __all__ = ["run_pack"]
 
 _OUTBOX: Final = "outbox.db"
+_STANDING: Final = "standing.json"
+_ALIVE_S: Final = 1.0
+"""How often a service's process says that its event loop runs."""
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 5.0
 """Longest time between two attempts to reach the broker, which is started again in a second at most."""
@@ -72,6 +84,7 @@ async def run_pack(orders: Orders) -> None:
                 group.create_task(session.hear(), name="qvmi-orders")
                 group.create_task(outbox.deliver(channel), name="qvmi-outbox")
                 group.create_task(session.run(channel, outbox), name="qvmi-session")
+                group.create_task(session.stay_alive(), name="qvmi-alive")
         except ExceptionGroup as errors:
             raise first_of(errors) from None
 
@@ -82,10 +95,12 @@ class _PackSession:
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         with ended_after(START_S):
-            self._pack = TimedPack(_codepack(orders), orders.look_s)
+            made = _codepack(orders)
+        self._pack = made if is_service(made) else TimedPack(cast("Codepack", made), orders.look_s)
         self._caveats = orders.caveats
+        self._kept = StandingAlerts(Path.cwd() / _STANDING, vm=orders.vm, codepack=orders.codepack)
         self._bus: Bus | None = None
-        self._runner: Runner | None = None
+        self._runner: Runner | ServiceRunner | None = None
         self.machine = RemoteMachine(
             self._ask,
             orders.memory.mapped(orders.descriptors),
@@ -103,6 +118,13 @@ class _PackSession:
             self._caveats = read_line(line, Caveats).caveats
         # The manager is gone. What this holds ends by itself; what is in the outbox is on the disk.
         os._exit(os.EX_OK)
+
+    async def stay_alive(self) -> Never:
+        """This has the kernel end the process where a service does not give the event loop back in time."""
+        while True:
+            if is_service(self._pack):
+                signal.setitimer(signal.ITIMER_REAL, _ALIVE_S + 2 * self._orders.look_s)
+            await asyncio.sleep(_ALIVE_S)
 
     async def run(self, channel: Channel, outbox: Outbox) -> Never:
         """This looks and publishes until the machine is gone, which it raises."""
@@ -122,7 +144,10 @@ class _PackSession:
 
     async def _session(self, channel: Channel, outbox: Outbox) -> None:
         """This looks over one connection; BusError when that is lost."""
-        account = pack_login(self._orders.vm, self._orders.codepack, self._orders.secret)
+        orders = self._orders
+        account = pack_login(orders.vm, orders.codepack, orders.secret, asks=orders.asks)
+        if orders.triggers.answers:
+            account = answering_account(account, self._orders.vm, self._orders.codepack)
         async with AsyncExitStack() as stack:
             bus = await channel.connect(account)
             stack.push_async_callback(bus.close)
@@ -132,21 +157,45 @@ class _PackSession:
             stack.callback(listening.cancel)
             if self._runner is None:
                 self._runner = await self._first_look()
-            await self._runner.run(_Publisher(bus, outbox))
+            publisher = _Publisher(bus, outbox)
+            if isinstance(self._runner, ServiceRunner):
+                await self._runner.run(bus, publisher)
+                return self._require_alive(self._runner)
+            bell = EventBell(RemoteEvents(self.machine), [self._runner])
+            ringing = asyncio.create_task(bell.run(), name="qvmi-events")
+            stack.push_async_callback(_cancelled, ringing)
+            await run_with_questions(self._runner, bus, publisher, vm=self._orders.vm)
+        return None
 
-    async def _first_look(self) -> Runner:
+    def _require_alive(self, runner: ServiceRunner) -> None:
+        """This raises CodepackError for a service that failed, so that its process counts as failed."""
+        if runner.failed:
+            raise CodepackError(self._orders.codepack, runner.given_up)
+
+    async def _first_look(self) -> Runner | ServiceRunner:
         try:
             await self.machine.refresh()
         except (MachineGone, BusError):
             raise
         except QvmiError as error:  # the runner looks again, and reports what is wrong
             _log.debug("%s: %s", self._orders.codepack, error)
+        if is_service(self._pack):
+            # It has one life in a process, which the manager starts again as its manifest says.
+            return ServiceRunner(
+                self._pack,
+                self.machine,
+                vm=self._orders.vm,
+                restart=Restart.NEVER,
+                caveats=lambda: self._caveats,
+            )
         return Runner(
-            self._pack,
+            cast("Codepack", self._pack),
             self.machine,
             vm=self._orders.vm,
             look_deadline_s=self._orders.look_s,
             caveats=lambda: self._caveats,
+            kept=self._kept,
+            triggers=self._orders.triggers,
         )
 
     async def _listen(self, states: Subscription) -> None:
@@ -161,6 +210,11 @@ class _PackSession:
             raise BusError("there is no connection to the bus just now")
         topic = Topic.of_request(self._orders.vm, self._orders.codepack, MANAGER)
         return (await self._bus.request(topic, question, deadline_s=timeout_s)).body
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 class _Publisher:
@@ -178,13 +232,13 @@ class _Publisher:
             await self._bus.publish(message, retain=retain)
 
 
-def _codepack(orders: Orders) -> Codepack:
+def _codepack(orders: Orders) -> Codepack | ServicePack:
     """This makes the codepack; whatever its module does wrong is an error of the codepack's."""
     if orders.code is not None:
-        return load_bytes(received(orders.code), interval_s=orders.interval_s)
+        return load_any(received(orders.code), interval_s=orders.interval_s)
     module, _, name = orders.entry.partition(":")
     try:
-        pack: Codepack = getattr(import_module(module), name)(orders.interval_s)
+        pack: Codepack | ServicePack = getattr(import_module(module), name)(orders.interval_s)
     except Exception as error:
         raise CodepackError(orders.codepack, f"{orders.entry} cannot be loaded: {error}") from error
     if pack.name != orders.codepack:

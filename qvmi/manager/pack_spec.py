@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from qvmi.bus.topic import is_name
-from qvmi.codepacks.manifest import Manifest, Restart
+from qvmi.codepacks.looker import LOOK_DEADLINE_S
+from qvmi.codepacks.manifest import Kind, Manifest, Restart
 from qvmi.codepacks.pack_signature import VerifiedPack
-from qvmi.codepacks.runner import LOOK_DEADLINE_S
+from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import CodepackError
 from qvmi.manager.accounts import ALERTS, MANAGER
-from qvmi.manager.watch import MIN_INTERVAL_S
+from qvmi.manager.packs_here import MIN_INTERVAL_S
 from qvmi.policy import READ_ONLY, Policy
 
 __all__ = ["MAX_RESTARTS", "PackSpec"]
@@ -34,7 +35,10 @@ class PackSpec:
         max_restarts: how often in a row.
         look_s: longest look; its process ends soon after, if that is not over then.
         memory_bytes: how much memory of its own it may take; None for any.
+        triggers: what it looks for besides its interval.
+        is_service: whether it lives, instead of being asked to look.
         code: the verified bytes that its entry is in; None where it is installed beside qvmi.
+        answers: whether it answers what it is asked over the bus, though it does not name that itself.
 
     Raises:
         CodepackError: a value cannot be used.
@@ -48,7 +52,10 @@ class PackSpec:
     max_restarts: int = MAX_RESTARTS
     look_s: float = LOOK_DEADLINE_S
     memory_bytes: int | None = None
+    triggers: Triggers = NO_TRIGGERS
+    is_service: bool = False
     code: VerifiedPack | None = None
+    answers: bool = False
 
     @classmethod
     def of_manifest(
@@ -58,6 +65,7 @@ class PackSpec:
         *,
         interval_s: float | None = None,
         code: VerifiedPack | None = None,
+        answers: bool = False,
     ) -> Self:
         """This is a codepack that is run as its manifest says.
 
@@ -76,8 +84,16 @@ class PackSpec:
             max_restarts=management.max_restarts,
             look_s=management.deadline_s,
             memory_bytes=management.memory_bytes,
+            triggers=management.triggers,
+            is_service=manifest.kind is Kind.SERVICE,
             code=code,
+            answers=answers,
         )
+
+    @property
+    def is_asked(self) -> bool:
+        """This tells whether others may ask it."""
+        return self.answers or self.is_service or self.triggers.answers
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, Protocol, Self
 
 import msgspec
@@ -16,21 +16,26 @@ from qvmi.bus.bus import Bus, Channel, OpenChannel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Admission, Throttle
-from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
+from qvmi.bus.topic import ANY, TopicFilter, name_from
 from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.event_bell import EventBell
+from qvmi.codepacks.looker import InspectedMachine
+from qvmi.codepacks.loop_watch import loop_watched
 from qvmi.codepacks.manifest import Management
-from qvmi.codepacks.runner import MAX_SENT_KEPT, InspectedMachine, Runner
+from qvmi.codepacks.outgoing import MAX_SENT_KEPT
+from qvmi.codepacks.runner import Runner
+from qvmi.codepacks.service import ServicePack
 from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
+from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone
+from qvmi.machine.event_stream import EventSource
+from qvmi.machine.guest_watching import GuestWatching
 from qvmi.manager.accounts import throttle_account
 from qvmi.manager.losses import TELL_S, loss_status
+from qvmi.manager.packs_here import WATCH, AnyRunner, PacksHere
 from qvmi.manager.runner_end import RunnerEnd
-from qvmi.policy import READ_ONLY, Grant, Policies, Policy
+from qvmi.policy import READ_ONLY, Policies, Policy
 
 __all__ = ["Watch", "WatchedMachine", "watch"]
-
-MIN_INTERVAL_S: Final = 0.001
-"""Shortest interval of a codepack; below it the machine's other work would starve."""
 
 MAX_LOST_BUSES: Final = 5
 """Losses of the bus in a row after which it is given up."""
@@ -44,7 +49,7 @@ MAX_SEEN_IDS: Final = 16 * MAX_SENT_KEPT
 _FIRST_PAUSE_S: Final = 0.05
 """Between the first loss and the next attempt; each further one in a row takes twice as long."""
 
-_NAME: Final = "watch"
+_NAME: Final = WATCH
 
 _log: Final = logging.getLogger(__name__)
 
@@ -59,14 +64,17 @@ class WatchedMachine(InspectedMachine, Protocol):
 
 
 @asynccontextmanager
-async def watch(
+async def watch(  # noqa: PLR0913 - all but two have a default
     machine: WatchedMachine,
     *,
-    packs: Sequence[Codepack],
+    packs: Sequence[Codepack | ServicePack],
     bus: OpenChannel = mosquitto,
     vm: str | None = None,
     policy: Policy | Policies = READ_ONLY,
     management: Mapping[str, Management] | None = None,
+    state: Path | None = None,
+    events: EventSource | None = None,
+    asked: Collection[str] = (),
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -82,31 +90,32 @@ async def watch(
         management: what the manifest of a codepack says, by its name. Of it are kept to here: the longest
             look, which is told and left to itself, and how often in a row it may fail, after which it is
             given up. One that is not in it has some seconds, and may always fail.
+        state: the folder in which alerts that stand are kept, so that the next watch does not raise them
+            again; None to keep nothing.
+        events: tells codepacks what happens in the guest; None for the machine itself, if it does.
+        asked: names of codepacks that answer what they are asked, though they do not name that themselves;
+            see `qvmi.codepacks.questions`.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
         CodepackError: a codepack's name or interval cannot be used.
         PolicyDenied: a codepack needs a grant that its policy does not hold, or may not read all
             memory: what runs in this process is given all of it.
-        UsageError: there are no codepacks, or two of one name.
+        UsageError: there are no codepacks, or two of one name, or the state folder cannot be used.
     """
-    _require_distinct(packs)
-    policies = Policies(policy) if isinstance(policy, Policy) else policy
-    for pack in packs:
-        _require_usable(pack, policies.of(pack.name))
     name = vm or name_from(machine.address)
     own = (TopicFilter(name, _NAME, ANY),)
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
-    runners = {
-        # There is nobody here whom it could ask.
-        Account.of_granted(name, pack.name, policies.of(pack.name), services={}): _runner(
-            pack, machine, name, (management or {}).get(pack.name)
-        )
-        for pack in packs
-    }
+    policies = Policies(policy) if isinstance(policy, Policy) else policy
+    here = PacksHere(
+        machine, vm=name, policies=policies, management=management or {}, state=state, asked=asked
+    )
+    runners = here.runners(packs)
+    looking = [runner for runner in runners.values() if isinstance(runner, Runner)]
+    bell = EventBell(events or _events_of(machine), looking)
     async with bus([reader, counting, *runners]) as channel:
-        documents = Watch(name, reader, runners)
+        documents = Watch(name, reader, runners, bell)
         if isinstance(channel, Admission):
             documents.throttle = Throttle(
                 channel, counting, runners, changed=documents.note_throttled
@@ -132,7 +141,10 @@ class Watch:
         throttle: puts out a codepack that floods the bus; None where the bus lets in whom it likes.
     """
 
-    def __init__(self, vm: str, reader: Account, runners: dict[Account, Runner]) -> None:
+    def __init__(
+        self, vm: str, reader: Account, runners: Mapping[Account, AnyRunner], bell: EventBell
+    ) -> None:
+        self._bell = bell
         self.vm = vm
         self.throttle: Throttle | None = None
         self._reader = reader
@@ -144,6 +156,7 @@ class Watch:
         self._end: Exception | None = None
         self._lost = 0
         self._seen: dict[str, None] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def __aiter__(self) -> Self:
         return self
@@ -171,7 +184,8 @@ class Watch:
             keeping = self.throttle.keep(channel)
             throttling = asyncio.create_task(keeping, name="qvmi-throttle")
         try:
-            await self._serve_until_gone(channel)
+            with loop_watched(self._note_held_up):
+                await self._serve_until_gone(channel)
         finally:
             if throttling is not None:
                 throttling.cancel()
@@ -188,6 +202,13 @@ class Watch:
         await self._publish(
             self._message(Status(sight=Sight.GAPS, problem=problem, lost=self._lost))
         )
+
+    def _note_held_up(self, words: str) -> None:
+        """This is told, when the event loop goes on, that somebody held it up."""
+        message = self._message(Status(sight=Sight.GAPS, problem=words, lost=self._lost))
+        telling = asyncio.create_task(self._publish(message), name="qvmi-watch-held-up")
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def ended(self, serving: asyncio.Task[None]) -> None:
         """This takes in how :meth:`serve` ended: so ends the iteration."""
@@ -219,7 +240,9 @@ class Watch:
             stack.push_async_callback(reader.close)
             subscription = await reader.subscribe(TopicFilter(self.vm))
             self._enter(subscription)
-            ends = [RunnerEnd(account, runner) for account, runner in self._runners.items()]
+            ends = [
+                RunnerEnd(account, runner, vm=self.vm) for account, runner in self._runners.items()
+            ]
             for end in ends:
                 stack.push_async_callback(end.close)
                 await end.open(channel)
@@ -232,9 +255,11 @@ class Watch:
             async with asyncio.TaskGroup() as group:
                 guard = group.create_task(self._require_reader(), name="qvmi-watch-reader")
                 telling = group.create_task(self._tell_losses(), name="qvmi-watch-losses")
+                ringing = group.create_task(self._bell.run(), name="qvmi-watch-events")
                 async with asyncio.TaskGroup() as running:
                     for end in ends:
                         running.create_task(end.run(channel, self.throttle), name="qvmi-codepack")
+                ringing.cancel()
                 guard.cancel()
                 telling.cancel()
         except ExceptionGroup as errors:
@@ -310,37 +335,6 @@ class Watch:
         )
 
 
-def _runner(
-    pack: Codepack, machine: WatchedMachine, vm: str, management: Management | None
-) -> Runner:
-    if management is None:
-        return Runner(pack, machine, vm=vm)
-    return Runner(
-        pack,
-        machine,
-        vm=vm,
-        look_deadline_s=management.deadline_s,
-        max_failures=management.max_failures,
-    )
-
-
-def _require_distinct(packs: Sequence[Codepack]) -> None:
-    names = [pack.name for pack in packs]
-    if not names:
-        raise UsageError("no codepacks: there is nothing to watch for")
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two codepacks are called {name!r}")
-        if name == _NAME:
-            raise UsageError(f"the name {name!r} is taken by the watch itself")
-
-
-def _require_usable(pack: Codepack, policy: Policy) -> None:
-    if not is_name(pack.name):
-        raise CodepackError(pack.name, "its name is not 1 to 63 of a-z, 0-9 and -")
-    if not (math.isfinite(pack.interval_s) and pack.interval_s >= MIN_INTERVAL_S):
-        raise CodepackError(pack.name, f"its interval of {pack.interval_s} s is too short")
-    for grant in pack.grants:
-        policy.require(grant, f"codepack {pack.name}")
-    # Nothing can take a page or a second of it back from code in this process.
-    policy.require_all(Grant.READ_MEMORY, f"give the guest's memory to codepack {pack.name}")
+def _events_of(machine: WatchedMachine) -> EventSource | None:
+    """This is the machine, if it tells what happens in its guest; a fake one may not."""
+    return machine if isinstance(machine, GuestWatching) else None

@@ -13,6 +13,7 @@
 from qvmi.testing.guest import FakeGuest
 from qvmi.testing.machine import FakeMachine
 from qvmi.testing.memory import FakeMemory, MemoryRead
+from qvmi.testing.packs import load_pack, looks
 from qvmi.testing.rows import fake_module, fake_process, fake_socket
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "fake_module",
     "fake_process",
     "fake_socket",
+    "load_pack",
+    "looks",
 ]

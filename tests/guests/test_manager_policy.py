@@ -1,6 +1,7 @@
 """The manager asks a gate of each codepack's own: its rates, ranges and longest pause count there."""
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -404,6 +406,21 @@ def pack_processes(manager: int) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
+def sees_again(codepack: str, lines: IO[str]) -> None:
+    """This waits until one that was started again sees what it had found.
+
+    It knows that the alert stands; where it was killed before it could note that, it raises it again.
+    """
+    for line in lines:
+        document = json.loads(line)
+        if document["codepack"] != codepack:
+            continue
+        body = document["body"]
+        if document["kind"] == "alert" or (body["sight"], body.get("standing")) == ("full", 1):
+            return
+    raise AssertionError("it ended without seeing anything")
+
+
 def test_a_signed_codepack_runs_in_a_process_of_its_own_of_the_bytes_that_were_verified(
     guest: Guest, state: Path, tmp_path: Path
 ) -> None:
@@ -419,15 +436,13 @@ def test_a_signed_codepack_runs_in_a_process_of_its_own_of_the_bytes_that_were_v
         shutil.rmtree(folder / "data")
         for pid in pack_processes(process.pid):
             os.kill(pid, signal.SIGKILL)
-        second = first_alert_of("watch-init", process.stdout)
+        sees_again("watch-init", process.stdout)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(WAIT_S) == 1
-    for alert in (first, second):
-        body = alert["body"]
-        assert isinstance(body, dict)
-        assert body["finding"]["claim"] == "init runs"
-    assert first["id"] != second["id"]
+    body = first["body"]
+    assert isinstance(body, dict)
+    assert body["finding"]["claim"] == "init runs"
     assert "watch-init 1.2.0, signed by key" in Path(log).read_text()
     assert guest.monitor.running()
 

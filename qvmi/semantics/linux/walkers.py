@@ -200,10 +200,6 @@ class Walkers:
         kernel, files = self.kernel, self._cached_files
         return ProcessMemory(kernel.space, kernel.symbols, files=files, memmap=self.memmap)
 
-    def require_current(self) -> None:
-        """This raises StaleView or MachineGone once there is another guest, or none."""
-        self.view.require_current()
-
     @property
     def task_moments(self) -> TaskMoments:
         """This reads of one task what has become of it.

@@ -43,6 +43,20 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
     assert sorted(parse(typed(command.name)).arguments) == sorted(own)
 
 
+@pytest.mark.parametrize(
+    ("command", "action"), [(one, action[0]) for one in COMMANDS for action in one.elsewhere]
+)
+def test_a_handler_of_one_action_takes_the_same(command: Command, action: str) -> None:
+    asked = command.as_asked(action)
+    parameters = inspect.signature(handler_of(asked.handler)).parameters.values()
+    own = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    given = [one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert given == ["machine", "output"]
+    assert asked.needs is Needs.GUEST
+    assert sorted(parse(typed(command.name)).arguments) == sorted(own)
+    assert command.as_asked("list") is command
+
+
 def test_every_codepack_that_is_offered_can_be_made() -> None:
     assert tuple(PACK_MAKERS) == PACKS
     assert [make(2.5).name for make in PACK_MAKERS.values()] == list(PACKS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -46,10 +46,11 @@ async def watched(
     *,
     end: signal.Signals,
     packs: str = USUAL_PACKS,
+    **more: Any,  # noqa: ANN401 - the command's arguments
 ) -> ExitCode:
     """This watches until a condition holds, and sends this process a signal then."""
     watching = asyncio.create_task(
-        watch(machine, output, packs=packs, interval=INTERVAL_S, duration_s=None)
+        watch(machine, output, packs=packs, interval=INTERVAL_S, duration_s=None, **more)
     )
     async with asyncio.timeout(DEADLINE_S):
         while not until() and not watching.done():  # noqa: ASYNC110 - a stream tells nobody
@@ -190,6 +191,57 @@ async def test_ctrl_c_means_the_usual_again_afterwards() -> None:
     output = Captured()
     await watched(clean_machine(), output, lambda: "full" in output.result, end=signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) in {before, signal.default_int_handler}
+
+
+def logged(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@asynchronous
+async def test_what_stands_is_told_by_the_next_watch_and_leads_to_1_but_is_no_new_alert(
+    tmp_path: Path,
+) -> None:
+    state, log = tmp_path / "state", tmp_path / "alerts.log"
+    kept: dict[str, Any] = {"state": str(state), "log": str(log)}
+
+    def saved() -> bool:
+        return any(one.stat().st_size > 200 for one in state.rglob("*.json"))
+
+    machine = infected_machine()
+    await watched(machine, Captured(), saved, end=signal.SIGINT, **kept)
+    output = Captured()
+    code = await watched(
+        machine, output, lambda: "full" in output.result, end=signal.SIGINT, **kept
+    )
+    assert code is ExitCode.FOUND
+    assert "sight full, alerts of an earlier run that stand: 1" in output.result
+    machine.guest.show_processes([INIT, EVIL])
+    output = Captured()
+    await watched(machine, output, lambda: " cleared " in output.result, end=signal.SIGINT, **kept)
+    said = [one["body"]["evidence_hash"] for one in logged(log) if one["kind"] != "status"]
+    kinds = [one["kind"] for one in logged(log) if one["kind"] != "status"]
+    assert kinds == ["alert", "cleared"]
+    assert said[0] == said[1]
+
+
+@asynchronous
+async def test_a_log_that_cannot_be_written_is_told_once_and_the_watch_goes_on(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "alerts.log"
+    output = Captured()
+    machine = infected_machine()
+
+    def told() -> bool:
+        if " alert " in output.result and log.is_file():
+            log.unlink()
+            log.mkdir()
+            machine.guest.show_processes([INIT, EVIL])
+        return " cleared " in output.result
+
+    await watched(machine, output, told, end=signal.SIGINT, log=str(log))
+    assert output.messages.count(f"{log}: 1 messages could not be written") == 1
+    assert "2 messages" not in output.messages
 
 
 @contextmanager

@@ -5,12 +5,14 @@ import pytest
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import (
+    MAX_DATA_BYTES,
     MAX_KEY_LENGTH,
     MAX_OBSERVATIONS,
     MAX_SETTLE_S,
     Finding,
     Observation,
     Severity,
+    hexadecimal,
 )
 from qvmi.errors import UsageError
 
@@ -70,3 +72,16 @@ def test_refuses_a_time_to_settle_that_never_ends_or_is_none(seconds: float) -> 
             evidence=(OBSERVATION,),
             settle_s=seconds,
         )
+
+
+def test_holds_bytes_of_the_guest_as_hexadecimal_up_to_a_bound() -> None:
+    seen = Observation(view="idt_table", present=True, data=hexadecimal(b"\x00\xff"))
+    assert seen.data == "00ff"
+    long = hexadecimal(bytes(MAX_DATA_BYTES + 1))
+    assert len(Observation(view="text", present=True, data=long).data) == 2 * MAX_DATA_BYTES
+
+
+@pytest.mark.parametrize("data", ["0", "0g", "FF", "00\n", "00" * (MAX_DATA_BYTES + 1)])
+def test_refuses_data_that_is_no_hexadecimal_or_too_long(data: str) -> None:
+    with pytest.raises(UsageError):
+        Observation(view="idt_table", present=True, data=data)

@@ -183,3 +183,36 @@ def test_agrees_with_a_model_that_keeps_the_last_two_looks(looks: list[str]) -> 
             down_expected = raised and list(last) == [False, False]
             raised = (raised or up_expected) and not down_expected
             assert ((key in up), (key in down)) == (up_expected, down_expected)
+
+
+def test_what_waits_is_what_the_last_look_saw_and_is_not_confirmed() -> None:
+    confirmation = Confirmation()
+    rounds(confirmation, "ab", "a")
+    assert not confirmation.waiting
+    rounds(confirmation, "ac", None)
+    assert not confirmation.waiting
+    rounds(confirmation, "a", "ad")
+    assert [one.finding.key for one in confirmation.waiting] == ["d"]
+    assert [one.finding.key for one in confirmation.standing] == ["a"]
+
+
+def test_what_there_is_no_room_for_is_held_back_and_raised_later() -> None:
+    confirmation = Confirmation()
+    rounds(confirmation, "abc")
+    first, second = (
+        confirmation.update(
+            [finding(key) for key in "abc"], complete=True, at=1.0, clock=1.0, room=room
+        )
+        for room in (2, 2)
+    )
+    assert ([one.finding.key for one in first.raised], first.held_back) == (["a", "b"], 1)
+    assert ([one.finding.key for one in second.raised], second.held_back) == (["c"], 0)
+
+
+def test_what_was_confirmed_before_is_not_raised_again_but_cleared() -> None:
+    before, after = Confirmation(), Confirmation()
+    rounds(before, "ab", "ab")
+    after.remember(before.standing)
+    assert keys(rounds(after, "a", "a", "a")) == [("", ""), ("", "b"), ("", "")]
+    assert [one.finding.key for one in after.standing] == ["a"]
+    assert keys(rounds(after, "", "")) == [("", ""), ("", "a")]

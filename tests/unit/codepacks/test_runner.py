@@ -4,12 +4,17 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from qvmi.codepacks.alert import Alert, AlertState
+from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Finding
-from qvmi.codepacks.runner import MAX_SENT_KEPT, MAX_WAITING, Runner
+from qvmi.codepacks.confirmation import Confirmed
+from qvmi.codepacks.outgoing import MAX_SENT_KEPT, MAX_WAITING
+from qvmi.codepacks.runner import Runner
+from qvmi.codepacks.standing_alerts import StandingAlerts
 from qvmi.codepacks.status import Sight, Status
 from qvmi.errors import (
     BusError,
@@ -61,6 +66,11 @@ def statuses(bus: RecordingBus) -> list[Status]:
     return [message.read_body(Status) for message in bus.of_kind("status")]
 
 
+def latest(bus: RecordingBus) -> Status:
+    """Gives what it said last of itself, or that it has seen nothing yet."""
+    return (statuses(bus) or [Status(sight=Sight.BLIND)])[-1]
+
+
 def sights(bus: RecordingBus) -> list[Sight]:
     return [status.sight for status in statuses(bus)]
 
@@ -71,9 +81,21 @@ def alerts(bus: RecordingBus) -> list[Alert]:
 
 
 def runner_of(
-    pack: ScriptedPack, machine: FakeMachine | None = None, *, look_deadline_s: float = WAIT_S
+    pack: ScriptedPack,
+    machine: FakeMachine | None = None,
+    *,
+    look_deadline_s: float = WAIT_S,
+    kept: StandingAlerts | None = None,
+    burst: int = 1_000_000,
 ) -> Runner:
-    return Runner(pack, machine or FakeMachine(), vm="web", look_deadline_s=look_deadline_s)
+    return Runner(
+        pack,
+        machine or FakeMachine(),
+        vm="web",
+        look_deadline_s=look_deadline_s,
+        kept=kept,
+        budget=AlertBudget(burst=burst, per_s=0.0),
+    )
 
 
 @asynchronous
@@ -141,7 +163,7 @@ async def test_gaps_are_reported_and_are_not_taken_for_nothing_found() -> None:
         await bus.until(lambda: sights(bus) == [Sight.FULL, Sight.GAPS])
         looks = inspect.looks
         await until(lambda: inspect.looks >= looks + 10)
-        assert statuses(bus)[-1].gaps == (Gap("tasks", None, "torn"),)
+        assert latest(bus).gaps == (Gap("tasks", None, "torn"),)
         assert len(alerts(bus)) == 1
         guest.show_processes([])
         await bus.until(lambda: len(alerts(bus)) == 2)
@@ -229,7 +251,7 @@ async def test_cancelling_in_mid_look_waits_for_the_codepack_to_leave_the_guest(
 async def test_cancelling_does_not_wait_for_a_codepack_that_does_not_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qvmi.codepacks.runner.WITHDRAW_GRACE_S", 0.01)
+    monkeypatch.setattr("qvmi.codepacks.looker.WITHDRAW_GRACE_S", 0.01)
     entered, release = threading.Event(), threading.Event()
 
     def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
@@ -431,3 +453,94 @@ async def test_a_guest_that_shows_too_much_to_follow_is_reported() -> None:
         await bus.until(lambda: Sight.GAPS in sights(bus))
         [status] = [one for one in statuses(bus) if one.sight is Sight.GAPS]
         assert "476 findings more than can be followed" in status.problem
+
+
+def kept_in(folder: Path, *, vm: str = "web") -> StandingAlerts:
+    return StandingAlerts(folder / "standing.json", vm=vm, codepack="scripted")
+
+
+@asynchronous
+async def test_what_was_raised_by_an_earlier_run_is_not_raised_again_but_stands(
+    tmp_path: Path,
+) -> None:
+    inspect = Findings("a", "b")
+    pack = ScriptedPack(inspect)
+    async with running(runner_of(pack, kept=kept_in(tmp_path))) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+        await until(lambda: len(kept_in(tmp_path).load()) == 2)
+    inspect.keys = ("b", "c")
+    async with running(runner_of(pack, kept=kept_in(tmp_path))) as (bus, _):
+        await bus.until(lambda: len(alerts(bus)) == 2)
+        said = {(one.state, one.finding.key) for one in alerts(bus)}
+        assert said == {(AlertState.CLEARED, "a"), (AlertState.RAISED, "c")}
+        assert statuses(bus)[0].standing == 2
+        await bus.until(lambda: latest(bus).standing == 1)
+        keys = {"b", "c"}
+        await until(lambda: {one.finding.key for one in kept_in(tmp_path).load()} == keys)
+
+
+@asynchronous
+async def test_an_alert_that_was_not_out_when_the_run_ended_is_raised_by_the_next(
+    tmp_path: Path,
+) -> None:
+    inspect = Findings("a")
+    bus = RecordingBus()
+    for _ in range(50):
+        bus.fail_next(BusError("away"))
+    runner = runner_of(ScriptedPack(inspect), kept=kept_in(tmp_path))
+    for _ in range(5):
+        with suppress(BusError):
+            await runner.run(bus)
+    assert kept_in(tmp_path).load() == ()
+    async with running(runner_of(ScriptedPack(inspect), kept=kept_in(tmp_path))) as (back, _):
+        await back.until(lambda: bool(alerts(back)))
+
+
+@asynchronous
+async def test_that_alerts_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    runner = runner_of(ScriptedPack(Findings("a")), kept=kept_in(folder))
+    (folder / "standing.json.new").mkdir()
+    async with running(runner) as (bus, _):
+        await bus.until(lambda: "raised again by the next run" in latest(bus).problem)
+        assert sights(bus)[-1] is Sight.FULL
+        (folder / "standing.json.new").rmdir()
+        await bus.until(lambda: not latest(bus).problem)
+    assert len(kept_in(folder).load()) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"version":1,"vm":"web","codepack":"other","standing":[]}',
+    ],
+)
+def test_a_damaged_file_of_what_stands_is_taken_for_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "standing.json").write_bytes(content)
+    assert kept_in(tmp_path).load() == ()
+
+
+def test_what_stands_in_another_machine_is_not_believed(tmp_path: Path) -> None:
+    confirmed = Confirmed(finding("k"), 2, 1.0, 2.0)
+    kept_in(tmp_path).save((confirmed,))
+    assert kept_in(tmp_path).load() == (confirmed,)
+    assert kept_in(tmp_path, vm="db").load() == ()
+
+
+@asynchronous
+async def test_more_alerts_than_anybody_reads_are_held_back_and_counted() -> None:
+    inspect = Findings(*map(str, range(15)))
+    async with running(runner_of(ScriptedPack(inspect), burst=10)) as (bus, _):
+        await bus.until(lambda: "held back" in latest(bus).problem)
+        looks = inspect.looks
+        await until(lambda: inspect.looks >= looks + 5)
+        assert len(alerts(bus)) == 10
+        inspect.keys = ()
+        await bus.until(lambda: bool(latest(bus).suppressed))
+        last = latest(bus)
+    assert (last.suppressed, last.problem) == (5, "")

@@ -87,6 +87,7 @@ async def test_a_codepack_that_floods_is_put_out_for_a_while_and_others_are_hear
 ) -> None:
     monkeypatch.setattr("qvmi.bus.throttle.MAX_PER_S", 100)
     monkeypatch.setattr("qvmi.bus.throttle.PENALTY_S", 3.0)
+    monkeypatch.setattr("qvmi.codepacks.alert_budget.BURST", 1_000_000)
     monkeypatch.setattr("qvmi.bus.throttle.PATIENT_SHARE", 0.6)
     guest, flood, opened = FakeGuest(processes=[INIT], process_ids=[INIT]), Flood(), Opened()
     packs: list[Codepack] = [ScriptedPack(flood), HiddenProcesses(interval_s=0.05)]
@@ -132,6 +133,7 @@ async def test_what_a_slow_reader_lost_is_told_to_everybody_on_the_bus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("qvmi.bus.throttle.MAX_PER_S", 1_000_000)
+    monkeypatch.setattr("qvmi.codepacks.alert_budget.BURST", 1_000_000)
     opened = Opened()
     packs: list[Codepack] = [ScriptedPack(Flood())]
     async with (
@@ -152,6 +154,7 @@ async def test_a_loss_is_told_here_and_there_and_not_twice_to_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("qvmi.manager.watch.TELL_S", 0.01)
+    monkeypatch.setattr("qvmi.codepacks.alert_budget.BURST", 1_000_000)
     flood = Flood()
     looks = 2 * MAX_WAITING_MESSAGES // 100 + 10
     pack = ScriptedPack(flood)

@@ -337,7 +337,10 @@ async def test_an_error_that_nobody_expected_comes_out_of_the_iteration() -> Non
 
 
 @asynchronous
-async def test_messages_that_a_slow_reader_lost_are_counted_and_told() -> None:
+async def test_messages_that_a_slow_reader_lost_are_counted_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qvmi.codepacks.alert_budget.BURST", 1_000_000)
     guest = FakeGuest(processes=[INIT])
     looks = 0
 

@@ -1,0 +1,140 @@
+"""The command that runs one codepack a few times and tells what it found: ``pack run``."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from qvmi import __version__
+from qvmi.cli.dumped import AskedDump
+from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.keys import key_ring
+from qvmi.cli.output import Output
+from qvmi.cli.watch_report import observed
+from qvmi.cli.watching import PACK_MAKERS, require_fitting
+from qvmi.cli.words import PACKS
+from qvmi.codepacks.alert import evidence_hash
+from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.confirmation import Confirmed
+from qvmi.codepacks.inspection import Inspection, inspect_guest
+from qvmi.codepacks.looker import InspectedMachine
+from qvmi.codepacks.manifest import Manifest, built_in_manifest
+from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.third_party import require_signed
+from qvmi.errors import UsageError
+from qvmi.manager.packs_here import require_usable
+from qvmi.policy import Policies, read_policies
+
+__all__ = ["run"]
+
+_ONE_LOOK: Final = (
+    "one look at a dump, in which nothing changes: a second could confirm nothing of what is found"
+)
+
+
+async def run(  # noqa: PLR0913 - one for each argument of the command
+    machine: InspectedMachine,
+    output: Output,
+    *,
+    action: str,
+    what: str | None,
+    key: str | None,
+    days: int | None,
+    keys: str | None,
+    rounds: int | None,
+    interval: float | None,
+    policy: str | None,
+) -> ExitCode:
+    """This runs a codepack here and tells what it found.
+
+    Raises:
+        UsageError: there is no such codepack, or that cannot be done.
+        CodepackRefused, PolicyDenied, BadSettings: it may not run, or not on this guest.
+        MachineGone: the machine ended.
+    """
+    if what is None:
+        raise UsageError(f"pack {action}: give its folder, or the name of one that comes with qvmi")
+    if key is not None or days is not None:
+        raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
+    policies = Policies() if policy is None else read_policies(Path(policy))
+    codepack, manifest = _chosen(what, policies, keys, interval)
+    require_usable(codepack, policies.of(codepack.name))
+    await require_fitting(machine, [manifest])
+    on_dump = isinstance(machine, AskedDump)
+    inspection = await inspect_guest(
+        codepack,
+        machine,
+        rounds=1 if on_dump else rounds,
+        deadline_s=manifest.management.deadline_s,
+    )
+    _tell(output, codepack.name, inspection, note=_ONE_LOOK if on_dump else "")
+    if inspection.found_anything:
+        return ExitCode.FOUND
+    return ExitCode.FINE if inspection.saw_all else ExitCode.NOT_SEEN
+
+
+def _chosen(
+    what: str, policies: Policies, keys: str | None, interval_s: float | None
+) -> tuple[Codepack, Manifest]:
+    if what in PACKS:
+        manifest = built_in_manifest(what)
+        return PACK_MAKERS[what](interval_s or manifest.management.interval_s), manifest
+    verified = require_signed(
+        Path(what),
+        ring=key_ring(keys),
+        policies=policies,
+        qvmi_version=__version__,
+        now=time.time(),
+    )
+    options = {} if interval_s is None else {"interval_s": interval_s}
+    return load(verified, **options), verified.folder.manifest
+
+
+def _tell(output: Output, codepack: str, inspection: Inspection, *, note: str) -> None:
+    last = inspection.last
+    if output.json:
+        output.document(_document(codepack, inspection, note))
+        return
+    for one, confirmed in _all(inspection):
+        finding = one.finding
+        unsure = "" if confirmed else " (not confirmed)"
+        output.line(f"{finding.severity} {finding.technique} {codepack}: {finding.claim}{unsure}")
+        for observation in finding.evidence:
+            output.line(f"    {observed(observation)}")
+    looks = "1 look" if inspection.rounds == 1 else f"{inspection.rounds} looks"
+    found = len(inspection.confirmed) + len(inspection.unconfirmed)
+    problem = f": {last.problem}" if last.problem else ""
+    gaps = f", {last.gap_count} gaps" if last.gap_count else ""
+    output.message(f"{codepack}: {looks}, {found} found, sight {last.sight}{gaps}{problem}")
+    if note:
+        output.message(note)
+
+
+def _document(codepack: str, inspection: Inspection, note: str) -> dict[str, object]:
+    last = inspection.last
+    return {
+        "codepack": codepack,
+        "items": [_item(one, confirmed=yes) for one, yes in _all(inspection)],
+        "rounds": inspection.rounds,
+        "sight": last.sight,
+        "problem": last.problem,
+        "gaps": last.gaps,
+        "gap_count": last.gap_count,
+        "provenance": last.provenance,
+        "note": note,
+    }
+
+
+def _all(inspection: Inspection) -> Iterator[tuple[Confirmed, bool]]:
+    yield from ((one, True) for one in inspection.confirmed)
+    yield from ((one, False) for one in inspection.unconfirmed)
+
+
+def _item(one: Confirmed, *, confirmed: bool) -> dict[str, object]:
+    """This is a finding as an alert has it, with whether it is confirmed."""
+    finding: object = msgspec.to_builtins(one.finding)
+    rest = asdict(one) | {"finding": finding}
+    return {"confirmed": confirmed, "evidence_hash": evidence_hash(one.finding), **rest}

@@ -1,0 +1,110 @@
+"""What a watch prints of what codepacks say, and what its exit code depends on."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from qvmi.bus.message import Message
+from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.output import Output
+from qvmi.codepacks.alert import Alert, AlertState
+from qvmi.codepacks.alert_file import AlertFile
+from qvmi.codepacks.codepack import Observation
+from qvmi.codepacks.status import STATUS, Sight, Status
+from qvmi.errors import UsageError
+
+__all__ = ["WatchReport", "observed"]
+
+_CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
+
+
+class WatchReport:
+    """This prints what the codepacks say, and keeps what the exit code depends on.
+
+    Attributes:
+        alerts: how many were raised.
+        file: takes every message, too; None for no file.
+    """
+
+    def __init__(self, output: Output, packs: Sequence[str]) -> None:
+        self._output = output
+        self._sights: dict[str, Sight | None] = dict.fromkeys(packs)
+        self._readers: Mapping[str, Callable[[Message], list[str]]] = {
+            STATUS: self._status,
+            AlertState.RAISED: self._alert,
+            AlertState.CLEARED: self._alert,
+        }
+        self._standing: dict[str, int] = {}
+        self._is_file_full = False
+        self.alerts = 0
+        self.file: AlertFile | None = None
+
+    @property
+    def found_anything(self) -> bool:
+        """This tells whether there was an alert, or one of an earlier run stands."""
+        return bool(self.alerts or any(self._standing.values()))
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """This says whether there was an alert, else whether everything could be seen."""
+        if self.found_anything:
+            return ExitCode.FOUND
+        seen = all(sight is Sight.FULL for sight in self._sights.values())
+        return ExitCode.FINE if seen else ExitCode.NOT_SEEN
+
+    def add(self, message: Message) -> None:
+        """This takes in a message and prints it at once."""
+        lines = self._readers[message.kind](message) if message.kind in self._readers else []
+        if self._output.json:
+            self._output.document(msgspec.json.decode(message.to_json()))  # as it was on the bus
+        else:
+            moment = time.strftime(_CLOCK, time.localtime(message.time))
+            for number, line in enumerate(lines):
+                self._output.line(f"    {line}" if number else f"{moment} {message.kind:<7} {line}")
+        self._output.flush()
+        if self.file is not None:
+            self._keep(self.file, message)
+
+    def _keep(self, file: AlertFile, message: Message) -> None:
+        """This appends a message to the file; that it cannot be written is told once, until it can."""
+        try:
+            file.add(message.to_json())
+        except UsageError as error:
+            if not self._is_file_full:
+                self._output.message(str(error))
+            self._is_file_full = True
+        else:
+            self._is_file_full = False
+
+    def _status(self, message: Message) -> list[str]:
+        status = message.read_body(Status)
+        self._sights[message.codepack] = status.sight
+        self._standing[message.codepack] = status.standing
+        problem = f": {status.problem}" if status.problem else ""
+        standing = f", alerts of an earlier run that stand: {status.standing}"
+        return [
+            f"{message.codepack}: sight {status.sight}{standing if status.standing else ''}{problem}"
+        ]
+
+    def _alert(self, message: Message) -> list[str]:
+        alert = message.read_body(Alert)
+        finding = alert.finding
+        self.alerts += alert.state is AlertState.RAISED
+        because = f" ({alert.reason})" if alert.reason else ""
+        because += "".join(f" [{caveat}]" for caveat in alert.caveats)
+        return [
+            f"{finding.severity} {finding.technique} {alert.codepack}: {finding.claim}{because}",
+            *(observed(observation) for observation in finding.evidence),
+        ]
+
+
+def observed(observation: Observation) -> str:
+    """This is what one view shows, on a line."""
+    place = "" if observation.address is None else f" at {observation.address:#x}"
+    facts = "".join(f", {name} {value}" for name, value in observation.facts.items())
+    present = "present" if observation.present else "absent"
+    structure = f" ({observation.structure})" if observation.structure else ""
+    data = f", bytes {observation.data}" if observation.data else ""
+    return f"{observation.view}: {present}{place}{structure}{facts}{data}"
