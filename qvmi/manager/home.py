@@ -6,6 +6,7 @@ codepack is to read of it, such as profiles of kernels, it may read and not chan
 
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from qvmi.symbols.profile import ProfileCache
 
 __all__ = ["Home", "default_state_folder", "share_socket"]
 
+_PACKS: Final = "packs"
 _OF_ROOT: Final = Path("/var/lib/qvmi")
 _PASSABLE: Final = 0o711
 _PRIVATE: Final = 0o700
@@ -44,6 +46,7 @@ class Home:
     """
 
     def __init__(self, state: Path, vm: str) -> None:
+        self._state = state
         self.folder = state / vm
         try:
             for folder in (state, self.folder, self._packs):
@@ -66,7 +69,27 @@ class Home:
 
     @property
     def _packs(self) -> Path:
-        return self.folder / "packs"
+        return self.folder / _PACKS
+
+    def take_back(self, uids: Iterable[int | None]) -> None:
+        """This takes the folders that codepacks had as uids that are others' now, of every machine's.
+
+        Who is given such a uid could enter them: read what they keep, and send alerts in their names.
+
+        Args:
+            uids: those that nobody has yet.
+
+        Raises:
+            UsageError: one cannot be taken.
+        """
+        given = frozenset(uids) - {None, 0}
+        try:
+            for folder in self._state.glob(f"*/{_PACKS}/*") if given else ():
+                if folder.lstat().st_uid in given:
+                    os.chown(folder, os.geteuid(), os.getegid(), follow_symlinks=False)
+                    folder.chmod(_PRIVATE)
+        except OSError as error:
+            raise UsageError(f"{self._state}: cannot be used: {error}") from error
 
     def of_pack(self, name: str, uid: int | None, gid: int | None) -> Path:
         """This makes the folder of a codepack, and gives it and what lies in it to a user.

@@ -81,6 +81,7 @@ async def manage(
         home = Home(state or default_state_folder(), name)
         manager = Manager(machine, packs, home, who, vm=name)
         await manager.open(stack, home)
+        home.take_back((*who.of_packs, who.group))
         await manager.prepare(isolation, allowed=allow_unproven)
         running = asyncio.create_task(manager.run(), name="qvmi-manager")
         running.add_done_callback(manager.ended)

@@ -42,6 +42,8 @@ from tests.proofs import proof_size
 
 WAIT_S = 100.0
 REOPENING = Path(reopening.__file__)
+SERVICE_UIDS = range(61184, 61520)
+"""The first of those that systemd keeps for users that exist while a service does."""
 HIDDEN = PackSpec("hidden-processes", "qvmi.codepacks.hidden_processes:HiddenProcesses", 0.05)
 
 
@@ -109,6 +111,24 @@ async def test_a_hidden_process_is_found_by_a_codepack_in_a_process_of_its_own(
     assert alert.caveats == (NOT_PROVEN,)
     assert cleared.read_body(Alert).evidence_hash == alert.evidence_hash
     assert guest.monitor.running()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives codepacks uids of their own")
+@asynchronous
+async def test_a_codepack_gets_no_folder_of_those_that_had_its_uid_before(
+    guest: Guest, state: Path
+) -> None:
+    packs = state / "web" / "packs"
+    packs.mkdir(parents=True)
+    for uid in SERVICE_UIDS:
+        (packs / f"before-{uid}").mkdir()
+        os.chown(packs / f"before-{uid}", uid, uid)
+    async with managing(guest, state) as manager:
+        await until(lambda: bool(manager.fleet.running), within_s=WAIT_S)
+        (process,) = manager.fleet.running.values()
+        uid = process.hello.uid
+    assert uid in SERVICE_UIDS
+    assert [one.name for one in packs.iterdir() if one.stat().st_uid == uid] == [HIDDEN.name]
 
 
 def test_the_command_watches_with_processes_and_leaves_none(guest: Guest, state: Path) -> None:

@@ -1,6 +1,8 @@
 """The folders that outlive a manager, whatever a codepack has put there."""
 
 import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,27 @@ def test_a_codepack_is_given_its_own_files_and_nothing_that_its_links_lead_to(
         "below",
     }
     assert folder.stat().st_uid == NOBODY - 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_a_codepack_cannot_enter_the_folders_of_those_that_had_its_uid_before() -> None:
+    # Below pytest's own folders nobody but root gets at all.
+    with tempfile.TemporaryDirectory(prefix="qvmi-home-") as place:
+        state = Path(place)
+        state.chmod(0o711)
+        home = Home(state, "vm")
+        before = home.of_pack("before", NOBODY, NOBODY)
+        of_another = Home(state, "another").of_pack("before", NOBODY, NOBODY)
+        running = Home(state, "another").of_pack("running", NOBODY - 1, NOBODY)
+        before.chmod(0o777)
+        assert [can_enter(folder) for folder in (before, of_another)] == [True, True]
+        home.take_back((NOBODY, None))
+        assert [can_enter(folder) for folder in (before, of_another)] == [False, False]
+        assert running.stat().st_uid == NOBODY - 1
+        assert can_enter(home.of_pack("now", NOBODY, NOBODY))
+
+
+def can_enter(folder: Path) -> bool:
+    """This asks a program that runs as that uid."""
+    command = ("setpriv", f"--reuid={NOBODY}", "--clear-groups", "test", "-w", folder)
+    return subprocess.run(command, check=False).returncode == 0
