@@ -29,7 +29,7 @@ from qvmi.manager.isolation_watch import (
 )
 from qvmi.manager.pack_process import PackProcess
 from qvmi.manager.pack_spec import PackSpec
-from qvmi.manager.records import record
+from qvmi.manager.records import note, record
 from qvmi.manager.status_reader import StatusReader
 from qvmi.manager.supervisor import Supervisor
 from qvmi.policy import Grant
@@ -172,7 +172,7 @@ class Manager:
         if self._group is not None and self.fleet.jail.confinement.other_uid:
             share_socket(self._broker.socket, self._group)
         await self._isolation.require()
-        record("codepacks of %s: %s", self.vm, self.fleet.jail.in_words)
+        note("codepacks of %s: %s", self.vm, self.fleet.jail.in_words)
         self.fleet.beware(self._isolation.caveats)
 
     async def run(self) -> Never:
