@@ -89,7 +89,7 @@ def guest(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
 def test_a_guest_that_traces_itself_and_loads_modules_and_programs_raises_no_alert(
     guest: Guest, profiles: Path, proof_count: Callable[[int], None]
 ) -> None:
-    rounds = proof_size(ci=3, full=30)
+    rounds = proof_size(ci=2, full=30)
     with qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
         linux = machine.guest
         assert isinstance(linux, LinuxGuest)
