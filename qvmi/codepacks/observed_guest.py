@@ -21,8 +21,10 @@ from qvmi.semantics.guest_os import (
     Namespaces,
     OpenFile,
     Process,
+    Program,
     Socket,
     StackFrame,
+    TaskSighting,
     Thread,
     Variable,
 )
@@ -75,6 +77,10 @@ class ObservedGuest:
         """This lists the threads of all processes."""
         return self._noted(self._guest.threads)
 
+    def task_sightings(self) -> Listing[TaskSighting]:
+        """This lists tasks once for each of the kernel's structures that leads to them."""
+        return self._noted(self._guest.task_sightings)
+
     def modules(self) -> Listing[Module]:
         """This lists the loaded kernel modules."""
         return self._noted(self._guest.modules)
@@ -98,6 +104,10 @@ class ObservedGuest:
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
         """This lists how a process was called, or how all were."""
         return self._noted(lambda: self._guest.command_lines(process))
+
+    def programs(self, process: Process | None = None) -> Listing[Program]:
+        """This lists what a process runs, who made and who traces it, or that of all."""
+        return self._noted(lambda: self._guest.programs(process))
 
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment that a process was given."""

@@ -17,6 +17,8 @@ from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
 from qvmi.semantics.rows.modules import Module
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
+from qvmi.semantics.rows.programs import Program
+from qvmi.semantics.rows.sightings import TaskSighting, TaskView
 from qvmi.semantics.rows.sockets import Socket
 from qvmi.semantics.rows.stacks import StackFrame
 from qvmi.view import Provenance
@@ -40,8 +42,11 @@ __all__ = [
     "Namespaces",
     "OpenFile",
     "Process",
+    "Program",
     "Socket",
     "StackFrame",
+    "TaskSighting",
+    "TaskView",
     "Thread",
     "Variable",
 ]
@@ -178,6 +183,13 @@ class GuestOS(Protocol):
         """This lists the threads of all processes."""
         ...
 
+    def task_sightings(self) -> Listing[TaskSighting]:
+        """This lists tasks once for each of the kernel's structures that leads to them.
+
+        All but the list of processes, which :meth:`processes` reads.
+        """
+        ...
+
     def modules(self) -> Listing[Module]:
         """This lists the loaded kernel modules."""
         ...
@@ -204,6 +216,10 @@ class GuestOS(Protocol):
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
         """This lists how a process was called, or how all were."""
+        ...
+
+    def programs(self, process: Process | None = None) -> Listing[Program]:
+        """This lists what a process runs, who made and who traces it, or that of all."""
         ...
 
     def environment(self, process: Process) -> Listing[Variable]:

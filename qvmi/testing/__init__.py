@@ -6,14 +6,14 @@
 >>> guest = FakeGuest(processes=[init], process_ids=[init, evil])
 >>> [finding.claim for finding in HiddenProcesses().inspect(guest, FakeMemory({}))]
 ['process 666 (evil) is in init_pid_ns.idr but not in init_task.tasks']
->>> guest.calls
-['processes', 'process_ids', 'processes', 'process_ids']
+>>> guest.calls[:3]
+['processes', 'process_ids', 'task_sightings']
 """
 
 from qvmi.testing.guest import FakeGuest
 from qvmi.testing.machine import FakeMachine
 from qvmi.testing.memory import FakeMemory, MemoryRead
-from qvmi.testing.rows import fake_module, fake_process, fake_socket
+from qvmi.testing.rows import fake_module, fake_mount, fake_process, fake_socket
 
 __all__ = [
     "FakeGuest",
@@ -21,6 +21,7 @@ __all__ = [
     "FakeMemory",
     "MemoryRead",
     "fake_module",
+    "fake_mount",
     "fake_process",
     "fake_socket",
 ]

@@ -24,8 +24,10 @@ from qvmi.semantics.guest_os import (
     Namespaces,
     OpenFile,
     Process,
+    Program,
     Socket,
     StackFrame,
+    TaskSighting,
     Thread,
     Variable,
 )
@@ -56,6 +58,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
+    *("task_sightings", "programs"),
 )
 
 Row = TypeVar("Row")
@@ -69,6 +72,7 @@ OwnedRow = TypeVar(
     Credentials,
     Namespaces,
     Cgroup,
+    Program,
     StackFrame,
 )
 
@@ -82,10 +86,11 @@ class FakeGuest:
         processes: what the task list shows.
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
+        task_sightings: what the other structures of the kernel lead to.
         modules: all modules.
         mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups,
-            stack: those of all processes; who asks for one gets the rows with its pid.
+            programs, stack: those of all processes; who asks for one gets the rows with its pid.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
@@ -113,6 +118,8 @@ class FakeGuest:
         bpf_programs: Iterable[BpfProgram] = (),
         cached_files: Iterable[CachedFile] = (),
         stack: Iterable[StackFrame] = (),
+        task_sightings: Iterable[TaskSighting] = (),
+        programs: Iterable[Program] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -134,6 +141,8 @@ class FakeGuest:
         self._bpf_programs = _Answers(bpf_programs)
         self._cached_files = _Answers(cached_files)
         self._stack = _Answers(stack)
+        self._task_sightings = _Answers(task_sightings)
+        self._programs = _Answers(programs)
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -190,6 +199,10 @@ class FakeGuest:
         """This lists the threads."""
         return self._answer("threads", self._threads)
 
+    def task_sightings(self) -> Listing[TaskSighting]:
+        """This lists what the other structures of the kernel lead to."""
+        return self._answer("task_sightings", self._task_sightings)
+
     def modules(self) -> Listing[Module]:
         """This lists the modules."""
         return self._answer("modules", self._modules)
@@ -213,6 +226,10 @@ class FakeGuest:
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
         """This lists the command line of a process, or those of all."""
         return _owned(self._answer("command_lines", self._command_lines), process)
+
+    def programs(self, process: Process | None = None) -> Listing[Program]:
+        """This lists what a process runs, or what all do."""
+        return _owned(self._answer("programs", self._programs), process)
 
     def environment(self, process: Process) -> Listing[Variable]:
         """This lists the environment of a process."""

@@ -5,14 +5,17 @@ from typing import Final
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.semantics.guest_os import Module, Process, Socket
+from qvmi.semantics.guest_os import Module, Mount, Process, Socket
 
-__all__ = ["fake_module", "fake_process", "fake_socket"]
+__all__ = ["fake_module", "fake_mount", "fake_process", "fake_socket"]
 
 _TASKS, _TASK_SPACING = 0xFFFF_8880_0000_0000, 0x4000
 _SOCKETS: Final = 0xFFFF_8881_0000_0000
 _SPACING: Final = 0x1000
 _MODULES: Final = 0xFFFF_FFFF_C000_0000
+_MOUNTED: Final = 0xFFFF_8882_0000_0000
+_MOUNTS: Final = 4026531841
+"""The mount namespace that a guest begins with."""
 _NETWORK: Final = 4026531840
 """The network namespace that a guest begins with."""
 
@@ -49,6 +52,25 @@ def fake_socket(pid: int | None, *, fd: int | None = 3, **changes: object) -> So
         address=Va(_SOCKETS + (pid or 0) * _SPACING + (fd or 0)),
     )
     return msgspec.structs.replace(socket, **changes)
+
+
+def fake_mount(path: str, **changes: object) -> Mount:
+    """This makes a mount of ``proc`` at a path; ``changes`` are fields."""
+    mount = Mount(
+        id=20 + len(path),
+        parent_id=1,
+        namespace=_MOUNTS,
+        device="0:20",
+        root="/",
+        path=path,
+        options="rw,relatime",
+        propagation="",
+        filesystem="proc",
+        source="proc",
+        superblock_options="rw",
+        address=Va(_MOUNTED + len(path) * _SPACING),
+    )
+    return msgspec.structs.replace(mount, **changes)
 
 
 def fake_module(name: str, *, place: int = 0, **changes: object) -> Module:

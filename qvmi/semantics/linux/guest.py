@@ -41,9 +41,9 @@ from qvmi.semantics.linux.module_symbols import ModuleSymbol
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.page_owner import PageOwners
 from qvmi.semantics.linux.process_image import ProcessImage
+from qvmi.semantics.linux.process_questions import ProcessQuestions
 from qvmi.semantics.linux.stack import TaskStacks
 from qvmi.semantics.linux.timekeeping import boot_time_s
-from qvmi.semantics.linux.walkers import Walkers
 from qvmi.semantics.rows.cached_files import MissingRange
 from qvmi.semantics.rows.percpu import PerCpuValue
 from qvmi.semantics.rows.process_memory import MemoryPiece
@@ -57,7 +57,7 @@ __all__ = ["LinuxGuest"]
 Row = TypeVar("Row")
 
 
-class LinuxGuest(Walkers):
+class LinuxGuest(ProcessQuestions):
     """This answers for one Linux kernel. It implements :class:`qvmi.semantics.guest_os.GuestOS`.
 
     Args:
@@ -444,7 +444,7 @@ class LinuxGuest(Walkers):
 
 _WALKERS = frozenset(
     name
-    for room in (Walkers, LinuxGuest)
+    for room in LinuxGuest.__mro__
     for name, value in vars(room).items()
     if isinstance(value, cached_property)
 )

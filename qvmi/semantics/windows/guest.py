@@ -118,11 +118,13 @@ class WindowsGuest:
 
     process_ids = _not_answered("process_ids", "windows.psscan.PsScan")
     threads = _not_answered("threads", "windows.threads.Threads")
+    task_sightings = _not_answered("task_sightings", "windows.malware.psxview.PsXView")
     mounts = _not_answered("mounts")
     open_files = _not_answered("open_files", "windows.handles.Handles")
     sockets = _not_answered("sockets", "windows.netscan.NetScan")
     mappings = _not_answered("mappings", "windows.vadinfo.VadInfo")
     command_lines = _not_answered("command_lines", "windows.cmdline.CmdLine")
+    programs = _not_answered("programs")
     environment = _not_answered("environment", "windows.envars.Envars")
     credentials = _not_answered("credentials", "windows.getsids.GetSIDs")
     namespaces = _not_answered("namespaces")

@@ -1,0 +1,155 @@
+"""Tasks cut out of the kernel's structures in a running guest, one structure after the other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+import pytest
+
+from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.semantics.guest_os import Process, TaskView
+from tests.guests.lab import GuestConfig, Lab
+from tests.guests.pool import GuestPool
+from tests.guests.watched import POINTER, Watched, watched
+
+PACK: Final = HiddenProcesses()
+KERNELS: Final = ("6.1", "7.x")
+LINKS: Final = Struct("<QQ")
+CHILDREN, LIST, PIDS, THREADS = TaskView.CHILDREN, TaskView.LIST, TaskView.PIDS, TaskView.THREADS
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def its(lab: Lab, profiles: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    with ExitStack() as stack:
+        guest = GuestPool(lab, stack).restore(GuestConfig(kernel=request.param))
+        yield stack.enter_context(watched(guest, profiles))
+
+
+def link(its: Watched, entry: int) -> tuple[int, int]:
+    """This is the ``next`` and the ``prev`` of a ``list_head``."""
+    return its.pointer(entry), its.pointer(entry + POINTER.size)
+
+
+@contextmanager
+def unlinked(its: Watched, entry: int) -> Iterator[None]:
+    """This takes an entry off its list for the length of the block, as ``list_del_init`` does."""
+    following, before = link(its, entry)
+    with (
+        its.written(entry, LINKS.pack(entry, entry)),
+        its.written(before, POINTER.pack(following)),
+        its.written(following + POINTER.size, POINTER.pack(before)),
+    ):
+        yield
+
+
+@contextmanager
+def without_pid(its: Watched, process: Process) -> Iterator[None]:
+    """This makes the pid of a process lead to nobody, neither as a process nor as a thread."""
+    pid = its.pointer(process.address + its.member("task_struct", "thread_pid"))
+    heads = pid + its.member("pid", "tasks")
+    with its.written(heads, bytes(2 * POINTER.size)):
+        yield
+
+
+def missing(pid: int, view: TaskView) -> Callable[[Finding], bool]:
+    """This recognises the finding that a task is not in a structure."""
+
+    def is_it(finding: Finding) -> bool:
+        absent = finding.evidence[-1]
+        pids = {one.facts.get("pid") for one in finding.evidence}
+        return not absent.present and absent.view == view and pid in pids
+
+    return is_it
+
+
+def views(finding: Finding) -> set[str]:
+    return {one.view for one in finding.evidence if one.present}
+
+
+def test_nothing_is_found_in_a_guest_whose_structures_agree(its: Watched) -> None:
+    assert its.look(PACK) == {}
+
+
+def test_every_structure_of_a_guest_leads_to_its_processes(its: Watched) -> None:
+    shown = {
+        view: {row.pid for row in its.machine.guest.task_sightings() if row.view is view}
+        for view in TaskView
+    }
+    truth = {task.pid for task in its.guest.settled_truth().processes}
+    assert all(shown[view] >= truth for view in (CHILDREN, PIDS, THREADS, TaskView.SLAB))
+    assert shown[TaskView.RUNNING] <= shown[TaskView.SLAB]
+    inner = {its.process(name).pid for name in ("ns-init", "ns-child", "box-init", "box-inner")}
+    assert shown[TaskView.INNER_PIDS] == inner
+
+
+def test_a_process_off_the_task_list_is_shown_by_all_the_others(its: Watched) -> None:
+    process = its.process("httpd")
+    with unlinked(its, process.address + its.member("task_struct", "tasks")):
+        finding = its.sees(PACK, missing(process.pid, LIST))
+    assert views(finding) >= {PIDS, CHILDREN, THREADS, TaskView.SLAB}
+    assert {one.address for one in finding.evidence[:-1]} == {process.address}
+
+
+def test_a_process_that_is_in_no_list_at_all_is_found_in_its_slab(its: Watched) -> None:
+    process = its.process("nc")
+    task = process.address
+    with (
+        unlinked(its, task + its.member("task_struct", "tasks")),
+        unlinked(its, task + its.member("task_struct", "sibling")),
+        without_pid(its, process),
+    ):
+        findings = [its.sees(PACK, missing(process.pid, view)) for view in (LIST, PIDS, CHILDREN)]
+        assert str(process.pid).encode() not in its.guest.run("ps -o pid").split()
+    assert {view for finding in findings for view in views(finding)} == {TaskView.SLAB}
+
+
+def test_a_process_in_no_list_is_found_where_it_runs(its: Watched) -> None:
+    its.start("sh -c 'while :; do :; done'")
+    process = its.process("sh")
+    try:
+        task = process.address
+        with (
+            unlinked(its, task + its.member("task_struct", "tasks")),
+            unlinked(its, task + its.member("task_struct", "sibling")),
+        ):
+            seen = its.sees(
+                PACK,
+                lambda finding: (
+                    missing(process.pid, LIST)(finding)
+                    and views(finding) >= {TaskView.RUNNING, TaskView.RUNNABLE, TaskView.LOADED}
+                ),
+            )
+    finally:
+        its.guest.run(f"kill -9 {process.pid}")
+    assert {one.address for one in seen.evidence if one.present} == {process.address}
+
+
+def test_a_process_of_an_inner_namespace_is_found_by_that_namespaces_table(its: Watched) -> None:
+    process = its.process("ns-child")
+    with unlinked(its, process.address + its.member("task_struct", "tasks")):
+        assert TaskView.INNER_PIDS in views(its.sees(PACK, missing(process.pid, LIST)))
+
+
+def test_a_thread_that_its_process_does_not_list_is_found(its: Watched) -> None:
+    process = its.process("threads")
+    threads = [one for one in its.machine.guest.threads() if one.tgid == process.pid]
+    thread = next(one for one in threads if one.pid != process.pid)
+    with unlinked(its, thread.address + its.member("task_struct", "thread_node")):
+        finding = its.sees(PACK, missing(thread.pid, THREADS))
+    assert views(finding) == {PIDS, TaskView.SLAB}
+    assert finding.claim.startswith(f"thread {thread.pid} ")
+
+
+def test_a_bind_mount_over_a_process_in_proc_is_found(its: Watched) -> None:
+    process = its.process("httpd")
+    its.guest.run(f"mkdir -p /run/empty; mount --bind /run/empty /proc/{process.pid}")
+    try:
+        finding = its.sees(PACK, lambda one: one.technique == "T1564.013")
+        assert its.guest.run(f"ls /proc/{process.pid}") == b""
+    finally:
+        its.guest.run(f"umount /proc/{process.pid}")
+    assert finding.evidence[0].facts["path"] == f"/proc/{process.pid}"
+    its.misses(PACK, lambda one: one.technique == "T1564.013")
