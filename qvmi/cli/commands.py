@@ -9,7 +9,6 @@ from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
 from qvmi.cli.pack_commands import PACK_COMMANDS
 from qvmi.cli.scan_command import SCAN
-from qvmi.cli.words import PACKS
 
 __all__ = ["COMMANDS"]
 
@@ -199,7 +198,7 @@ COMMANDS: Final = (
         "Runs codepacks until Ctrl-C, and prints alerts and their clearing as they come; with\n"
         "--json one document a line, each with its kind: alert, cleared or status. Ends with 1\n"
         "when there was an alert, else with 4 when a codepack could not see all it wanted to.\n"
-        f"Codepacks: {', '.join(PACKS)}, and those of others in folders, which must be signed by a\n"
+        "Codepacks: those that pack list tells, and those of others in folders, which must be signed by a\n"
         "key that is trusted. What they are granted says the policy: without one, they may only read.",
         (
             ("qvmi --qmp /run/vm/qmp.sock watch", "until Ctrl-C"),

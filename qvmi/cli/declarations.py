@@ -3,7 +3,7 @@
 from argparse import REMAINDER, Action, ArgumentParser, Namespace
 
 from qvmi.cli import values
-from qvmi.cli.words import ALL_PACKS, PACKS, PLACEMENTS, SHELLS
+from qvmi.cli.words import ALL_PACKS, PACKS, PLACEMENTS, SHELLS, USUAL, USUAL_PACKS
 
 __all__ = [
     "audit",
@@ -322,9 +322,9 @@ def watch(parser: ArgumentParser) -> None:
         "packs",
         metavar="PACK",
         nargs="*",
-        choices=(ALL_PACKS, *PACKS),
-        default=ALL_PACKS,
-        help="codepacks; all",
+        choices=(USUAL, ALL_PACKS, *PACKS),
+        default=USUAL,
+        help=f"codepacks, or {ALL_PACKS}; {USUAL}: {', '.join(USUAL_PACKS)}",
     )
     parser.add_argument(
         "--interval", metavar="S", type=values.seconds, help="seconds between two looks"

@@ -19,16 +19,22 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
-from qvmi.cli.words import ALL_PACKS, HERE, PACKS, PROCESS
+from qvmi.cli.words import ALL_PACKS, HERE, PACKS, PROCESS, USUAL, USUAL_PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
+from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.hidden_sockets import HiddenSockets
+from qvmi.codepacks.impostors import Impostors
+from qvmi.codepacks.injection import Injection
 from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
 from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.persistence import Persistence
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.third_party import require_signed
+from qvmi.codepacks.unusual_code import UnusualCode
 from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
@@ -38,7 +44,13 @@ __all__ = ["PACK_MAKERS", "watch"]
 
 _DEFAULT_INTERVAL_S: Final = 1.0
 PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
-    "hidden-processes": HiddenProcesses
+    "hidden-processes": HiddenProcesses,
+    "unusual-code": UnusualCode,
+    "credentials": CredentialWatch,
+    "injection": Injection,
+    "impostors": Impostors,
+    "hidden-sockets": HiddenSockets,
+    "persistence": Persistence,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
@@ -76,7 +88,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
-    own = PACKS if ALL_PACKS in packs else tuple(dict.fromkeys(packs))
+    own = _named(packs)
     manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
@@ -149,6 +161,15 @@ def _opened(
         bus=placed.bus,
         deadlines_s={one.name: one.management.deadline_s for one in chosen.manifests},
     )
+
+
+def _named(packs: Sequence[str]) -> Sequence[str]:
+    """These are the codepacks that come with qvmi that are meant, each once."""
+    if ALL_PACKS in packs:
+        return PACKS
+    usual = USUAL_PACKS if USUAL in packs else ()
+    others = () if packs == USUAL else packs
+    return tuple(dict.fromkeys((*usual, *(one for one in others if one != USUAL))))
 
 
 def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[VerifiedPack]:

@@ -2,10 +2,31 @@
 
 from typing import Final
 
-__all__ = ["ALL_PACKS", "HERE", "PACKS", "PLACEMENTS", "PROCESS", "SHELLS"]
+__all__ = [
+    "ALL_PACKS",
+    "HERE",
+    "PACKS",
+    "PLACEMENTS",
+    "PROCESS",
+    "SHELLS",
+    "USUAL",
+    "USUAL_PACKS",
+]
 
-PACKS: Final = ("hidden-processes",)
+PACKS: Final = (
+    "hidden-processes",
+    "unusual-code",
+    "credentials",
+    "injection",
+    "impostors",
+    "hidden-sockets",
+    "persistence",
+)
 """The names of the codepacks that ``watch`` can run."""
+
+USUAL: Final = "usual"
+USUAL_PACKS: Final = ("hidden-processes", "credentials")
+"""What ``watch`` runs unless told otherwise: those that a guest in good health gives no reason to speak."""
 
 ALL_PACKS: Final = "all"
 

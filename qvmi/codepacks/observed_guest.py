@@ -10,6 +10,7 @@ from qvmi.semantics.guest_os import (
     Cgroup,
     CommandLine,
     Credentials,
+    FilePiece,
     Gap,
     GuestFacts,
     GuestOS,
@@ -97,6 +98,10 @@ class ObservedGuest:
         """This lists the sockets that a process has open, or that all have."""
         return self._noted(lambda: self._guest.sockets(process))
 
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables, whoever has them open."""
+        return self._noted(self._guest.tabled_sockets)
+
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process, or of all."""
         return self._noted(lambda: self._guest.mappings(process))
@@ -109,8 +114,8 @@ class ObservedGuest:
         """This lists what a process runs, who made and who traces it, or that of all."""
         return self._noted(lambda: self._guest.programs(process))
 
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment that a process was given."""
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment that a process was given, or those of all."""
         return self._noted(lambda: self._guest.environment(process))
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
@@ -136,6 +141,10 @@ class ObservedGuest:
     def cached_files(self, under: str = "") -> Listing[CachedFile]:
         """This lists the files that have pages in memory."""
         return self._noted(lambda: self._guest.cached_files(under))
+
+    def file_content(self, file: CachedFile, limit: int = 4096) -> Listing[FilePiece]:
+        """This gives what is in memory of the beginning of a file."""
+        return self._noted(lambda: self._guest.file_content(file, limit))
 
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""

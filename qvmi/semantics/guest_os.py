@@ -9,7 +9,7 @@ import msgspec
 from qvmi.addr import Va
 from qvmi.errors import UsageError
 from qvmi.semantics.rows.bpf import BpfProgram
-from qvmi.semantics.rows.cached_files import CachedFile
+from qvmi.semantics.rows.cached_files import CachedFile, FilePiece
 from qvmi.semantics.rows.containers import Cgroup, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
@@ -31,6 +31,7 @@ __all__ = [
     "CommandLine",
     "Credentials",
     "Evidence",
+    "FilePiece",
     "Gap",
     "GuestFacts",
     "GuestOS",
@@ -210,6 +211,10 @@ class GuestOS(Protocol):
         """This lists the sockets that a process has open, or all there are, nobody's among them."""
         ...
 
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables, whoever has them open; no row has a pid."""
+        ...
+
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process by address, or those of all processes."""
         ...
@@ -222,8 +227,8 @@ class GuestOS(Protocol):
         """This lists what a process runs, who made and who traces it, or that of all."""
         ...
 
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment that a process was given."""
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment that a process was given, or those of all."""
         ...
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
@@ -248,6 +253,15 @@ class GuestOS(Protocol):
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first."""
+        ...
+
+    def file_content(self, file: CachedFile, limit: int = 4096) -> Listing[FilePiece]:
+        """This gives what is in memory of the beginning of a file; what is not is a gap.
+
+        Args:
+            file: a row of :meth:`cached_files`.
+            limit: how many bytes of it, at most.
+        """
         ...
 
     def cached_files(self, under: str = "") -> Listing[CachedFile]:

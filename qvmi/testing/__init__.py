@@ -13,15 +13,26 @@
 from qvmi.testing.guest import FakeGuest
 from qvmi.testing.machine import FakeMachine
 from qvmi.testing.memory import FakeMemory, MemoryRead
-from qvmi.testing.rows import fake_module, fake_mount, fake_process, fake_socket
+from qvmi.testing.rows import (
+    fake_cached_file,
+    fake_credentials,
+    fake_module,
+    fake_mount,
+    fake_process,
+    fake_program,
+    fake_socket,
+)
 
 __all__ = [
     "FakeGuest",
     "FakeMachine",
     "FakeMemory",
     "MemoryRead",
+    "fake_cached_file",
+    "fake_credentials",
     "fake_module",
     "fake_mount",
     "fake_process",
+    "fake_program",
     "fake_socket",
 ]

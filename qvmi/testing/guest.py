@@ -1,7 +1,7 @@
 """A guest that answers with the rows it is given."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from qvmi.semantics.guest_os import (
     Cgroup,
     CommandLine,
     Credentials,
+    FilePiece,
     Gap,
     GuestFacts,
     Listing,
@@ -58,7 +59,7 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
-    *("task_sightings", "programs"),
+    *("task_sightings", "programs", "file_content", "tabled_sockets"),
 )
 
 Row = TypeVar("Row")
@@ -86,6 +87,7 @@ class FakeGuest:
         processes: what the task list shows.
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
+        tabled_sockets: those of the kernel's own tables; None for the same as ``sockets``.
         task_sightings: what the other structures of the kernel lead to.
         modules: all modules.
         mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
@@ -94,6 +96,7 @@ class FakeGuest:
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
+        contents: of files, by path.
         provenance: what listings say of how they were taken.
         guest_facts: what :meth:`facts` answers.
     """
@@ -120,6 +123,8 @@ class FakeGuest:
         stack: Iterable[StackFrame] = (),
         task_sightings: Iterable[TaskSighting] = (),
         programs: Iterable[Program] = (),
+        contents: Mapping[str, bytes] | None = None,
+        tabled_sockets: Iterable[Socket] | None = None,
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -130,7 +135,7 @@ class FakeGuest:
         self._modules = _Answers(modules)
         self._mounts = _Answers(mounts)
         self._open_files = _Answers(open_files)
-        self._sockets = _Answers(sockets)
+        self._sockets = _Answers(listed_sockets := tuple(sockets))
         self._mappings = _Answers(mappings)
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
@@ -143,6 +148,10 @@ class FakeGuest:
         self._stack = _Answers(stack)
         self._task_sightings = _Answers(task_sightings)
         self._programs = _Answers(programs)
+        self._tabled_sockets = _Answers(
+            listed_sockets if tabled_sockets is None else tabled_sockets
+        )
+        self.contents = dict(contents or {})
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -219,6 +228,10 @@ class FakeGuest:
         """This lists the sockets of a process, or of all."""
         return _owned(self._answer("sockets", self._sockets), process)
 
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables."""
+        return self._answer("tabled_sockets", self._tabled_sockets)
+
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the mappings of a process, or of all."""
         return _owned(self._answer("mappings", self._mappings), process)
@@ -231,8 +244,8 @@ class FakeGuest:
         """This lists what a process runs, or what all do."""
         return _owned(self._answer("programs", self._programs), process)
 
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment of a process."""
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment of a process, or those of all."""
         return _owned(self._answer("environment", self._environment), process)
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
@@ -258,6 +271,13 @@ class FakeGuest:
     def cached_files(self, under: str = "") -> Listing[CachedFile]:  # noqa: ARG002 - all are there
         """This lists the files that have pages in memory."""
         return self._answer("cached_files", self._cached_files)
+
+    def file_content(self, file: CachedFile, limit: int = 4096) -> Listing[FilePiece]:
+        """This gives the content that a path was given."""
+        self._called("file_content")
+        data = self.contents.get(file.path, b"")[:limit]
+        pieces = (FilePiece(0, data),) if data else ()
+        return Listing(items=pieces, gaps=(), provenance=self.provenance)
 
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""

@@ -18,7 +18,7 @@ from tests.guests.lab import Guest
 __all__ = ["POINTER", "Watched", "watched"]
 
 POINTER: Final = Struct("<Q")
-_WAIT_S: Final = 60.0
+_WAIT_S: Final = 15.0
 """Longest wait for what was planted to be seen: on a loaded host the guest takes its time."""
 
 
@@ -50,11 +50,11 @@ class Watched:
         while any(map(unwanted, self.look(pack).values())):
             assert time.monotonic() < deadline, "it is still found"
 
-    def process(self, name: str) -> Process:
-        """This is the process of a name, as soon as there is one."""
+    def process(self, name: str, **fields: object) -> Process:
+        """This is the process of a name, and of other fields, as soon as there is one."""
         deadline = time.monotonic() + _WAIT_S
         while True:
-            found = self.machine.guest.processes().find(name=name)
+            found = self.machine.guest.processes().find(name=name, **fields)
             if found is not None:
                 return found
             assert time.monotonic() < deadline, f"no process {name}"

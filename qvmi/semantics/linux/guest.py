@@ -28,7 +28,6 @@ from qvmi.semantics.guest_os import (
     Socket,
     StackFrame,
     Thread,
-    Variable,
 )
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
@@ -193,15 +192,6 @@ class LinuxGuest(ProcessQuestions):
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
         return self._listing(lambda: self._of(process, self._command_lines.of))
-
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment that a process was given.
-
-        Raises:
-            SymbolsError: the profile lacks what this needs.
-            WalkFailed: the process is gone, or its memory cannot be read at all.
-        """
-        return self._listing(lambda: self._command_lines.environment(process))
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
         """This lists who a process is and what it may do, or who all are.

@@ -1,13 +1,25 @@
-"""The questions about processes that are asked to find out who hides, pretends or was tampered with."""
+"""The questions that are asked to find out who hides, pretends, or was tampered with."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
+from qvmi.addr import PAGE_SIZE
 from qvmi.errors import SymbolsError
-from qvmi.semantics.guest_os import Listing, Process, Program, TaskSighting
+from qvmi.semantics.guest_os import (
+    CachedFile,
+    FilePiece,
+    Gap,
+    Listing,
+    Process,
+    Program,
+    Socket,
+    TaskSighting,
+    Variable,
+)
 from qvmi.semantics.linux.exec import Programs
+from qvmi.semantics.linux.file_content import FileContents
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.pid import PidNamespaces
 from qvmi.semantics.linux.run_queue import RunQueues
@@ -46,6 +58,45 @@ class ProcessQuestions(Walkers, ABC):
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
         return self._listing(lambda: self._of(process, self._programs.of))
+
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment that a process was given, or those of all.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the process is gone, or its memory or the list of processes cannot be read at all.
+        """
+        if process is None:
+            return self._listing(lambda: self._of_all(self._command_lines.environments))
+        return self._listing(lambda: self._command_lines.environment(process))
+
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables, whoever has them open; no row has a pid.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+        """
+        return self._listing(lambda: self._socket_tables.walk().result)
+
+    def file_content(self, file: CachedFile, limit: int = PAGE_SIZE) -> Listing[FilePiece]:
+        """This gives what is in memory of the beginning of a file; what is not is a gap.
+
+        Args:
+            file: a row of :meth:`cached_files`.
+            limit: how many bytes of it, at most.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: the file is gone, or is of a kind that is not read.
+        """
+        contents = FileContents(self.kernel.space, self._cached_files, self.memmap)
+
+        def walk() -> ListWalk[FilePiece]:
+            pieces, missing, retries = contents.beginning(file, limit)
+            gaps = [Gap("address_space", file.address, one.reason) for one in missing]
+            return ListWalk(dict(enumerate(pieces)), gaps, retries)
+
+        return self._listing(walk)
 
     @cached_property
     def _programs(self) -> Programs:

@@ -122,6 +122,7 @@ class WindowsGuest:
     mounts = _not_answered("mounts")
     open_files = _not_answered("open_files", "windows.handles.Handles")
     sockets = _not_answered("sockets", "windows.netscan.NetScan")
+    tabled_sockets = _not_answered("tabled_sockets")
     mappings = _not_answered("mappings", "windows.vadinfo.VadInfo")
     command_lines = _not_answered("command_lines", "windows.cmdline.CmdLine")
     programs = _not_answered("programs")
@@ -131,6 +132,7 @@ class WindowsGuest:
     cgroups = _not_answered("cgroups")
     bpf_programs = _not_answered("bpf_programs")
     cached_files = _not_answered("cached_files", "windows.filescan.FileScan")
+    file_content = _not_answered("file_content")
     stack = _not_answered("stack")
     log = _not_answered("log")
 

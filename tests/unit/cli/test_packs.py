@@ -97,7 +97,7 @@ def test_what_cannot_be_done_is_told_with_the_way_out(
 
 
 def test_what_comes_with_qvmi_tells_what_it_needs() -> None:
-    [listed] = qvmi_document("pack", "list")["items"]
+    listed, *_ = qvmi_document("pack", "list")["items"]
     assert qvmi_document("pack", "info", "hidden-processes") == listed
     assert (listed["name"], listed["grants"]) == ("hidden-processes", ["read-memory"])
     assert listed["management"]["restart"] == "on-failure"

@@ -18,7 +18,7 @@ import pytest
 from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
-from qvmi.cli.words import ALL_PACKS
+from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.errors import BusError, MachineGone, UsageError, WalkFailed
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
@@ -27,6 +27,7 @@ from tests.unit.cli.streams import Captured
 
 DEADLINE_S: Final = 30
 INTERVAL_S: Final = 0.02
+WATCHED: Final = (HiddenProcesses().name,)
 INIT = fake_process(1, name="init")
 EVIL = fake_process(666, name="evil\x1b[2J[bold]", uid=0)
 
@@ -44,7 +45,7 @@ async def watched(
 ) -> ExitCode:
     """This watches until a condition holds, and sends this process a signal then."""
     watching = asyncio.create_task(
-        watch(machine, output, packs=ALL_PACKS, interval=INTERVAL_S, duration_s=None)
+        watch(machine, output, packs=WATCHED, interval=INTERVAL_S, duration_s=None)
     )
     async with asyncio.timeout(DEADLINE_S):
         while not until() and not watching.done():  # noqa: ASYNC110 - a stream tells nobody
@@ -135,7 +136,7 @@ async def test_it_ends_when_its_time_is_up() -> None:
     output = Captured()
     async with asyncio.timeout(DEADLINE_S):
         code = await watch(
-            clean_machine(), output, packs=ALL_PACKS, interval=INTERVAL_S, duration_s=1.5
+            clean_machine(), output, packs=WATCHED, interval=INTERVAL_S, duration_s=1.5
         )
     assert code is ExitCode.FINE
 
@@ -147,7 +148,7 @@ async def test_a_machine_that_ends_is_an_error() -> None:
     output = Captured()
     with pytest.raises(MachineGone):
         async with asyncio.timeout(DEADLINE_S):
-            await watch(machine, output, packs=ALL_PACKS, interval=INTERVAL_S, duration_s=None)
+            await watch(machine, output, packs=WATCHED, interval=INTERVAL_S, duration_s=None)
 
 
 @asynchronous
@@ -206,7 +207,7 @@ def test_a_broker_that_exists_is_used_and_whoever_listens_there_hears_the_alert(
         watching = watch(
             infected_machine(),
             output,
-            packs=ALL_PACKS,
+            packs=WATCHED,
             interval=INTERVAL_S,
             duration_s=2.0,
             bus=url,
@@ -231,7 +232,7 @@ async def test_a_broker_that_cannot_be_used_is_told_of(
         await watch(
             clean_machine(),
             Captured(),
-            packs=ALL_PACKS,
+            packs=WATCHED,
             interval=None,
             duration_s=None,
             bus=bus,
@@ -243,7 +244,7 @@ def test_without_a_broker_at_the_url_that_is_said_and_nothing_is_watched() -> No
     watching = watch(
         clean_machine(),
         Captured(),
-        packs=ALL_PACKS,
+        packs=WATCHED,
         interval=None,
         duration_s=None,
         bus="unix:///nowhere/broker.sock",
