@@ -22,6 +22,7 @@ from qvmi.cli.stop_signal import stop_signal
 from qvmi.cli.words import ALL_PACKS, HERE, PACKS, PROCESS, USUAL, USUAL_PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
+from qvmi.codepacks.container_escape import ContainerEscape
 from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.hidden_sockets import HiddenSockets
@@ -51,6 +52,7 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "impostors": Impostors,
     "hidden-sockets": HiddenSockets,
     "persistence": Persistence,
+    "container-escape": ContainerEscape,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""

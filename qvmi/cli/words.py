@@ -21,6 +21,7 @@ PACKS: Final = (
     "impostors",
     "hidden-sockets",
     "persistence",
+    "container-escape",
 )
 """The names of the codepacks that ``watch`` can run."""
 

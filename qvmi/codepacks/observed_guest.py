@@ -8,6 +8,7 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CgroupHierarchy,
     CommandLine,
     Credentials,
     FilePiece,
@@ -129,6 +130,10 @@ class ObservedGuest:
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
         return self._noted(lambda: self._guest.cgroups(process))
+
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups."""
+        return self._noted(self._guest.cgroup_hierarchies)
 
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs that the kernel has loaded."""

@@ -10,7 +10,7 @@ from qvmi.addr import Va
 from qvmi.errors import UsageError
 from qvmi.semantics.rows.bpf import BpfProgram
 from qvmi.semantics.rows.cached_files import CachedFile, FilePiece
-from qvmi.semantics.rows.containers import Cgroup, Namespaces
+from qvmi.semantics.rows.containers import Cgroup, CgroupHierarchy, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
@@ -28,6 +28,7 @@ __all__ = [
     "CachedFile",
     "CapabilitySet",
     "Cgroup",
+    "CgroupHierarchy",
     "CommandLine",
     "Credentials",
     "Evidence",
@@ -241,6 +242,10 @@ class GuestOS(Protocol):
 
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
+        ...
+
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups."""
         ...
 
     def bpf_programs(self) -> Listing[BpfProgram]:

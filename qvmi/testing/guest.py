@@ -12,6 +12,7 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CgroupHierarchy,
     CommandLine,
     Credentials,
     FilePiece,
@@ -60,6 +61,7 @@ _QUESTIONS: Final = (
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
     *("task_sightings", "programs", "file_content", "tabled_sockets"),
+    *("cgroup_hierarchies",),
 )
 
 Row = TypeVar("Row")
@@ -90,7 +92,8 @@ class FakeGuest:
         tabled_sockets: those of the kernel's own tables; None for the same as ``sockets``.
         task_sightings: what the other structures of the kernel lead to.
         modules: all modules.
-        mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
+        mounts: what every process sees; ``cgroup_hierarchies``, ``log``, ``cached_files``,
+            ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups,
             programs, stack: those of all processes; who asks for one gets the rows with its pid.
 
@@ -125,6 +128,7 @@ class FakeGuest:
         programs: Iterable[Program] = (),
         contents: Mapping[str, bytes] | None = None,
         tabled_sockets: Iterable[Socket] | None = None,
+        cgroup_hierarchies: Iterable[CgroupHierarchy] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -146,11 +150,11 @@ class FakeGuest:
         self._bpf_programs = _Answers(bpf_programs)
         self._cached_files = _Answers(cached_files)
         self._stack = _Answers(stack)
-        self._task_sightings = _Answers(task_sightings)
-        self._programs = _Answers(programs)
+        self._task_sightings, self._programs = _Answers(task_sightings), _Answers(programs)
         self._tabled_sockets = _Answers(
             listed_sockets if tabled_sockets is None else tabled_sockets
         )
+        self._cgroup_hierarchies = _Answers(cgroup_hierarchies)
         self.contents = dict(contents or {})
         self._faults = Faults(_QUESTIONS)
 
@@ -259,6 +263,10 @@ class FakeGuest:
     def cgroups(self, process: Process | None = None) -> Listing[Cgroup]:
         """This lists the cgroups of a process, or of all."""
         return _owned(self._answer("cgroups", self._cgroups), process)
+
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups."""
+        return self._answer("cgroup_hierarchies", self._cgroup_hierarchies)
 
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs."""

@@ -4,6 +4,7 @@ The lab's guest has a few such processes of its own from the start (tests/guests
 a detector says of the guest at rest must be about just those.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Final
 
 import pytest
 
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.codepacks.confirmation import Confirmation
+from qvmi.codepacks.container_escape import ContainerEscape
 from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.file_watch import FileWatch
 from qvmi.codepacks.hidden_sockets import HiddenSockets
@@ -24,6 +27,7 @@ from tests.guests.guest_program import install
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.watched import POINTER, Watched, watched
+from tests.proofs import proof_size
 
 KERNELS: Final = ("6.1", "7.x")
 
@@ -318,6 +322,7 @@ def test_a_library_that_every_program_is_to_load_is_found_in_the_page_cache(its:
 def test_a_descriptor_of_anothers_memory_is_found(its: Watched) -> None:
     victim = its.process("httpd")
     pid = its.start(f"sleep 2996 3<>/proc/{victim.pid}/mem")
+    its.process("sleep", pid=pid)
     try:
         finding = its.sees(INJECTED, of_pid(pid, "T1055.009"))
     finally:
@@ -475,3 +480,88 @@ def test_a_line_that_is_added_to_the_users_is_found_with_both_digests(
         its.guest.run("cat /run/passwd >/etc/passwd; rm /run/passwd")
     assert [one.facts["sha256"] for one in finding.evidence] == [before, after]
     its.misses(kept, lambda _: True)
+
+
+# ---------------------------------------------------------------------------------------- container escape
+
+BOXES: Final = ContainerEscape()
+BOX: Final = "/sys/fs/cgroup/docker/" + 16 * "4711"
+
+
+@contextmanager
+def in_a_box(its: Watched, command: str) -> Iterator[Process]:
+    """This is a program in a container's cgroup and in a mount namespace of its own."""
+    its.guest.run(f"mkdir -p {BOX}")
+    pid = its.start(f"unshare -m sh -c 'echo $$ >{BOX}/cgroup.procs; exec {command}'")
+    try:
+        yield its.process("sleep", pid=pid)
+    finally:
+        its.guest.run(f"kill -9 {pid}")
+
+
+def test_processes_of_containers_in_the_hosts_namespaces_are_told_and_no_others(
+    its: Watched,
+) -> None:
+    names = ("in-docker", "in-pod", "in-odd-cgroup")
+    findings = its.look(BOXES).values()
+    assert told(findings) == {(name, "T1611") for name in names}
+    [finding] = [one for one in findings if "(in-pod)" in one.claim and "mount" in one.claim]
+    process, first = its.process("in-pod"), its.guest.run("readlink /proc/1/ns/mnt").strip()
+    assert its.guest.run(f"readlink /proc/{process.pid}/ns/mnt").strip() == first
+    assert f"mnt:[{finding.evidence[1].facts['mnt']}]".encode() == first
+
+
+def test_the_hosts_root_in_a_container_is_found(its: Watched) -> None:
+    with in_a_box(its, "sleep 2995") as process:
+        finding = its.sees(BOXES, lambda one: "root file system" in one.claim)
+        assert "rootfs" in its.guest.run(f"cat /proc/{process.pid}/mounts").decode()
+    assert finding.claim.startswith(f"process {process.pid} (sleep) of the docker container 4711")
+    assert (finding.evidence[1].facts["path"], finding.evidence[1].facts["root"]) == ("/", "/")
+
+
+def test_the_hosts_memory_that_a_container_has_open_is_found(its: Watched) -> None:
+    with in_a_box(its, "sleep 2994 3</proc/kcore") as process:
+        finding = its.sees(BOXES, lambda one: "/proc/kcore" in one.claim)
+    assert f"process {process.pid} (sleep)" in finding.claim
+    assert finding.evidence[1].facts["fd"] == 3
+
+
+def test_a_program_that_the_kernel_runs_for_an_empty_cgroup_is_found(its: Watched) -> None:
+    its.guest.run("echo /run/escape >/run/cgroup/pids/release_agent")
+    try:
+        finding = its.sees(BOXES, lambda one: one.key.startswith("release_agent"))
+        assert its.guest.run("cat /run/cgroup/pids/release_agent") == b"/run/escape\n"
+    finally:
+        its.guest.run("echo >/run/cgroup/pids/release_agent")
+    assert finding.evidence[0].facts["release_agent"] == "/run/escape"
+    its.misses(BOXES, lambda one: one.key.startswith("release_agent"))
+
+
+# ------------------------------------------------------------------------------------------------ all of them
+
+
+def packs() -> list[Codepack]:
+    """These are all of them as they are after some looks."""
+    files = FileWatch(every_s=0.0)
+    return [CODE, CredentialWatch(steady_s=0.0), Injection(files=files), DRESSED, SOCKETS, BOXES]
+
+
+def test_in_a_storm_of_forks_nothing_is_believed_that_is_not_so_at_rest(
+    its: Watched, proof_count: Callable[[int], None]
+) -> None:
+    rounds = proof_size(ci=40, full=2000)
+    watching = [(pack, Confirmation()) for pack in (*packs(), Persistence())]
+    at_rest = {pack.name: set(its.look(pack)) for pack, _ in watching}
+    its.guest.start_storm()
+    try:
+        for number in range(rounds):
+            for pack, confirmation in watching:
+                now = time.monotonic()
+                found = its.look(pack).values()
+                changes = confirmation.update(found, complete=True, at=now, clock=now)
+                new = [one.finding for one in changes.raised]
+                assert [one.claim for one in new if one.key not in at_rest[pack.name]] == [], number
+    finally:
+        storm = its.guest.stop_storm()
+    assert storm.count > 10
+    proof_count(rounds * len(watching))

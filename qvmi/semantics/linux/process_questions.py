@@ -9,6 +9,7 @@ from qvmi.addr import PAGE_SIZE
 from qvmi.errors import SymbolsError
 from qvmi.semantics.guest_os import (
     CachedFile,
+    CgroupHierarchy,
     FilePiece,
     Gap,
     Listing,
@@ -18,6 +19,7 @@ from qvmi.semantics.guest_os import (
     TaskSighting,
     Variable,
 )
+from qvmi.semantics.linux.cgroup_roots import CgroupRoots
 from qvmi.semantics.linux.exec import Programs
 from qvmi.semantics.linux.file_content import FileContents
 from qvmi.semantics.linux.list import ListWalk
@@ -70,6 +72,15 @@ class ProcessQuestions(Walkers, ABC):
             return self._listing(lambda: self._of_all(self._command_lines.environments))
         return self._listing(lambda: self._command_lines.environment(process))
 
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups.
+
+        Raises:
+            SymbolsError: the kernel has no cgroups, or the profile lacks what this needs.
+            WalkFailed: the list of them cannot be walked at all.
+        """
+        return self._listing(self._cgroup_roots.hierarchies)
+
     def tabled_sockets(self) -> Listing[Socket]:
         """This lists the sockets of the kernel's own tables, whoever has them open; no row has a pid.
 
@@ -97,6 +108,10 @@ class ProcessQuestions(Walkers, ABC):
             return ListWalk(dict(enumerate(pieces)), gaps, retries)
 
         return self._listing(walk)
+
+    @cached_property
+    def _cgroup_roots(self) -> CgroupRoots:
+        return CgroupRoots(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _programs(self) -> Programs:

@@ -130,6 +130,7 @@ class WindowsGuest:
     credentials = _not_answered("credentials", "windows.getsids.GetSIDs")
     namespaces = _not_answered("namespaces")
     cgroups = _not_answered("cgroups")
+    cgroup_hierarchies = _not_answered("cgroup_hierarchies")
     bpf_programs = _not_answered("bpf_programs")
     cached_files = _not_answered("cached_files", "windows.filescan.FileScan")
     file_content = _not_answered("file_content")
