@@ -9,8 +9,10 @@ from typing import Final
 import pytest
 
 from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.semantics.guest_os import Process, TaskView
+from tests.guests.aarch64_guests import aarch64
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.watched import POINTER, Watched, watched
@@ -153,3 +155,31 @@ def test_a_bind_mount_over_a_process_in_proc_is_found(its: Watched) -> None:
         its.guest.run(f"umount /proc/{process.pid}")
     assert finding.evidence[0].facts["path"] == f"/proc/{process.pid}"
     its.misses(PACK, lambda one: one.technique == "T1564.013")
+
+
+@pytest.fixture(scope="module")
+def arm(lab: Lab, profiles: Path) -> Iterator[Watched]:
+    with ExitStack() as stack:
+        guest = GuestPool(lab, stack).restore(aarch64(gdbstub=True))
+        yield stack.enter_context(watched(guest, profiles))
+
+
+def test_on_aarch64_all_structures_agree_and_tell_who_is_off_the_task_list(arm: Watched) -> None:
+    assert arm.look(PACK) == {}
+    process = arm.process("httpd")
+    with unlinked(arm, process.address + arm.member("task_struct", "tasks")):
+        finding = arm.sees(PACK, missing(process.pid, LIST))
+    assert views(finding) >= {PIDS, CHILDREN, THREADS, TaskView.SLAB}
+
+
+def test_on_aarch64_a_user_that_is_overwritten_is_told(arm: Watched) -> None:
+    pack = CredentialWatch(steady_s=0.0)
+    pid = arm.start("su user -c 'exec sleep 2998'")
+    process = arm.process("sleep", pid=pid)
+    assert arm.look(pack) == {}
+    cred = arm.pointer(process.address + arm.member("task_struct", "real_cred"))
+    with arm.written(cred + arm.member("cred", "euid"), bytes(4)):
+        finding = arm.sees(pack, lambda one: one.technique == "T1068")
+        assert arm.guest.run(f"grep Uid /proc/{pid}/status").split()[2] == b"0"
+    arm.guest.run(f"kill -9 {pid}")
+    assert finding.evidence[1].facts["euid"] == 0

@@ -1,4 +1,4 @@
-"""A kernel that lies where detectors look: each look ends, raises only what a codepack may, and no lie hides another."""
+"""A kernel that lies where detectors look: each look ends, and raises only what a codepack may."""
 
 import random
 from collections.abc import Iterator
