@@ -1,27 +1,32 @@
 """Strict TOML files: what is wrong in one is told with the file, the line and the key.
 
-References: TOML v1.0.0.
+References: TOML v1.0.0; open(2) O_PATH; what OpenSSH's ``StrictModes`` asks of its files (sshd_config(5)).
 """
 
 import os
 import re
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import msgspec
 
 from qvmi.errors import BadSettings
 
-__all__ = ["MAX_SETTINGS_BYTES", "Table"]
+__all__ = ["MAX_SETTINGS_BYTES", "Table", "nearest", "read_settings", "whose_fault"]
 
 MAX_SETTINGS_BYTES: Final = 256 << 10
 """Bytes of a file; what people write by hand has a few thousand."""
 
 MAX_DEPTH: Final = 16
 """Tables and lists within each other; what people write has 4. Whatever goes through them recurses."""
+
+_OTHERS_WRITE: Final = 0o022
+_KINDS: Final = {stat.S_IFDIR: "directory", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 Form = TypeVar("Form")
 
@@ -35,6 +40,56 @@ _LINE: Final = re.compile(r"(.*) \(at (?:line (\d+), column \d+|end of document)
 _BEYOND: Final = 1 << 63
 _MOST_SHOWN: Final = 60
 """Letters of a wrong word that a message repeats."""
+
+
+def read_settings(path: Path) -> bytes:
+    """This reads a file of settings that nobody else can change: a policy that others write is none.
+
+    A pipe or a device is not even opened.
+
+    Raises:
+        BadSettings: it cannot be read, is no file, or somebody else's; says the way out.
+    """
+    try:
+        where = path.resolve(strict=True)
+        held = os.open(where, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself; a NUL in the name
+        raise BadSettings(path, f"cannot be read: {_why(error)}") from error
+    try:
+        found = os.fstat(held)
+        if not stat.S_ISREG(found.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
+            raise BadSettings(path, f"is a {kind} and no regular file: name another one")
+        for place, state in ((where, found), (where.parent, where.parent.stat())):
+            if fault := whose_fault(place, state):
+                raise BadSettings(path, fault)
+        with Path(f"/proc/self/fd/{held}").open("rb") as file:
+            return file.read(MAX_SETTINGS_BYTES + 1)
+    except OSError as error:
+        raise BadSettings(path, f"cannot be read: {_why(error)}") from error
+    finally:
+        os.close(held)
+
+
+def whose_fault(path: Path, found: os.stat_result) -> str:
+    """This is how somebody else could change a file or what is in a folder, with the way out; or empty.
+
+    In a folder with the sticky bit, such as /tmp, nobody exchanges what is another's.
+    """
+    if found.st_uid not in (0, os.geteuid()):
+        return (
+            f"{path} belongs to uid {found.st_uid}, who may change it: chown {os.geteuid()} {path}"
+        )
+    is_shared = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    if found.st_mode & _OTHERS_WRITE and not is_shared:
+        return (
+            f"others may write {path} (mode {stat.S_IMODE(found.st_mode):04o}): chmod go-w {path}"
+        )
+    return ""
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +147,7 @@ class Table:
         """This raises BadSettings at the first key that is none of these."""
         for key in self.values:
             if key not in known:
-                raise self.wrong(key, f"is not known{_nearest(key, known)}")
+                raise self.wrong(key, f"is not known{nearest(key, known)}")
 
     def read_as(self, form: type[Form]) -> Form:
         """This reads the table as a msgspec.Struct.
@@ -118,7 +173,7 @@ class Table:
         if unknown := _UNKNOWN.search(what):
             if inner:
                 return self.wrong(inner, f"has a key {_shown(unknown[1])!r} that is not known")
-            return self.wrong(unknown[1], f"is not known{_nearest(unknown[1], known)}")
+            return self.wrong(unknown[1], f"is not known{nearest(unknown[1], known)}")
         if missing := _MISSING.search(what):
             return self.wrong(f"{inner}.{missing[1]}".strip("."), "is missing: it must be given")
         return self.wrong(inner, what[:1].lower() + what[1:])
@@ -178,7 +233,7 @@ def _names(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))
 
 
-def _nearest(word: str, known: tuple[str, ...]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """This names the word that may have been meant, or all there are."""
     near = get_close_matches(word, known, 1)
     if near:

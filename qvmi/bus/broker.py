@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -29,7 +29,7 @@ from qvmi.bus.place import HERE, Place
 from qvmi.bus.private_folder import private_folder
 from qvmi.bus.tls_listener import TlsListener
 from qvmi.bus.unix_socket import MAX_SOCKET_PATH, accepts
-from qvmi.errors import BrokerUnavailable, BusRefused
+from qvmi.errors import BrokerUnavailable, BusError, BusRefused
 
 __all__ = ["Broker", "find_mosquitto", "mosquitto"]
 
@@ -50,6 +50,9 @@ _POLL_S: Final = 0.005
 
 _REREAD_POLL_S: Final = 0.02
 """Between two looks at whether mosquitto has read its accounts again, which it does at once when idle."""
+
+_MAX_THROWN_OUT: Final = 16
+"""Connections that are ended at a time; each takes milliseconds."""
 
 _MARK: Final = "qvmi.accounts-are-read"
 """The account that shows it."""
@@ -119,7 +122,7 @@ async def mosquitto(
             yield broker
         finally:
             supervision.cancel()
-            await asyncio.wait({supervision})
+            await asyncio.wait({supervision, *broker.abandon()})
 
 
 class Broker:
@@ -139,7 +142,8 @@ class Broker:
         self.socket = folder / SOCKET
         self.place = place
         self.starts = 0
-        self.log = BrokerLog()
+        self.log = BrokerLog(self._throw_out)
+        self._throwing_out: set[asyncio.Task[None]] = set()
         self._own_socket = folder / OWN_SOCKET
         self._program = program
         self._folder = folder
@@ -157,6 +161,12 @@ class Broker:
     def pid(self) -> int | None:
         """This is mosquitto's process id; None while there is no process."""
         return None if self._process is None else self._process.pid
+
+    def abandon(self) -> Collection[asyncio.Task[None]]:
+        """This gives up what was begun besides, and is what is to be waited for."""
+        for ending in self._throwing_out:
+            ending.cancel()
+        return frozenset(self._throwing_out)
 
     async def accepting(self) -> None:
         """This waits until mosquitto accepts connections.
@@ -231,6 +241,23 @@ class Broker:
             ends = 1 if loop.time() - began > STABLE_S else ends + 1
             if ends > MAX_RESTARTS:
                 self._fail(f"mosquitto ended {ends} times in a row: {last_words}")
+
+    def _throw_out(self, name: str) -> None:
+        """This ends the connection of an account, and with it all that the broker keeps for that."""
+        account = self._accounts.get(name)
+        if account is not None and len(self._throwing_out) < _MAX_THROWN_OUT:
+            ending = asyncio.create_task(self._succeed(account), name="qvmi-broker-throw-out")
+            self._throwing_out.add(ending)
+            ending.add_done_callback(self._throwing_out.discard)
+
+    async def _succeed(self, account: Account) -> None:
+        """This connects in the name of an account, which ends the connection that it has."""
+        try:
+            await (await MqttBus.connect(self._own_socket, account)).close()
+        except (
+            BusError
+        ) as error:  # it is revoked, or the broker has ended and it has no connection any more
+            _log.debug("%s is not thrown out: %s", account.name, error)
 
     async def _have_accounts_read(self) -> None:
         """This has mosquitto read the accounts again, and waits until it has.

@@ -47,14 +47,15 @@ class Bus(Publisher, Protocol):
             topics: what to receive.
             retained: whether to take what was published to be retained; if not, it is refused and
                 counted, before or now.
-            group: a name; each message then goes to one of those who subscribe to the same topics in
-                this group, and nothing that was retained before; None for all messages. mosquitto lets
-                whoever is on the bus into a group whose name it knows; those who may not read there get
-                nothing, but what was their turn is lost. So among strangers the name is a secret.
+            group: made by :func:`~qvmi.bus.group.new_group`; each message then goes to one of those who
+                subscribe to the same topics in this group, and nothing that was retained before; None
+                for all messages. mosquitto lets whoever is on the bus into a group whose name it knows;
+                those who may not read there get nothing, but what was their turn is lost. So the name
+                is a secret.
 
         Raises:
             BusRefused: the account may not read there.
-            UsageError: the group has no name, or this bus is in it already, or subscribed to the
+            UsageError: the group is none, or this bus is in it already, or subscribed to the
                 same topics with another ``retained``.
             BusError: the channel is closed or lost, or does not answer.
         """
@@ -90,7 +91,7 @@ class Bus(Publisher, Protocol):
         Args:
             service: its name.
             vm: only about this machine; None for all.
-            group: a name for those who serve together: each request goes to one of them.
+            group: for those who serve together, as in `subscribe`: each request goes to one of them.
 
         Raises:
             BusRefused: the account may not read there.

@@ -110,6 +110,7 @@ def _config(*, root: bool, tls: TlsListener | None, place: Place, own: bool) -> 
         "log_type error",
         "log_type warning",
         "log_type notice",  # says who was refused, which nobody else does
+        "log_type subscribe",  # there is no limit for them: they are counted by what is logged
         "connection_messages true",
     ]
     if root:

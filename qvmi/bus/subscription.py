@@ -5,9 +5,10 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Self
 
+from qvmi.bus.group import is_group
 from qvmi.bus.message import Message
 from qvmi.bus.refusals import Refusals
-from qvmi.bus.topic import Topic, TopicFilter, is_name
+from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.errors import BadMessage, BusError, UsageError
 
 __all__ = ["MAX_WAITING_MESSAGES", "Subscription", "require_new"]
@@ -138,12 +139,12 @@ def require_new(
     A broker knows each filter of a client once: it can tell neither two members of a group apart, nor
     one that takes retained messages from one that does not.
     """
-    if group is not None and not is_name(group):
-        raise UsageError(f"group {group!r} is no name")
+    if group is not None and not is_group(group):
+        raise UsageError("a group's name is a secret of its members: make it by new_group")
     for one in open_ones:
         if one.topics != topics or one.group != group:
             continue
         if group is not None:
-            raise UsageError(f"{topics.text}: this bus is in the group {group!r} already")
+            raise UsageError(f"{topics.text}: this bus is in the group already")
         if one.retained != retained:
             raise UsageError(f"{topics.text}: already subscribed to with retained={one.retained}")

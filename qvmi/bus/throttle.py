@@ -90,6 +90,17 @@ class Throttle:
         self._changed = changed
         self._out: dict[str, asyncio.Event] = {}
 
+    def replace(self, account: Account) -> None:
+        """This is told that an account has another secret: with that it is let in again."""
+        speaker = _speaker_of(account)
+        others = [one for one in self._watched[speaker] if one.name != account.name]
+        self._watched[speaker] = [*others, account]
+
+    def forget(self, account: Account) -> None:
+        """This is told that an account was revoked for good: it is not let in again."""
+        speaker = _speaker_of(account)
+        self._watched[speaker] = [one for one in self._watched[speaker] if one.name != account.name]
+
     async def let_in(self, account: Account) -> bool:
         """This waits until an account that is put out is let in again.
 
@@ -172,15 +183,14 @@ class Throttle:
         self.suspended[speaker] += 1
         why = f"published more than {self._max_per_s} messages in a second"
         _tell_audit(f"throttled on the bus: {speaker} {why}")
-        accounts = self._watched[speaker]
         try:
             await self._changed(speaker, f"{why}, and is put out for {self._penalty_s:g} s")
-            for account in accounts:
+            for account in self._watched[speaker]:
                 await self._admission.revoke(account.name)
             await asyncio.sleep(self._penalty_s)
         finally:
             try:
-                for account in accounts:
+                for account in self._watched[speaker]:  # which may be others by now
                     await self._admission.admit(account)
             finally:
                 self._out.pop(speaker).set()

@@ -341,6 +341,13 @@ def watch(parser: ArgumentParser) -> None:
         help="a codepack of somebody else's, which must be signed; may be given again",
     )
     parser.add_argument(
+        "--only",
+        metavar="NAME,…",
+        type=values.names,
+        default=(),
+        help="of all these, run only those; else those that are loaded run beside qvmi's own",
+    )
+    parser.add_argument(
         "--policy", metavar="FILE", type=values.given, help="what codepacks are granted"
     )
     parser.add_argument(

@@ -3,20 +3,17 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.words import GATEWAY_HOLDER
 from qvmi.errors import UsageError
 from qvmi.manager.gateways.gateway import Gateway, Places, gateways
 from qvmi.policy import READ_ONLY, Grant, Policy, read_policies
 from qvmi.qmp.monitor import Monitor
 
 __all__ = ["gateway"]
-
-_HOLDER: Final = "gateway"
-"""What a policy file calls the clients of a gateway."""
 
 
 async def gateway(  # noqa: PLR0913 - what its command declares
@@ -41,7 +38,7 @@ async def gateway(  # noqa: PLR0913 - what its command declares
     )
     if monitor.descriptor is None:
         raise UsageError(f"{monitor.target}: libvirt holds this machine's monitor, not qvmi")
-    granted = READ_ONLY if policy is None else read_policies(Path(policy)).of(_HOLDER)
+    granted = READ_ONLY if policy is None else read_policies(Path(policy)).of(GATEWAY_HOLDER)
     granted = granted.plus(*(Grant(name) for names in grants for name in names))
     opened = gateways(monitor, places, granted, gdb=gdb)
     with stop_signal() as stop:

@@ -15,8 +15,14 @@ __all__ = ["key_ring", "keys"]
 _WANTED: Final = {"new": "its name", "trust": "its .pub file", "revoke": "its name or id"}
 
 
-def key_ring(folder: str | None) -> KeyRing:
-    """This is the folder of keys that was named, or this user's."""
+def key_ring(folder: str | None, *, may_be_new: bool = False) -> KeyRing:
+    """This is the folder of keys that was named, or this user's.
+
+    Raises:
+        UsageError: there is none such; this user's own need not be there yet.
+    """
+    if folder is not None and not may_be_new and not Path(folder).is_dir():
+        raise UsageError(f"--keys {folder!r}: there is no such folder")
     return KeyRing(default_key_folder() if folder is None else Path(folder))
 
 
@@ -26,7 +32,7 @@ def keys(output: Output, *, action: str, what: str | None, keys: str | None) -> 
     Raises:
         UsageError: that cannot be done.
     """
-    ring = key_ring(keys)
+    ring = key_ring(keys, may_be_new=action != "list" or what is not None)
     if action == "list":
         if what is not None:
             raise UsageError(f"keys list takes nothing: {what!r}")

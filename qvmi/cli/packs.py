@@ -13,7 +13,7 @@ from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.cli.words import PACKS
-from qvmi.codepacks.manifest import Manifest, built_in_manifest
+from qvmi.codepacks.manifest import ENFORCEMENT, Manifest, built_in_manifest
 from qvmi.codepacks.pack_folder import SIGNATURE_FILE, PackFolder
 from qvmi.codepacks.pack_signature import sign, verify
 from qvmi.errors import BadSettings, CodepackRefused, UsageError
@@ -93,8 +93,9 @@ def _info(output: Output, what: str) -> ExitCode:
 
 
 def _verify(output: Output, path: Path, keys: str | None) -> ExitCode:
+    ring = key_ring(keys)
     try:
-        verified = verify(PackFolder.read(path), key_ring(keys), now=time.time())
+        verified = verify(PackFolder.read(path), ring, now=time.time())
     except (CodepackRefused, BadSettings) as error:
         if output.json:
             output.document({"verified": False, "problem": error.problem})
@@ -126,7 +127,7 @@ def _verify(output: Output, path: Path, keys: str | None) -> ExitCode:
 def _sign(output: Output, path: Path, key: str, days: int | None, keys: str | None) -> ExitCode:
     if days is not None and not 1 <= days <= _MAX_DAYS:
         raise UsageError(f"--days {days}: from 1 to {_MAX_DAYS}")
-    folder = PackFolder.read(path)
+    folder = PackFolder.read(path, to_sign=True)
     signer = key_ring(keys).signing_key(key)
     valid_s = None if days is None else days * _DAY_S
     _replace(path / SIGNATURE_FILE, sign(folder, signer, now=time.time(), valid_s=valid_s))
@@ -172,6 +173,7 @@ def _document(manifest: Manifest) -> dict[str, object]:
         "requires": msgspec.to_builtins(manifest.requires),
         "management": msgspec.to_builtins(manifest.management),
         "baseline": manifest.baseline,
+        "enforced": ENFORCEMENT,
     }
 
 
@@ -180,7 +182,7 @@ def _flat(values: Mapping[str, object], above: str = "") -> list[tuple[str, str]
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{above}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             rows += _flat(value, f"{name}.")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -15,6 +15,7 @@ __all__ = [
     "file_name",
     "folder_name",
     "given",
+    "names",
     "new_file",
     "place",
     "raw_ram",
@@ -169,6 +170,14 @@ def given(text: str) -> str:
     if not text:
         raise ArgumentTypeError("'' names nothing; leave the option out, or say what is meant")
     return text
+
+
+def names(text: str) -> tuple[str, ...]:
+    """This reads names with commas between them."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if "" in found:
+        raise ArgumentTypeError(f"{text!r}: give names with commas between them")
+    return found
 
 
 def sha256(text: str) -> str:

@@ -19,7 +19,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
-from qvmi.cli.words import ALL_PACKS, HERE, PACKS, PROCESS, USUAL, USUAL_PACKS
+from qvmi.cli.words import ALL_PACKS, GATEWAY_HOLDER, HERE, PACKS, PROCESS, USUAL, USUAL_PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.container_escape import ContainerEscape
@@ -37,9 +37,11 @@ from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.third_party import require_signed
 from qvmi.codepacks.unusual_code import UnusualCode
 from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
+from qvmi.manager.records import record
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
+from qvmi.settings import nearest
 
 __all__ = ["PACK_MAKERS", "watch"]
 
@@ -67,6 +69,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     interval: float | None,
     duration_s: float | None,
     load: Sequence[str] = (),
+    only: Sequence[str] = (),
     policy: str | None = None,
     keys: str | None = None,
     bus: str | None = None,
@@ -91,6 +94,10 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
     own = _named(packs)
+    if policy is not None:
+        _warn_of_unmatched(output, policy, policies, others)
+    if only:
+        own, others = _chosen(only, PACKS if packs == USUAL else own, others)
     manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
@@ -161,7 +168,36 @@ def _opened(
         packs=[*running, *map(load, chosen.others)],
         policy=chosen.policies,
         bus=placed.bus,
-        deadlines_s={one.name: one.management.deadline_s for one in chosen.manifests},
+        management={one.name: one.management for one in chosen.manifests},
+    )
+
+
+def _warn_of_unmatched(
+    output: Output, path: str, policies: Policies, others: Sequence[VerifiedPack]
+) -> None:
+    """This tells of tables that are of nobody here: the name is misspelt, or is loaded another time."""
+    known = (*PACKS, *(one.folder.manifest.name for one in others), GATEWAY_HOLDER)
+    for name, meant in policies.unmatched(known).items():
+        words = f"{path}: [codepacks.{name}] is of no codepack that is here{meant}"
+        output.message(words)
+        record("%s", words)
+
+
+def _chosen(
+    only: Sequence[str], own: Sequence[str], others: Sequence[VerifiedPack]
+) -> tuple[tuple[str, ...], list[VerifiedPack]]:
+    """These are the codepacks that were asked for, of qvmi's own and of others.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    there = (*own, *(one.folder.manifest.name for one in others))
+    for name in only:
+        if name not in there:
+            raise UsageError(f"--only {name}: there is no such codepack{nearest(name, there)}")
+    return (
+        tuple(name for name in own if name in only),
+        [one for one in others if one.folder.manifest.name in only],
     )
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 __all__ = [
     "ALL_PACKS",
+    "GATEWAY_HOLDER",
     "HERE",
     "PACKS",
     "PLACEMENTS",
@@ -30,6 +31,9 @@ USUAL_PACKS: Final = ("hidden-processes", "credentials")
 """What ``watch`` runs unless told otherwise: those that a guest in good health gives no reason to speak."""
 
 ALL_PACKS: Final = "all"
+
+GATEWAY_HOLDER: Final = "gateway"
+"""What a policy file calls the clients of a gateway."""
 
 HERE: Final = "here"
 PROCESS: Final = "process"

@@ -16,6 +16,7 @@ from qvmi.policy import Grant, Policy
 from qvmi.settings import Table
 
 __all__ = [
+    "ENFORCEMENT",
     "MANIFEST_FILE",
     "MANIFEST_VERSION",
     "Management",
@@ -105,10 +106,34 @@ class Management(_Form, frozen=True):
     memory: str = "256M"
 
     @property
+    def max_failures(self) -> int:
+        """This is in how many looks in a row it may fail where its process is that of others, too."""
+        return 0 if self.restart is Restart.NEVER else self.max_restarts
+
+    @property
     def memory_bytes(self) -> int:
         """This is the most memory it may take, in bytes."""
         found = _MEMORY.fullmatch(self.memory)
         return int(found[1]) << _UNITS[found[2]] if found else 0
+
+
+ENFORCEMENT: Final[Mapping[str, Mapping[str, str]]] = {
+    "here": {
+        "grants": "not enforced: all packs are one process",
+        "interval-s": "kept",
+        "deadline-s": "told when over; the look is left to itself",
+        "restart": "of looks that fail in a row; it starts from where it was",
+        "memory": "not enforced",
+    },
+    "process": {
+        "grants": "by the manager and the broker; see what is told of the policy at the start",
+        "interval-s": "kept",
+        "deadline-s": "told when over; after twice as long its process is ended",
+        "restart": "of its process, with all that it had started",
+        "memory": "RLIMIT_DATA of its process",
+    },
+}
+"""What holds a codepack to its manifest, by where it is placed."""
 
 
 class _Whole(_Form, frozen=True):

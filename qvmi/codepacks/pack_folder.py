@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Final
 
 from qvmi.codepacks.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from qvmi.errors import CodepackRefused
+from qvmi.errors import CodepackRefused, UsageError
+from qvmi.settings import whose_fault
 
 __all__ = ["MAX_FILES", "MAX_FILE_BYTES", "MAX_PACK_BYTES", "SIGNATURE_FILE", "PackFolder"]
 
@@ -52,13 +53,19 @@ class PackFolder:
     manifest: Manifest
 
     @classmethod
-    def read(cls, path: Path) -> "PackFolder":
+    def read(cls, path: Path, *, to_sign: bool = False) -> "PackFolder":
         """This reads a folder.
 
         Every file is opened once, by its own name in a folder that is held open: what somebody does
         to the folder afterwards, or meanwhile, changes nothing of what was read.
 
+        Args:
+            path: of the folder.
+            to_sign: whether it is to be signed: then nobody else may be able to change it. Whose a
+                folder is that was signed does not matter.
+
         Raises:
+            UsageError: there is no such folder.
             CodepackRefused: it cannot be read, has no manifest, or holds something that no codepack
                 may hold: links, devices, names that mean something else elsewhere, too much.
             BadSettings: its manifest cannot be right.
@@ -66,10 +73,12 @@ class PackFolder:
         name = path.name or str(path)
         try:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise UsageError(f"{str(path)!r}: there is no such folder of a codepack") from error
+        except OSError as error:
             raise CodepackRefused(name, f"{path} is no folder that can be read: {error}") from error
         try:
-            files = dict(_Reading(name).files(folder))
+            files = dict(_Reading(name, path, to_sign=to_sign).files(folder))
         except OSError as error:
             raise CodepackRefused(name, f"{path} cannot be read: {error}") from error
         finally:
@@ -86,10 +95,14 @@ class _Reading:
 
     Args:
         codepack: as refusals name it.
+        place: of the folder.
+        to_sign: whether nobody else may be able to change it.
     """
 
-    def __init__(self, codepack: str) -> None:
+    def __init__(self, codepack: str, place: Path, *, to_sign: bool) -> None:
         self._codepack = codepack
+        self._place = place
+        self._to_sign = to_sign
         self._entries = 0
         self._bytes = 0
         self._folded: dict[str, str] = {}
@@ -97,6 +110,7 @@ class _Reading:
     def files(self, folder: int, above: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
         if len(above) > MAX_DEPTH:
             raise self._refused(f"it has folders within folders, more than {MAX_DEPTH} deep")
+        self._require_own(folder, "/".join(above))
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = self._path(above, entry.name)
@@ -137,12 +151,19 @@ class _Reading:
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, which no path can stand for
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise self._refused(f"{path} is no file")
+            self._require_own(descriptor, path)
             data = file.read(limit + 1)
         self._bytes += len(data)
         if len(data) > limit or self._bytes > MAX_PACK_BYTES:
             most = limit if len(data) > limit else MAX_PACK_BYTES
             raise self._refused(f"{path} is too long: {most} bytes are the most")
         return data
+
+    def _require_own(self, descriptor: int, path: str) -> None:
+        """This refuses what others may have changed, where it is to be signed."""
+        fault = whose_fault(self._place / path, os.fstat(descriptor)) if self._to_sign else ""
+        if fault:
+            raise self._refused(f"{fault}; what others may change is not signed")
 
     def _refused(self, problem: str) -> CodepackRefused:
         return CodepackRefused(self._codepack, problem)

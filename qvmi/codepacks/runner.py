@@ -108,6 +108,11 @@ class Runner:
         look_deadline_s: longest look; one that takes longer is reported and left to itself, and
             no other is begun until it ends.
         caveats: tells what whoever reads an alert must know of how it was watched.
+        max_failures: looks in a row in which the codepack itself may fail; after one more it is given
+            up. None for any number.
+
+    Attributes:
+        given_up: why it is; empty while it is not.
     """
 
     def __init__(
@@ -118,8 +123,12 @@ class Runner:
         vm: str,
         look_deadline_s: float = LOOK_DEADLINE_S,
         caveats: Callable[[], tuple[str, ...]] = _none,
+        max_failures: int | None = None,
     ) -> None:
+        self.given_up = ""
         self._caveats = caveats
+        self._max_failures = max_failures
+        self._failures = 0
         self._codepack = codepack
         self._machine = machine
         self._vm = vm
@@ -143,7 +152,7 @@ class Runner:
         return last_will(self._vm, self._codepack.name)
 
     async def run(self, bus: Publisher) -> None:
-        """This looks and publishes until the machine is gone.
+        """This looks and publishes until the machine is gone, or the codepack is given up.
 
         After a BusError it can be called again with another bus: it knows what it has found, and
         publishes again, under the same ids, what it published last.
@@ -156,9 +165,9 @@ class Runner:
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + self._codepack.interval_s
-            gone = await self._round()
+            gone = bool(self.given_up) or await self._round()
             await self._flush(bus)
-            if gone:
+            if gone or self.given_up:
                 return
             await asyncio.sleep(due - loop.time())
 
@@ -176,8 +185,18 @@ class Runner:
                 self._confirmation.forget(), result.provenance, cleared_because=_RESET
             )
             result = replace(result, findings=(), sight=Sight.BLIND, problem=_RESET)
-        self._report(self._judge(result))
+        self._report(self._counted(self._judge(result)))
         return False
+
+    def _counted(self, result: Look) -> Look:
+        """This counts failures in a row, and gives the codepack up after too many."""
+        if result.sight is Sight.LATE:  # nobody knows yet how that look ends
+            return result
+        self._failures = self._failures + 1 if result.sight is Sight.FAILED else 0
+        if self._max_failures is None or self._failures <= self._max_failures:
+            return result
+        self.given_up = f"given up, as it failed {self._failures} times in a row: {result.problem}"
+        return replace(result, problem=self.given_up)
 
     async def _look(self) -> Look:
         """This looks once; MachineGone only if the machine itself says so."""

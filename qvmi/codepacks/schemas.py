@@ -4,7 +4,8 @@ References: JSON Schema 2020-12.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from inspect import cleandoc
+from typing import Any, Final
 
 import msgspec
 
@@ -39,11 +40,13 @@ def schemas() -> Mapping[str, dict[str, object]]:
 
 def _of_body(kind: str, body: type) -> dict[str, object]:
     about = f"The body of qvmi's messages of the kind {kind}"
-    return {"$schema": _DIALECT, "title": about, **msgspec.json.schema(body, schema_hook=_anything)}
+    schema = _without_margins(msgspec.json.schema(body, schema_hook=_anything))
+    return {"$schema": _DIALECT, "title": about, **schema}
 
 
 def _of_envelope() -> dict[str, object]:
     (schema,), definitions = msgspec.json.schema_components([Message], schema_hook=_anything)
+    definitions = _without_margins(definitions)
     struct = definitions["Message"]
     fields = struct["properties"]
     del fields["further"]  # it stands for whatever else there is
@@ -55,6 +58,18 @@ def _of_envelope() -> dict[str, object]:
     struct["required"] = ["version", *(one for one in struct["required"] if one != "version")]
     struct["allOf"] = [_only_in(REQUEST, "deadline"), _only_in(REPLY, "answers"), _PEER]
     return {"$schema": _DIALECT, "title": "A message of qvmi", **schema, "$defs": definitions}
+
+
+def _without_margins(schema: dict[str, Any]) -> dict[str, Any]:
+    """This is a schema whose texts have no margin: up to 0.22 msgspec leaves that of the docstring."""
+    return {
+        name: _without_margins(value)
+        if isinstance(value, dict)
+        else cleandoc(value)
+        if name == "description"
+        else value
+        for name, value in schema.items()
+    }
 
 
 def _anything(wanted: type) -> dict[str, object]:

@@ -17,6 +17,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, cast
 
 from qvmi.errors import (
@@ -49,6 +50,8 @@ ANSWER_TIMEOUT_S: Final = 5.0
 # guest and is lost, so after this long that is worth asking.
 _SILENCE_S: Final = 0.3
 
+# The other side sees the end at its next turn; whoever waits for its turn there has another second.
+_HANG_UP_S: Final = 1.0
 # A stopped guest stops again only when it was let run, so more than a few mean a stub gone wild.
 _MAX_STOPS: Final = 64
 # Each task waits for its own exchanges, two at most; the rest are those of callers that gave up.
@@ -114,6 +117,7 @@ class Channel(asyncio.Protocol):
         self._waiting: deque[Exchange] = deque()
         self._stops: deque[StopReply | Exited | QvmiError] = deque()
         self._news = asyncio.Event()
+        self._gone = asyncio.Event()
         self._answered = False
         self._ending: Callable[[str], QvmiError] | None = None
 
@@ -249,11 +253,27 @@ class Channel(asyncio.Protocol):
         if self._ending is None and self._transport is not None:
             self._transport.write(data)
 
+    async def hang_up(self) -> None:
+        """This closes the connection once the other side has seen that nothing more comes.
+
+        By then a gateway has let go of the guest, and QEMU is free for the next debugger.
+        """
+        if self._ending is None and self._transport is not None:
+            self._transport.write_eof()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HANG_UP_S):
+                    await self._gone.wait()
+        await self.close()
+        self._ending = self._closed
+
     async def close(self) -> None:
         """This closes the connection; the guest is left as it is."""
         if self._ending is None:
-            self._end(lambda doing: UsageError(f"{doing}: {self._target} was closed"))
+            self._end(self._closed)
         await asyncio.sleep(0)  # the transport tells of its end in the next turn of the loop
+
+    def _closed(self, doing: str) -> QvmiError:
+        return UsageError(f"{doing}: {self._target} was closed")
 
     # ----------------------------------------------------------------------------------------- packets
 
@@ -377,5 +397,6 @@ class Channel(asyncio.Protocol):
             exchange.fail(ending(exchange.doing))
         self._waiting.clear()
         self._news.set()
+        self._gone.set()
         if self._transport is not None:
             self._transport.abort()

@@ -351,6 +351,7 @@ class GdbClient:
                 raise strange(WHY_STOPPED, replies[1])
             for request, reply in zip(last, replies[2:], strict=True):
                 check_ok(request, reply)
+            await self._channel.hang_up()
         finally:
             self.breakpoints = frozenset()
             await self._channel.close()

@@ -62,6 +62,8 @@ _SILENT_SINCE: Final = (8, 1)
 # The acknowledgement makes the stub listen to more than the beginning of a packet; the second end is
 # for a request that ended before its checksum did.
 _END_OF_HALF_A_REQUEST: Final = b"+#00#00"
+_IN_WORDS: Final = b"E."  # an error with a text for people
+_MOST_WORDS: Final = 400
 _HELLO: Final = (
     *(SUPPORTED, VIRTUAL, WHY_STOPPED, CURRENT_THREAD),
     monitor_request(_ASK_VERSION),
@@ -90,6 +92,7 @@ async def attach(address: SocketAddress, *, timeout_s: float) -> Attached:
         SocketUnreachable: nobody listens, or the socket may not be opened.
         GdbstubBusy: another debugger is being served.
         NotGdbstub: what listens there speaks something else, or is silent.
+        AttachError: a gateway does not show the guest; says why.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s * (1 - _KEPT_BACK)
     # Looked up before connecting: a client in the queue stops the guest when its turn comes.
@@ -110,6 +113,7 @@ async def attach(address: SocketAddress, *, timeout_s: float) -> Attached:
 
 
 async def _greet(address: SocketAddress, channel: Channel, deadline: float) -> Attached:
+    hello: Exchange | None = None
     try:
         channel.send_raw(_END_OF_HALF_A_REQUEST)
         hello = channel.begin("attach", _HELLO)
@@ -125,10 +129,21 @@ async def _greet(address: SocketAddress, channel: Channel, deadline: float) -> A
     except (GdbstubProtocolError, GdbstubRequestFailed) as error:
         raise NotGdbstub(str(address), f"no answer of a gdbstub: {error}") from error
     except MachineGone as error:
+        if hello is not None:
+            _raise_last_words(address, hello)
         raise NotGdbstub(str(address), "closes the connection without an answer") from error
     if isinstance(stopped, Exited):
         raise NotGdbstub(str(address), f"tells of no vCPU but {stopped}")
     return Attached(channel, features, _was_running(channel, hello), current)
+
+
+def _raise_last_words(address: SocketAddress, hello: Exchange) -> None:
+    """This raises AttachError with what a gateway has said before it hung up, if that is what it was."""
+    last = hello.replies[-1] if hello.replies else b""
+    if last.startswith(_IN_WORDS):
+        words = last.removeprefix(_IN_WORDS)[:_MOST_WORDS].decode("ascii", "replace")
+        printable = "".join(one for one in words if one.isprintable())
+        raise AttachError(str(address), f"does not show the guest: {printable}")
 
 
 def _was_running(channel: Channel, hello: Exchange) -> bool | None:

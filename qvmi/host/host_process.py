@@ -13,10 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HostProcess", "host_process", "pids", "socket_owners"]
+__all__ = ["HostProcess", "host_process", "pids", "runs_qemu", "socket_owners"]
 
 _PROC: Final = Path("/proc")
 _MAX_CMDLINE: Final = 2 << 20  # bytes; what execve takes (ARG_MAX)
+_MAX_MAPS: Final = 16 << 20  # bytes; QEMU's has some hundred kilobytes
+_QEMU: Final = ("qemu-system-", "qemu-kvm", "kvm")
+_DELETED: Final = " (deleted)"
 _MAX_PROCESSES: Final = 1 << 16
 _MAX_FDS: Final = 1 << 16  # of one process
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
@@ -50,7 +53,7 @@ class HostProcess:
     @property
     def is_qemu(self) -> bool:
         """This tells whether the program has the name of a QEMU system emulator."""
-        return self.program.startswith(("qemu-system-", "qemu-kvm", "kvm"))
+        return self.program.startswith(_QEMU)
 
     def __str__(self) -> str:
         return f"{self.program or 'process'} (pid {self.pid})"
@@ -67,6 +70,30 @@ def host_process(pid: int) -> HostProcess | None:
         return None
     arguments = cmdline.removesuffix(b"\0").split(b"\0") if cmdline else []
     return HostProcess(pid, uid, _of_program([os.fsdecode(argument) for argument in arguments]))
+
+
+def runs_qemu(pid: int) -> bool | None:
+    """This tells whether a process runs a file with the name of a QEMU, whatever it calls itself.
+
+    Returns:
+        None where the file cannot be seen.
+    """
+    try:
+        name = _file_name(str((_PROC / str(pid) / "exe").readlink()))
+        if not _LOADER.fullmatch(name):
+            return name.startswith(_QEMU)
+        with (_PROC / str(pid) / "maps").open("rb") as file:  # the loader has mapped the program
+            lines = file.read(_MAX_MAPS).decode(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    code = (line.split(maxsplit=5) for line in lines)
+    names = (_file_name(fields[5]) for fields in code if len(fields) > 5 and "x" in fields[1])  # noqa: PLR2004 - the path
+    return any(name.startswith(_QEMU) for name in names)
+
+
+def _file_name(path: str) -> str:
+    """This is a program's file name; packages that wrap a program put a dot before it."""
+    return Path(path.removesuffix(_DELETED)).name.removeprefix(".")
 
 
 def _of_program(arguments: list[str]) -> tuple[str, ...]:
@@ -98,13 +125,14 @@ def socket_owners(inodes: Collection[int], *, timeout_s: float) -> dict[int, int
     for pid in pids():
         if len(owners) == len(inodes) or time.monotonic() > deadline:
             break
-        for inode in _open_sockets(pid):
+        for inode in open_sockets(pid):
             if inode in inodes:
                 owners.setdefault(inode, pid)
     return owners
 
 
-def _open_sockets(pid: int) -> Iterator[int]:
+def open_sockets(pid: int) -> Iterator[int]:
+    """These are the inodes of a process's sockets; none of one of another user's."""
     with suppress(OSError):
         for descriptor in islice((_PROC / str(pid) / "fd").iterdir(), _MAX_FDS):
             with suppress(OSError):

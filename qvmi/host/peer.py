@@ -6,19 +6,23 @@ References: unix(7) for SO_PEERCRED, sock_diag(7).
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from qvmi.host.address import SocketAddress, UnixAddress
+from qvmi.host.address import SocketAddress, TcpAddress, UnixAddress
 from qvmi.host.host_process import HostProcess, host_process, socket_owners
 from qvmi.host.socket_table import TcpEnd, tcp_ends, unix_ends
 
-__all__ = ["Peer", "clients_at", "look_at_peer", "peer_pid", "tcp_is_listening"]
+__all__ = ["Peer", "clients_at", "look_at_peer", "peer_pid", "server_at", "tcp_is_listening"]
 
 # The look comes on top of a wait that was in vain; it must not prolong it noticeably.
 _SEARCH_S: Final = 0.25
+_THOROUGH_S: Final = 5.0  # where nothing was waited for before
+
+_INTERPRETER: Final = "python"
 
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -90,20 +94,41 @@ def _look_at_tcp(connection: socket.socket) -> Peer:
 def clients_at(address: SocketAddress) -> tuple[str, ...]:
     """These are the clients that a socket of this host serves, in words, found without connecting.
 
-    None are found where the kernel does not tell: on another host, in another network namespace.
+    None are found where the kernel does not tell: on another host, in another network namespace. Nor
+    where no QEMU listens but a gateway, which serves several; whoever has to wait there finds out.
     """
     with suppress(OSError):
         if isinstance(address, UnixAddress):
-            names = {address.path, os.path.realpath(address.path)}
-            accepted = [end.peer for end in unix_ends() if end.name in names and end.peer]
+            path = Path(address.path)
+            ends = [end for end in unix_ends() if end.is_at(path)]
+            accepted = [end.peer for end in ends if end.peer]
+            if accepted and _is_gateway({end.inode for end in ends if end.listening}):
+                return ()
             return _in_words(dict.fromkeys(accepted, "another client"))
-        ends = list(tcp_ends())
+        tcp = list(tcp_ends())
         port = f":{address.port:04X}"
-        if any(end.listening and end.local.endswith(port) for end in ends):
-            clients = {end.remote for end in ends if end.local.endswith(port) and end.inode}
-            held = {end.inode: "another client" for end in ends if end.local in clients}
+        if any(end.listening and end.local.endswith(port) for end in tcp):
+            clients = {end.remote for end in tcp if end.local.endswith(port) and end.inode}
+            held = {end.inode: "another client" for end in tcp if end.local in clients}
             return _in_words(held)
     return ()
+
+
+def server_at(address: SocketAddress) -> HostProcess | None:
+    """This is who serves an address of this host, found without connecting; None where nobody tells.
+
+    Of one in another network namespace the accepted connections alone are seen, which are in their clients'.
+    """
+    with suppress(OSError):
+        if isinstance(address, TcpAddress):
+            ends, port = list(tcp_ends()), f":{address.port:04X}"
+            inodes = {end.inode for end in ends if end.listening and end.local.endswith(port)}
+        else:
+            path = Path(address.path)
+            inodes = {end.inode for end in unix_ends() if end.is_at(path)} - {0}
+        owners = socket_owners(inodes, timeout_s=_THOROUGH_S).values() if inodes else ()
+        return next((host_process(pid) for pid in owners), None)
+    return None
 
 
 def tcp_is_listening(port: int) -> bool:
@@ -115,6 +140,13 @@ def _listener(ends: Iterable[TcpEnd], port: str) -> HostProcess | None:
     inodes = {end.inode for end in ends if end.listening and end.local.endswith(":" + port)}
     owners = socket_owners(inodes, timeout_s=_SEARCH_S)
     return next((host_process(pid) for pid in owners.values()), None)
+
+
+def _is_gateway(inodes: Collection[int]) -> bool:
+    """This tells whether another process listens that runs as a qvmi does, and is no QEMU."""
+    owners = socket_owners(inodes, timeout_s=_SEARCH_S)
+    processes = [host_process(pid) for pid in owners.values() if pid != os.getpid()]
+    return any(one.program.startswith(_INTERPRETER) for one in processes if one is not None)
 
 
 def _in_words(held: dict[int, str]) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ proc_net_tcp in Linux ``Documentation/networking/proc_net_tcp.rst``; unix(7) and
 for ``/proc/net/unix``.
 """
 
+import os
 import re
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +26,14 @@ _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST_DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _ALL_STATES: Final = 0xFFFFFFFF
-_SHOW_NAME_AND_PEER: Final = 1 | 4  # UDIAG_SHOW_NAME | UDIAG_SHOW_PEER
-_NAME, _PEER = 0, 2  # UNIX_DIAG_NAME, UNIX_DIAG_PEER
+_SHOW_NAME_FILE_AND_PEER: Final = 1 | 2 | 4  # UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER
+_NAME, _FILE, _PEER = 0, 1, 2  # UNIX_DIAG_NAME, UNIX_DIAG_VFS, UNIX_DIAG_PEER
 _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr
 _QUESTION: Final = struct.Struct("=BBHIIIII")  # unix_diag_req
 _END: Final = struct.Struct("=BBBBIII")  # unix_diag_msg
 _ATTRIBUTE: Final = struct.Struct("=HH")  # nlattr
+_VFS: Final = struct.Struct("=II")  # unix_diag_vfs: inode, device
+_LOW_BITS: Final = 0xFFFFFFFF
 _TCP_LISTEN: Final = 10  # Unix sockets use TCP's numbers
 
 
@@ -43,12 +46,24 @@ class UnixEnd:
         inode: its own inode.
         peer: the other end's inode; 0 while nobody has accepted the connection, None without one.
         listening: it takes connections.
+        file: the low 32 bits of the inode of the file it was bound to; 0 for none.
     """
 
     name: str
     inode: int
     peer: int | None
     listening: bool = False
+    file: int = field(default=0, compare=False)
+
+    def is_at(self, path: Path) -> bool:
+        """This tells whether it was bound to this path, by whatever name: one may be relative."""
+        if self.name in {str(path), os.path.realpath(path)}:
+            return True
+        if not self.file or Path(self.name).name != path.name:
+            return False
+        with suppress(OSError):
+            return path.stat().st_ino & _LOW_BITS == self.file
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,7 @@ def unix_ends(kernel: socket.socket | None = None) -> Iterator[UnixEnd]:
     Raises:
         OSError: the kernel gives no answer (a sandbox without netlink).
     """
-    question = _QUESTION.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME_AND_PEER, 0, 0)
+    question = _QUESTION.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME_FILE_AND_PEER, 0, 0)
     header = _HEADER.pack(_HEADER.size + len(question), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0)
     if kernel is None:
         kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
@@ -116,6 +131,7 @@ def _unix_end(body: bytes) -> UnixEnd:
         inode=inode,
         peer=int.from_bytes(peer, "little") if peer else None,
         listening=state == _TCP_LISTEN,
+        file=_VFS.unpack_from(attributes[_FILE])[0] if _FILE in attributes else 0,
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from qvmi.addr import Va
-from qvmi.errors import MachineGone, PauseError, QvmiError, UsageError
+from qvmi.errors import MachineGone, PauseError, QmpCommandFailed, QvmiError, UsageError
 from qvmi.gdbstub.client import Breakpoint, GdbClient
 from qvmi.gdbstub.packets import BreakpointKind, detach_request
 from qvmi.machine.breakpoints import Condition, HitStream, hit_of
@@ -183,7 +183,10 @@ class BreakpointControl:
         guardian.drop_stub()
         status = await commands.run_state(self._monitor)
         if not status.running and status.status in {"paused", "debug"}:
-            await commands.cont(self._monitor)
+            with suppress(
+                QmpCommandFailed
+            ):  # another client of a gateway holds it, and lets it run
+                await commands.cont(self._monitor)
         guardian.note_stopped(stopped=False)
 
     def _dispatch(self, stop: Stop) -> None:

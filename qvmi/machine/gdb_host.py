@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from qvmi.bus import lifeline
-from qvmi.errors import GdbstubBusy, PauseError, QvmiError, UsageError
+from qvmi.errors import GdbstubBusy, PauseError, QmpCommandFailed, QvmiError, UsageError
 from qvmi.gdbstub.client import GdbClient
 from qvmi.gdbstub.gate import Gate
 from qvmi.gdbstub.gdb_program import ending_with_parent, gdb_command
@@ -257,7 +257,8 @@ class GdbHost:
         if guardian.stopped:
             status = await commands.run_state(self._monitor)
             if not status.running and status.status in _STOPPED:
-                await commands.cont(self._monitor)
+                with suppress(QmpCommandFailed):  # another client of a gateway holds it
+                    await commands.cont(self._monitor)
             guardian.note_stopped(stopped=False)
 
 

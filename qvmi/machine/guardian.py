@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from qvmi.errors import PauseError
+from qvmi.machine.worker import in_worker
 
-__all__ = ["Guardian"]
+__all__ = ["Guardian", "start_guardian"]
 
 _PROGRAM: Final = Path(__file__).with_name("guardian_process.py")
 _ENDS_S: Final = 5.0
@@ -153,3 +154,23 @@ class Guardian:
         encoded = json.dumps(message).encode()
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         socket.send_fds(self._channel, [encoded], list(descriptors), flags)
+
+
+async def start_guardian(monitor: int | None, command: Sequence[str] = ()) -> Guardian:
+    """This starts a guardian in a thread; of one that nobody waits for any more nothing is left.
+
+    Args:
+        monitor: as :meth:`Guardian.start` takes it; it stays open until this returns or raises.
+        command: likewise.
+
+    Raises:
+        PauseError: it cannot be started, so nothing may be stopped.
+    """
+    started: list[Guardian] = []
+    try:
+        await in_worker(lambda: started.append(Guardian.start(monitor, command)))
+    except BaseException:
+        for guardian in started:
+            guardian.close()
+        raise
+    return started[0]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError, StaleView, UsageError
 from qvmi.machine.completion import ended
-from qvmi.machine.guardian import Guardian
+from qvmi.machine.guardian import Guardian, start_guardian
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 
@@ -224,9 +224,7 @@ class RunControl:
             if self._guardian is None:
                 self._require_open()
                 monitor = self._monitor
-                self._guardian = await asyncio.to_thread(
-                    Guardian.start, monitor.descriptor, monitor.cont_command
-                )
+                self._guardian = await start_guardian(monitor.descriptor, monitor.cont_command)
             return self._guardian
 
     async def refuse(self) -> None:

@@ -116,7 +116,13 @@ async def end_stub(monitor: Monitor, place: StubPlace) -> None:
 
 async def _owners_stub(monitor: Monitor) -> SocketAddress | None:
     """This is where the stub listens that QEMU has already."""
-    answer = await monitor.execute("query-chardev")
+    try:
+        answer = await monitor.execute("query-chardev")
+    except QmpCommandFailed as error:
+        raise UsageError(
+            f"{monitor.target} does not tell where the machine's gdbstub is ({error.description});"
+            " name it with --gdb; of a gateway that is its socket for gdb"
+        ) from error
     try:
         devices = msgspec.convert(answer, tuple[_Device, ...])
     except msgspec.ValidationError as error:

@@ -4,18 +4,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
 
 from qvmi.audit import LOGGER
-from qvmi.errors import MachineGone, PolicyDenied, QvmiError, UsageError
+from qvmi.errors import (
+    MachineGone,
+    PolicyDenied,
+    QvmiError,
+    StaleView,
+    UnknownGuest,
+    UsageError,
+)
 from qvmi.gdbstub.packets import BreakpointKind
 from qvmi.machine.breakpoints import Hit, HitStream
 from qvmi.machine.machine import Machine
 from qvmi.manager.leases import Lease, Leases
 from qvmi.manager.records import record
+from qvmi.manager.system_registers import of_system
 from qvmi.policy import AddressRange, Grant, Policy, PolicyGate, Space, refuse
 from qvmi.remote.messages import (
     LEASE_S,
@@ -23,6 +31,7 @@ from qvmi.remote.messages import (
     Answer,
     AskFacts,
     AskRunState,
+    AskSystem,
     BeginPause,
     EndLease,
     FactsTold,
@@ -71,6 +80,7 @@ class ControlService:
         self._streams: dict[str, HitStream] = {}
         self._handlers: dict[type, Callable[[str, Any], Awaitable[msgspec.Struct]]] = {
             ReadRegisters: self._read_registers,
+            AskSystem: self._system,
             AskRunState: self._run_state,
             AskFacts: self._facts,
             BeginPause: self._begin_pause,
@@ -132,6 +142,20 @@ class ControlService:
         view = await self._machine.system_registers()
         return SystemRegistersTold(VcpusTold.of(view.vcpus), view.provenance)
 
+    async def _system(self, codepack: str, _: AskSystem) -> RegistersTold:
+        self._gate_of(codepack).policy.require_all(
+            Grant.READ_MEMORY, f"codepack {codepack}: {_SYSTEM}"
+        )
+        try:
+            self._machine.guest  # noqa: B018 - it raises
+        except (StaleView, UnknownGuest):
+            await self._machine.refresh()
+        vcpus = await self._machine.registers()
+        root = None
+        with suppress(StaleView, UnknownGuest):
+            root = self._machine.guest.kernel.image.root
+        return RegistersTold(VcpusTold.of(of_system(vcpus, root)))
+
     async def _run_state(self, codepack: str, _: AskRunState) -> RunStateTold:
         self._require_known(codepack)
         return RunStateTold(await self._machine.run_state())
@@ -151,7 +175,8 @@ class ControlService:
                 stack.enter_context(self._only_pause(codepack, longest_s))
             view = await stack.enter_async_context(self._machine.paused())
             _audit.info("codepack %s pauses the guest", codepack)
-            told = VcpusTold.of(view.vcpus)
+            may_know = gate.policy.allows(Grant.READ_REGISTERS)
+            told = VcpusTold.of(view.vcpus if may_know else ())
             # The guest has stood still meanwhile: for this codepack since it asked, or for another.
             held_s = min(view.paused_s(), time.monotonic() - asked)
             lease = Lease(
@@ -224,6 +249,7 @@ class ControlService:
 
 
 _PAUSE: Final = "pause the guest"
+_SYSTEM: Final = "be told which system runs"
 
 
 def _gate(codepack: str, policy: Policy) -> PolicyGate:

@@ -10,17 +10,18 @@ from typing import Final
 
 import msgspec
 
-from qvmi.bus.account import Account
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
-from qvmi.manager.accounts import outbox_account, pack_account
 from qvmi.manager.confinement import Confinement, close_modes, own_uids
 from qvmi.manager.home import Home
 from qvmi.manager.jail import ADVISORY, Jail, find_jail
 from qvmi.manager.orders import Orders
+from qvmi.manager.pack_accounts import PackAccounts
 from qvmi.manager.pack_code import sealed
 from qvmi.manager.pack_process import PackProcess, Place, start
 from qvmi.manager.pack_spec import PackSpec
+from qvmi.manager.qemu_sockets import qemu_sockets
+from qvmi.policy import Grant
 from qvmi.remote.handed_memory import HandedMemory
 
 __all__ = ["Fleet", "Identities", "identities"]
@@ -64,6 +65,7 @@ class Fleet:
 
     Attributes:
         socket: the broker's; set before any is started.
+        accounts: what they are let in by.
         jail: what keeps them.
         running: those that run, by name.
 
@@ -84,15 +86,9 @@ class Fleet:
         self._vm = vm
         self._group = who.group
         self._uids = dict(zip((spec.name for spec in packs), who.of_packs, strict=True))
-        self._asking = {spec.name: pack_account(vm, spec.name, spec.policy) for spec in packs}
-        self._sending = {spec.name: outbox_account(vm, spec.name) for spec in packs}
+        self.accounts = PackAccounts(vm, packs)
         self._caveats: tuple[str, ...] = ()
         close_modes(self._descriptors)
-
-    @property
-    def accounts(self) -> list[Account]:
-        """These are the accounts of all codepacks."""
-        return [*self._asking.values(), *self._sending.values()]
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -119,11 +115,12 @@ class Fleet:
         self.jail = await find_jail(attempt)
 
     async def start(self, spec: PackSpec) -> PackProcess:
-        """This starts the process of a codepack.
+        """This starts the process of a codepack, with secrets that no process before it had.
 
         Raises:
             CodepackError: it cannot be started.
         """
+        await self.accounts.renew(spec)
         await asyncio.to_thread(self._home.note_profile, self._machine)
         return await self._started(spec, self.jail.confinement)
 
@@ -133,8 +130,10 @@ class Fleet:
         uid = self._uids[spec.name] if confinement.other_uid else None
         gid = self._group if confinement.other_uid else None
         folder = self._home.of_pack(spec.name, uid, gid)
-        place = Place(folder, uid, gid)
-        orders = self._orders(spec, confinement, probe=probe)
+        pid = self._machine.monitor.peer_pid()
+        sockets = await asyncio.to_thread(qemu_sockets, pid, self._machine.address)
+        place = Place(folder, uid, gid, sockets)
+        orders = self._orders(spec, confinement, sockets, probe=probe)
         if spec.code is None or probe:
             return await start(orders, place)
         code = sealed(spec.code)
@@ -143,22 +142,27 @@ class Fleet:
         finally:
             os.close(code)
 
-    def _orders(self, spec: PackSpec, confinement: Confinement, *, probe: bool) -> Orders:
+    def _orders(
+        self, spec: PackSpec, confinement: Confinement, sockets: tuple[str, ...], *, probe: bool
+    ) -> Orders:
         qemu = self._machine.monitor.peer_pid()
+        speaks, sends = self.accounts.of(spec.name)
         return Orders(
             vm=self._vm,
             codepack=spec.name,
             entry=spec.entry,
             interval_s=spec.interval_s,
             address=self._machine.address,
+            reads_registers=spec.policy.allows(Grant.READ_REGISTERS),
             socket=str(self.socket),
-            secret=self._asking[spec.name].secret,
-            outbox_secret=self._sending[spec.name].secret,
+            secret=speaks.secret,
+            outbox_secret=sends.secret,
             profiles=str(self._home.profiles),
             memory=self._memory,
             descriptors=self._descriptors,
             landlock=confinement.landlock,
             writers=tuple(pid for pid in (qemu, os.getpid()) if pid is not None),
+            sockets=sockets,
             memory_bytes=spec.memory_bytes,
             look_s=spec.look_s,
             caveats=self.caveats,

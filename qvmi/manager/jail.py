@@ -13,7 +13,7 @@ from qvmi.manager.pack_process import PackProcess
 __all__ = ["ADVISORY", "Jail", "find_jail"]
 
 ADVISORY: Final = "policy: advisory"
-"""What is said with each alert where nothing keeps a codepack from writing guest RAM."""
+"""What is said with each alert where nothing keeps a codepack from writing guest RAM or reaching QEMU."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Jail:
 
     Args:
         confinement: what is used.
-        holds: whether the process that tried found no way to write guest RAM.
+        holds: whether the process that tried found no way to write guest RAM, or to QEMU itself.
         reasons: of each stronger confinement, and of this one where it does not hold, why not.
     """
 
@@ -60,7 +60,7 @@ async def find_jail(attempt: Try) -> Jail:
             reasons.append(f"{confinement.name}: {error.problem}")
             continue
         await process.end()
-        ways = process.hello.ways_to_write
+        ways = process.hello.ways_out
         if not ways:
             return Jail(confinement, holds=True, reasons=tuple(reasons))
         reasons.append(f"{confinement.name}: {', '.join(ways)}")

@@ -1,7 +1,8 @@
 """Landlock: a process that gives up, for good, to write files outside of a few folders.
 
 It is asked for by system calls, which have the same numbers on every architecture. What it does not
-cover: memfds, which belong to no folder, and modes of files, which their owner may still change.
+cover: memfds, which belong to no folder, modes of files, which their owner may still change, and sockets that
+lie in folders. Newer kernels cover TCP, sockets without a path, and signals.
 
 References: Linux Documentation/userspace-api/landlock.rst, include/uapi/linux/landlock.h; prctl(2).
 """
@@ -32,6 +33,12 @@ _CHANGE_FOLDERS: Final = sum(1 << bit for bit in range(4, 13))
 """To make and to remove whatever can be made in a folder."""
 _TRUNCATE: Final = 1 << 14
 _TRUNCATE_ABI: Final = 3
+_NET_ABI: Final = 4
+_TCP: Final = 1 | 2
+"""``LANDLOCK_ACCESS_NET_BIND_TCP`` and ``LANDLOCK_ACCESS_NET_CONNECT_TCP``."""
+_SCOPE_ABI: Final = 6
+_SCOPE: Final = 1 | 2
+"""``LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`` and ``LANDLOCK_SCOPE_SIGNAL``."""
 _OF_FILES: Final = _WRITE_FILE | _TRUNCATE
 
 
@@ -54,7 +61,8 @@ def forbid_privileges() -> None:
 def forbid_writing(*, but_below: Iterable[Path]) -> None:
     """This keeps this process, for good, from opening files for writing and changing folders.
 
-    It also keeps it from tracing those that are not held to the same.
+    It also keeps it from tracing those that are not held to the same and, as far as the kernel can, from
+    TCP, from sockets without a path that are others', and from sending others signals.
 
     Args:
         but_below: files and folders to which it does not apply, as far as they exist.
@@ -66,7 +74,10 @@ def forbid_writing(*, but_below: Iterable[Path]) -> None:
     if abi() >= _TRUNCATE_ABI:
         forbidden |= _TRUNCATE
     forbid_privileges()
+    version = abi()
     attributes = struct.pack("=Q", forbidden)
+    attributes += struct.pack("=Q", _TCP) if version >= _NET_ABI else b""
+    attributes += struct.pack("=Q", _SCOPE) if version >= _SCOPE_ABI else b""
     ruleset = _called(
         "landlock_create_ruleset", _CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0
     )

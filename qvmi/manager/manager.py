@@ -13,7 +13,7 @@ from qvmi.bus.message import Message
 from qvmi.bus.throttle import Throttle
 from qvmi.bus.topic import name_from
 from qvmi.codepacks.status import Sight, Status
-from qvmi.errors import MachineGone, QvmiError, UsageError
+from qvmi.errors import BusError, MachineGone, QvmiError, UsageError
 from qvmi.machine.machine import Machine
 from qvmi.manager.accounts import consumer_account, throttle_account
 from qvmi.manager.alert_log import AlertLog
@@ -152,9 +152,11 @@ class Manager:
         stack.push_async_callback(self._log.close)
         counting = throttle_account()
         own = [self._service.account, self._consumer, self._statuses.account, counting]
-        packs = self.fleet.accounts
-        self._broker = await stack.enter_async_context(mosquitto([*own, *packs]))
-        self._throttle = Throttle(self._broker, counting, packs, changed=self._throttled)
+        accounts = self.fleet.accounts
+        self._broker = await stack.enter_async_context(mosquitto([*own, *accounts.all]))
+        watched = accounts.all
+        self._throttle = Throttle(self._broker, counting, watched, changed=self._throttled)
+        accounts.admission, accounts.throttle = self._broker, self._throttle
         self.fleet.socket = self._broker.socket
 
     async def prepare(self, make_check: MakeCheck | None, *, allowed: bool) -> None:
@@ -215,6 +217,13 @@ class Manager:
         await self.control.forget(spec.name)
         words = f"codepack {spec.name}: {problem}"
         await self._service.tell_status(Status(sight=Sight.FAILED, problem=words))
+
+    async def given_up(self, spec: PackSpec) -> None:
+        """This is told by a supervisor that a codepack is not started again: its secrets end."""
+        try:
+            await self.fleet.accounts.revoke(spec.name)
+        except BusError as error:
+            record("codepack %s: its accounts are not revoked: %s", spec.name, error)
 
     async def is_machine_gone(self) -> bool:
         """This asks whether QEMU has ended."""

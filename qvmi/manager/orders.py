@@ -25,6 +25,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         code: descriptor of the verified bytes that the entry is in; None where it is installed.
         interval_s: from the start of one look to the start of the next.
         address: how the manager has attached to the machine.
+        reads_registers: whether the codepack may read them.
         socket: the broker's.
         secret: for the codepack's account.
         outbox_secret: for that of its outbox.
@@ -33,6 +34,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         descriptors: of those files.
         landlock: whether to give up writing outside of the codepack's own folder.
         writers: processes that may write the RAM, such as QEMU.
+        sockets: those of QEMU, which nobody but the manager is to reach.
         memory_bytes: how much memory of its own the process may take; None for any.
         look_s: longest look.
         caveats: what must be said with each alert.
@@ -44,6 +46,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     entry: str
     interval_s: float
     address: str
+    reads_registers: bool = True
     socket: str
     secret: str
     outbox_secret: str
@@ -52,6 +55,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: tuple[int, ...]
     landlock: bool
     writers: tuple[int, ...]
+    sockets: tuple[str, ...] = ()
     memory_bytes: int | None
     look_s: float
     caveats: tuple[str, ...]
@@ -74,12 +78,14 @@ class Hello(msgspec.Struct, frozen=True):
     """This is what the process answers before it runs any code of the codepack's.
 
     Args:
+        pid: its process id.
         uid: who it is.
-        ways_to_write: the ways that were tried and lead to writing guest RAM.
+        ways_out: the ways that were tried and lead to writing guest RAM or to QEMU's own sockets.
     """
 
+    pid: int
     uid: int
-    ways_to_write: tuple[str, ...]
+    ways_out: tuple[str, ...]
 
 
 def read_line(line: bytes, kind: type[Line]) -> Line:

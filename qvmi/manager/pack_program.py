@@ -18,9 +18,10 @@ from typing import Final
 import msgspec
 
 from qvmi.errors import MachineGone, QvmiError, UsageError
+from qvmi.manager.capabilities import give_up_capabilities
 from qvmi.manager.landlock import forbid_privileges, forbid_writing
 from qvmi.manager.orders import MAX_LINE, Hello, Orders, read_line
-from qvmi.manager.reopening import ways_to_write
+from qvmi.manager.reopening import ways_to_connect, ways_to_write
 
 __all__ = ["main"]
 
@@ -39,7 +40,7 @@ def main() -> int:
     except QvmiError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the manager reads it there
         return os.EX_CONFIG
-    hello = Hello(os.geteuid(), ways_to_write(orders.descriptors, orders.writers))
+    hello = Hello(_pid(), os.geteuid(), _ways_out(orders))
     sys.stdout.buffer.write(msgspec.json.encode(hello) + b"\n")
     sys.stdout.buffer.flush()
     return 0 if orders.probe else _run(orders)
@@ -57,10 +58,21 @@ def _confine(orders: Orders) -> None:
     if orders.memory_bytes is not None:
         # Not RLIMIT_AS, which counts the guest's RAM: that is mapped, and shared.
         resource.setrlimit(resource.RLIMIT_DATA, (orders.memory_bytes, orders.memory_bytes))
+    give_up_capabilities()
     if orders.landlock:
         forbid_writing(but_below=(folder, *_DEVICES))
     else:
         forbid_privileges()
+
+
+def _ways_out(orders: Orders) -> tuple[str, ...]:
+    ways = ways_to_write(orders.descriptors, orders.writers)
+    return (*ways, *ways_to_connect(orders.sockets))
+
+
+def _pid() -> int:
+    """This is how others number this process, which may live in a namespace of its own."""
+    return int(Path("/proc/self").readlink().name)
 
 
 def _run(orders: Orders) -> int:

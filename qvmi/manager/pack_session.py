@@ -91,6 +91,7 @@ class _PackSession:
             orders.memory.mapped(orders.descriptors),
             Choices(cache=ProfileCache(Path(orders.profiles))),
             address=orders.address,
+            reads_registers=orders.reads_registers,
         )
 
     async def hear(self) -> Never:

@@ -12,7 +12,7 @@ from qvmi.manager.isolation.gather import Bus
 from qvmi.manager.isolation_watch import IsolationCheck, IsolationVerdict
 from qvmi.manager.manager import MakeCheck
 
-__all__ = ["examined"]
+__all__ = ["bus_of", "examined"]
 
 _TRIES: Final = 3
 """Times that it is asked while the broker is being started again, each once that accepts."""
@@ -29,7 +29,7 @@ def examined(machine: Machine) -> MakeCheck:
             for _ in range(_TRIES):
                 await broker.accepting()
                 try:
-                    return _verdict(await examine(machine.monitor, _bus(broker)))
+                    return _verdict(await examine(machine.monitor, bus_of(broker)))
                 except BrokerUnavailable:
                     continue
             raise BrokerUnavailable("the broker ends again and again while it is looked at")
@@ -39,10 +39,15 @@ def examined(machine: Machine) -> MakeCheck:
     return make
 
 
-def _bus(broker: Broker) -> Bus:
+def bus_of(broker: Broker) -> Bus:
+    """This names a broker of ours, which knows the one that is asked without a user.
+
+    Raises:
+        BrokerUnavailable: it has just ended.
+    """
     if broker.pid is None:
         raise BrokerUnavailable("the broker has just ended")
-    return Bus(broker.pid)
+    return Bus(broker.pid, probe=broker.log.probe())
 
 
 def _verdict(report: Report) -> IsolationVerdict:

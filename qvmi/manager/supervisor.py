@@ -5,7 +5,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Never, Protocol
 
 from qvmi.codepacks.manifest import Restart
 from qvmi.errors import CodepackError, MachineGone
@@ -32,6 +32,10 @@ class Watcher(Protocol):
 
     async def failed(self, spec: PackSpec, problem: str) -> None:
         """This is told that it has ended, and why."""
+        ...
+
+    async def given_up(self, spec: PackSpec) -> None:
+        """This is told that it is not started again."""
         ...
 
     async def is_machine_gone(self) -> bool:
@@ -72,6 +76,14 @@ class Supervisor:
             CodepackError: it fails again and again, or is not to be started again.
             MachineGone: it ended as the machine had.
         """
+        try:
+            await self._run_on()
+        except (CodepackError, MachineGone):
+            await self._watcher.given_up(self._spec)
+            raise
+
+    async def _run_on(self) -> Never:
+        """This starts it whenever it is to be started."""
         loop = asyncio.get_running_loop()
         ends = 0
         while True:

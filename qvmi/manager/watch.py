@@ -18,7 +18,8 @@ from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Admission, Throttle
 from qvmi.bus.topic import ANY, TopicFilter, is_name, name_from
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.runner import LOOK_DEADLINE_S, MAX_SENT_KEPT, InspectedMachine, Runner
+from qvmi.codepacks.manifest import Management
+from qvmi.codepacks.runner import MAX_SENT_KEPT, InspectedMachine, Runner
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone, UsageError
 from qvmi.manager.accounts import throttle_account
@@ -65,7 +66,7 @@ async def watch(
     bus: OpenChannel = mosquitto,
     vm: str | None = None,
     policy: Policy | Policies = READ_ONLY,
-    deadlines_s: Mapping[str, float] | None = None,
+    management: Mapping[str, Management] | None = None,
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -78,7 +79,9 @@ async def watch(
             such as :func:`qvmi.bus.local.in_process`.
         vm: the machine's name on the bus; None makes one of its address.
         policy: what codepacks may be granted: one for all, or each its own.
-        deadlines_s: the longest look of a codepack by its name, in seconds, where it has one of its own.
+        management: what the manifest of a codepack says, by its name. Of it are kept to here: the longest
+            look, which is told and left to itself, and how often in a row it may fail, after which it is
+            given up. One that is not in it has some seconds, and may always fail.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
@@ -96,11 +99,9 @@ async def watch(
     reader = Account(f"{name}.{_NAME}", publishes=own, reads=(TopicFilter(name),))
     counting = throttle_account()
     runners = {
-        Account.of_codepack(name, pack.name): Runner(
-            pack,
-            machine,
-            vm=name,
-            look_deadline_s=(deadlines_s or {}).get(pack.name, LOOK_DEADLINE_S),
+        # There is nobody here whom it could ask.
+        Account.of_granted(name, pack.name, policies.of(pack.name), services={}): _runner(
+            pack, machine, name, (management or {}).get(pack.name)
         )
         for pack in packs
     }
@@ -123,7 +124,8 @@ class Watch:
     """This iterates the messages of a watched machine as they arrive: alerts, clearances, statuses.
 
     The iteration ends with the block of :func:`watch`. It raises MachineGone when the machine is
-    gone and BusError when the bus is lost for good; what arrived before is delivered before.
+    gone, CodepackError when every codepack is given up, and BusError when the bus is lost for good;
+    what arrived before is delivered before.
 
     Attributes:
         vm: the machine's name on the bus.
@@ -174,6 +176,9 @@ class Watch:
             if throttling is not None:
                 throttling.cancel()
                 await asyncio.wait({throttling})
+        if all(runner.given_up for runner in self._runners.values()):
+            account, runner = next(iter(self._runners.items()))
+            raise CodepackError(account.name.removeprefix(f"{self.vm}."), runner.given_up)
         raise MachineGone("watch")
 
     async def note_throttled(self, speaker: str, why: str) -> None:
@@ -303,6 +308,20 @@ class Watch:
             time=time.time(),
             body=msgspec.to_builtins(status),
         )
+
+
+def _runner(
+    pack: Codepack, machine: WatchedMachine, vm: str, management: Management | None
+) -> Runner:
+    if management is None:
+        return Runner(pack, machine, vm=vm)
+    return Runner(
+        pack,
+        machine,
+        vm=vm,
+        look_deadline_s=management.deadline_s,
+        max_failures=management.max_failures,
+    )
 
 
 def _require_distinct(packs: Sequence[Codepack]) -> None:

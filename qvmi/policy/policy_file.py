@@ -6,18 +6,18 @@ granted what ``[default]`` says; where that is not there either, it may only rea
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from qvmi.errors import BadSettings, UsageError
+from qvmi.errors import UsageError
 from qvmi.policy.grant import LIMITS_OF, Grant
 from qvmi.policy.limits import MAX_RANGES, UNLIMITED, AddressRange, Limits, Space
 from qvmi.policy.policy import READ_ONLY, Policy
-from qvmi.settings import MAX_SETTINGS_BYTES, Table
+from qvmi.settings import Table, nearest, read_settings
 
 __all__ = ["POLICY_FILE_VERSION", "Policies", "parse_policies", "read_policies"]
 
@@ -63,19 +63,19 @@ class Policies:
         """This is the policy of a codepack."""
         return self.named.get(codepack, self.default)
 
+    def unmatched(self, known: Sequence[str]) -> Mapping[str, str]:
+        """These are the names that no known codepack has, each with which one may be meant."""
+        return {name: nearest(name, known) for name in self.named if name not in known}
+
 
 def read_policies(path: Path) -> Policies:
     """This reads a policy file.
 
     Raises:
-        BadSettings: it cannot be read, or something in it cannot be right; says where, and the way out.
+        BadSettings: it cannot be read, others may change it, or something in it cannot be right; says
+            where, and the way out.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SETTINGS_BYTES + 1)
-    except OSError as error:
-        raise BadSettings(path, f"cannot be read: {error.strerror or error}") from error
-    return parse_policies(path, data)
+    return parse_policies(path, read_settings(path))
 
 
 def parse_policies(path: str | os.PathLike[str], data: bytes) -> Policies:

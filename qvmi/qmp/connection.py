@@ -64,7 +64,7 @@ async def _connect(address: UnixAddress | TcpAddress, deadline: float) -> socket
     try:
         return await open_stream(address, deadline=deadline)
     except TimeoutError as error:
-        raise queue_full(address) from error
+        raise await asyncio.to_thread(queue_full, address) from error
 
 
 async def _greeting(

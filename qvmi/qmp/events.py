@@ -6,7 +6,7 @@ References: QEMU ``docs/interop/qmp-spec.rst`` (section 2.5, asynchronous events
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -203,6 +203,11 @@ class EventStream:
 
     def __aiter__(self) -> Self:
         return self
+
+    def so_far(self) -> Iterator[Event]:
+        """These are the events that have come by now, taken off the stream; none is waited for."""
+        while (event := self._take()) is not None:
+            yield event
 
     async def __anext__(self) -> Event:
         while (event := self._take()) is None:

@@ -23,6 +23,7 @@ __all__ = [
     "Answer",
     "AskFacts",
     "AskRunState",
+    "AskSystem",
     "BeginPause",
     "EndLease",
     "FactsTold",
@@ -55,6 +56,10 @@ class ReadRegisters(msgspec.Struct, frozen=True, tag="registers"):
     """This asks for the registers of all vCPUs; with those only the gdbstub tells, the guest is stopped."""
 
     system: bool = False
+
+
+class AskSystem(msgspec.Struct, frozen=True, tag="system"):
+    """This asks for what of the registers says which system runs; whoever may read memory may know it."""
 
 
 class AskRunState(msgspec.Struct, frozen=True, tag="run-state"):
@@ -106,6 +111,7 @@ class EndLease(msgspec.Struct, frozen=True, tag="end"):
 
 Question = (
     ReadRegisters
+    | AskSystem
     | AskRunState
     | AskFacts
     | BeginPause
@@ -152,7 +158,7 @@ class VcpusTold(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RegistersTold(msgspec.Struct, frozen=True):
-    """This answers :class:`ReadRegisters`."""
+    """This answers :class:`ReadRegisters` and :class:`AskSystem`."""
 
     vcpus: VcpusTold
 

@@ -31,6 +31,7 @@ from qvmi.remote.leased_pause import LeasedPauses
 from qvmi.remote.messages import (
     AskFacts,
     AskRunState,
+    AskSystem,
     FactsTold,
     MachineState,
     ReadRegisters,
@@ -67,10 +68,20 @@ class RemoteMachine(GuestTools):
         memory: the guest's memory, which this owns from now on.
         choices: what is used to understand the guest.
         address: how the manager has attached to it.
+        reads_registers: whether this codepack may; else it asks for what says which system runs alone.
     """
 
-    def __init__(self, ask: Ask, memory: PhysicalMemory, choices: Choices, *, address: str) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        memory: PhysicalMemory,
+        choices: Choices,
+        *,
+        address: str,
+        reads_registers: bool = True,
+    ) -> None:
         self.address = address
+        self._reads_registers = reads_registers
         self.memory = memory
         self._asking = Asking(ask, self.note)
         self._recognition = Recognition(choices)
@@ -164,8 +175,14 @@ class RemoteMachine(GuestTools):
 
     async def refresh(self) -> None:
         """This looks again which system runs, as after a reset; :attr:`guest` then tells."""
-        await self.registers()
-        await self._recognition.look(lambda: self.view, self.registers, self._ask_stub)
+        if self._reads_registers:
+            await self.registers()
+            await self._recognition.look(lambda: self.view, self.registers, self._ask_stub)
+            return
+        system = (await self._asking.ask(AskSystem(), RegistersTold)).vcpus.vcpus
+        await self._recognition.look(lambda: replace(self.view, vcpus=system), _nothing, _nothing)
+        if self._recognition.guest is not None:  # what stood for registers are none
+            self._recognition.guest = self._recognition.guest.over(self.view)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[View]:
@@ -257,3 +274,7 @@ class RemoteMachine(GuestTools):
             raise MachineGone("looking at the guest")
         if self.epoch != epoch:
             raise StaleView("the machine was reset since it was looked at: refresh()")
+
+
+async def _nothing() -> None:
+    """This asks for nothing further: there is nothing that this codepack would be told."""

@@ -9,7 +9,7 @@ from typing import Final
 import qvmi
 from qvmi.machine.machine import Machine
 from qvmi.manager.control_service import ControlService
-from qvmi.policy import Policy
+from qvmi.policy import Grant, Policy
 from qvmi.remote.handed_memory import HandedMemory
 from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
@@ -53,7 +53,13 @@ async def remote_machine(
 
     handed, descriptors = HandedMemory.of(machine.memory)
     choices = Choices(cache=ProfileCache(profiles))
-    remote = RemoteMachine(ask, handed.mapped(descriptors), choices, address=machine.address)
+    remote = RemoteMachine(
+        ask,
+        handed.mapped(descriptors),
+        choices,
+        address=machine.address,
+        reads_registers=policies[PACK].allows(Grant.READ_REGISTERS),
+    )
     try:
         await remote.refresh()
         yield remote

@@ -9,6 +9,7 @@ import pytest
 from qvmi.bus.account import Account
 from qvmi.bus.broker import mosquitto
 from qvmi.bus.bus import Bus, OpenChannel
+from qvmi.bus.group import new_group
 from qvmi.bus.local import in_process
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.subscription import MAX_WAITING_MESSAGES, Subscription
@@ -350,7 +351,8 @@ async def test_those_of_a_group_share_the_messages_and_others_get_all(
         pack = await channel.connect(PACK)
         buses = [await channel.connect(READER), await channel.connect(second)]
         topics = TopicFilter("web", "pack", "alert")
-        members = [await bus.subscribe(topics, group="night") for bus in buses]
+        group = new_group("night")
+        members = [await bus.subscribe(topics, group=group) for bus in buses]
         alone = await buses[0].subscribe(topics)
         sent = [message(number) for number in range(100)]
         for one in sent:
@@ -381,12 +383,13 @@ async def test_refuses_a_subscription_that_a_broker_could_not_tell_from_another(
 ) -> None:
     async with channel_of(ACCOUNTS) as channel:
         reader = await channel.connect(READER)
-        await reader.subscribe(TopicFilter("web"), group="night")
+        group = new_group("night")
+        await reader.subscribe(TopicFilter("web"), group=group)
         await reader.subscribe(TopicFilter("web"))
         with pytest.raises(UsageError, match="in the group"):
-            await reader.subscribe(TopicFilter("web"), group="night")
+            await reader.subscribe(TopicFilter("web"), group=group)
         with pytest.raises(UsageError, match="retained=True"):
             await reader.subscribe(TopicFilter("web"), retained=False)
-        for group in ("", "a/b", "+", "#"):
+        for group in ("", "a/b", "+", "#", "night", f"a/{new_group('b')}"):
             with pytest.raises(UsageError):
                 await reader.subscribe(TopicFilter("web"), group=group)

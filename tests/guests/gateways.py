@@ -149,6 +149,11 @@ class _Client:
         self.heard += data
         return bool(data)
 
+    def require_more(self) -> None:
+        """This waits for bytes, which must come."""
+        if not self.more():
+            raise ConnectionResetError("the gateway has hung up")
+
     def hung_up(self) -> bool:
         """This waits for the end, whatever is said before it."""
         while self.more():
@@ -166,7 +171,7 @@ class RawQmp(_Client):
         """This is the next line that is no event."""
         while True:
             while b"\n" not in self.heard:
-                assert self.more(), "the gateway has hung up"
+                self.require_more()
             line, _, self.heard = self.heard.partition(b"\n")
             told: dict[str, Any] = json.loads(line)
             if "event" not in told:
@@ -208,7 +213,7 @@ class RawDebugger(_Client):
                 body = self.heard[start + 1 : end]
                 self.heard = self.heard[end + 3 :]
                 return body
-            assert self.more(), "the gateway has hung up"
+            self.require_more()
 
     def ask(self, body: bytes) -> bytes:
         self.say(body)

@@ -36,7 +36,7 @@ FORBIDDEN: Final = (
     ),
     *(b"Z0,1000,1", b"Z1,1000,1", b"Z2,1000,4", b"Z3,1000,4", b"Z4,1000,4"),
     *(b"vRun;", b"R00", b"r", b"vAttach;2", b"vFile:open:2f6574632f706173737764,0,0"),
-    *(b"Qqemu.PhyMemMode:1", b"Qqemu.sstep=0", b"QStartNoAckMode", b"!", b"bc", b"bs"),
+    *(b"Qqemu.PhyMemMode:2", b"Qqemu.sstep=0", b"QStartNoAckMode", b"!", b"bc", b"bs"),
     *(b"qRcmd,71756974", b"qRcmd," + b"pmemsave 0 4096 /tmp/x".hex().encode()),
 )
 
@@ -148,6 +148,20 @@ def test_gdb_writes_where_it_is_granted_and_the_log_tells_old_and_new(bare: Bare
     assert "0x41424344" in said
     assert any("at vCPU 0's 0x500" in text and "becomes 44434241" in text for text in log)
     assert bare.monitor.human("xp /1xw 0x500").split()[-1] == "0x41424344"
+    assert bare.monitor.running()
+
+
+def test_gdb_gives_up_with_the_reason_where_the_guest_may_not_be_stopped(bare: BareQemu) -> None:
+    with gateway(bare.qmp) as gate:
+        said = gdb(gate, "p $rip")
+        assert "stop the guest for a debugger: not granted (needs grant 'pause')" in said
+        assert sum("needs grant 'pause'" in text for text in gate.audit()) == 1
+        with RawDebugger.to(gate.gdb) as client:
+            assert b"needs grant 'pause'" in client.ask(b"?")
+            assert client.hung_up()
+        bare.monitor.execute("stop")
+        assert re.search(r"\$1 = .*0x[0-9a-f]+", gdb(gate, "p $rip"))
+        bare.monitor.execute("cont")
     assert bare.monitor.running()
 
 
@@ -322,7 +336,7 @@ def try_everything(client: RawDebugger) -> None:
         else:
             assert answer in {b"", b"E01", b"E22"}, body
     client.send(b"\x03")
-    assert client.ask(b"vMustReplyEmpty") == b""
+    assert client.ask(b"vNobodyKnows") == b""
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["paused", "running"])
@@ -335,7 +349,7 @@ def test_every_packet_that_changes_anything_is_refused(
     before = saved(bare) if held else None
     bare.monitor.events.clear()
     with gateway(bare.qmp) as gate, RawDebugger.to(gate.gdb) as client:
-        assert client.ask(b"?") == (b"T05thread:1;" if held else b"E01")
+        assert client.ask(b"qC") == (b"QC1" if held else b"E01")
         try_everything(client)
         client.say(b"k")
         assert client.hung_up()
@@ -438,7 +452,7 @@ def test_only_the_ranges_of_a_policy_are_read(bare: BareQemu, tmp_path: Path) ->
 
 
 def test_what_no_debugger_says_ends_its_visit_and_nothing_else(bare: BareQemu) -> None:
-    noise = (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64, b"$" + b"m" * 9000, b"$$?#3f", b"-", b"#00")
+    noise = (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64, b"$" + b"m" * 9000, b"$$?#3f", b"-", b"#01")
     with gateway(bare.qmp, "--may-pause") as gate, RawDebugger.to(gate.gdb) as other:
         other.ask(b"?")
         for data in noise:

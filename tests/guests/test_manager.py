@@ -291,7 +291,7 @@ async def test_what_keeps_codepacks_is_told_as_it_is(
     async with managing(guest, state, proven=True) as manager:
         jail = manager.fleet.jail
         (process,) = manager.fleet.running.values() or (await first_process(manager),)
-        assert (process.hello.ways_to_write == ()) == jail.holds
+        assert (process.hello.ways_out == ()) == jail.holds
         assert manager.fleet.caveats == (() if jail.holds else (ADVISORY,))
         if jail.confinement.other_uid:
             assert os.stat(f"/proc/{process.pid}").st_uid == process.hello.uid  # noqa: PTH116 - /proc does not wait

@@ -1,6 +1,7 @@
 """The manager asks a gate of each codepack's own: its rates, ranges and longest pause count there."""
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.policy import OBSERVE, READ_ONLY, AddressRange, Grant, Limits, Policy, Space
 from qvmi.remote.remote_machine import RemoteMachine
+from qvmi.semantics.guest_os import GuestFacts
 from tests.asynchronous import asynchronous, until
 from tests.command_line import qvmi as qvmi_command
 from tests.contract.machines import PACK, remote_machine
@@ -151,6 +153,38 @@ async def test_a_pause_ends_when_it_has_lasted_as_long_as_is_granted_though_it_i
         assert not refusal(later)
 
 
+class Asking(logging.Handler):
+    """This asks the guest at each record of the audit log whether it runs."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, bool]] = []
+        self._guest = guest
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append((record.getMessage(), self._guest.monitor.running()))
+
+
+@pytest.mark.parametrize("end", ["its time is over", "its codepack is gone"])
+@asynchronous
+async def test_the_guest_runs_before_the_audit_log_is_told_why_which_may_take_long(
+    guest: Guest, profiles: Path, end: str
+) -> None:
+    short = OBSERVE.within(Grant.PAUSE, Limits(longest_s=0.5 if end == "its time is over" else 600))
+    asking = Asking(guest)
+    async with serving(guest, profiles, pack=short) as control:
+        assert not refusal(await control.answer("pack", {"type": "pause"}))
+        logging.getLogger("qvmi.audit").addHandler(asking)
+        try:
+            if end == "its codepack is gone":
+                await control.forget("pack")
+            await until(lambda: bool(asking.seen), within_s=WAIT_S)
+        finally:
+            logging.getLogger("qvmi.audit").removeHandler(asking)
+    ((text, ran),) = asking.seen
+    assert ran, text
+
+
 @asynchronous
 async def test_a_codepack_whose_pause_was_ended_is_told_that_its_view_is_stale(
     guest: Guest, profiles: Path
@@ -206,6 +240,61 @@ async def test_who_may_not_read_all_memory_is_not_given_it_but_refused(
                     pytest.fail("it runs")
         assert is_empty(Path(state)), "not even a folder was made for it"
     assert len(said(caplog)) == 1
+
+
+# ------------------------------------------------------------------------------ who may read memory alone
+
+ONLY_MEMORY = Policy(frozenset({Grant.READ_MEMORY}))
+
+
+def placed(facts: GuestFacts) -> tuple[object, ...]:
+    """This is which kernel it is, and where."""
+    where = (facts.kernel_base, facts.page_table_root, facts.page_table_isolation, facts.paging)
+    return (facts.banner, facts.architecture, *where)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GuestConfig("6.1"), GuestConfig("6.12-arm64", machine="virt")],
+    ids=["x86_64", "aarch64"],
+)
+@asynchronous
+async def test_who_may_read_memory_alone_understands_the_guest_and_is_told_no_register(
+    guests: GuestPool, profiles: Path, config: GuestConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = guests.restore(config)
+    truth = {task.pid for task in one.truth().processes}
+    pausing = Policy(frozenset({Grant.READ_MEMORY, Grant.PAUSE}))
+    async with qvmi.attach(one.qmp, cache=profiles / "manager") as machine:
+        for cache in ("cold", "cold"):  # the second time it is known already
+            async with remote_machine(machine, profiles / cache, {PACK: pausing}) as remote:
+                assert truth <= {task.pid for task in remote.guest.processes()}
+                assert placed(remote.guest.facts()) == placed(machine.guest.facts())
+                assert said(caplog) == []
+                assert remote.view.vcpus == remote.guest.view.vcpus == ()
+                async with remote.paused() as view:
+                    assert view.vcpus == ()
+                    assert remote.guest.processes().items
+                with pytest.raises(PolicyDenied):
+                    await remote.registers()
+                caplog.clear()
+        control = ControlService(machine, {PACK: ONLY_MEMORY, "none": Policy(frozenset())})
+        assert refusal(await control.answer("none", {"type": "system"})) == "PolicyDenied"
+        told = (await control.answer(PACK, {"type": "system"}))["told"]
+        assert isinstance(told, dict)
+        vcpus = next(vcpu for vcpu in told["vcpus"].values() if vcpu)
+        for vcpu in vcpus:
+            general = [vcpu.get(name) for name in ("rip", "rsp", "rax", "r12", "pc", "sp", "cpsr")]
+            assert not any([*general, *vcpu.get("x", ()), vcpu.get("cr2"), vcpu.get("gs_base")])
+
+
+@asynchronous
+async def test_a_codepack_that_may_read_memory_alone_sees_in_a_process_of_its_own(
+    guest: Guest, state: Path
+) -> None:
+    async with managing(guest, state, replace(NOISY, policy=ONLY_MEMORY)) as manager:
+        told = await next_that(manager, lambda one: one.codepack == NOISY.name)
+        assert (told.kind, told.body.get("sight")) == ("status", "full")
 
 
 # ------------------------------------------------------------------ what the process of a codepack is held to

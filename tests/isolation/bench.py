@@ -194,9 +194,16 @@ class Bench:
         """This starts a QEMU whose vCPUs stand still."""
         return self._machine(network.entrance if network else (), arguments)
 
-    def machine_through(self, starter: Sequence[str], *arguments: str) -> BareQemu:
+    def machine_through(
+        self, starter: Sequence[str], *arguments: str, network: Network | None = None
+    ) -> BareQemu:
         """This has a script become that QEMU, whose command line stands behind its own arguments."""
-        return self._machine((sys.executable, "-I", "-S", *starter), arguments)
+        entrance = network.entrance if network else ()
+        return self._machine((*entrance, sys.executable, "-I", "-S", *starter), arguments)
+
+    def machine_within(self, entrance: Sequence[str], *arguments: str) -> BareQemu:
+        """This starts a QEMU by a command that runs another one."""
+        return self._machine(entrance, arguments)
 
     def _machine(self, entrance: Sequence[str], arguments: Sequence[str]) -> BareQemu:
         folder = self.new_folder()

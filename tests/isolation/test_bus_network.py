@@ -3,12 +3,14 @@
 The oracle is iproute2, nft and /proc, looked at from outside.
 """
 
+import ipaddress
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ import pytest
 from tests.guests.lab import Lab
 from tests.guests.pool import GuestPool
 from tests.isolation.bench import until
-from tests.isolation.held_process import ROOT
+from tests.isolation.held_process import ROOT, held, line_of
 from tests.isolation.namespaces import USER_BRIDGE, Inside, stand_in_host
 from tests.isolation.site import bus_site, lab_within, owner
 from tests.isolation.user_vm import MQTT_PORT, Attempts, network_guest
@@ -124,6 +126,37 @@ def test_two_instances_on_one_host_do_not_meet(host: Inside) -> None:
         assert one["bridge"] != two["bridge"]
         assert one["seats"][0]["broker"] != two["seats"][0]["broker"]
         assert {one["bridge"], two["bridge"]} < host.links()
+
+
+@contextmanager
+def bridges(host: Inside, *arguments: str) -> Iterator[list[str]]:
+    """This runs `tests.isolation.host_bridges` in a stand-in host, and is what it tells."""
+    command = (*host.enter, sys.executable, "-m", "tests.isolation.host_bridges", *arguments)
+    with held(*command) as process:
+        told: list[str] = json.loads(line_of(process))
+        yield told
+
+
+def test_instances_that_begin_at_one_moment_take_different_subnets(host: Inside) -> None:
+    before = state_of(host)
+    with bridges(host, "together", "one", "two", "three") as names:
+        rows = host.rows("-4", "address", "show")
+        taken = [
+            ipaddress.ip_interface(f"{each['local']}/{each['prefixlen']}").network
+            for row in rows
+            if row["ifname"] in names
+            for each in row["addr_info"]
+        ]
+    assert len(set(names)) == 3
+    assert sorted(map(str, taken)) == ["10.77.0.0/24", "10.77.1.0/24", "10.77.2.0/24"]
+    assert state_of(host) == before
+
+
+def test_the_answer_to_a_command_that_took_too_long_is_not_taken_for_the_next_ones(
+    host: Inside,
+) -> None:
+    with bridges(host, "late", "one") as said:
+        assert said == ["came to no end", "told by the second", "done"]
 
 
 # --------------------------------------------------------------------------------- whom it serves

@@ -2,7 +2,6 @@
 
 import doctest
 import itertools
-import re
 
 import pytest
 from hypothesis import given
@@ -24,7 +23,6 @@ from qvmi.testing import (
     fake_socket,
 )
 from tests.asynchronous import asynchronous
-from tests.repository.tree import ROOT
 
 INIT, SHELL = fake_process(1, name="init"), fake_process(7, name="sh")
 THREAD = Thread(pid=8, tgid=7, state="S", name="sh", address=Va(8), start_time_s=1.0)
@@ -35,13 +33,6 @@ RUNS = {Pa(0x1000): b"a" * 0x10, Pa(0x5000): b"b" * 0x2000}
 def test_the_example_in_its_docstring_is_true() -> None:
     result = doctest.testmod(qvmi.testing)
     assert (result.failed, result.attempted > 0) == (0, True)
-
-
-def test_the_program_of_the_page_on_codepacks_is_true() -> None:
-    text = (ROOT / "docs" / "codepacks.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert "assert finding.claim" in program
-    exec(compile(program, "docs/codepacks.md", "exec"), {})  # noqa: S102 - our own page
 
 
 def processes_seen(machine: WatchedMachine, memory: PhysicalMemory, guest: GuestOS) -> int:

@@ -1,8 +1,9 @@
 """A program that makes a bridge in the host's namespace, and removes it when its input ends.
 
 It is run by path, ``python -I -S holder.py BRIDGE``, so it imports nothing of qvmi. Each line of its input is
-a command, ``[["ip", "-batch", "-"], "TEXT FOR IT"]``, and each line of its output what went wrong, ``""`` for
-nothing. ``["sweep"]`` takes the name, and removes what a dead holder of it has left.
+a numbered command, ``[7, ["ip", "-batch", "-"], "TEXT FOR IT"]``, and each line of its output says of which
+number what went wrong: ``[7, ""]`` for nothing. ``["sweep"]`` takes the name, and removes what a dead holder
+of it has left; ``["claim", "10.77.0.0/24"]`` takes a subnet that no other holder has.
 
 References: ip-link(8); nft(8); unix(7), abstract names, which are each network namespace's own.
 """
@@ -19,6 +20,9 @@ COMMAND_TIMEOUT_S = 15.0
 
 MARK = "qvmi bus network"
 """The alias of a bridge that is ours to remove (``Bridge.words``)."""
+
+TAKEN = "taken"
+"""What is said of a subnet that another holder has."""
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -54,11 +58,11 @@ def start(command: list[str], text: str) -> "subprocess.CompletedProcess[bytes]"
     )
 
 
-def take_name(bridge: str) -> "socket.socket | None":
+def take_name(name: str) -> "socket.socket | None":
     """This holds a name within this network namespace until this program ends; None where it is taken."""
     held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        held.bind(f"\0qvmi-bridge-{bridge}")
+        held.bind(f"\0qvmi-bridge-{name}")
     except OSError:
         held.close()
         return None
@@ -77,27 +81,50 @@ def remove(bridge: str) -> None:
     call(["nft", "delete", "table", "inet", bridge], "")
 
 
+class Holder:
+    """This obeys one owner.
+
+    Attributes:
+        held: the names that are taken; the bridge's own is the first.
+    """
+
+    def __init__(self, bridge: str) -> None:
+        self.bridge = bridge
+        self.held: list[socket.socket] = []
+
+    def obey(self, command: list[str], text: str) -> str:
+        """This carries out a command, and is what went wrong."""
+        if command == ["sweep"]:
+            if not self.take(self.bridge):
+                return "another instance of that name runs"
+            remove(self.bridge)
+            return ""
+        if command[0] == "claim":
+            return "" if self.take(command[1]) else TAKEN
+        return call(command, text)
+
+    def take(self, name: str) -> bool:
+        """This takes a name until this program ends, and tells whether it could be had."""
+        taken = take_name(name)
+        if taken:
+            self.held.append(taken)
+        return taken is not None
+
+
 def main(arguments: list[str]) -> None:
     """This obeys until its input ends."""
     (bridge,) = arguments
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    held = None
+    holder = Holder(bridge)
     for line in sys.stdin:
-        command, text = json.loads(line)
-        if command == ["sweep"]:
-            held = take_name(bridge)
-            problem = "" if held else "another instance of that name runs"
-            if held:
-                remove(bridge)
-        else:
-            problem = call(command, text)
+        asked, command, text = json.loads(line)
         try:
-            sys.stdout.write(json.dumps(problem) + "\n")
+            sys.stdout.write(json.dumps([asked, holder.obey(command, text)]) + "\n")
             sys.stdout.flush()
         except OSError:
             break
-    if held:
+    if holder.held:
         remove(bridge)
 
 

@@ -13,28 +13,22 @@ from qvmi.addr import Va
 from qvmi.audit import LOGGER
 from qvmi.errors import GdbstubRequestFailed, GuestRunning, PolicyDenied, QvmiError
 from qvmi.gdbstub.client import Breakpoint
-from qvmi.gdbstub.packets import (
-    ANY_THREAD,
-    Exited,
-    StopReply,
-    ThreadId,
-    check_ok,
-    hex_data,
-    read_memory,
-    write_memory,
-)
+from qvmi.gdbstub.packets import ANY_THREAD, Exited, StopReply, ThreadId
 from qvmi.gdbstub.rsp import frame
 from qvmi.manager.gateways.doorway import Visitor
 from qvmi.manager.gateways.guest_memory import GuestMemory
+from qvmi.manager.gateways.judged_memory import JudgedMemory
 from qvmi.manager.gateways.outlet import Outlet
-from qvmi.manager.gateways.rsp_dialect import Dialect
+from qvmi.manager.gateways.rsp_dialect import Dialect, in_words
 from qvmi.manager.gateways.rsp_rules import (
     Ask,
+    Begin,
     Break,
     Current,
     Introduce,
     Leave,
     List,
+    Locate,
     Read,
     Refuse,
     Run,
@@ -43,6 +37,7 @@ from qvmi.manager.gateways.rsp_rules import (
     Verdict,
     WhyStopped,
     Write,
+    console,
     judge,
 )
 from qvmi.manager.gateways.shared_stub import Mode, SharedStub
@@ -59,7 +54,9 @@ _FAILED: Final = b"E05"  # EIO
 _FAULT: Final = b"E14"  # as QEMU answers
 _BUSY: Final = b"E16"
 _INVALID: Final = b"E22"
-_SHOWN: Final = 4096  # bytes of a write in the audit log; one packet has no more
+_SHOWN: Final = 4096  # bytes of registers in the audit log; one packet has no more
+_STOPS_GUEST: Final = "stop the guest for a debugger"
+_CANNOT_BE_HAD: Final = "the guest cannot be had now; the gateway says why where it was started"
 _NAMED: Final = 40  # bytes of a packet, in refusals
 _REGISTERS: Final = frozenset(b"GP")
 
@@ -82,6 +79,7 @@ class DebugSession:
         mode: what it believes of the guest.
         step: the vCPU that it lets do one instruction, and whether the others run meanwhile.
         refusals: how often it was refused something.
+        parting: it was told last words, and is to hang up.
     """
 
     def __init__(
@@ -97,11 +95,13 @@ class DebugSession:
         self.mode = Mode.AWAY
         self.step: tuple[ThreadId, bool] = (ANY_THREAD, True)
         self.refusals = 0
+        self.parting = False
         self._visitor = visitor
         self._gate = gate
         self._standstill = standstill
         self._stub = stub
-        self._memory = memory
+        self._guest_memory = memory
+        self._memory = JudgedMemory(gate, stub=stub, memory=memory, refused=self._refused)
         self._outlet = outlet
         self._dialect = Dialect()
         self._chosen = ANY_THREAD
@@ -119,16 +119,14 @@ class DebugSession:
             return verdict.answered
         try:
             answer = await self._answered(body, grant, verdict)
-        except PolicyDenied:  # the audit log has it
-            self.refusals += 1
-            answer = _NOT_GRANTED
-        except GdbstubRequestFailed as error:
-            answer = b"" if error.code is None else error.code.encode()
-        except GuestRunning:
-            answer = _BUSY
         except QvmiError as error:
-            _log.warning("%s: %s", self._visitor, error)
-            answer = _FAILED
+            answer = self._failure(error)
+            if isinstance(verdict, Begin | WhyStopped):
+                # gdb gives up on the one, and waits behind the other until it is hung up on.
+                denied = isinstance(error, PolicyDenied)
+                self._say(in_words(str(error) if denied else _CANNOT_BE_HAD))
+                self.parting = True
+                return False
         if answer is not None:
             self._say(answer)
         return True
@@ -151,6 +149,7 @@ class DebugSession:
 
     async def end(self) -> None:
         """This takes the debugger's breakpoints away, and lets go of the guest."""
+        self._memory.physical = False
         if self.mode is Mode.AWAY:
             return
         try:
@@ -170,6 +169,9 @@ class DebugSession:
 
     async def _answered(self, body: bytes, grant: Grant | None, verdict: Verdict) -> bytes | None:
         """This is what is answered; None where that comes when the guest stops."""
+        if isinstance(verdict, Begin):
+            await self._require_begin()
+            return b""
         if not _needs_guest(verdict):
             return self._at_once(verdict)
         if grant is not None:
@@ -185,11 +187,28 @@ class DebugSession:
             return await self._looked_or_changed(verdict)
         return self._told(verdict)
 
+    def _failure(self, error: QvmiError) -> bytes:
+        """This is the answer where something could not be done."""
+        if isinstance(error, PolicyDenied):  # the audit log has it
+            self.refusals += 1
+            return _NOT_GRANTED
+        if isinstance(error, GdbstubRequestFailed):
+            return b"" if error.code is None else error.code.encode()
+        if isinstance(error, GuestRunning):
+            return _BUSY
+        _log.warning("%s: %s", self._visitor, error)
+        return _FAILED
+
     def _at_once(self, verdict: Verdict) -> bytes:
         """This is the answer to what needs no guest that stands still."""
         match verdict:
-            case Say(answer):
+            case Say(answer, printed):
+                if printed:
+                    self._say(console(printed))
                 return answer
+            case Locate(physical):
+                self._memory.physical = physical
+                return _OK
             case Refuse(why, answers):
                 for answer in answers[:-1]:
                     self._say(answer)
@@ -219,18 +238,30 @@ class DebugSession:
     async def _looked_or_changed(self, verdict: Ask | Read | Write | Break) -> bytes:
         match verdict:
             case Ask(request):
-                registers = Grant.WRITE if request[0] in _REGISTERS else Grant.READ_REGISTERS
-                self._require(registers, request[:_SHOWN].decode("ascii"))
-                if request[0] in _REGISTERS:
-                    shown = request[:_SHOWN].decode("ascii")
-                    _audit.info("%s: writes registers of vCPU %d: %s", *self._who(), shown)
-                return await self._stub.ask("ask", self._thread, request)
+                return await self._asked(request)
             case Read():
-                return await self._read(verdict)
+                return await self._memory.read(verdict, self._thread) or _FAULT
             case Write():
-                return await self._write(verdict)
+                # gdb asks with no bytes whether it may send bytes as they are.
+                written = not verdict.data or await self._memory.write(verdict, self._thread)
+                return _OK if written else _FAULT
             case Break():
                 return await self._break(verdict)
+
+    async def _asked(self, request: bytes) -> bytes:
+        """This is the stub's answer to a question about registers, or to their being written."""
+        shown = request[:_SHOWN].decode("ascii")
+        if request[0] not in _REGISTERS:
+            self._require(Grant.READ_REGISTERS, shown)
+            return await self._stub.ask("ask", self._thread, request)
+        self._require(Grant.WRITE, shown)
+        async with self._guest_memory.alone:
+            who = (self._visitor, self._thread.vcpu)
+            _audit.info("%s: writes registers of vCPU %d: %s", *who, shown)
+            try:
+                return await self._stub.ask("ask", self._thread, request)
+            finally:
+                self._guest_memory.forget()  # the register may be that which the page tables hang from
 
     def _refused(self, why: str, answer: bytes = _NOT_GRANTED) -> bytes:
         self.refusals += 1
@@ -243,17 +274,22 @@ class DebugSession:
     def _thread(self) -> ThreadId:
         return self._chosen if self._chosen.thread > 0 else self._stub.current
 
-    def _who(self) -> tuple[Visitor, int]:
-        return self._visitor, self._thread.vcpu
-
     def _require(self, grant: Grant, action: str, place: AddressRange | None = None) -> None:
         now = asyncio.get_running_loop().time()
         self._gate.require(grant, action, now=now, place=place)
 
+    async def _require_begin(self) -> None:
+        """This raises PolicyDenied where the guest could not be shown as it is now; nothing is stopped."""
+        policy = self._gate.policy
+        policy.require(Grant.READ_REGISTERS, f"{self._visitor}: show the guest to a debugger")
+        may_stop = self.mode is not Mode.AWAY or policy.allows(Grant.PAUSE)
+        if not may_stop and await self._standstill.runs():
+            policy.require(Grant.PAUSE, f"{self._visitor}: {_STOPS_GUEST}")
+
     async def _begin(self) -> None:
         """This begins a session, for which the guest stands still."""
         if await self._standstill.runs():
-            self._require(Grant.PAUSE, "stop the guest for a debugger")
+            self._require(Grant.PAUSE, _STOPS_GUEST)
             _audit.info("%s: stops the guest", self._visitor)
         await self._standstill.hold(self)
         try:
@@ -293,49 +329,6 @@ class DebugSession:
             raise
         return None
 
-    async def _read(self, verdict: Read) -> bytes:
-        if not await self._reachable(Grant.READ_MEMORY, verdict.address, verdict.size):
-            return _FAULT
-        request = read_memory(verdict.address, verdict.size)
-        return await self._stub.ask("read memory", self._thread, request)
-
-    async def _write(self, verdict: Write) -> bytes:
-        size = len(verdict.data)
-        if not size:  # gdb asks so whether it may send bytes as they are
-            return _OK
-        if not await self._reachable(Grant.WRITE, verdict.address, size):
-            return _FAULT
-        read = read_memory(verdict.address, size)
-        old = hex_data(read, await self._stub.ask("read memory", self._thread, read), size)
-        new = verdict.data
-        told = (*self._who(), verdict.address, old.hex(), new.hex())
-        _audit.info("%s: writes at vCPU %d's %#x: %s becomes %s", *told)
-        request = write_memory(verdict.address, new)
-        check_ok(request, await self._stub.ask("write memory", self._thread, request))
-        return _OK
-
-    async def _reachable(self, grant: Grant, address: int, size: int) -> bool:
-        """This tells whether memory is there, and nothing else.
-
-        Raises:
-            PolicyDenied: it is neither among the virtual ranges that are granted nor, all of it, among
-                the physical ones; or that is too much, or too often.
-        """
-        pieces = await self._memory.pieces(address, size, self._thread.vcpu)
-        if pieces is None:
-            return False
-        asked = AddressRange(Space.VIRTUAL, address, size)
-        places = [asked]
-        if not self._gate.policy.limits_of(grant).covers(asked):
-            places = [AddressRange(Space.PHYSICAL, one.start, one.size) for one in pieces]
-        for place in places:
-            self._require(grant, f"{grant.value} {asked}", place)
-        for piece in pieces:
-            if not await self._memory.is_memory(piece):
-                self._refused(f"{asked}: a device, or nothing, and no memory")
-                return False
-        return True
-
     async def _break(self, verdict: Break) -> bytes:
         one = Breakpoint(Va(verdict.address), verdict.kind, verdict.size)
         what = f"{'insert' if verdict.insert else 'remove'} {one.kind.name} at {one.address:#x}"
@@ -351,4 +344,4 @@ def _needs_guest(verdict: Verdict) -> bool:
     """This tells whether the guest has to stand still for an answer."""
     if isinstance(verdict, Select):
         return verdict.thread.thread > 0
-    return not isinstance(verdict, Say | Refuse | Introduce)
+    return not isinstance(verdict, Say | Refuse | Introduce | Begin | Locate)

@@ -30,6 +30,8 @@ MAX_VISITORS: Final = 16
 
 _QUEUE: Final = 128
 """Clients that wait to be let in; each waits for a turn of the event loop."""
+_MOST_NAME: Final = 64
+"""Letters of a client's name; the kernel itself keeps 15, and a command line may have two million."""
 _PRIVATE: Final = 0o600
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _ACCEPT_AGAIN_S: Final = 0.1
@@ -42,16 +44,25 @@ _audit: Final = logging.getLogger(LOGGER)
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """This is a client, as the kernel tells of it."""
+    """This is a client, as the kernel tells of it when it comes.
+
+    Args:
+        gateway: the one that it has come by.
+        number: counts those that have come by it.
+        pid: its process.
+        uid: whom it runs as.
+        program: the name that it had then, fit to be shown: a process is called what it likes.
+    """
 
     gateway: str
     number: int
     pid: int
     uid: int
+    program: str = ""
 
     def __str__(self) -> str:
-        process = host_process(self.pid) if self.pid else None
-        return f"{self.gateway} client {self.number}, {process or f'process {self.pid}'}"
+        process = f"{self.program} (pid {self.pid})" if self.program else f"process {self.pid}"
+        return f"{self.gateway} client {self.number}, {process}"
 
 
 Serve = Callable[[socket.socket, Visitor], Awaitable[None]]
@@ -168,14 +179,24 @@ async def _accepted(server: socket.socket) -> socket.socket:
             _log.warning("no client can be taken in: %s", error.strerror)
             await asyncio.sleep(_ACCEPT_AGAIN_S)
         else:
+            # Where the next one waits already, those who are served would get no turn.
+            await asyncio.sleep(0)
             return connection
+
+
+def _visitor(connection: socket.socket, gateway: str, number: int) -> Visitor:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    process = host_process(pid) if pid else None
+    program = "" if process is None else process.program[:_MOST_NAME]
+    shown = "".join(one if one.isascii() and one.isprintable() else "?" for one in program)
+    return Visitor(gateway, number, pid, uid, shown)
 
 
 async def _visit(connection: socket.socket, gateway: str, number: int, serve: Serve) -> None:
     with connection, suppress(OSError):
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(raw)
-        visitor = Visitor(gateway, number, pid, uid)
+        visitor = _visitor(connection, gateway, number)
+        uid = visitor.uid
         try:
             if uid != os.geteuid():
                 _audit.warning("refused: %s of uid %d: not the gateway's own user", visitor, uid)

@@ -79,11 +79,11 @@ async def gateways(
         UsageError: a socket cannot be made, or its folder is not private.
     """
     standstill = Standstill(monitor)
-    memory = GuestMemory(monitor, standstill)
     stub = SharedStub(monitor, standstill, gdb)
     gateway = Gateway(monitor, standstill)
     serving: set[asyncio.Task[None]] = set()
     with ExitStack() as stack:
+        memory = GuestMemory(monitor, standstill, stack.enter_context(monitor.events()))
         try:
             if places.qmp is not None:
                 server = stack.enter_context(listening(places.qmp))

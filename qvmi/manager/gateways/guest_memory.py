@@ -14,12 +14,14 @@ from qvmi.manager.gateways.standstill import Standstill
 from qvmi.memory.memory_map import RegionKind
 from qvmi.memory.ranges import joined
 from qvmi.qmp import commands
+from qvmi.qmp.events import EventStream
 from qvmi.qmp.monitor import Monitor
 
 __all__ = ["GuestMemory"]
 
-_FRESH_S: Final = 1.0
-"""For so long what is memory is believed to be it; to ask takes QEMU a millisecond or two."""
+_FRESH_S: Final = 0.05
+"""For so long what is memory is believed to be it while QEMU tells of nothing; to ask takes it a millisecond
+or two. QEMU says nothing when a guest moves a device's window, and such a guest gains nothing by it."""
 _MAX_PAGES: Final = 4096
 """Translations that are remembered while the guest stands still."""
 _MEMORY: Final = frozenset({RegionKind.RAM, RegionKind.ROM})
@@ -32,24 +34,53 @@ class GuestMemory:
     Args:
         monitor: the conversation with its QEMU.
         standstill: tells when the guest may have run, and its page tables be others.
+        events: what QEMU tells, from before the first question on.
+
+    Attributes:
+        alone: is held from the judgement of a debugger's access to its end: a write of another's may
+            change what addresses mean.
     """
 
-    def __init__(self, monitor: Monitor, standstill: Standstill) -> None:
+    def __init__(self, monitor: Monitor, standstill: Standstill, events: EventStream) -> None:
+        self.alone = asyncio.Lock()
         self._monitor = monitor
+        self._events = events
         self._memory: tuple[PaRange, ...] = ()
         self._until = 0.0
         self._standstill = standstill
         self._epoch = 0
         self._pages: dict[tuple[int, int], int | None] = {}
 
+    async def catch_up(self) -> None:
+        """This forgets what may not hold any more; to be done before each access is judged.
+
+        With the answer has come what QEMU told before it, as of a reset, or of memory that was unplugged.
+        """
+        await commands.run_state(self._monitor)
+        # Which kinds change the map is not asked: the next release of QEMU may have another one.
+        if [*self._events.so_far()]:
+            self.forget()
+
+    def forget(self) -> None:
+        """This forgets all: the page tables, a register or the machine may be others now."""
+        self._until = 0.0
+        self._pages.clear()
+
     async def is_memory(self, wanted: PaRange) -> bool:
-        """This tells whether all of a physical range is memory."""
+        """This tells whether all of a physical range is memory.
+
+        Nothing is said to be none by an old map: memory that was plugged in QEMU tells nobody of.
+        """
         now = asyncio.get_running_loop().time()
-        if now >= self._until:
-            regions = (await commands.memory_map(self._monitor)).regions
-            kept = (PaRange(one.start, one.end) for one in regions if one.kind in _MEMORY)
-            self._memory = joined(kept)
-            self._until = now + _FRESH_S
+        if now < self._until and self._has(wanted):
+            return True
+        regions = (await commands.memory_map(self._monitor)).regions
+        kept = (PaRange(one.start, one.end) for one in regions if one.kind in _MEMORY)
+        self._memory = joined(kept)
+        self._until = now + _FRESH_S
+        return self._has(wanted)
+
+    def _has(self, wanted: PaRange) -> bool:
         return any(one.start <= wanted.start and wanted.end <= one.end for one in self._memory)
 
     async def pieces(self, address: int, size: int, vcpu: int) -> tuple[PaRange, ...] | None:

@@ -1,4 +1,4 @@
-"""What is said to one client, which is dropped when it does not listen: others need not wait for it."""
+"""What one client says and is told: others wait neither for one that never ends, nor for a deaf one."""
 
 import asyncio
 import socket
@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["MAX_WAITING", "Outlet", "talk"]
+__all__ = ["MAX_WAITING", "Outlet", "hear", "talk"]
 
 MAX_WAITING: Final = 16 << 20
 """Bytes that may wait for one client: an answer of QEMU's has at most 10 MB, and events come beside it."""
@@ -57,6 +57,13 @@ class Outlet:
             del self._waiting[: len(piece)]
             async with asyncio.timeout(_SEND_S):
                 await loop.sock_sendall(self._connection, piece)
+
+
+async def hear(connection: socket.socket) -> bytes:
+    """This is what the client says next; empty where it has hung up."""
+    # There is always more of one that says much and wants no answer: then nobody else would get a turn.
+    await asyncio.sleep(0)
+    return await asyncio.get_running_loop().sock_recv(connection, _PIECE)
 
 
 async def talk(outlet: Outlet, *parts: Awaitable[None]) -> None:

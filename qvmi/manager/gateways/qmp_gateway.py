@@ -6,11 +6,12 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Final
 
+from qvmi.addr import PaRange
 from qvmi.audit import LOGGER
 from qvmi.errors import QmpCommandFailed, QvmiError
 from qvmi.manager.gateways.doorway import Visitor
 from qvmi.manager.gateways.guest_memory import GuestMemory
-from qvmi.manager.gateways.outlet import Outlet, talk
+from qvmi.manager.gateways.outlet import Outlet, hear, talk
 from qvmi.manager.gateways.qmp_conversation import (
     GENERIC,
     Answer,
@@ -31,8 +32,6 @@ __all__ = ["MAX_REFUSALS", "QmpGateway"]
 
 MAX_REFUSALS: Final = 256
 """So often a client is refused something before it is sent away: each refusal is written to the disk."""
-
-_CHUNK: Final = 1 << 16
 
 _audit: Final = logging.getLogger(LOGGER)
 
@@ -79,9 +78,8 @@ class QmpGateway:
         conversation: QmpConversation,
         outlet: Outlet,
     ) -> None:
-        loop = asyncio.get_running_loop()
         refusals = 0
-        while data := await loop.sock_recv(connection, _CHUNK):
+        while data := await hear(connection):
             async for answer in self._answers(visitor, conversation, data):
                 if answer.refused:
                     refusals += 1
@@ -102,7 +100,7 @@ class QmpGateway:
     async def _done(self, visitor: Visitor, step: Do) -> Answer:
         what = step.what
         try:
-            if what.memory is not None and not await self._memory.is_memory(what.memory):
+            if what.memory is not None and not await self._is_memory(what.memory):
                 why = f"{what.memory.start:#x}: a device, or nothing, and no memory"
                 return Answer(failure(step.id, GENERIC, why), f"{what.command}: {why}")
             if what.command in {STOP, CONT}:
@@ -112,6 +110,10 @@ class QmpGateway:
             return Answer(failure(step.id, error.error_class, error.description))
         except QvmiError as error:
             return Answer(failure(step.id, GENERIC, str(error)))
+
+    async def _is_memory(self, wanted: PaRange) -> bool:
+        await self._memory.catch_up()
+        return await self._memory.is_memory(wanted)
 
     async def _carried_out(self, what: Allowed) -> object:
         return await self._monitor.execute(what.command, what.arguments)

@@ -30,7 +30,7 @@ NO_ID: Final = msgspec.UNSET
 
 _KEYS: Final = frozenset({"execute", "arguments", "id"})
 _OUT_OF_BAND: Final = "exec-oob"
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.IGNORECASE)
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _MARK: Final = re.compile(rb'["\\{}\[\]]')
 _STRING_MARK: Final = re.compile(rb'["\\]')
 # A letter, digit, - or _ that is written as its number: no encoder does that, but who hides a name does.

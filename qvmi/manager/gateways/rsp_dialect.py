@@ -10,10 +10,22 @@ from typing import Final
 from qvmi.gdbstub.packets import Exited, StopReason, StopReply, ThreadId
 from qvmi.manager.gateways.rsp_rules import PACKET_SIZE
 
-__all__ = ["Dialect"]
+__all__ = ["Dialect", "in_words"]
 
 _THREADS_AT_ONCE: Final = 100
 """Threads in one packet: 20 digits and a comma each, at most, in 4 KiB."""
+
+
+# What frames packets, and repeats in them: gdb undoes no escapes in an error.
+_MARKS: Final = str.maketrans(dict.fromkeys("#$}*", "?"))
+_MOST_WORDS: Final = 400
+"""Letters of an error: a debugger shows them on one line."""
+
+
+def in_words(why: str) -> bytes:
+    """This is an error that says why, which debuggers show as it is."""
+    plain = why.translate(_MARKS).encode("ascii", "replace").decode()
+    return b"E." + "".join(one for one in plain if one.isprintable())[:_MOST_WORDS].encode()
 
 
 class Dialect:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from typing import Final
 
 from qvmi.audit import LOGGER
@@ -10,7 +11,7 @@ from qvmi.machine.completion import to_the_end
 from qvmi.manager.gateways.debug_session import DebugSession
 from qvmi.manager.gateways.doorway import Visitor
 from qvmi.manager.gateways.guest_memory import GuestMemory
-from qvmi.manager.gateways.outlet import Outlet, talk
+from qvmi.manager.gateways.outlet import Outlet, hear, talk
 from qvmi.manager.gateways.qmp_gateway import MAX_REFUSALS
 from qvmi.manager.gateways.rsp_requests import Damage, Packet, Packets, Signal
 from qvmi.manager.gateways.shared_stub import SharedStub
@@ -19,7 +20,8 @@ from qvmi.policy import Policy, PolicyGate
 
 __all__ = ["RspGateway"]
 
-_CHUNK: Final = 1 << 16
+_FAREWELL_S: Final = 2.0
+"""How long a debugger may take to hang up that is told no more; gdb does so at once."""
 
 _audit: Final = logging.getLogger(LOGGER)
 
@@ -69,15 +71,25 @@ class RspGateway:
 async def _listen(
     connection: socket.socket, visitor: Visitor, session: DebugSession, outlet: Outlet
 ) -> None:
-    loop = asyncio.get_running_loop()
     packets = Packets()
-    while data := await loop.sock_recv(connection, _CHUNK):
+    while data := await hear(connection):
         for piece in packets.feed(data):
             going = await _taken(piece, visitor, session, outlet)
             # What is asked next waits until this was heard: nobody can pile up answers.
             await outlet.heard()
+            if session.parting:
+                await _until_hung_up(connection)
             if not going or session.refusals >= MAX_REFUSALS:
                 return
+
+
+async def _until_hung_up(connection: socket.socket) -> None:
+    """This lets a debugger read the last words: one that may still write finds no broken connection first."""
+    connection.shutdown(socket.SHUT_WR)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            while await hear(connection):
+                pass
 
 
 async def _taken(

@@ -2,8 +2,12 @@
 
 References: GDB manual, "Remote Protocol: Overview" (frames, escapes), "Packet Acknowledgment",
 "Interrupts".
+
+``#00`` between packets is passed over, as QEMU does: whoever takes a conversation over ends with it what was
+half said.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +25,12 @@ _FLIP: Final = 0x20
 _DIGITS: Final = 2
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _SHOWN: Final = 40
-_ACK, _NACK, _BREAK = b"+"[0], b"-"[0], INTERRUPT[0]
+_NACK: Final = b"-"[0]
+# A run of each is one piece, however long it is: whoever sends nothing else keeps nobody waiting.
+_NOTHING: Final = re.compile(rb"(?:\+|#00)+")
+_INTERRUPTS: Final = re.compile(b"%b(?:[+%b]|#00)*" % (INTERRUPT, INTERRUPT))
+_END_SIZE: Final = len(b"#00")
+_HALF_AN_END: Final = frozenset({b"#", b"#0"})
 
 
 class Signal(Enum):
@@ -65,22 +74,31 @@ class Packets:
     def feed(self, data: bytes) -> Iterator[Packet | Signal | Damage]:
         """This takes bytes, and gives what is complete now; behind what is fatal there is nothing."""
         self._buffer += data
-        while self._buffer:
-            first = self._buffer[0]
-            if first == _START:
-                found = self._packet()
-                if found is None:
-                    return
-                yield found
-                if isinstance(found, Damage) and found.fatal:
-                    return
-                continue
-            if first not in {_ACK, _NACK, _BREAK}:
-                yield Damage(f"bytes outside of a packet: {bytes(self._buffer[:_SHOWN])!r}")
+        while self._begins():
+            piece = self._packet() if self._buffer[0] == _START else self._single()
+            if piece is None:
                 return
+            yield piece
+            if isinstance(piece, Damage) and piece.fatal:
+                return
+
+    def _begins(self) -> bool:
+        """This passes over what means nothing; tells whether anything is left."""
+        nothing = _NOTHING.match(self._buffer)
+        del self._buffer[: nothing.end() if nothing else 0]
+        return bool(self._buffer)
+
+    def _single(self) -> Signal | Damage | None:
+        """This takes off what is no packet; None where it may yet become nothing."""
+        if interrupts := _INTERRUPTS.match(self._buffer):
+            del self._buffer[: interrupts.end()]
+            return Signal.INTERRUPT
+        if self._buffer[0] == _NACK:
             del self._buffer[0]
-            if first != _ACK:
-                yield Signal.INTERRUPT if first == _BREAK else Signal.RETRANSMIT
+            return Signal.RETRANSMIT
+        if bytes(self._buffer[:_END_SIZE]) in _HALF_AN_END:
+            return None
+        return Damage(f"bytes outside of a packet: {bytes(self._buffer[:_SHOWN])!r}")
 
     def _packet(self) -> Packet | Damage | None:
         """This takes the packet off that the buffer begins with; None where it is not whole."""

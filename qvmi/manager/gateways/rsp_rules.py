@@ -6,8 +6,10 @@ References: GDB manual, "Packets", "General Query Packets", "vCont Packets"; QEM
   none of them is ever handed on.
 - ``?`` removes all breakpoints, ``D`` lets the guest run, ``H`` chooses a vCPU for everybody,
   ``qfThreadInfo`` has one place in the list for everybody: those are answered here.
-- ``Qqemu.PhyMemMode`` and multiprocess mode stick, also for the next client: the one is refused, the other
-  is on upstream, and each client hears of threads in the form that it knows.
+- ``Qqemu.PhyMemMode`` and multiprocess mode stick, also for the next client: the one is kept for each
+  client here, the other is on upstream, and each client hears of threads in the form that it knows.
+- ``vMustReplyEmpty`` is gdb's: it gives up where anything is answered, and shows what that was. What is
+  answered to ``?`` it shows nobody, and waits for more.
 
 What is not named here gets the answer that the protocol has for unknown packets.
 """
@@ -24,11 +26,13 @@ __all__ = [
     "MAX_READ",
     "PACKET_SIZE",
     "Ask",
+    "Begin",
     "Break",
     "Current",
     "Introduce",
     "Leave",
     "List",
+    "Locate",
     "Read",
     "Refuse",
     "Run",
@@ -37,6 +41,7 @@ __all__ = [
     "Verdict",
     "WhyStopped",
     "Write",
+    "console",
     "judge",
 ]
 
@@ -50,9 +55,20 @@ MALFORMED: Final = b"E22"
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """This is answered at once, whatever the guest does."""
+    """This is answered at once, whatever the guest does.
+
+    Args:
+        answer: the answer.
+        printed: what is shown to people before it.
+    """
 
     answer: bytes
+    printed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """This wants an empty answer; else it is told here why it will not be shown the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +143,19 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Locate:
+    """This says what addresses mean in what this client says next.
+
+    Args:
+        physical: the guest's physical addresses; else the chosen vCPU's.
+    """
+
+    physical: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
-    """This reads memory at the chosen vCPU's addresses."""
+    """This reads memory at the chosen vCPU's addresses, or at physical ones."""
 
     address: int
     size: int
@@ -136,7 +163,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """This writes memory at the chosen vCPU's addresses."""
+    """This writes memory at the chosen vCPU's addresses, or at physical ones."""
 
     address: int
     data: bytes
@@ -168,6 +195,8 @@ class Run:
 Verdict = (
     Say
     | Refuse
+    | Begin
+    | Locate
     | Introduce
     | Leave
     | WhyStopped
@@ -247,10 +276,15 @@ def _selected(match: re.Match[bytes]) -> Verdict:
 
 
 def _monitor(_: re.Match[bytes]) -> Verdict:
-    words = (
-        b"O" + b"not granted: QEMU's monitor is not to be had through a gateway\n".hex().encode()
+    return Refuse(
+        "QEMU's monitor",
+        (console("not granted: QEMU's monitor is not to be had through a gateway\n"), b"OK"),
     )
-    return Refuse("QEMU's monitor", (words, b"OK"))
+
+
+def console(words: str) -> bytes:
+    """This is what a debugger shows to people."""
+    return b"O" + words.encode().hex().encode()
 
 
 def _said(answer: bytes) -> Callable[[re.Match[bytes]], Verdict]:
@@ -265,6 +299,10 @@ def _asked(match: re.Match[bytes]) -> Verdict:
     return Ask(match[0])
 
 
+# A debugger concludes from QEMU's release whether the stub tells that it has stopped the guest. A
+# gateway does not, whatever the release: so it names none.
+_NO_VERSION: Final = "a gateway of qvmi's: it does not tell whether the guest ran\n"
+
 _Rule = tuple[re.Pattern[bytes], Grant | None, Callable[[re.Match[bytes]], Verdict]]
 
 
@@ -276,7 +314,7 @@ def _rule(
 
 RULES: Final[tuple[_Rule, ...]] = (
     _rule(rb"qSupported(?::.*)?", None, lambda m: Introduce(b"multiprocess+" in m[0])),
-    _rule(rb"vMustReplyEmpty", None, _said(b"")),
+    _rule(rb"vMustReplyEmpty", None, lambda _: Begin()),
     _rule(rb"qAttached(?::[0-9a-fA-F]{1,8})?", None, _said(b"1")),
     _rule(rb"qSymbol::", None, _said(b"OK")),
     _rule(rb"D(?:;[0-9a-fA-F]{1,8})?|vKill;.*", None, lambda _: Leave()),
@@ -305,8 +343,9 @@ RULES: Final[tuple[_Rule, ...]] = (
     _rule(rb"vCont\?", None, _said(b"vCont;c;C;s;S")),
     _rule(rb"vCont;(.*)", Grant.PAUSE, _resumed),
     _rule(rb"[cs]|[CS][0-9a-fA-F]{2}", Grant.PAUSE, _ran),
+    _rule(rb"qRcmd,696e666f2076657273696f6e", None, lambda _: Say(b"OK", _NO_VERSION)),
     _rule(rb"qRcmd,.*", None, _monitor),
-    _rule(rb"[qQ]qemu\.PhyMemMode.*", None, _refused("physical addresses, which stick")),
+    _rule(rb"Qqemu\.PhyMemMode:([01])", None, lambda m: Locate(m[1] == b"1")),
     _rule(rb"[Qq]qemu\..*", None, _refused("a setting of the stub's")),
     _rule(rb"vRun.*|vAttach.*|R.*|r", None, _refused("starting QEMU anew")),
 )

@@ -24,6 +24,7 @@ from qvmi.gdbstub.channel import Channel
 from qvmi.gdbstub.client import Breakpoint
 from qvmi.gdbstub.connection import CONNECT_TIMEOUT_S, Attached, attach
 from qvmi.gdbstub.packets import (
+    PHYSICAL,
     VIRTUAL,
     WHY_STOPPED,
     BreakpointKind,
@@ -244,22 +245,32 @@ class SharedStub:
 
     # ---------------------------------------------------------------------------------- asking
 
-    async def ask(self, doing: str, thread: ThreadId, request: bytes) -> bytes:
+    async def ask(
+        self, doing: str, thread: ThreadId, request: bytes, *, physical: bool = False
+    ) -> bytes:
         """This sends a request about a vCPU, and is its answer; the guest stands still.
+
+        Args:
+            doing: what for, in errors.
+            thread: the vCPU.
+            request: the packet's body.
+            physical: its addresses are the guest's physical ones; those of nobody else's request are.
 
         Raises:
             GuestRunning: the guest's owner has let it run, and it stands still again now.
             MachineGone, GdbstubTimeout, GdbstubProtocolError: the stub does not answer.
         """
-        requests = [VIRTUAL, select_thread(thread), request]
+        before = [VIRTUAL, select_thread(thread), *([PHYSICAL] if physical else [])]
+        after = [VIRTUAL] if physical else []
         try:
-            replies = await self._usable(doing).ask(doing, requests)
+            replies = await self._usable(doing).ask(doing, [*before, request, *after])
         except GuestRunning:
             await self._standstill.given_back()
             raise
-        for sent, reply in zip(requests[:-1], replies[:-1], strict=True):
+        answer = replies.pop(len(before))
+        for sent, reply in zip((*before, *after), replies, strict=True):
             check_ok(sent, reply)
-        return replies[-1]
+        return answer
 
     async def change(self, debugger: Debugger, breakpoint_: Breakpoint, *, insert: bool) -> None:
         """This inserts or removes a breakpoint of one debugger's, which others may have as well.

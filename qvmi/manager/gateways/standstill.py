@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from qvmi.audit import LOGGER
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError
 from qvmi.machine.completion import to_the_end
-from qvmi.machine.guardian import Guardian
+from qvmi.machine.guardian import Guardian, start_guardian
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 
@@ -89,9 +89,7 @@ class Standstill:
         async with self._starting:
             if self._guardian is None or not self._guardian.alive:
                 monitor = self._monitor
-                self._guardian = await asyncio.to_thread(
-                    Guardian.start, monitor.descriptor, monitor.cont_command
-                )
+                self._guardian = await start_guardian(monitor.descriptor, monitor.cont_command)
             return self._guardian
 
     async def runs(self) -> bool:

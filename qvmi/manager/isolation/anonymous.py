@@ -18,9 +18,14 @@ _CONNACK_BYTES: Final = 4
 _DISCONNECT: Final = b"\xe0\x00"
 
 
-def admits_anybody(path: str) -> bool | Unseen:
-    """This connects to a broker's Unix socket without a name, leaves, and tells whether it was let in."""
-    client = b"qvmi-doctor-" + os.urandom(4).hex().encode()
+def admits_anybody(path: str, *, probe: str | None = None) -> bool | Unseen:
+    """This connects to a broker's Unix socket without a user, leaves, and tells whether it was let in.
+
+    Args:
+        path: the socket.
+        probe: the client's name, by which the broker's owner knows it; None for any.
+    """
+    client = (probe or f"qvmi-doctor-{os.urandom(4).hex()}").encode()
     # protocol name and level, a clean session without a user, no keep-alive, the client's id
     body = b"\x00\x04MQTT\x04\x02\x00\x00" + len(client).to_bytes(2, "big") + client
     try:

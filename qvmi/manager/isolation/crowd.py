@@ -12,14 +12,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from qvmi.host.host_process import host_process, pids
+from qvmi.host.host_process import host_process, pids, runs_qemu
 from qvmi.machine.host_mapping import HostMaps
-from qvmi.manager.isolation.facts import Sharer
+from qvmi.manager.isolation.facts import Sharer, TapHolder
 from qvmi.manager.isolation.processes import MAX_DESCRIPTORS
+from qvmi.manager.isolation.tun_place import TUN, tun_place
 
 __all__ = ["LAST_STANDARD", "Crowd"]
 
 _SOCKET: Final = "socket:["
+_INIT: Final = Path("/proc/1")
 _FLAGS: Final = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
 _MAX_FDINFO: Final = 4096  # bytes; a file's has some hundred
 LAST_STANDARD: Final = 2
@@ -41,7 +43,8 @@ class Crowd:
         names: the programs of all that were found, by pid.
         sharers: who may write to one of the files, by mapping or descriptor.
         holders: who has one of the pipes open.
-        hidden: how many processes did not let themselves be looked at.
+        taps: who has tuns and taps open.
+        hidden: why not all processes could be looked at; empty where they could.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class Crowd:
         self.names: dict[int, str] = {}
         self.sharers: list[Sharer] = []
         self.holders: set[tuple[str, int]] = set()
-        self.hidden = 0
+        self.taps: list[TapHolder] = []
+        self.hidden = ""
         self._sockets = frozenset(sockets)
         self._pipes = pipes
         self._files = files
@@ -64,15 +68,21 @@ class Crowd:
 
     def look(self) -> None:
         """This looks at each process; one that ends meanwhile has nothing open any more."""
+        hidden = 0
         for pid in pids():
             try:
                 self._look_at_files(pid)
                 if pid != self._machine:
                     self._look_at_memory(pid)
             except PermissionError:
-                self.hidden += 1
+                # What root may not look at in init is its own affair: it has all else in its hands anyway.
+                hidden += pid != 1 or os.geteuid() != 0
             except OSError:
                 continue
+        if not _INIT.exists():
+            self.hidden = "/proc does not show the processes of other users"
+        elif hidden:
+            self.hidden = f"{hidden} processes of other users do not show what they have open"
 
     def _look_at_files(self, pid: int) -> None:
         for number, target in _open_files(pid):
@@ -81,11 +91,20 @@ class Crowd:
                 if inode in self._sockets:
                     self._name(pid)
                     self.owners[inode].add(pid)
+            elif target == TUN:
+                self._look_at_tap(pid, number)
             elif self._is_shared_pipe(number, target) and pid != self._machine:
                 self._name(pid)
                 self.holders.add((target, pid))
             elif target in self._paths and pid != self._machine:
                 self._look_at_file(pid, number, target)
+
+    def _look_at_tap(self, pid: int, number: int) -> None:
+        place = tun_place(pid, number)
+        known = host_process(pid)
+        if place.interface and known:
+            is_qemu = runs_qemu(pid) is True
+            self.taps.append(TapHolder(pid, known.program, is_qemu, place.interface, place.network))
 
     def _is_shared_pipe(self, number: int, target: str) -> bool:
         opened = self._pipes.get(target)
@@ -114,8 +133,8 @@ class Crowd:
     def _share(self, pid: int, paths: Iterable[str], how: str) -> None:
         known = host_process(pid)
         for path in paths:
-            name, is_qemu = (known.program, known.is_qemu) if known else ("", False)
-            sharer = Sharer(pid, name, is_qemu, path, how)
+            is_qemu = runs_qemu(pid) is True
+            sharer = Sharer(pid, known.program if known else "", is_qemu, path, how)
             if sharer not in self.sharers:
                 self.sharers.append(sharer)
 

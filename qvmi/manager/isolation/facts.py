@@ -1,7 +1,10 @@
 """What is seen of a machine, of a broker and of this host, before anything is concluded from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from qvmi.manager.isolation.disk import GivenDisk
+from qvmi.manager.isolation.unseen import Unseen
 
 __all__ = [
     "Broker",
@@ -10,6 +13,7 @@ __all__ = [
     "Chardev",
     "Descriptor",
     "Facts",
+    "GivenDisk",
     "Host",
     "Link",
     "Machine",
@@ -21,19 +25,9 @@ __all__ = [
     "SharedFolder",
     "Sharer",
     "Socket",
+    "TapHolder",
     "Unseen",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Unseen:
-    """This stands for a fact that could not be had.
-
-    Args:
-        reason: why, and what would help.
-    """
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +42,8 @@ class Descriptor:
         inode: of the file, or of the socket.
         interface: the network interface behind a ``/dev/net/tun``; empty for none.
         terminal: the number of the ``/dev/pts`` that a ``/dev/ptmx`` leads to; None for none.
+        network: the network namespace that the interface is in; 0 where the kernel does not tell.
+        special: the device that it is, of a device's file; 0 for none.
     """
 
     number: int
@@ -57,6 +53,8 @@ class Descriptor:
     inode: int = 0
     interface: str = ""
     terminal: int | None = None
+    network: int = 0
+    special: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ class Process:
         network: the inode of its network namespace.
         descriptors: its open files.
         shared: the files it has mapped shared.
-        is_qemu: whether its program has the name of a QEMU.
+        is_qemu: whether its program is a QEMU, by the file that it runs.
     """
 
     pid: int
@@ -119,7 +117,7 @@ class Process:
     network: int | Unseen
     descriptors: tuple[Descriptor, ...] | Unseen
     shared: tuple[SharedFile, ...] | Unseen
-    is_qemu: bool = True
+    is_qemu: bool | Unseen = True
 
     def __str__(self) -> str:
         return f"{self.program or 'process'} (pid {self.pid})"
@@ -177,11 +175,13 @@ class Netdev:
         name: its id.
         kind: such as ``user``, ``tap`` or ``nic``.
         details: the rest of the line.
+        port: the port of a hub that it is behind; empty for none.
     """
 
     name: str
     kind: str
     details: str
+    port: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +193,14 @@ class OptionOfNetdev:
         kind: such as ``user``.
         restricted: whether ``restrict=on`` is among its options.
         guestfwd: where it sends what the guest sends to an address, each as it was written.
+        folders: those that it lets the guest read, by TFTP or SMB: which of these, and the folder.
     """
 
     name: str
     kind: str = ""
     restricted: bool = False
     guestfwd: tuple[str, ...] = ()
+    folders: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ class Machine:
         devices: the models of all its devices.
         objects: the objects that a user has made: id to type.
         disks: the drivers of its disks, and of what those lie on, such as ``qcow2`` and ``file``.
+        plugged: the netdevs behind cards that were plugged in since it began.
     """
 
     netdevs: tuple[Netdev, ...]
@@ -235,6 +238,7 @@ class Machine:
     devices: frozenset[str]
     objects: Mapping[str, str]
     disks: frozenset[str] = frozenset()
+    plugged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +269,13 @@ class BusPath:
 
     Args:
         path: its own.
-        folders: device and inode of each folder on the way to it.
+        folders: device and inode of it, and of each folder on the way to it.
+        own: device and inode of it alone.
     """
 
     path: str
     folders: frozenset[tuple[int, int]]
+    own: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +338,25 @@ class Sharer:
 
 
 @dataclass(frozen=True, slots=True)
+class TapHolder:
+    """This is a process that has a tun or tap open.
+
+    Args:
+        pid: its number.
+        program: the name of its program.
+        is_qemu: whether that is a QEMU.
+        interface: the tap's name.
+        network: the network namespace that it is in; 0 where the kernel does not tell.
+    """
+
+    pid: int
+    program: str
+    is_qemu: bool
+    interface: str
+    network: int
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """This is what the kernel says of all that the machine and the broker have to do with.
 
@@ -342,7 +367,8 @@ class Host:
         names: the programs of those, by pid.
         sharers: who else may write to files that the machine has mapped.
         pipes: pipes and terminals of the machine's that others have open: what it is, and whose.
-        hidden: how many processes did not let themselves be looked at.
+        hidden: why not all processes could be looked at; empty where they could.
+        taps: who has tuns and taps open.
         unseen: what else could not be looked at, and why.
     """
 
@@ -352,8 +378,9 @@ class Host:
     names: Mapping[int, str]
     sharers: tuple[Sharer, ...]
     pipes: tuple[tuple[str, int], ...]
-    hidden: int
+    hidden: str = ""
     unseen: tuple[str, ...] = ()
+    taps: tuple[TapHolder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,9 +395,12 @@ class Facts:
         links: the interfaces of its network namespace.
         controls: the local names of its monitors' and gdbstub's sockets, by its command line.
         control_sockets: those of them that are files, with who may open them.
+        named: device and inode of each file that the command line names.
+        ends: where character devices lead that are Unix sockets, likewise, by id.
         ours: inodes of this program's own connections to the machine.
         folders: the folders that are open for the guest.
         paths: the files and sockets of the bus, and the machine's control sockets.
+        disks: the host's own disks, and files it has mounted, that are open in the machine.
         host: what the kernel says.
         broker: the bus; None where none was named.
         bridge: the bus's bridge in the broker's namespace, where it was named.
@@ -389,6 +419,9 @@ class Facts:
     host: Host
     broker: Broker | None = None
     bridge: str | None = None
+    disks: tuple[GivenDisk, ...] | Unseen = ()
+    named: frozenset[tuple[int, int]] = frozenset()
+    ends: Mapping[str, str] = field(default_factory=dict)
 
     def name_of(self, pid: int) -> str:
         """This names a process for people."""

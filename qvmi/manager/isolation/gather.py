@@ -1,8 +1,6 @@
 """Collects the facts about one machine, one broker and this host, and concludes nothing from them."""
 
-import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,31 +13,32 @@ from qvmi.manager.isolation.broker_config import read_config
 from qvmi.manager.isolation.facts import (
     Broker,
     Facts,
+    GivenDisk,
     Link,
     Machine,
     Opening,
     Process,
-    SharedFolder,
     Unseen,
 )
+from qvmi.manager.isolation.given_disks import Mounts, given_disks, mounts
 from qvmi.manager.isolation.monitor_facts import network_options
+from qvmi.manager.isolation.named_paths import named_paths, seen_from_here, socket_ends
 from qvmi.manager.isolation.namespaces import (
     links_of,
 )
 from qvmi.manager.isolation.permissions import bus_path, opening
 from qvmi.manager.isolation.processes import (
-    descriptors_of,
     inode_of_namespace,
     process,
     started_at,
 )
+from qvmi.manager.isolation.shared_folders import shared_folders
 from qvmi.manager.isolation.surroundings import Surroundings, socket_inodes
 from qvmi.qmp.command_line import Purpose, parse_command_line
 
 __all__ = ["Bus", "Target", "gather"]
 
 _CONTROLS: Final = frozenset({Purpose.QMP, Purpose.HMP, Purpose.GDB})
-_SHARES_FOLDERS: Final = "virtiofsd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +48,13 @@ class Bus:
     Args:
         broker: the pid of the broker that carries it.
         bridge: the bus's bridge in the broker's network namespace; None where it has none.
+        probe: a client's name by which the broker's owner knows the one that gives no user; None where
+            it need not.
     """
 
     broker: int
     bridge: str | None = None
+    probe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,23 @@ def gather(target: Target, bus: Bus | None) -> Facts:
     broker = None if bus is None else process(bus.broker, gone=no_broker)
     view = Surroundings.of(qemu, broker)
     facts = _of_the_machine(target, view)
+    facts = replace(facts, disks=_disks(view.qemu, mounts()))
     if view.broker is not None and bus is not None:
-        facts = _with_broker(facts, _broker(view.broker, view), bus)
+        facts = _with_broker(facts, _broker(view.broker, view, bus.probe), bus)
     if started_at(target.pid) != begun[0]:
         raise gone
     if bus is not None and started_at(bus.broker) != begun[1]:
         raise no_broker
     return facts
+
+
+def _disks(qemu: Process, mounted: Mounts | Unseen) -> tuple[GivenDisk, ...] | Unseen:
+    """These are the host's disks that QEMU has open; its descriptors are looked at for other reasons, too."""
+    if isinstance(qemu.descriptors, Unseen):
+        return qemu.descriptors
+    if isinstance(mounted, Unseen):
+        return mounted
+    return tuple(given_disks(qemu.descriptors, mounted))
 
 
 def _of_the_machine(target: Target, view: Surroundings) -> Facts:
@@ -110,9 +122,11 @@ def _of_the_machine(target: Target, view: Surroundings) -> Facts:
         controls=frozenset(map(_control_name, addresses)) | frozenset(target.sockets),
         control_sockets=paths,
         ours=target.ours,
-        folders=tuple(_folders(view)),
+        folders=tuple(shared_folders(view)),
         paths=(),
         host=view.host(unseen),
+        named=named_paths(qemu.pid, qemu.arguments),
+        ends=socket_ends(qemu.pid, target.said),
     )
 
 
@@ -148,7 +162,7 @@ def _openings(pid: int, names: Iterable[str]) -> tuple[tuple[Opening, ...], tupl
     found: dict[str, Opening] = {}
     unseen: list[str] = []
     for name in dict.fromkeys(names):
-        path = _seen(pid, name)
+        path = seen_from_here(pid, name)
         seen = opening(path)
         if seen is None:
             unseen.append(f"the socket {name} cannot be seen from here")
@@ -157,34 +171,14 @@ def _openings(pid: int, names: Iterable[str]) -> tuple[tuple[Opening, ...], tupl
     return tuple(found.values()), tuple(unseen)
 
 
-def _seen(pid: int, name: str) -> Path:
-    """This is a path of a process as it is reached from here."""
-    with suppress(OSError):
-        return (Path(f"/proc/{pid}/cwd").readlink() / name).resolve()
-    return Path(name)
-
-
-def _folders(view: Surroundings) -> Iterator[SharedFolder]:
-    """These are the folders that QEMU has open (9p), or a virtiofsd that it is connected with."""
-    qemu = view.qemu
-    holders = [(str(qemu), qemu.descriptors)]
-    holders += [
-        (f"{_SHARES_FOLDERS} (pid {pid})", descriptors_of(pid))
-        for pid in sorted(view.owners_behind(qemu))
-        if _SHARES_FOLDERS in view.crowd.names.get(pid, "")
-    ]
-    for holder, descriptors in holders:
-        for each in () if isinstance(descriptors, Unseen) else descriptors:
-            if stat.S_ISDIR(each.mode):
-                yield SharedFolder(holder, each.target, each.device, each.inode)
-
-
-def _broker(found: Process, view: Surroundings) -> Broker:
+def _broker(found: Process, view: Surroundings, probe: str | None) -> Broker:
     own = [view.sockets[i] for i in socket_inodes(found) if i in view.sockets]
     listening = tuple(each for each in own if each.listening)
     names = [each.local for each in listening if each.protocol == "unix"]
     openings, _ = _openings(found.pid, names)
-    asked = admits_anybody(openings[0].path) if openings else Unseen("it has no Unix socket")
+    asked: bool | Unseen = Unseen("it has no Unix socket")
+    if openings:
+        asked = admits_anybody(openings[0].path, probe=probe)
     members = view.owners_behind(found) | {found.pid} | _crowd_of(found, view.qemu)
     return Broker(
         process=found,

@@ -5,9 +5,9 @@ from typing import Final
 
 from qvmi.manager.isolation.check import Check, Finding, not_checkable, proven, refuted
 from qvmi.manager.isolation.facts import Broker, Facts, Unseen
-from qvmi.manager.isolation.reach import WILDCARDS, network_listeners
+from qvmi.manager.isolation.reach import WILDCARDS, has_its_own_network, network_listeners
 
-__all__ = ["access", "bridge", "bus_files", "listeners", "users"]
+__all__ = ["access", "bridge", "bus_files", "listeners", "neighbours", "users"]
 
 _AS_ROOT: Final = "run qvmi as root"
 _MOST_LINES: Final = 10
@@ -125,6 +125,47 @@ def bridge(facts: Facts, broker: Broker) -> Iterator[Check]:
     yield Check.of(
         name, found, else_proven=f"its ports: {', '.join(p.name for p in ports) or 'none'}"
     )
+
+
+def neighbours(facts: Facts, broker: Broker) -> Iterator[Check]:
+    """This judges who has a tap or tun of the bus's open: a VM, and nobody who may carry on what it is told.
+
+    Those are all of a network namespace that is the broker's own, and the ports of the bus's bridge.
+    """
+    if isinstance(broker.links, Unseen):
+        return  # which the other checks tell
+    named = {each.index for each in broker.links if each.name == facts.bridge}
+    all_of_them = has_its_own_network(facts)
+    taps = [
+        each
+        for each in broker.links
+        if each.kind in _CLOSED and (all_of_them or each.master in named)
+    ]
+    if taps:
+        found = [finding for each in taps for finding in _held(facts, broker, each.name)]
+        shown = f"{', '.join(each.name for each in taps)}: each is open in a QEMU, or nowhere"
+        yield Check.of(
+            "the bus's taps are open in virtual machines alone", found, else_proven=shown
+        )
+
+
+def _held(facts: Facts, broker: Broker, port: str) -> Iterator[Finding]:
+    """This judges who has a port of the bus's open: a VM, and no program that may carry frames elsewhere."""
+    holders = [
+        each
+        for each in facts.host.taps
+        if each.interface == port and each.network in {0, broker.process.network}
+    ]
+    for each in holders:
+        shown = f"{port} is open in {each.program or 'process'} (pid {each.pid})"
+        if each.is_qemu:
+            continue  # the machine's own is told by its interfaces
+        if each.network:
+            yield refuted(f"{shown}, which is no QEMU", "end that program")
+        else:
+            yield not_checkable(f"{shown}, or another one of that name is", _AS_ROOT)
+    if facts.host.hidden and not holders:
+        yield not_checkable(f"who has {port} open: {facts.host.hidden}", _AS_ROOT)
 
 
 def users(facts: Facts, broker: Broker) -> Check:

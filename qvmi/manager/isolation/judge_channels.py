@@ -1,13 +1,16 @@
 """Whether a socket, character device, pipe or device of the machine's leads to the bus."""
 
 import re
+import stat
 from collections.abc import Iterator
 from typing import Final
 
 from qvmi.manager.isolation.check import Check, Finding, not_checkable, proven, refuted
 from qvmi.manager.isolation.facts import Descriptor, Facts, Socket, Unseen
-from qvmi.manager.isolation.judge_network import TUN, interface_names
+from qvmi.manager.isolation.harmless_devices import is_harmless
+from qvmi.manager.isolation.judge_network import interface_names
 from qvmi.manager.isolation.reach import is_place_of, network_listeners
+from qvmi.manager.isolation.tun_place import is_tun
 
 __all__ = ["agreement", "chardevs", "devices", "sockets"]
 
@@ -102,13 +105,18 @@ def chardevs(facts: Facts) -> Check:
         return Check(name, tuple(found))
     places = {each.name: each.place for each in machine.chardevs}
     for chardev, place in places.items():
-        if any(_leads_to(place, target) for target in _targets(facts)):
+        leads = facts.ends.get(chardev) in _sockets_of_the_bus(facts)
+        if leads or any(_leads_to(place, target) for target in _targets(facts)):
             found.append(refuted(f"{chardev}: {place} leads to the broker", _CUT))
     for line in machine.filters:
         found += _filter(facts, line, places)
     return Check.of(
         name, found, else_proven=f"{len(places)} character devices, none of which names the bus"
     )
+
+
+def _sockets_of_the_bus(facts: Facts) -> frozenset[str]:
+    return frozenset(each.path for each in facts.broker.sockets) if facts.broker else frozenset()
 
 
 def _targets(facts: Facts) -> Iterator[str]:
@@ -146,6 +154,18 @@ def _pipes(facts: Facts) -> Iterator[Finding]:
             yield refuted(f"{shown}, which is on the bus", _CUT)
         else:
             yield proven(shown)
+    if facts.host.hidden and facts.broker is not None:
+        for each in _shared_pipes(facts):
+            yield not_checkable(f"{each}: who else has it open? {facts.host.hidden}", _AS_ROOT)
+
+
+def _shared_pipes(facts: Facts) -> Iterator[str]:
+    """These are the pipes and terminals of the machine's that have a name."""
+    for each in () if isinstance(facts.qemu.descriptors, Unseen) else facts.qemu.descriptors:
+        if each.terminal is not None:
+            yield f"/dev/pts/{each.terminal}"
+        elif stat.S_ISFIFO(each.mode) and not each.target.startswith("pipe:"):
+            yield each.target
 
 
 def devices(facts: Facts) -> Check:
@@ -193,6 +213,8 @@ def _open_devices(facts: Facts) -> Iterator[Finding]:
             yield _vsock(facts, shown)
         elif each.target.startswith("/dev/vfio/") or _CHARACTER_NETWORK.fullmatch(each.target):
             yield not_checkable(f"{shown}: hardware or macvtap", "use a tap with its own bridge")
+        elif facts.broker and not is_harmless(each):
+            yield not_checkable(f"{shown}: a device of this host's, which may lead anywhere", _CUT)
 
 
 def agreement(facts: Facts) -> Check:
@@ -213,7 +235,7 @@ def _tun_disagreements(facts: Facts) -> Iterator[Finding]:
     machine, descriptors = facts.machine, facts.qemu.descriptors
     if isinstance(machine, Unseen) or isinstance(descriptors, Unseen):
         return
-    seen = {each.interface for each in descriptors if each.target == TUN}
+    seen = {each.interface for each in descriptors if is_tun(each.target, each.special)}
     said = interface_names(machine)
     nameless = any(n.kind == "tap" and "ifname=" not in n.details for n in machine.netdevs)
     for name in sorted(seen - said) if not nameless else ():

@@ -18,12 +18,12 @@ def shared_memory(facts: Facts) -> Check:
     if isinstance(facts.qemu.shared, Unseen):
         return Check(name, (not_checkable(facts.qemu.shared.reason, "run qvmi as root"),))
     found = list(_sharers(facts))
-    return Check.of(
-        name,
-        found,
-        else_proven=f"{len(facts.qemu.shared)} files mapped shared, none writable in another process"
-        + (f"; {facts.host.hidden} processes of other users hide theirs" * bool(facts.host.hidden)),
-    )
+    count = len(facts.qemu.shared)
+    if facts.host.hidden and count:
+        shown = f"{count} files mapped shared, of which others may have some: {facts.host.hidden}"
+        found.append(not_checkable(shown, "run qvmi as root"))
+    seen = f"{count} files mapped shared, none writable in another process"
+    return Check.of(name, found, else_proven=seen)
 
 
 def _sharers(facts: Facts) -> Iterator[Finding]:
@@ -78,13 +78,13 @@ def folders(facts: Facts) -> Check:
     name = "no folder of the bus or of the machine's sockets is shared with the guest"
     if isinstance(facts.qemu.descriptors, Unseen):
         return Check(name, (not_checkable(facts.qemu.descriptors.reason, "run qvmi as root"),))
-    found = [*_files_of_the_bus(facts, facts.qemu.descriptors)]
+    found = [*_files_of_the_bus(facts, facts.qemu.descriptors), *_unknown_servers(facts)]
     if facts.broker and isinstance(facts.machine, Machine) and _FOLDER_DISK in facts.machine.disks:
         shown = f"a {_FOLDER_DISK} disk shows the guest a folder, which QEMU does not tell"
         found.append(not_checkable(shown, "give the guest an image"))
     for each in facts.folders:
         inside = [path.path for path in facts.paths if (each.device, each.inode) in path.folders]
-        shown = f"{each.path}, open in {each.holder}"
+        shown = f"{each.path}, {each.holder}"
         if inside:
             fix = "share a folder that holds nothing of the bus's"
             found.append(refuted(f"{shown}, holds {inside[0]}", fix))
@@ -98,7 +98,29 @@ def _files_of_the_bus(facts: Facts, descriptors: Iterable[Descriptor]) -> Iterat
     config = facts.broker.config if facts.broker else None
     if config is None or isinstance(config, Unseen):
         return
-    own = {each.path for each in config.files}
+    files = {each.path for each in config.files}
+    own = {path.own: path.path for path in facts.paths if path.path in files and any(path.own)}
     for each in descriptors:
-        if each.target in own:
+        if each.target in files or (each.device, each.inode) in own:
             yield refuted(f"fd {each.number}: {each.target} is the broker's", "take that disk out")
+    for identity in sorted(own.keys() & facts.named):
+        yield refuted(
+            f"its command line names {own[identity]}, which is the broker's: what it hands to the guest is"
+            " not kept open",
+            "take that file out",
+        )
+
+
+def _unknown_servers(facts: Facts) -> Iterator[Finding]:
+    """These show the guest folders that are open in no process that is known."""
+    if facts.broker is None:
+        return
+    for option in facts.options:
+        if any(server == "smb" for server, _ in option.folders):
+            shown = f"{option.name or option.kind}: SMB, for which a program is run"
+            yield not_checkable(shown, "leave smb out")
+    nine = isinstance(facts.machine, Machine) and any(
+        "9p" in each for each in facts.machine.devices
+    )
+    if nine and not any(each.holder.startswith("open in") for each in facts.folders):
+        yield not_checkable("9p of a folder that no process was seen to have open", "use local")

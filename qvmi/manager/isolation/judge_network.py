@@ -12,11 +12,12 @@ from qvmi.manager.isolation.reach import (
     network_listeners,
     reach_of_the_host,
 )
+from qvmi.manager.isolation.tun_place import is_tun
 
-__all__ = ["TUN", "interface_names", "netdevs", "taps"]
+__all__ = ["interface_names", "netdevs", "taps"]
 
-TUN: Final = "/dev/net/tun"
-
+_OWN_PORT: Final = re.compile(r"hub\d+port\d+")
+"""How QEMU names the ports of ``-net``, from which nothing can be unplugged."""
 _IFNAME: Final = re.compile(r"\bifname=([^,]+)")
 _MOVE_TAP: Final = (
     "give the VM's tap a bridge of its own, and the bus a network namespace of its own"
@@ -102,15 +103,31 @@ def _guest_forwards(facts: Facts, machine: Machine) -> Iterator[Finding]:
     for option in facts.options:
         for text in option.guestfwd:
             yield from _guest_forward(facts, option.name, text)
-    known = {option.name for option in facts.options}
     for netdev in machine.netdevs:
-        # QEMU names those without an id itself, as nobody can who plugs one in.
-        given = netdev.name in known or netdev.name.startswith("#")
-        if netdev.kind == "user" and not given:
+        unknown = _why_unknown(facts, machine, netdev) if netdev.kind == "user" else ""
+        if unknown:
             yield not_checkable(
-                f"{netdev.name}: slirp that was plugged in later; QEMU does not tell its guestfwd",
+                f"{netdev.name}: slirp {unknown}; QEMU does not tell its guestfwd",
                 "give it on the command line",
             )
+
+
+def _why_unknown(facts: Facts, machine: Machine, netdev: Netdev) -> str:
+    """This is why the command line does not tell where a slirp leads; empty where it does."""
+    if netdev.name.startswith("#"):
+        # QEMU names those without an id itself, as nobody can who plugs one in.
+        return "of a configuration file" if _reads_files(facts) else ""
+    if netdev.name not in {option.name for option in facts.options}:
+        return "that was plugged in later"
+    if netdev.name in machine.plugged:
+        return "behind a card that was plugged in later, as it may have been itself"
+    if netdev.port and not _OWN_PORT.fullmatch(netdev.port):
+        return f"behind {netdev.port}, a port of a hub, to which another may have been plugged in"
+    return ""
+
+
+def _reads_files(facts: Facts) -> bool:
+    return any(each.lstrip("-") == "readconfig" for each in facts.qemu.arguments)
 
 
 def _guest_forward(facts: Facts, name: str, text: str) -> Iterator[Finding]:
@@ -145,8 +162,9 @@ def taps(facts: Facts) -> Check:
     descriptors = facts.qemu.descriptors
     if isinstance(descriptors, Unseen):
         return Check(name, (not_checkable(descriptors.reason, "run qvmi as root"),))
-    found = [f for each in descriptors if each.target == TUN for f in _tap(facts, each)]
-    return Check.of(name, found, else_proven=f"QEMU has no {TUN} open")
+    tuns = [each for each in descriptors if is_tun(each.target, each.special)]
+    found = [finding for each in tuns for finding in _tap(facts, each)]
+    return Check.of(name, found, else_proven="QEMU has no tun open")
 
 
 def _tap(facts: Facts, descriptor: Descriptor) -> Iterator[Finding]:
@@ -155,24 +173,50 @@ def _tap(facts: Facts, descriptor: Descriptor) -> Iterator[Finding]:
     if isinstance(links, Unseen):
         yield not_checkable(f"{shown}: {links.reason}", "run qvmi as root")
         return
+    if _is_elsewhere(facts, descriptor):
+        yield not_checkable(
+            f"{shown} is in network namespace {descriptor.network}, which was not looked at",
+            _MOVE_TAP,
+        )
+        return
     link = _named(links, descriptor.interface)
+    if _is_in_the_bus(facts, descriptor):
+        link = None
     master = _master(links, link)
     where = f"{shown}, a port of bridge {master}" if master else f"{shown}, in no bridge"
     if facts.broker is None:
         yield proven(f"{where}; no bus was named")
     elif has_its_own_network(facts):
-        yield from _tap_elsewhere(facts, descriptor.interface, link, where if link else shown)
+        yield from _tap_elsewhere(facts, descriptor, link, where if link else shown)
     else:
         yield from _tap_beside_the_broker(facts, link, master, where)
 
 
-def _tap_elsewhere(facts: Facts, name: str, link: Link | None, shown: str) -> Iterator[Finding]:
+def _is_elsewhere(facts: Facts, descriptor: Descriptor) -> bool:
+    """This tells whether a tap is known to be in a namespace that is neither the machine's nor the bus's."""
+    if facts.broker is None or not descriptor.network:
+        return False
+    return descriptor.network not in {facts.qemu.network, facts.broker.process.network}
+
+
+def _is_in_the_bus(facts: Facts, descriptor: Descriptor) -> bool:
+    """This tells whether a tap is known to be in the broker's namespace, which is not the machine's."""
+    if facts.broker is None or not descriptor.network:
+        return False
+    own = facts.broker.process.network
+    return descriptor.network == own and own != facts.qemu.network
+
+
+def _tap_elsewhere(
+    facts: Facts, descriptor: Descriptor, link: Link | None, shown: str
+) -> Iterator[Finding]:
     assert facts.broker is not None  # noqa: S101 - the caller has looked
     bus = facts.broker.links
     if isinstance(bus, Unseen):
         yield not_checkable(f"{shown}: {bus.reason}", "run qvmi as root")
         return
-    there = _named(bus, name)
+    is_ours = bool(descriptor.network) and descriptor.network == facts.qemu.network
+    there = None if is_ours else _named(bus, descriptor.interface)
     master = _master(bus, there)
     if there is not None and link is None:
         port = f", a port of bridge {master}" if master else ""

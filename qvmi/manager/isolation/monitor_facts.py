@@ -8,13 +8,13 @@ for -netdev, -nic and -net.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Final, TypeVar
 
 import msgspec
 
-from qvmi.errors import QmpProtocolError
+from qvmi.errors import QmpCommandFailed, QmpProtocolError
 from qvmi.manager.isolation.facts import Chardev, Machine, Netdev, OptionOfNetdev
 from qvmi.qmp.monitor import Monitor
 
@@ -28,13 +28,23 @@ _MAX_NETDEVS: Final = 4096
 """QEMU has at most 256 NICs of 8 queues each, and as many netdevs."""
 
 _NETDEV: Final = re.compile(
-    r"[ \\]*(?P<name>[^:]*(?:: [^:]+)?): index=\d+,type=(?P<kind>[\w-]+),?(?P<rest>.*)"
+    r"[ \\]*(?:(?P<port>[^:]*): )?(?P<name>[^:]*): index=\d+,type=(?P<kind>[\w-]+),?(?P<rest>.*)"
 )
 _DEVICE: Final = re.compile(r" *dev: (?P<model>[\w.,-]+),")
+_PERIPHERALS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
+_HOTPLUGGED: Final = "hotplugged"
+_MAX_PROPERTIES: Final = 65536
+"""Children of an object: a machine has some hundred devices."""
 _FILTERS: Final = "filters:"
 _FORWARD: Final = "HOST_FORWARD]"
 _CHILD: Final = re.compile(r"child<(.+)>")
 _OPTIONS: Final = frozenset({"netdev", "nic", "net"})
+_SET: Final = "set"
+_CHANGE: Final = re.compile(
+    r"(?:netdev|nic|net)\.(?P<name>[^.]+)\.(?P<key>guestfwd|tftp|smb)=(?P<value>.*)", re.DOTALL
+)
+_FOLDER: Final = re.compile(r"(?:^|,)(tftp|smb)=((?:[^,]|,,)*)")
+_FOLDERS: Final = ("tftp", "smb")
 _ID: Final = re.compile(r"(?:^|,)id=([^,]+)")
 _TYPE: Final = re.compile(r"(?:^|,)type=([^,]+)")
 _RESTRICT: Final = re.compile(r"(?:^|,)restrict=(?:on|yes|true|y)(?:,|$)")
@@ -79,7 +89,34 @@ async def ask_machine(monitor: Monitor) -> Machine:
         devices=frozenset(match["model"] for line in devices if (match := _DEVICE.match(line))),
         objects=_children(objects),
         disks=frozenset(each.drv for each in disks),
+        plugged=frozenset([each async for each in _plugged(monitor)]),
     )
+
+
+async def _plugged(monitor: Monitor) -> AsyncIterator[str]:
+    """These are the netdevs of cards that were plugged in: QEMU tells of a netdev not when it came."""
+    for folder in _PERIPHERALS:
+        for name in _children(await _properties(monitor, folder)):
+            path = f"{folder}/{name}"
+            has = {each.name for each in await _properties(monitor, path)}
+            if {"netdev", _HOTPLUGGED} <= has and await _property(monitor, path, _HOTPLUGGED):
+                yield str(await _property(monitor, path, "netdev"))
+
+
+async def _properties(monitor: Monitor, path: str) -> tuple[_Object, ...]:
+    """These are an object's properties; none where there is no such object (any more)."""
+    try:
+        said = await monitor.execute("qom-list", {"path": path})
+    except QmpCommandFailed:
+        return ()
+    return _typed("qom-list", said, tuple[_Object, ...])[:_MAX_PROPERTIES]
+
+
+async def _property(monitor: Monitor, path: str, name: str) -> object:
+    try:
+        return await monitor.execute("qom-get", {"path": path, "property": name})
+    except QmpCommandFailed:
+        return None
 
 
 async def _lines(monitor: Monitor, line: str) -> Sequence[str]:
@@ -95,8 +132,8 @@ def _netdevs(lines: Sequence[str]) -> Iterator[Netdev]:
             return
         match = _NETDEV.fullmatch(line)
         if match:
-            name = match["name"].rpartition(": ")[2]
-            yield Netdev(name, match["kind"], match["rest"].rstrip(","))
+            port = match["port"] or ""
+            yield Netdev(match["name"], match["kind"], match["rest"].rstrip(","), port)
         elif line.strip() and not line.startswith("hub "):
             yield Netdev(line.strip(), "", "")  # in a form that is not known, and so told
 
@@ -123,12 +160,24 @@ def _typed(command: str, value: object, kind: type[_T]) -> _T:
 
 def network_options(arguments: Sequence[str]) -> tuple[OptionOfNetdev, ...]:
     """These are the network options of a command line; what is odd in it is passed over."""
-    found = (
-        _option(value)
+    named = (
+        (option.lstrip("-"), value)
         for option, value in pairwise(arguments)
-        if option.startswith("-") and option.lstrip("-") in _OPTIONS
+        if option.startswith("-")
+    )
+    found = (
+        _changed(match) if match else _option(value)
+        for option, value in named
+        if (match := _CHANGE.fullmatch(value) if option == _SET else None) or option in _OPTIONS
     )
     return tuple(islice(found, _MAX_NETDEVS))
+
+
+def _changed(match: re.Match[str]) -> OptionOfNetdev:
+    """This is a later word on an option that was given before, by ``-set``."""
+    if match["key"] in _FOLDERS:
+        return OptionOfNetdev(match["name"], folders=((match["key"], match["value"]),))
+    return OptionOfNetdev(match["name"], guestfwd=(match["value"],))
 
 
 def _option(value: str) -> OptionOfNetdev:
@@ -139,7 +188,9 @@ def _option(value: str) -> OptionOfNetdev:
     typed = _TYPE.search(value)
     kind = typed[1] if typed else value.partition(",")[0]
     restricted = _RESTRICT.search(value) is not None
-    return OptionOfNetdev(name[1] if name else "", kind, restricted, tuple(forwards))
+    folders = [(key, path.replace(",,", ",")) for key, path in _FOLDER.findall(value)]
+    own = name[1] if name else ""
+    return OptionOfNetdev(own, kind, restricted, tuple(forwards), tuple(folders))
 
 
 def _json_option(value: str) -> OptionOfNetdev:
@@ -157,4 +208,5 @@ def _json_option(value: str) -> OptionOfNetdev:
         str(options.get("type", "")),
         options.get("restrict") is True,
         tuple(shown),
+        tuple((key, str(options[key])) for key in _FOLDERS if key in options),
     )

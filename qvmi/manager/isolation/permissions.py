@@ -55,8 +55,14 @@ def reachable_by(path: Path, status: os.stat_result) -> str:
 
 
 def bus_path(path: Path) -> BusPath:
-    """This tells which folders a path of the bus lies in."""
-    return BusPath(str(path), frozenset((each.st_dev, each.st_ino) for each in _folders(path)))
+    """This tells which folders a path of the bus lies in, and what it is itself."""
+    on_the_way = frozenset((each.st_dev, each.st_ino) for each in _folders(path))
+    try:
+        status = path.stat()
+    except OSError:
+        return BusPath(str(path), on_the_way)
+    own = (status.st_dev, status.st_ino)
+    return BusPath(str(path), on_the_way | {own}, own)
 
 
 def _folders(path: Path) -> list[os.stat_result]:

@@ -1,10 +1,8 @@
 """What /proc says of one process: its files, its network namespace, the memory it shares.
 
-References: proc(5); Linux ``drivers/net/tun.c`` (``tun_chr_show_fdinfo``: ``iff:``) and
-``drivers/tty/pty.c`` (``ptm_show_fdinfo``: ``tty-index:``).
+References: proc(5); Linux ``drivers/tty/pty.c`` (``ptm_show_fdinfo``: ``tty-index:``).
 """
 
-import os
 import re
 import stat
 from collections.abc import Iterator
@@ -14,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from qvmi.errors import QvmiError
-from qvmi.host.host_process import host_process
+from qvmi.host.host_process import host_process, runs_qemu
 from qvmi.machine.host_mapping import HostMapping, HostMaps
 from qvmi.manager.isolation.facts import Descriptor, Opening, Process, SharedFile, Unseen
 from qvmi.manager.isolation.permissions import opening
+from qvmi.manager.isolation.tun_place import TunPlace, is_tun, tun_place
 
 __all__ = ["arguments_of", "descriptors_of", "inode_of_namespace", "process", "started_at"]
 
@@ -26,12 +25,16 @@ MAX_DESCRIPTORS: Final = 1 << 16
 
 _MAX_FDINFO: Final = 1 << 16  # bytes; an eventfd's or tun's has a hundred
 _MAX_STAT: Final = 4096  # bytes of /proc/PID/stat
+_FLAGS: Final = 6  # the 9th one, likewise
+_EXITING: Final = (
+    0x4  # PF_EXITING of include/linux/sched.h: its sockets close before it is a zombie
+)
 _STARTED: Final = 19  # the 22nd field of /proc/PID/stat, counted behind the name
 _MAX_SHARED: Final = 4096  # files that one process has mapped
 _SEES: Final = "run qvmi as the user of that process, or as root"
 _NAMESPACE: Final = re.compile(r"net:\[(\d+)\]")
-_INTERFACE: Final = re.compile(rb"^iff:\s*(\S+)", re.MULTILINE)
 _TERMINAL: Final = re.compile(rb"^tty-index:\s*(\d+)", re.MULTILINE)
+_TERMINALS: Final = frozenset({"/dev/ptmx", "/dev/pts/ptmx"})
 _NUMBERED: Final = re.compile(r"socket:\[(\d+)\]")
 _DELETED: Final = " (deleted)"
 
@@ -55,11 +58,16 @@ def process(pid: int, *, gone: QvmiError) -> Process:
         inode_of_namespace(pid),
         descriptors_of(pid),
         _shared(pid),
-        known.is_qemu,
+        _is_qemu(pid),
     )
     if started_at(pid) != begun:
         raise gone
     return found
+
+
+def _is_qemu(pid: int) -> bool | Unseen:
+    runs = runs_qemu(pid)
+    return Unseen(f"which program pid {pid} runs cannot be seen; {_SEES}") if runs is None else runs
 
 
 def started_at(pid: int) -> int | None:
@@ -67,10 +75,10 @@ def started_at(pid: int) -> int | None:
     try:
         with Path(f"/proc/{pid}/stat").open("rb") as file:
             fields = file.read(_MAX_STAT).rpartition(b")")[2].split()
-        state, started = fields[0], int(fields[_STARTED])
+        state, flags, started = fields[0], int(fields[_FLAGS]), int(fields[_STARTED])
     except (OSError, IndexError, ValueError):
         return None
-    return None if state in {b"Z", b"X"} else started
+    return None if state in {b"Z", b"X"} or flags & _EXITING else started
 
 
 def inode_of_namespace(pid: int | str) -> int | Unseen:
@@ -107,20 +115,25 @@ def _descriptor(pid: int, name: Path) -> Iterator[Descriptor]:
             yield Descriptor(int(name.name), target, stat.S_IFSOCK, 0, int(match[1]))
             return
         status = name.stat()
-        info = b""
-        if target in {"/dev/net/tun", "/dev/ptmx", "/dev/pts/ptmx"}:
-            with Path(f"/proc/{pid}/fdinfo/{name.name}").open("rb") as file:
-                info = file.read(_MAX_FDINFO)
-        interface, terminal = _INTERFACE.search(info), _TERMINAL.search(info)
+        number = int(name.name)
+        place = tun_place(pid, number) if is_tun(target, status.st_rdev) else TunPlace()
         yield Descriptor(
-            int(name.name),
+            number,
             target,
             status.st_mode,
             status.st_dev,
             status.st_ino,
-            interface=os.fsdecode(interface[1]) if interface else "",
-            terminal=int(terminal[1]) if terminal else None,
+            interface=place.interface,
+            terminal=_terminal(pid, number) if target in _TERMINALS else None,
+            network=place.network,
+            special=status.st_rdev,
         )
+
+
+def _terminal(pid: int, number: int) -> int | None:
+    with Path(f"/proc/{pid}/fdinfo/{number}").open("rb") as file:
+        found = _TERMINAL.search(file.read(_MAX_FDINFO))
+    return int(found[1]) if found else None
 
 
 def _shared(pid: int) -> tuple[SharedFile, ...] | Unseen:

@@ -53,7 +53,11 @@ def uplinks(links: tuple[Link, ...]) -> tuple[str, ...]:
 
 def has_its_own_network(facts: Facts) -> bool:
     """This tells whether the broker's network namespace is known not to be the machine's."""
-    own, qemu = facts.broker and facts.broker.process.network, facts.qemu.network
+    if facts.broker is None:
+        return False
+    own, qemu = facts.broker.process.network, facts.qemu.network
+    if any(each.network == qemu for each in network_listeners(facts.broker)):
+        return False  # a process may enter another namespace after it listens
     return isinstance(own, int) and isinstance(qemu, int) and own != qemu
 
 

@@ -67,6 +67,7 @@ class Surroundings:
             sharers=tuple(crowd.sharers),
             pipes=tuple(sorted(crowd.holders)),
             hidden=crowd.hidden,
+            taps=tuple(crowd.taps),
             unseen=(*self.unseen, *unseen),
         )
 

@@ -4,6 +4,7 @@ References: MQTT Version 5.0 (OASIS), 1.5 Data representation, 3.1 CONNECT, 3.2 
 """
 
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from qvmi.bus.account import Account
@@ -57,6 +58,23 @@ class RawClient:
     def publish(self, topic: bytes, data: bytes) -> None:
         """Sends a publish of QoS 0; OSError once the broker has hung up or reads no more."""
         self._socket.sendall(_packet(0x30, _text(topic) + b"\x00" + data))
+
+    def subscribe(self, filters: Iterable[bytes]) -> None:
+        """Subscribes to all of them by one packet; OSError once the broker has hung up."""
+        wanted = b"".join(_text(each) + b"\x00" for each in filters)
+        self._socket.sendall(_packet(0x82, b"\x00\x01\x00" + wanted))
+
+    def is_hung_up_on(self) -> bool:
+        """Reads what has come, and tells whether the broker has ended the connection."""
+        self._socket.settimeout(0)
+        try:
+            while self._socket.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def close(self) -> None:
         """Hangs up."""

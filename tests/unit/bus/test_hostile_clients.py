@@ -15,9 +15,12 @@ import pytest
 from qvmi.audit import AuditLog, verify
 from qvmi.bus.account import Account
 from qvmi.bus.broker import Broker, mosquitto
+from qvmi.bus.broker_log import MAX_SUBSCRIPTIONS
+from qvmi.bus.group import new_group
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.mqtt import MqttBus
 from qvmi.bus.refusals import Refusals
+from qvmi.bus.subscription import Subscription
 from qvmi.bus.throttle import Throttle
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.errors import BusError, BusRefused
@@ -283,6 +286,83 @@ async def test_a_client_id_of_another_takes_over_nobodys_session() -> None:
             raw.close()
 
 
+@asynchronous
+async def test_whoever_joins_a_group_by_its_name_takes_nothing_away_from_its_members() -> None:
+    topics = TopicFilter("web", "other")
+    second = Account.of_reader("second", topics)
+    async with mosquitto([*EVERYBODY, second]) as broker:
+        group = new_group("night")
+        members = [await broker.connect(each) for each in (READER, second)]
+        shares = [await each.subscribe(topics, group=group) for each in members]
+        intruders = [
+            await asyncio.create_subprocess_exec(
+                *("stdbuf", "-oL"),
+                *client(broker, each, "mosquitto_sub", "-d", "-t", f"$share/night/{topics.text}"),
+                stdout=subprocess.PIPE,
+            )
+            for each in (THROTTLE, PACK)  # one that may read there, and one that may not
+        ]
+        try:
+            for each in intruders:
+                await line_with(each, b"Subscribed")
+            other = await broker.connect(OTHER)
+            for number in range(40):
+                await other.publish(
+                    Message(vm="web", codepack="other", kind="alert", time=0.0, body={"n": number})
+                )
+            taken: list[object] = []
+            reading = [asyncio.create_task(take(each, taken)) for each in shares]
+            await until(lambda: len(taken) == 40)
+            await asyncio.gather(*(each.close() for each in members), *reading)
+        finally:
+            for each in intruders:
+                each.kill()
+                await each.wait()
+    assert sorted(taken, key=str) == sorted(range(40), key=str)
+
+
+@pytest.mark.parametrize("length", [1, 2000])
+@asynchronous
+async def test_whoever_subscribes_to_too_much_is_thrown_out_and_nobody_else(
+    tmp_path: Path, length: int
+) -> None:
+    alert = Message(vm="web", codepack="other", kind="alert", time=0.0, body={})
+    with AuditLog(tmp_path / "audit.log"):
+        async with mosquitto(EVERYBODY) as broker:
+            arriving = await (await broker.connect(READER)).subscribe(TopicFilter("web", "other"))
+            other = await broker.connect(OTHER)
+            raw = RawClient(broker.socket, PACK)
+            for packet in range(41):
+                names = (f"{packet}/{each}/".encode() for each in range(25))
+                filters = [b"x" * length + name for name in names]
+                # The broker waits for whoever reads its log, which this task does, too.
+                await asyncio.to_thread(raw.subscribe, filters)
+            await until(raw.is_hung_up_on)
+            await other.publish(alert)
+            assert await anext(arriving) == alert
+            again = await broker.connect(PACK)
+            await again.publish(Message(vm="web", codepack="pack", kind="alert", time=0.0, body={}))
+            assert broker.starts == 1
+            raw.close()
+    assert (
+        f"web.pack, 1 until now: more than {MAX_SUBSCRIPTIONS}"
+        in (tmp_path / "audit.log").read_text()
+    )
+
+
+async def take(share: Subscription, taken: list[object]) -> None:
+    async for one in share:
+        taken.append(one.body["n"])  # noqa: PERF401 - it is looked at meanwhile
+
+
+async def line_with(process: asyncio.subprocess.Process, words: bytes) -> None:
+    """This waits until a client says so."""
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        while words not in (line := await process.stdout.readline()):
+            assert line, "it ended"
+
+
 # ------------------------------------------------------------------------------------- stolen secrets
 
 
@@ -348,6 +428,7 @@ WITH_A_WILL = """
 import asyncio, sys
 from pathlib import Path
 from qvmi.bus.account import Account
+from qvmi.bus.group import new_group
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.mqtt import MqttBus
 

@@ -5,12 +5,13 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
-from qvmi.errors import BadSettings, CodepackRefused, PolicyDenied
+from qvmi.errors import BadSettings, CodepackRefused, PolicyDenied, UsageError
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous
 from tests.command_line import DEADLINE_S, qvmi, qvmi_document
@@ -103,6 +104,15 @@ def test_what_comes_with_qvmi_tells_what_it_needs() -> None:
     assert listed["management"]["restart"] == "on-failure"
 
 
+def test_info_says_what_is_only_enforced_in_a_process_of_its_own() -> None:
+    enforced = qvmi_document("pack", "info", "hidden-processes")["enforced"]
+    assert enforced["here"].keys() == enforced["process"].keys()
+    assert enforced["here"]["memory"] == "not enforced"
+    assert enforced["process"]["memory"] == "RLIMIT_DATA of its process"
+    shown = qvmi("pack", "info", "hidden-processes").stdout
+    assert "enforced.here.deadline-s" in shown
+
+
 def test_info_says_that_it_only_repeats_what_a_folder_says(tmp_path: Path) -> None:
     done = qvmi("pack", "info", str(pack_folder(tmp_path / "pack")))
     assert (done.returncode, done.stderr.count("qvmi pack verify")) == (0, 1)
@@ -110,7 +120,7 @@ def test_info_says_that_it_only_repeats_what_a_folder_says(tmp_path: Path) -> No
 
 
 async def watched(
-    tmp_path: Path, keys: Path, *, policy: str | None = None
+    tmp_path: Path, keys: Path, *, policy: str | None = None, only: tuple[str, ...] = ()
 ) -> tuple[ExitCode, Captured]:
     """Watches with the signed codepack too, until there is an alert, and ends it by Ctrl-C then."""
     output = Captured(json=True)
@@ -127,6 +137,7 @@ async def watched(
             load=[str(tmp_path / "pack")],
             policy=None if policy is None else str(rules),
             keys=str(keys),
+            only=only,
         )
     )
     async with asyncio.timeout(DEADLINE_S):
@@ -183,6 +194,90 @@ async def test_the_policy_file_decides_what_runs(
     signed(tmp_path, keys)
     with pytest.raises(error, match=words):
         await watched(tmp_path, keys, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("only", "watching"),
+    [
+        ((), "hidden-processes, watch-init"),
+        (("watch-init",), "watch-init"),
+        (("watch-init", "hidden-processes"), "hidden-processes, watch-init"),
+    ],
+)
+@asynchronous
+async def test_only_those_codepacks_run_that_are_asked_for(
+    tmp_path: Path, keys: Path, only: tuple[str, ...], watching: str
+) -> None:
+    signed(tmp_path, keys, manifest=FAST)
+    code, output = await watched(tmp_path, keys, only=only)
+    speakers = {json.loads(line)["codepack"] for line in output.result.splitlines()}
+    assert f": {watching}; Ctrl-C ends it" in output.messages
+    assert speakers <= set(watching.split(", "))
+    assert code is ExitCode.FOUND
+
+
+@asynchronous
+async def test_a_codepack_that_is_not_there_is_told_with_those_that_are(
+    tmp_path: Path, keys: Path
+) -> None:
+    signed(tmp_path, keys)
+    with pytest.raises(UsageError, match=r"--only watch-int: .*; is 'watch-init' meant"):
+        await watched(tmp_path, keys, only=("watch-int",))
+
+
+@asynchronous
+async def test_a_table_of_no_codepack_is_told_and_audited(
+    tmp_path: Path, keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    signed(tmp_path, keys, manifest=FAST)
+    rules = "version = 1\n" + "".join(
+        f"[codepacks.{name}]\nread-memory = true\n"
+        for name in ("watch-init", "hidden-processes", "gateway", "watch-int")
+    )
+    _, output = await watched(tmp_path, keys, policy=rules)
+    told = (
+        "policy.toml: [codepacks.watch-int] is of no codepack that is here; is 'watch-init' meant?"
+    )
+    assert output.messages.count("[codepacks.") == 1
+    assert told in " ".join(output.messages.split())
+    (record,) = (one for one in caplog.records if "[codepacks." in one.getMessage())
+    assert record.name == "qvmi.audit"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pack", "info", "/no/such"),
+        ("pack", "verify", "/no/such"),
+        ("pack", "sign", "/no/such", "--key", "alice"),
+        ("pack", "verify", ".", "--keys", "/no/such"),
+        ("keys", "list", "--keys", "/no/such"),
+        ("vol", "-p", "/no/such", "linux.pslist"),
+    ],
+)
+def test_a_path_that_is_not_there_is_named_and_leads_to_2(words: tuple[str, ...]) -> None:
+    done = qvmi(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "/no/such" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["load", "policy", "keys"])
+@asynchronous
+async def test_a_path_to_watch_with_that_is_not_there_is_a_usage_error(option: str) -> None:
+    named: dict[str, Any] = {option: ["/no/such"] if option == "load" else "/no/such"}
+    machine = FakeMachine(FakeGuest(processes=[INIT]))
+    with pytest.raises(UsageError, match="/no/such"):
+        await watch(machine, Captured(), packs="all", interval=1.0, duration_s=1.0, **named)
+
+
+def test_what_others_may_change_is_not_signed(tmp_path: Path, keys: Path) -> None:
+    folder = signed(tmp_path, keys)
+    before = (folder / "codepack.sig").read_bytes()
+    (folder / "rules.py").chmod(0o664)
+    done = qvmi("pack", "sign", str(folder), "--key", "alice", "--keys", str(keys))
+    assert done.returncode == 4
+    assert f"chmod go-w {folder}/rules.py" in done.stderr
+    assert (folder / "codepack.sig").read_bytes() == before
 
 
 @asynchronous

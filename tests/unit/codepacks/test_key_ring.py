@@ -154,3 +154,18 @@ def test_revoking_is_by_name_or_id_and_never_by_guess(ring: KeyRing, tmp_path: P
 
 def test_where_there_are_no_keys_nobody_is_trusted(ring: KeyRing) -> None:
     assert [dict(ring.keys(standing)) for standing in KeyStanding] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize("what", ["pipe", "link to a device"])
+def test_what_is_no_file_is_no_key_and_is_not_waited_for(ring: KeyRing, what: str) -> None:
+    ring.new("alice")
+    ring.trust(ring.folder / "own" / "alice.pub")
+    for place in (ring.folder / "trusted" / "evil.pub", ring.folder / "evil.pub"):
+        if what == "pipe":
+            os.mkfifo(place, 0o600)
+        else:
+            place.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"evil\.pub (is no file|cannot be read)"):
+        ring.keys(KeyStanding.TRUSTED)
+    with pytest.raises(UsageError, match=r"evil\.pub (is no file|cannot be read)"):
+        ring.trust(ring.folder / "evil.pub")

@@ -337,8 +337,22 @@ def test_what_else_a_trusted_key_has_signed_is_no_signature_of_a_codepack(
     assert private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
+@pytest.mark.parametrize("place", [".", "data", "rules.py", "data/words.txt", "codepack.toml"])
+def test_what_others_may_change_is_not_read_to_be_signed(tmp_path: Path, place: str) -> None:
+    folder = pack_folder(tmp_path / "pack")
+    changeable = folder / place
+    for mode in (0o020, 0o002):
+        before = changeable.stat().st_mode
+        changeable.chmod(before | mode)
+        with pytest.raises(CodepackRefused, match=f"others may write {changeable} "):
+            PackFolder.read(folder, to_sign=True)
+        assert PackFolder.read(folder).files, "whose it is does not matter once it is signed"
+        changeable.chmod(before)
+        assert PackFolder.read(folder, to_sign=True).files
+
+
 def test_a_folder_without_a_manifest_or_with_a_bad_one_is_no_codepack(tmp_path: Path) -> None:
-    with pytest.raises(CodepackRefused, match="no folder that can be read"):
+    with pytest.raises(UsageError, match="nothing': there is no such folder"):
         PackFolder.read(tmp_path / "nothing")
     with pytest.raises(CodepackRefused, match=r"has no codepack\.toml"):
         PackFolder.read(tmp_path)

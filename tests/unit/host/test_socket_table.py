@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,6 +45,20 @@ def test_tells_an_accepted_unix_connection_from_a_waiting_one(stack: ExitStack) 
     assert ends[inode(accepted)] == UnixEnd(path, inode(accepted), inode(first))
     assert ends[inode(first)].peer == inode(accepted)
     assert ends[inode(second)].peer == 0
+
+
+def test_a_socket_is_found_by_the_file_it_was_bound_to_whatever_it_is_called(
+    stack: ExitStack,
+) -> None:
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="qvmi-")))
+    with chdir(folder):
+        server = listening(stack, socket.AF_UNIX, "s")
+        other = listening(stack, socket.AF_UNIX, f"{folder}/t")
+    (folder / "other").mkdir()
+    stack.enter_context(socket.socket(socket.AF_UNIX)).bind(f"{folder}/other/s")
+    found = [end.inode for end in unix_ends() if end.is_at(folder / "s")]
+    assert found == [inode(server)]
+    assert [end.inode for end in unix_ends() if end.is_at(folder / "t")] == [inode(other)]
 
 
 def test_lists_unix_sockets_with_whether_a_client_is_served(stack: ExitStack) -> None:

@@ -1,5 +1,6 @@
 """What the guardian's own process does where a real QEMU cannot be had, as for a machine of libvirt's."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qvmi.machine import guardian_process
+from qvmi.machine.guardian import start_guardian
 from qvmi.machine.guardian_process import Charge, is_stopped, make_good
 
 FAILS_TWICE = """
@@ -58,3 +60,27 @@ def test_tells_a_stopped_process_from_one_that_runs_and_one_that_is_gone() -> No
         assert is_stopped(process.pid)
         process.kill()
     assert not is_stopped(process.pid)
+
+
+def children() -> set[str]:
+    """This names the processes that this one started and that still run, as the kernel does."""
+    threads = Path("/proc/self/task").iterdir()
+    return {pid for thread in threads for pid in (thread / "children").read_text().split()}
+
+
+def test_a_guardian_whose_start_is_cancelled_is_not_left_behind() -> None:
+    before = children()
+
+    async def cancel_after(turns: int) -> None:
+        starting = asyncio.ensure_future(start_guardian(None, ["true"]))
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        starting.cancel()
+        starting.cancel()
+        await asyncio.wait([starting])
+        if not starting.cancelled():
+            starting.result().close()
+
+    for turns in range(12):
+        asyncio.run(cancel_after(turns))
+        assert children() == before

@@ -22,6 +22,7 @@ from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.manifest import Management, Restart
 from qvmi.codepacks.status import Sight, Status
 from qvmi.errors import (
     BrokerUnavailable,
@@ -38,6 +39,7 @@ from qvmi.semantics.guest_os import GuestOS
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous, until
 from tests.unit.bus.processes import ended
+from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, publish_raw
 from tests.unit.codepacks.packs import ScriptedPack, finding
 
 INIT, EVIL = fake_process(1, name="init"), fake_process(666, name="evil")
@@ -392,6 +394,97 @@ async def test_refuses_codepacks_that_cannot_be_run(
     with pytest.raises(error):
         async with watch(FakeMachine(), packs=packs, bus=in_process):
             raise AssertionError("it watches")
+
+
+class Failing:
+    """A codepack that fails in some looks, and counts them."""
+
+    grants = frozenset({Grant.READ_MEMORY})
+    interval_s = 0.005
+
+    def __init__(self, name: str, fails: Sequence[bool]) -> None:
+        self.name = name
+        self.looks = 0
+        self._fails = fails
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+        del guest, memory
+        self.looks += 1
+        if self._fails[min(self.looks, len(self._fails)) - 1]:
+            raise ZeroDivisionError
+        return []
+
+
+@pytest.mark.parametrize(
+    ("management", "fails", "looks"),
+    [
+        (Management(restart=Restart.NEVER), [True], 1),
+        (Management(restart=Restart.NEVER), [False, False, True], 3),
+        (Management(max_restarts=2), [True], 3),
+        (Management(restart=Restart.ALWAYS, max_restarts=2), [True, True, False, True], 6),
+    ],
+)
+@every_bus
+@asynchronous
+async def test_a_codepack_that_fails_as_often_as_its_manifest_says_is_given_up_and_told_of(
+    bus: OpenChannel, management: Management, fails: Sequence[bool], looks: int
+) -> None:
+    failing = Failing("failing", fails)
+    limits = {"failing": management}
+    machine = FakeMachine(FakeGuest(processes=[INIT]))
+    async with (
+        asyncio.timeout(60.0),
+        watch(machine, packs=[failing], bus=bus, management=limits) as documents,
+    ):
+        told = [Status(sight=Sight.FULL)]
+
+        async def read() -> None:
+            async for message in documents:
+                told.append(message.read_body(Status))  # noqa: PERF401 - what came before the error counts
+
+        with pytest.raises(CodepackError, match="failing: given up, as it failed"):
+            await read()
+    assert failing.looks == looks
+    last = told[-1]
+    assert last.sight is Sight.FAILED
+    assert "ZeroDivisionError" in last.problem
+    assert "given up" in last.problem
+
+
+@asynchronous
+async def test_others_go_on_when_a_codepack_is_given_up() -> None:
+    packs = [Failing("failing", [True]), Failing("well", [False])]
+    limits = {"failing": Management(restart=Restart.NEVER)}
+    machine = FakeMachine(FakeGuest(processes=[INIT]))
+    async with watch(machine, packs=packs, bus=in_process, management=limits):
+        await until(lambda: packs[0].looks == 1)
+        before = packs[1].looks
+        await until(lambda: packs[1].looks > before + 3)
+    assert packs[0].looks == 1
+
+
+@pytest.mark.parametrize("kind", ["receipt", "machine", "request"])
+@asynchronous
+async def test_a_codepack_can_say_what_codepacks_say_and_ask_nobody(kind: str) -> None:
+    opened = Opened()
+    accounts: list[Account] = []
+
+    @asynccontextmanager
+    async def noted(given: Sequence[Account]) -> AsyncIterator[Channel]:
+        accounts.extend(given)
+        async with opened(given) as channel:
+            yield channel
+
+    async with watch(FakeMachine(FakeGuest(processes=[INIT])), packs=[QUICK], vm="web", bus=noted):
+        assert opened.broker is not None
+        (own,) = (one for one in accounts if one.name == f"web.{QUICK.name}")
+        peer = "/manager" if kind == "request" else ""
+        topic = f"qvmi/v1/web/{QUICK.name}/{kind}{peer}".encode()
+        refused = publish_raw(opened.broker.socket, own, topic, b"{}")
+        allowed = f"qvmi/v1/web/{QUICK.name}/finding".encode()
+        assert refused[4:5] == bytes([NOT_AUTHORIZED])
+        assert publish_raw(opened.broker.socket, own, allowed, b"{}")[:1] == b"\x40"
+        assert NOT_AUTHORIZED not in publish_raw(opened.broker.socket, own, allowed, b"{}")[4:]
 
 
 @asynchronous

@@ -1,5 +1,7 @@
 """A policy file grants what it says and no more; what is wrong in it is told with its place."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,72 @@ def test_a_file_that_is_not_there_is_no_empty_policy(tmp_path: Path) -> None:
     good = tmp_path / "good.toml"
     good.write_bytes(WHOLE)
     assert read_policies(good) == parse_policies("", WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_is_no_regular_file_is_refused_and_not_even_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "policy.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    with pytest.raises(BadSettings, match=f"is a {kind} and no regular file"):
+        read_policies(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "refused"),
+    [
+        (0o644, 0o755, ""),
+        (0o400, 0o700, ""),
+        (0o644, 0o1777, ""),
+        (0o664, 0o755, r"others may write .*policy\.toml \(mode 0664\): chmod go-w .*policy\.toml"),
+        (0o602, 0o755, r"others may write .*policy\.toml"),
+        (0o644, 0o775, r"others may write .*rules \(mode 0775\): chmod go-w .*rules$"),
+        (0o644, 0o757, r"others may write .*rules"),
+    ],
+)
+@pytest.mark.parametrize("by", ["name", "link"])
+def test_a_policy_that_others_can_write_or_exchange_is_none(
+    tmp_path: Path, file: int, folder: int, refused: str, by: str
+) -> None:
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    path = rules / "policy.toml"
+    path.write_bytes(WHOLE)
+    path.chmod(file)
+    rules.chmod(folder)
+    named = path
+    if by == "link":
+        named = tmp_path / "link"
+        named.symlink_to(path)
+    if refused:
+        with pytest.raises(BadSettings, match=refused):
+            read_policies(named)
+    else:
+        assert read_policies(named) == parse_policies("", WHOLE)
+
+
+def test_a_policy_of_another_user_is_none(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    path = tmp_path / "policy.toml"
+    path.write_bytes(WHOLE)
+    os.chown(path, 12345, -1)
+    with pytest.raises(BadSettings, match=r"belongs to uid 12345, who may change it: chown 0 "):
+        read_policies(path)
+
+
+def test_a_name_of_no_codepack_is_told_with_the_one_that_may_be_meant() -> None:
+    policies = parse_policies("policy.toml", WHOLE)
+    assert policies.unmatched(["hidden-processes", "responder"]) == {}
+    assert policies.unmatched(["hidden-processes", "respond"]) == {
+        "responder": "; is 'respond' meant?"
+    }
+    assert policies.unmatched(["hidden-processes"]) == {"responder": "; there are hidden-processes"}
 
 
 WORDS = st.sampled_from(

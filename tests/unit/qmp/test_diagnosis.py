@@ -1,5 +1,9 @@
 """What is said when there is no session."""
 
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 
 from qvmi.errors import NotQmp, QmpBusy, SocketUnreachable
@@ -72,6 +76,21 @@ def test_silence_is_explained_by_who_is_there(
 )
 def test_nobody_is_sent_away_early_on_a_guess(peer: Peer) -> None:
     assert verdict(SOCKET, peer) is None
+
+
+def test_a_queue_that_is_full_names_the_one_that_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(str(path))
+        server.listen(0)
+        first, waiting = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        first.connect(str(path))
+        stack.enter_context(server.accept()[0])
+        waiting.connect(str(path))
+        error = queue_full(UnixAddress(str(path)))
+    assert isinstance(error, QmpBusy)
+    assert error.reason.startswith(("held by this very process", "held by another client"))
 
 
 def test_a_host_that_never_answers_is_no_busy_one() -> None:

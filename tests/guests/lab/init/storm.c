@@ -48,11 +48,13 @@ static void live_with_thread(int serial) {
 }
 
 static void leave_orphan(int serial) {
-    if (fork() == 0) {
-        atomic_store(&storm->tasks[serial].second, getpid());
+    int orphan = fork();
+    if (orphan == 0) {
         usleep(2000);
         _exit(0);
     }
+    /* Said here, since nobody waits for the orphan itself. */
+    atomic_store(&storm->tasks[serial].second, orphan < 0 ? 0 : orphan);
 }
 
 static void storm_child(int serial) {

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from qvmi.audit import AuditLog
 from qvmi.errors import UsageError
 from qvmi.manager.gateways import outlet as outlet_module
 from qvmi.manager.gateways.doorway import Visitor, listening, receive
-from qvmi.manager.gateways.outlet import MAX_WAITING, Outlet, talk
+from qvmi.manager.gateways.outlet import MAX_WAITING, Outlet, hear, talk
 from tests.asynchronous import asynchronous, until
 
 NOBODY = 65534
@@ -64,6 +64,81 @@ async def test_a_socket_is_its_owners_alone_and_goes_with_the_gateway(folder: Pa
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await heard(path) == f"{os.getpid()} {os.geteuid()}".encode()
     assert not path.exists()
+
+
+async def turns(counted: list[int]) -> None:
+    while True:
+        counted[0] += 1
+        await asyncio.sleep(0)
+
+
+@asynchronous
+async def test_who_is_served_gets_a_turn_between_clients_that_wait_to_be_let_in(
+    folder: Path,
+) -> None:
+    path, number = folder / "qmp", 12
+    with listening(path) as server, ExitStack() as stack:
+        for _ in range(number):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(os.fspath(path))
+        counted, came = [0], list[int]()
+
+        async def count(_: socket.socket, __: Visitor) -> None:
+            came.append(counted[0])
+
+        others = asyncio.create_task(turns(counted))
+        receiving = asyncio.create_task(receive(server, "test", count))
+        await until(lambda: len(came) == number)
+        for task in (others, receiving):
+            task.cancel()
+        await asyncio.wait({others, receiving})
+    assert sorted(set(came)) == came, "two came in one turn"
+
+
+@asynchronous
+async def test_others_get_a_turn_between_the_pieces_of_a_client_that_says_much() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        theirs.sendall(b"+" * 150_000)
+        counted = [0]
+        others = asyncio.create_task(turns(counted))
+        heard_at = []
+        for _ in range(2):
+            assert await hear(ours)
+            heard_at.append(counted[0])
+        others.cancel()
+        await asyncio.wait({others})
+    assert heard_at[0] < heard_at[1]
+
+
+@asynchronous
+async def test_a_client_is_named_once_however_it_calls_itself_later(folder: Path) -> None:
+    names: list[str] = []
+
+    async def note(connection: socket.socket, visitor: Visitor) -> None:
+        names.append(str(visitor))
+        await asyncio.get_running_loop().sock_recv(connection, 1)
+        names.append(str(visitor))
+
+    says = (
+        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "os.set_inheritable(s.fileno(), True); os.execv('/bin/sh', ['a\\nb\\x1b' + 'c' * 900, '-c',"
+        " 'echo >&' + str(s.fileno())])"
+    )
+    path = folder / "qmp"
+    with listening(path) as server:
+        receiving = asyncio.create_task(receive(server, "test", note))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", says, os.fspath(path))
+        )
+        await process.wait()
+        await until(lambda: len(names) == 2)
+        receiving.cancel()
+        await asyncio.wait({receiving})
+    assert names[0] == names[1]
+    assert names[0].isprintable()
+    assert len(names[0]) < 120
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])

@@ -11,11 +11,13 @@ from qvmi.manager.gateways.rsp_requests import MAX_BODY, Damage, Packet, Packets
 from qvmi.manager.gateways.rsp_rules import (
     MAX_READ,
     Ask,
+    Begin,
     Break,
     Current,
     Introduce,
     Leave,
     List,
+    Locate,
     Read,
     Refuse,
     Run,
@@ -34,7 +36,9 @@ ANY = ThreadId(0)
 MEANINGS: list[tuple[bytes, Grant | None, Verdict]] = [
     (b"qSupported:multiprocess+;swbreak+", None, Introduce(multiprocess=True)),
     (b"qSupported", None, Introduce(multiprocess=False)),
-    (b"vMustReplyEmpty", None, Say(b"")),
+    (b"vMustReplyEmpty", None, Begin()),
+    (b"Qqemu.PhyMemMode:0", None, Locate(physical=False)),
+    (b"Qqemu.PhyMemMode:1", None, Locate(physical=True)),
     (b"qAttached:1", None, Say(b"1")),
     (b"vCont?", None, Say(b"vCont;c;C;s;S")),
     (b"?", Grant.READ_REGISTERS, WhyStopped()),
@@ -74,6 +78,19 @@ MEANINGS: list[tuple[bytes, Grant | None, Verdict]] = [
 ]
 
 
+LIKE_INFO_VERSION = (b"info version\n", b" info version", b"info versio", b"info version quit")
+
+
+def test_the_question_for_the_release_is_answered_with_words_that_name_none() -> None:
+    """Else a debugger would conclude from it what QEMU's own stub would have told, and a gateway does not."""
+    grant, verdict = judge(b"qRcmd," + b"info version".hex().encode())
+    assert grant is None
+    assert isinstance(verdict, Say)
+    assert verdict.answer == b"OK"
+    assert verdict.printed
+    assert not any(letter.isdigit() for letter in verdict.printed)
+
+
 @pytest.mark.parametrize(("body", "grant", "verdict"), MEANINGS, ids=lambda one: repr(one)[:30])
 def test_a_packet_means_and_needs(body: bytes, grant: Grant | None, verdict: Verdict) -> None:
     assert judge(body) == (grant, verdict)
@@ -82,7 +99,9 @@ def test_a_packet_means_and_needs(body: bytes, grant: Grant | None, verdict: Ver
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"qRcmd,71756974", b"Qqemu.PhyMemMode:1", b"Qqemu.PhyMemMode:0", b"qqemu.PhyMemMode"),
+        *(b"qRcmd,71756974", b"qRcmd,", b"Qqemu.PhyMemMode:2", b"Qqemu.PhyMemMode:01"),
+        *(b"qRcmd,%b" % line.hex().encode() for line in LIKE_INFO_VERSION),
+        b"qqemu.PhyMemMode",
         *(b"Qqemu.sstep=7", b"vRun;", b"vAttach;1", b"R00", b"r"),
     ],
 )
@@ -128,7 +147,7 @@ def cut(data: bytes) -> list[Packet | Signal | Damage]:
 
 
 def test_packets_and_single_bytes_are_cut_whole_and_byte_by_byte() -> None:
-    data = b"+$g#67+\x03$m0,8#01-" + frame(b"X0,4:" + escape(b"$#}*"))
+    data = b"+#00#00$g#67+\x03+#00$m0,8#01#00-" + frame(b"X0,4:" + escape(b"$#}*"))
     expected = [
         Packet(b"g"),
         Signal.INTERRUPT,
@@ -147,7 +166,7 @@ def test_a_wrong_checksum_may_be_sent_again_and_nothing_else_may() -> None:
     assert isinstance(damage, Damage)
     assert not damage.fatal
     assert packet == Packet(b"g")
-    for data in (b"hello", b"\0", b"$$g#67", b"#00", b"$" + b"0" * (MAX_BODY + 1)):
+    for data in (b"hello", b"\0", b"$$g#67", b"#01", b"#0+", b"##00", b"$" + b"0" * (MAX_BODY + 1)):
         assert [isinstance(one, Damage) and one.fatal for one in cut(data)] == [True], data
 
 

@@ -56,10 +56,10 @@ def facts() -> Facts:
         ),
         controls=frozenset({"/run/vm/qmp.sock", ":4444"}),
         control_sockets=(Opening("/run/vm/qmp.sock", 7, 0o700, ""),),
-        ours=frozenset({77}),
+        ours=frozenset(),
         folders=(),
         paths=(),
-        host=Host({}, {}, {}, {201: "consumer", 300: "screen"}, (), (), 0),
+        host=Host({}, {}, {}, {201: "consumer", 300: "screen"}, (), ()),
         broker=broker,
         bridge="qvmi0",
     )

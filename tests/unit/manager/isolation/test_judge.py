@@ -1,5 +1,7 @@
 """Each fact that opens a way is told by its check, and by no other verdict than its own."""
 
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ from qvmi.manager.isolation.facts import (
     Chardev,
     Descriptor,
     Facts,
+    GivenDisk,
     Link,
     Netdev,
     Opening,
@@ -20,9 +23,11 @@ from qvmi.manager.isolation.facts import (
     SharedFolder,
     Sharer,
     Socket,
+    TapHolder,
     Unseen,
 )
 from qvmi.manager.isolation.judge import judge
+from qvmi.manager.isolation.tun_place import TUN_DEVICE
 from tests.unit.manager.isolation.facts import (
     BROKER,
     BUS_NETWORK,
@@ -45,6 +50,18 @@ UP = Link(9, "eth0", "", 0, loopback=False)
 UNIX = Socket(50, "unix", OUTSIDE, "", peer=51)
 TCP = Socket(50, "tcp", OUTSIDE, "10.0.0.1:999", "10.0.0.2:80")
 NOT_SEEN = Unseen("hidden from us")
+GIVEN = OptionOfNetdev("u", "user")
+SECRETS = (("paths", (BusPath("/run/bus/access", frozenset({(1, 2), (1, 7)}), own=(1, 7)),)),)
+HOLDER = TapHolder(300, "relay", is_qemu=False, interface="tap9", network=BUS_NETWORK)
+PORT_OF_THE_BUS = (
+    (
+        "broker.links",
+        (
+            Link(2, "qvmi0", "bridge", 0, loopback=False),
+            Link(3, "tap9", "tun", 2, loopback=False),
+        ),
+    ),
+)
 
 
 def set_to(*changes: tuple[str, object]) -> Change:
@@ -384,8 +401,41 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         REFUTED,
         "/run, open in QEMU, holds /run/bus/mqtt.sock",
         set_to(
-            ("folders", (SharedFolder("QEMU", "/run", 1, 2),)),
+            ("folders", (SharedFolder("open in QEMU", "/run", 1, 2),)),
             ("paths", (BusPath("/run/bus/mqtt.sock", frozenset({(1, 2), (1, 3)})),)),
+        ),
+    ),
+    (
+        "folders",
+        REFUTED,
+        "fd 9: /link is the broker's",
+        set_to(*SECRETS, ("qemu.descriptors", (Descriptor(9, "/link", stat.S_IFREG, 1, 7),))),
+    ),
+    (
+        "folders",
+        REFUTED,
+        "its command line names /run/bus/access, which is the broker's",
+        set_to(*SECRETS, ("named", frozenset({(1, 7)}))),
+    ),
+    (
+        "folders",
+        OPEN,
+        "u: SMB",
+        set_to(("options", (OptionOfNetdev("u", "user", folders=(("smb", "/x"),)),))),
+    ),
+    (
+        "folders",
+        OPEN,
+        "9p of a folder that no process",
+        set_to(("machine.devices", frozenset({"virtio-9p-pci"}))),
+    ),
+    (
+        "chardevs",
+        REFUTED,
+        "c: disconnected:unix:/link leads to the broker",
+        set_to(
+            ("machine.chardevs", (Chardev("c", "disconnected:unix:/link"),)),
+            ("ends", {"c": "/run/bus/mqtt.sock"}),
         ),
     ),
     # the broker
@@ -439,6 +489,153 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         ),
     ),
     ("process", OPEN, "is no QEMU", set_to(("qemu.is_qemu", False))),
+    ("process", OPEN, "hidden", set_to(("qemu.is_qemu", NOT_SEEN))),
+    (
+        "process",
+        OPEN,
+        "is not at the other end of our QMP connection",
+        lambda f: with_(with_sockets(f, UNIX, owner=201), "ours", frozenset({77})),
+    ),
+    # disks
+    ("disks", OPEN, "hidden", set_to(("disks", NOT_SEEN))),
+    (
+        "disks",
+        REFUTED,
+        "fd 9: /dev/sdb, which this host has mounted at /run, and which may hold /run/bus/mqtt.sock",
+        set_to(
+            ("disks", (GivenDisk(9, "/dev/sdb", ("/run",), frozenset({1})),)),
+            ("paths", (BusPath("/run/bus/mqtt.sock", frozenset({(1, 2), (1, 3)})),)),
+        ),
+    ),
+    (
+        "disks",
+        OPEN,
+        "fd 9: /image, which this host has mounted at /mnt: what the guest writes",
+        set_to(("disks", (GivenDisk(9, "/image", ("/mnt",), frozenset({1})),))),
+    ),
+    (
+        "disks",
+        OPEN,
+        "fd 9: /dev/nbd0: which program",
+        set_to(("disks", (GivenDisk(9, "/dev/nbd0", is_network=True),))),
+    ),
+    (
+        "disks",
+        OPEN,
+        "a disk by http, for which QEMU connects",
+        beside(("machine.disks", frozenset({"http"})), ("broker.listening", (PORT,))),
+    ),
+    # what others hide, and what is not what it is called
+    (
+        "shared_memory",
+        OPEN,
+        "3 processes of other users",
+        set_to(
+            ("host.hidden", "3 processes of other users"),
+            ("qemu.shared", (SharedFile("/ram", 1, 2, 4096, writable=True),)),
+        ),
+    ),
+    *(
+        (
+            "chardevs",
+            OPEN,
+            f"{shown}: who else has it open? /proc shows",
+            set_to(("host.hidden", "/proc shows none"), ("qemu.descriptors", (each,))),
+        )
+        for shown, each in (
+            ("/dev/pts/3", Descriptor(9, "/dev/ptmx", terminal=3)),
+            ("/pipe", Descriptor(9, "/pipe", stat.S_IFIFO)),
+        )
+    ),
+    *(
+        (
+            "devices",
+            OPEN,
+            f"fd 9: {path}: a device of this host's",
+            set_to(
+                (
+                    "qemu.descriptors",
+                    (Descriptor(9, path, stat.S_IFCHR, special=os.makedev(*number)),),
+                )
+            ),
+        )
+        for path, number in (
+            ("/dev/vhost-vdpa-0", (511, 0)),
+            ("/dev/ttyS0", (4, 64)),
+            ("/dev/pts/7", (136, 7)),
+            ("/dev/sg0", (21, 0)),
+            ("/dev/bus/usb/001/002", (189, 1)),
+            ("/dev/mem", (1, 1)),
+            ("/mnt/macvtap", (236, 1)),
+        )
+    ),
+    (
+        "taps",
+        OPEN,
+        "tap0 is in network namespace 4711, which was not looked at",
+        set_to(*tap(("qemu.descriptors", (replace(TAP, network=4711),)))),
+    ),
+    (
+        "taps",
+        REFUTED,
+        "tap0 is in the broker's network namespace",
+        set_to(
+            *tap(
+                ("qemu.descriptors", (replace(TAP, network=BUS_NETWORK),)),
+                ("broker.links", (Link(3, "tap0", "tun", 0, loopback=False),)),
+            )
+        ),
+    ),
+    (
+        "taps",
+        REFUTED,
+        "Linux takes packets",
+        beside(
+            *tap(
+                ("qemu.descriptors", (replace(TAP, target="/x", special=TUN_DEVICE),)),
+                ("broker.listening", (PORT,)),
+            )
+        ),
+    ),
+    *(
+        ("netdevs", OPEN, words, set_to(("machine.netdevs", (netdev,)), *changes))
+        for words, netdev, changes in (
+            (
+                "behind a card that was plugged in later",
+                SLIRP,
+                (("options", (GIVEN,)), ("machine.plugged", frozenset({"u"}))),
+            ),
+            (
+                "behind h, a port of a hub",
+                replace(SLIRP, port="h"),
+                (("options", (GIVEN,)),),
+            ),
+            (
+                "of a configuration file",
+                replace(SLIRP, name="#net067"),
+                (("qemu.arguments", ("qemu", "-readconfig", "x")),),
+            ),
+        )
+    ),
+    # who is on the bridge of the bus
+    (
+        "neighbours",
+        REFUTED,
+        "tap9 is open in relay (pid 300), which is no QEMU",
+        set_to(*PORT_OF_THE_BUS, ("host.taps", (HOLDER,))),
+    ),
+    (
+        "neighbours",
+        OPEN,
+        "tap9 is open in relay (pid 300), or another one",
+        set_to(*PORT_OF_THE_BUS, ("host.taps", (replace(HOLDER, network=0),))),
+    ),
+    (
+        "neighbours",
+        OPEN,
+        "who has tap9 open: hidden",
+        set_to(*PORT_OF_THE_BUS, ("host.hidden", "hidden")),
+    ),
 ]
 
 NAMES = {
@@ -453,10 +650,12 @@ NAMES = {
     "memory_files": "the guest's memory",
     "control_sockets": "the machine's control",
     "folders": "no folder",
+    "disks": "no disk",
     "listeners": "the broker listens",
     "access": "the broker lets",
     "bus_files": "the broker's files",
     "bridge": "bridge ",
+    "neighbours": "the bus's taps",
 }
 
 
@@ -470,7 +669,7 @@ def test_the_facts_that_the_cases_change_prove_isolation() -> None:
     assert report.verdict is Verdict.PROVEN
     assert {check.verdict for check in report.checks} == {Verdict.PROVEN}
     assert report.paths == ()
-    assert len(report.checks) == len(NAMES) + 1  # the advice
+    assert len(report.checks) == len(NAMES)  # the advice, and no taps
 
 
 @pytest.mark.parametrize(
@@ -535,7 +734,9 @@ def test_every_check_has_a_case() -> None:
             id="somebody on the bus holds a monitor",
         ),
         pytest.param(
-            lambda f: with_(with_sockets(f, UNIX, owner=201), "host.far_ends", {50: (77,)}),
+            lambda f: set_to(("ours", frozenset({77})), ("host.far_ends", {50: (77,)}))(
+                with_sockets(f, UNIX, owner=201)
+            ),
             id="our own session",
         ),
         pytest.param(
@@ -577,6 +778,63 @@ def test_every_check_has_a_case() -> None:
             id="an interface that is down",
         ),
         pytest.param(set_to(("broker.anonymous", NOT_SEEN)), id="the broker was not asked"),
+        pytest.param(
+            set_to(
+                (
+                    "qemu.descriptors",
+                    tuple(
+                        Descriptor(number, "/dev/x", stat.S_IFCHR, special=os.makedev(*device))
+                        for number, device in (
+                            (0, (136, 3)),  # the terminal it was started at
+                            (9, (10, 232)),  # kvm
+                            (10, (10, 238)),  # vhost-net
+                            (11, (1, 3)),  # null
+                            (12, (226, 128)),  # graphics
+                        )
+                    ),
+                )
+            ),
+            id="devices that lead nowhere",
+        ),
+        pytest.param(
+            beside(("machine.disks", frozenset({"nbd"}))),
+            id="a disk over the network beside a broker on a Unix socket",
+        ),
+        pytest.param(
+            set_to(("disks", (GivenDisk(9, "/dev/sdb"),))), id="a disk that is the machine's alone"
+        ),
+        pytest.param(
+            set_to(("host.hidden", "hidden"), ("bridge", None)),
+            id="others hide what this machine shares with nobody",
+        ),
+        pytest.param(
+            set_to(
+                *PORT_OF_THE_BUS,
+                (
+                    "host.taps",
+                    (replace(HOLDER, is_qemu=True), replace(HOLDER, network=OUTSIDE)),
+                ),
+            ),
+            id="a service VM, and a tap of that name elsewhere",
+        ),
+        pytest.param(
+            set_to(
+                ("machine.netdevs", (replace(SLIRP, port="hub0port1"),)),
+                ("options", (GIVEN,)),
+                ("machine.plugged", frozenset({"v"})),
+            ),
+            id="a network of -net beside a card that was plugged in",
+        ),
+        pytest.param(
+            set_to(
+                *tap(
+                    ("qemu.descriptors", (replace(TAP, network=OUTSIDE),)),
+                    ("broker.links", (Link(3, "tap0", "tun", 0, loopback=False),)),
+                    ("bridge", None),
+                )
+            ),
+            id="a tap that has the name of another one in the bus's namespace",
+        ),
         pytest.param(
             set_to(
                 ("machine.filters", ("fd: type=filter-dump,file=/x,netdev=u",)),

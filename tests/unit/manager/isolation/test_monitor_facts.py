@@ -93,7 +93,7 @@ class ScriptedQemu(Monitor):
 async def test_all_that_has_a_way_out_is_read() -> None:
     assert await ask_machine(ScriptedQemu()) == Machine(
         netdevs=(
-            Netdev("u2", "user", "net=10.0.2.0,restrict=off"),
+            Netdev("u2", "user", "net=10.0.2.0,restrict=off", "h"),
             Netdev("s", "stream", ""),
             Netdev("m", "socket", "socket: mcast=230.0.0.1:1234"),
             Netdev("virtio-net-pci.0", "nic", "model=virtio-net-pci,macaddr=52:54:00:12:34:56"),
@@ -156,6 +156,19 @@ async def test_an_answer_in_another_form_is_told(question: str, answer: object) 
         (("-netdev", '{"id":'), (OptionOfNetdev(""),)),
         (("-netdev", "{" * 100_000), (OptionOfNetdev(""),)),
         (("-netdev",), ()),
+        (
+            ("-set", "netdev.u.guestfwd=tcp:1:2-cmd:a", "-set", "device.u.x=1"),
+            (OptionOfNetdev("u", guestfwd=("tcp:1:2-cmd:a",)),),
+        ),
+        (("-set", "nic.u.tftp=/x"), (OptionOfNetdev("u", folders=(("tftp", "/x"),)),)),
+        (
+            ("-nic", "user,id=u,tftp=/a,,b,smb=/c"),
+            (OptionOfNetdev("u", "user", folders=(("tftp", "/a,b"), ("smb", "/c"))),),
+        ),
+        (
+            ("-netdev", '{"type":"user","id":"u","tftp":"/x"}'),
+            (OptionOfNetdev("u", "user", folders=(("tftp", "/x"),)),),
+        ),
     ],
 )
 def test_network_options_are_read_in_both_forms(
