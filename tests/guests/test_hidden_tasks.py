@@ -110,7 +110,7 @@ def test_a_process_that_is_in_no_list_at_all_is_found_in_its_slab(its: Watched) 
 
 def test_a_process_in_no_list_is_found_where_it_runs(its: Watched) -> None:
     its.start("sh -c 'while :; do :; done'")
-    process = its.process("sh")
+    process = its.process("sh", state="R")
     try:
         task = process.address
         with (

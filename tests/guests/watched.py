@@ -51,10 +51,13 @@ class Watched:
             assert time.monotonic() < deadline, "it is still found"
 
     def process(self, name: str, **fields: object) -> Process:
-        """This is the process of a name, and of other fields, as soon as there is one."""
+        """This is the process of a name, and of other fields, as soon as there is one that rests.
+
+        One that does not may be in the midst of exec, which gives it other credentials.
+        """
         deadline = time.monotonic() + _WAIT_S
         while True:
-            found = self.machine.guest.processes().find(name=name, **fields)
+            found = self.machine.guest.processes().find(name=name, **{"state": "S", **fields})
             if found is not None:
                 return found
             assert time.monotonic() < deadline, f"no process {name}"

@@ -15,7 +15,7 @@ from qvmi.semantics.linux.list import Implausible
 from qvmi.semantics.linux.memmap import MemMap
 from qvmi.semantics.linux.page_flags import Use
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.symbols.layout import Symbols, address, field, field_offset, struct_size
+from qvmi.symbols.layout import Symbols, address, field, field_offset
 
 __all__ = ["TaskSlabs"]
 
@@ -29,6 +29,9 @@ _FRAMES: Final = 1 << 16
 round in a minute on a guest of 16 GiB."""
 _MAX_SLABS: Final = 1 << 18
 """Slabs that are remembered; they hold some million tasks."""
+_MIN_OBJECT: Final = 1 << 10
+"""The smallest have 4 KiB. The type's own size tells nothing: on x86-64 it has room for registers that the
+CPU may not have, and that is left out."""
 _MAX_OBJECT: Final = 1 << 16
 """Bytes of a ``task_struct`` and what lies around it; the largest have 14 KiB."""
 _MAX_ORDER: Final = 5
@@ -60,7 +63,6 @@ class TaskSlabs:
         pad = symbols.find_field("kmem_cache", ("red_left_pad",))
         self._pad = None if pad is None else pad.offset
         self._size = field(symbols, "kmem_cache", "size").offset
-        self._least = struct_size(symbols, "task_struct")
         self._read_pointer = space.unpacker(_POINTER)
         self._read_number = space.unpacker(Struct("<I"))
         flags = field_offset(symbols, "page", "flags")
@@ -79,7 +81,7 @@ class TaskSlabs:
         cache = self._read_pointer(self._cachep)[0]
         size = self._read_number(cache + self._size)[0]
         pad = 0 if self._pad is None else self._read_number(cache + self._pad)[0]
-        if not self._least <= size - pad <= size <= _MAX_OBJECT:
+        if not _MIN_OBJECT <= size - pad <= size <= _MAX_OBJECT:
             raise Implausible(f"task_struct_cachep has objects of {size} bytes, {pad} before each")
         self._search(cache)
         for page in list(self._known):
