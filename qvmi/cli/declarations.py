@@ -3,7 +3,7 @@
 from argparse import REMAINDER, Action, ArgumentParser, Namespace
 
 from qvmi.cli import values
-from qvmi.cli.words import ALL_PACKS, PACKS, PLACEMENTS, SHELLS, USUAL, USUAL_PACKS
+from qvmi.cli.words import PACK_GROUPS, PACKS, PLACEMENTS, SHELLS, USUAL_PACKS
 
 __all__ = [
     "audit",
@@ -322,9 +322,9 @@ def watch(parser: ArgumentParser) -> None:
         "packs",
         metavar="PACK",
         nargs="*",
-        choices=(USUAL, ALL_PACKS, *PACKS),
-        default=USUAL,
-        help=f"codepacks, or {ALL_PACKS}; {USUAL}: {', '.join(USUAL_PACKS)}",
+        choices=(*PACK_GROUPS, *PACKS),
+        default=USUAL_PACKS,
+        help="codepacks, or all of them; the usual ones",
     )
     parser.add_argument(
         "--interval", metavar="S", type=values.seconds, help="seconds between two looks"

@@ -19,7 +19,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
-from qvmi.cli.words import ALL_PACKS, GATEWAY_HOLDER, HERE, PACKS, PROCESS, USUAL, USUAL_PACKS
+from qvmi.cli.words import GATEWAY_HOLDER, HERE, PACK_GROUPS, PACKS, PROCESS, USUAL_PACKS
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Observation
 from qvmi.codepacks.container_escape import ContainerEscape
@@ -65,7 +65,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     machine: WatchedMachine,
     output: Output,
     *,
-    packs: Sequence[str],
+    packs: str | Sequence[str],
     interval: float | None,
     duration_s: float | None,
     load: Sequence[str] = (),
@@ -97,7 +97,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     if policy is not None:
         _warn_of_unmatched(output, policy, policies, others)
     if only:
-        own, others = _chosen(only, PACKS if packs == USUAL else own, others)
+        own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
     manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
     report = _Report(output, names)
@@ -201,13 +201,10 @@ def _chosen(
     )
 
 
-def _named(packs: Sequence[str]) -> Sequence[str]:
-    """These are the codepacks that come with qvmi that are meant, each once."""
-    if ALL_PACKS in packs:
-        return PACKS
-    usual = USUAL_PACKS if USUAL in packs else ()
-    others = () if packs == USUAL else packs
-    return tuple(dict.fromkeys((*usual, *(one for one in others if one != USUAL))))
+def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
+    """These are the codepacks that words stand for, each once."""
+    words = [packs] if isinstance(packs, str) else packs
+    return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
 
 
 def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list[VerifiedPack]:

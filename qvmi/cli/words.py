@@ -7,10 +7,10 @@ __all__ = [
     "GATEWAY_HOLDER",
     "HERE",
     "PACKS",
+    "PACK_GROUPS",
     "PLACEMENTS",
     "PROCESS",
     "SHELLS",
-    "USUAL",
     "USUAL_PACKS",
 ]
 
@@ -26,11 +26,11 @@ PACKS: Final = (
 )
 """The names of the codepacks that ``watch`` can run."""
 
-USUAL: Final = "usual"
-USUAL_PACKS: Final = ("hidden-processes", "credentials")
-"""What ``watch`` runs unless told otherwise: those that a guest in good health gives no reason to speak."""
-
 ALL_PACKS: Final = "all"
+USUAL_PACKS: Final = "usual"
+PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes", "credentials")}
+"""What stands for several of them; without a word ``watch`` runs the usual ones: those that a guest in good
+health gives no reason to speak."""
 
 GATEWAY_HOLDER: Final = "gateway"
 """What a policy file calls the clients of a gateway."""
