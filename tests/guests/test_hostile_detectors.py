@@ -59,6 +59,7 @@ def lies(den: Den, seed: int) -> Iterator[tuple[int, bytes]]:
 @pytest.mark.parametrize("name", list(PACK_MAKERS))
 def test_a_look_ends_whatever_is_written_into_tasks(den: Den, name: str) -> None:
     pack = PACK_MAKERS[name](1.0)
+    assert looked(pack, den)[1] == 0, "it cannot even see a guest that tells the truth"
     for seed in range(proof_size(ci=4, full=500)):
         with ExitStack() as stack:
             for place, lie in list(lies(den, seed)):
