@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from struct import Struct
 from typing import Final
 
 import pytest
@@ -15,11 +14,10 @@ from qvmi.semantics.guest_os import Process, TaskView
 from tests.guests.aarch64_guests import aarch64
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.pool import GuestPool
-from tests.guests.watched import POINTER, Watched, watched
+from tests.guests.watched import POINTER, Watched, unlinked, watched
 
 PACK: Final = HiddenProcesses()
 KERNELS: Final = ("6.1", "7.x")
-LINKS: Final = Struct("<QQ")
 CHILDREN, LIST, PIDS, THREADS = TaskView.CHILDREN, TaskView.LIST, TaskView.PIDS, TaskView.THREADS
 
 
@@ -28,23 +26,6 @@ def its(lab: Lab, profiles: Path, request: pytest.FixtureRequest) -> Iterator[Wa
     with ExitStack() as stack:
         guest = GuestPool(lab, stack).restore(GuestConfig(kernel=request.param))
         yield stack.enter_context(watched(guest, profiles))
-
-
-def link(its: Watched, entry: int) -> tuple[int, int]:
-    """This is the ``next`` and the ``prev`` of a ``list_head``."""
-    return its.pointer(entry), its.pointer(entry + POINTER.size)
-
-
-@contextmanager
-def unlinked(its: Watched, entry: int) -> Iterator[None]:
-    """This takes an entry off its list for the length of the block, as ``list_del_init`` does."""
-    following, before = link(its, entry)
-    with (
-        its.written(entry, LINKS.pack(entry, entry)),
-        its.written(before, POINTER.pack(following)),
-        its.written(following + POINTER.size, POINTER.pack(before)),
-    ):
-        yield
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A running guest and a session that may write into it, for codepacks to look at what is tampered with."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from qvmi.semantics.guest_os import Process
 from qvmi.symbols.layout import field_offset
 from tests.guests.lab import Guest
 
-__all__ = ["POINTER", "Watched", "watched"]
+__all__ = ["POINTER", "Watched", "of_pid", "told", "unlinked", "watched"]
 
 POINTER: Final = Struct("<Q")
 _WAIT_S: Final = 15.0
@@ -92,3 +92,29 @@ def watched(guest: Guest, profiles: Path) -> Iterator[Watched]:
     policy = OBSERVE.plus(Grant.WRITE)
     with qvmi.attach_sync(guest.qmp, cache=profiles, policy=policy) as machine:
         yield Watched(guest, machine)
+
+
+@contextmanager
+def unlinked(its: Watched, entry: int) -> Iterator[None]:
+    """This takes an entry off its list for the length of the block, as ``list_del_init`` does."""
+    following, before = its.pointer(entry), its.pointer(entry + POINTER.size)
+    with (
+        its.written(entry, 2 * POINTER.pack(entry)),
+        its.written(before, POINTER.pack(following)),
+        its.written(following + POINTER.size, POINTER.pack(before)),
+    ):
+        yield
+
+
+def told(findings: Iterable[Finding]) -> set[tuple[str, str]]:
+    """These are the names of the processes that findings are about, and the techniques."""
+    return {(finding.claim.split("(")[1].split(")")[0], finding.technique) for finding in findings}
+
+
+def of_pid(pid: int, technique: str) -> Callable[[Finding], bool]:
+    """This recognises a finding about a process."""
+
+    def is_it(finding: Finding) -> bool:
+        return finding.technique == technique and finding.claim.startswith(f"process {pid} (")
+
+    return is_it
