@@ -1,5 +1,6 @@
 """The commands as data: what each is called, what it says of itself, what it takes, what runs it."""
 
+from textwrap import fill
 from typing import Final
 
 from qvmi.cli import declarations
@@ -9,8 +10,11 @@ from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
 from qvmi.cli.pack_commands import PACK_COMMANDS
 from qvmi.cli.scan_command import SCAN
+from qvmi.cli.words import PACKS
 
 __all__ = ["COMMANDS"]
+
+_PACKS_TEXT: Final = fill(f"Codepacks: {', '.join(PACKS)}.", 92, break_on_hyphens=False)
 
 COMMANDS: Final = (
     *LISTING_COMMANDS,
@@ -198,8 +202,9 @@ COMMANDS: Final = (
         "Runs codepacks until Ctrl-C, and prints alerts and their clearing as they come; with\n"
         "--json one document a line, each with its kind: alert, cleared or status. Ends with 1\n"
         "when there was an alert, else with 4 when a codepack could not see all it wanted to.\n"
-        "Codepacks: those that pack list tells, and those of others in folders, which must be signed by a\n"
-        "key that is trusted. What they are granted says the policy: without one, they may only read.",
+        f"{_PACKS_TEXT}\n"
+        "Others' are in folders, and must be signed by a key that is trusted. What they are granted\n"
+        "says the policy: without one, they may only read.",
         (
             ("qvmi --qmp /run/vm/qmp.sock watch", "until Ctrl-C"),
             ("qvmi --qmp /run/vm/qmp.sock watch hidden-processes --for 60 --json", "a minute"),

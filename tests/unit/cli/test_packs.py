@@ -11,6 +11,7 @@ import pytest
 
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
+from qvmi.cli.words import PACKS
 from qvmi.errors import BadSettings, CodepackRefused, PolicyDenied, UsageError
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous
@@ -98,7 +99,8 @@ def test_what_cannot_be_done_is_told_with_the_way_out(
 
 
 def test_what_comes_with_qvmi_tells_what_it_needs() -> None:
-    listed, *_ = qvmi_document("pack", "list")["items"]
+    listed, *others = qvmi_document("pack", "list")["items"]
+    assert [listed["name"], *(one["name"] for one in others)] == [*PACKS]
     assert qvmi_document("pack", "info", "hidden-processes") == listed
     assert (listed["name"], listed["grants"]) == ("hidden-processes", ["read-memory"])
     assert listed["management"]["restart"] == "on-failure"
