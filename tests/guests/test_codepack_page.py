@@ -39,7 +39,7 @@ def written(folder: Path) -> None:
 def run_line(line: str, folder: Path, home: dict[str, str]) -> str:
     """This runs a line as it is typed, but of this tree."""
     words = f"{shlex.join(QVMI)} " if line.startswith("qvmi ") else ""
-    typed = words + line.removeprefix("qvmi ").replace("python3", sys.executable)
+    typed = words + line.removeprefix("qvmi ").replace("python3", shlex.quote(sys.executable))
     done = subprocess.run(
         ["/bin/sh", "-c", typed],
         cwd=folder,
@@ -75,7 +75,7 @@ def test_what_the_page_on_codepacks_says_leads_from_nothing_to_an_alert(
     (console,) = blocks("console")
     *lines, watch = [line.removeprefix("$ ") for line in console.splitlines()]
     for line in lines:
-        run_line(line.replace("PYTHONPATH=", f"PYTHONPATH={ROOT}:"), folder, home)
+        run_line(line.replace("PYTHONPATH=", f"PYTHONPATH={shlex.quote(str(ROOT))}:"), folder, home)
     words = shlex.split(watch.replace("/run/vm/qmp.sock", guest.qmp))
     with subprocess.Popen(
         [*QVMI, *words[1:], "--json"], cwd=folder, env=home, stdout=subprocess.PIPE, text=True
