@@ -28,7 +28,7 @@ PACKS: Final = (
 
 ALL_PACKS: Final = "all"
 USUAL_PACKS: Final = "usual"
-PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes", "credentials")}
+PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes",)}
 """What stands for several of them; without a word ``watch`` runs the usual ones: those that a guest in good
 health gives no reason to speak."""
 
