@@ -18,7 +18,7 @@ from tests.guests.lab import Guest
 __all__ = ["POINTER", "Watched", "of_pid", "told", "unlinked", "watched"]
 
 POINTER: Final = Struct("<Q")
-_WAIT_S: Final = 15.0
+_WAIT_S: Final = 50.0
 """Longest wait for what was planted to be seen: on a loaded host the guest takes its time."""
 
 
