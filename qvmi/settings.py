@@ -169,6 +169,7 @@ class Table:
         """This turns what msgspec says into an error that says where it is."""
         place = _PLACE.fullmatch(message)
         what, inner = (place[1], place[2].strip(".")) if place else (message, "")
+        what = what.replace(" | null", "")  # which TOML has not: a key that may be left out
         known = tuple(field.encode_name for field in msgspec.structs.fields(form))  # type: ignore[arg-type]  # a Struct's class
         if unknown := _UNKNOWN.search(what):
             if inner:
@@ -226,7 +227,8 @@ def _require_plain(path: str, values: Mapping[str, object]) -> None:
 def _not_toml(path: str, message: str) -> BadSettings:
     found = _LINE.fullmatch(message)
     line = int(found[2]) if found and found[2] else None
-    return BadSettings(path, f"no TOML: {found[1] if found else message}", line=line)
+    what = found[1] if found and line is not None else message
+    return BadSettings(path, f"no TOML: {what}", line=line)
 
 
 def _names(dotted: str) -> tuple[str, ...]:

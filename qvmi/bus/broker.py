@@ -79,8 +79,7 @@ def find_mosquitto(path: str | None = None) -> Path:
     program = shutil.which("mosquitto", path=folders)
     if program is None:
         raise BrokerUnavailable(
-            "no mosquitto program in PATH, /usr/local/sbin or /usr/sbin: install it "
-            "(apt install mosquitto), or use the bus within one process"
+            "no mosquitto program in PATH, /usr/local/sbin or /usr/sbin: apt install mosquitto"
         )
     return Path(program)
 

@@ -19,9 +19,10 @@ from qvmi.bus.ledger import Ledger, Transaction
 from qvmi.bus.message import Message
 from qvmi.bus.outbox import MAX_LIFETIME_S, MAX_PAUSE_S
 from qvmi.bus.receipt import Receipt
+from qvmi.bus.refusals import Refusals
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import TopicFilter
-from qvmi.errors import BusError, BusRefused, LedgerFailed
+from qvmi.errors import BusError, BusRefused, LedgerFailed, OutboxFull
 
 __all__ = ["Handler", "Inbox"]
 
@@ -30,7 +31,7 @@ Result = TypeVar("Result")
 Handler = Callable[[Message, Transaction], None]
 """This takes in one message. It runs in a thread of the inbox's, and what it writes into the
 transaction is kept exactly if the message counts as handled; it commits nothing itself. A message
-whose handler raises is not handled, and comes again."""
+whose handler raises is not handled, and comes again; OutboxFull says that there is no room for it yet."""
 
 MAX_TOGETHER: Final = 64
 """Messages that are handled in a row before any of their receipts is sent."""
@@ -73,6 +74,7 @@ class Inbox:
         self._room = asyncio.Semaphore(MAX_TOGETHER)
         self._receipts: defaultdict[str, list[str]] = defaultdict(list)
         self._news = asyncio.Event()
+        self._refusals = Refusals()
 
     @classmethod
     async def open(
@@ -164,6 +166,10 @@ class Inbox:
             new = await self._ledger.do(lambda database: _take_in(database, message, handle))
         except LedgerFailed:
             raise
+        except OutboxFull as error:
+            self.failed += 1
+            self._refusals.note(message.topic.speaker, str(error))
+            return
         except Exception:  # noqa: BLE001 - a handler may raise what it likes
             self.failed += 1
             _log.exception("%s: %s is not handled", self._account.name, message.topic.text)

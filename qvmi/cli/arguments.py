@@ -39,7 +39,7 @@ _CLOSING: Final = f"""\
 examples:
   qvmi find                               # which machines run here?
   qvmi --qmp /run/vm/qmp.sock info        # what runs in this one?
-  export {ENVIRONMENT}=/run/vm/qmp.sock       # and from now on
+  export {ENVIRONMENT}=/run/vm/qmp.sock        # and from now on
   qvmi ps
   qvmi modules --json | jq .items[].name
 
@@ -66,7 +66,7 @@ _OPTIONS: Final = (
     ),
     _Option(
         "--gdb",
-        f"its gdbstub, which stops the guest for each look; or {GDB_ENVIRONMENT}",
+        f"its gdbstub, asked where nothing else tells; the guest stands still; or {GDB_ENVIRONMENT}",
         {"metavar": "ADDR", "type": values.given},
     ),
     _Option(

@@ -309,7 +309,10 @@ def doctor(parser: ArgumentParser) -> None:
         help="of the bus: its broker's pid, its socket, or the folder of that",
     )
     parser.add_argument(
-        "--bridge", metavar="NAME", type=values.given, help="the bus's bridge, where it has one"
+        "--bridge",
+        metavar="NAME",
+        type=values.given,
+        help="the bus's bridge, where it has one; with --broker",
     )
     parser.add_argument(
         "--pid", metavar="PID", type=values.count, help="QEMU's, where the socket does not tell it"
@@ -327,10 +330,17 @@ def watch(parser: ArgumentParser) -> None:
         help="codepacks, or all of them; the usual ones",
     )
     parser.add_argument(
-        "--interval", metavar="S", type=values.seconds, help="seconds between two looks"
+        "--interval",
+        metavar="S",
+        type=values.seconds,
+        help="seconds from look to look of qvmi's own codepacks; 1. Others have it in their manifest",
     )
     parser.add_argument(
-        "--for", dest="duration_s", metavar="S", type=values.seconds, help="end after so long"
+        "--for",
+        dest="duration_s",
+        metavar="S",
+        type=values.seconds,
+        help="end after so many seconds; at Ctrl-C",
     )
     parser.add_argument(
         "--load",
@@ -348,10 +358,16 @@ def watch(parser: ArgumentParser) -> None:
         help="of all these, run only those; else those that are loaded run beside qvmi's own",
     )
     parser.add_argument(
-        "--policy", metavar="FILE", type=values.given, help="what codepacks are granted"
+        "--policy",
+        metavar="FILE",
+        type=values.given,
+        help="a TOML file of what codepacks are granted; they may only read",
     )
     parser.add_argument(
-        "--keys", metavar="FOLDER", type=values.given, help="of keys, if not the usual one"
+        "--keys",
+        metavar="FOLDER",
+        type=values.given,
+        help="the folder of keys; qvmi/keys in $XDG_CONFIG_HOME, or in ~/.config",
     )
     parser.add_argument(
         "--bus",
@@ -369,7 +385,7 @@ def watch(parser: ArgumentParser) -> None:
         "--state",
         metavar="FOLDER",
         type=values.given,
-        help="what a manager keeps, if not the usual",
+        help="for what a manager keeps; /var/lib/qvmi of root's, else ~/.local/state/qvmi",
     )
     parser.add_argument(
         "--allow-unproven-isolation",

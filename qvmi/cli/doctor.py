@@ -44,7 +44,7 @@ async def doctor(
         QvmiError: the machine or the broker cannot be found, or ended meanwhile.
     """
     if options.qmp is None:
-        if broker is not None or pid is not None:
+        if any(one is not None for one in (broker, bridge, pid)):
             raise UsageError("isolation is a machine's: name it with --qmp")
         setup = Report(check_setup())
         _tell(output, setup, None, bus=False)

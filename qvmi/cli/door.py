@@ -57,7 +57,8 @@ def _explain(output: Output, message: str, error: Exception) -> None:
     except (ReaderGone, QvmiError):
         output.drop()
     if not _debugging():
-        output.message(message)
+        if error is not output.told:
+            output.message(message)
         return
     import traceback
 

@@ -30,12 +30,14 @@ class Output:
 
     Attributes:
         json: whether the result is one JSON document.
+        told: the error that was told last as a record of the log, which need not be told again.
     """
 
     def __init__(self, result: TextIO, messages: TextIO) -> None:
         self._result = result
         self._messages = messages
         self.json = False
+        self.told: BaseException | None = None
 
     @classmethod
     def of_process(cls) -> "Output":

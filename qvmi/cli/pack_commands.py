@@ -21,9 +21,14 @@ def _pack(parser: ArgumentParser) -> None:
         type=values.given,
         help="its folder; for info also the name of one that comes with qvmi",
     )
-    parser.add_argument("--key", metavar="NAME", type=values.given, help="sign: the key")
     parser.add_argument(
-        "--days", metavar="N", type=values.count, help="sign: how long the signature holds"
+        "--key", metavar="NAME", type=values.given, help="sign: the key, of your own"
+    )
+    parser.add_argument(
+        "--days",
+        metavar="N",
+        type=values.count,
+        help="sign: how long the signature holds; for ever",
     )
     _keys_folder(parser)
 
@@ -48,7 +53,7 @@ def _keys_folder(parser: ArgumentParser) -> None:
         "--keys",
         metavar="FOLDER",
         type=values.given,
-        help="the folder of keys; keys in the folder of qvmi's configuration",
+        help="the folder of keys; qvmi/keys in $XDG_CONFIG_HOME, or in ~/.config",
     )
 
 

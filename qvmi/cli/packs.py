@@ -17,6 +17,7 @@ from qvmi.codepacks.manifest import ENFORCEMENT, Manifest, built_in_manifest
 from qvmi.codepacks.pack_folder import SIGNATURE_FILE, PackFolder
 from qvmi.codepacks.pack_signature import sign, verify
 from qvmi.errors import BadSettings, CodepackRefused, UsageError
+from qvmi.settings import nearest
 
 __all__ = ["pack"]
 
@@ -38,15 +39,15 @@ def pack(
     """This lists codepacks, tells of one, signs one or verifies one.
 
     Raises:
-        UsageError: that cannot be done.
-        CodepackRefused: it is no codepack.
+        UsageError: that cannot be done, or it is no codepack.
     """
     if action != "sign" and (key is not None or days is not None):
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
     if action == "list":
         return _list(output, what)
     if what is None:
-        raise UsageError(f"pack {action}: give its folder")
+        or_name = f", or a name: {', '.join(PACKS)}" if action == "info" else ""
+        raise UsageError(f"pack {action}: give its folder{or_name}")
     if action == "info":
         return _info(output, what)
     if action == "verify":
@@ -75,7 +76,10 @@ def _list(output: Output, what: str | None) -> ExitCode:
 
 def _info(output: Output, what: str) -> ExitCode:
     built_in = what in PACKS
-    manifest = built_in_manifest(what) if built_in else PackFolder.read(Path(what)).manifest
+    if not built_in and not Path(what).exists():
+        near = nearest(what, PACKS)
+        raise UsageError(f"pack info {what}: neither a folder nor a codepack of qvmi's{near}")
+    manifest = built_in_manifest(what) if built_in else _folder(Path(what)).manifest
     document = _document(manifest)
     if output.json:
         output.document(document)
@@ -127,7 +131,7 @@ def _verify(output: Output, path: Path, keys: str | None) -> ExitCode:
 def _sign(output: Output, path: Path, key: str, days: int | None, keys: str | None) -> ExitCode:
     if days is not None and not 1 <= days <= _MAX_DAYS:
         raise UsageError(f"--days {days}: from 1 to {_MAX_DAYS}")
-    folder = PackFolder.read(path, to_sign=True)
+    folder = _folder(path, to_sign=True)
     signer = key_ring(keys).signing_key(key)
     valid_s = None if days is None else days * _DAY_S
     _replace(path / SIGNATURE_FILE, sign(folder, signer, now=time.time(), valid_s=valid_s))
@@ -147,6 +151,14 @@ def _sign(output: Output, path: Path, key: str, days: int | None, keys: str | No
             f" (key {signer.public.id})"
         )
     return ExitCode.FINE
+
+
+def _folder(path: Path, *, to_sign: bool = False) -> PackFolder:
+    """This reads a codepack that was named; what is wrong with it is for whoever has named it to mend."""
+    try:
+        return PackFolder.read(path, to_sign=to_sign)
+    except CodepackRefused as error:
+        raise UsageError(str(error)) from error
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -242,7 +242,8 @@ class _Messages(logging.Handler):
     """This sends what the library logs the way of all messages: escaped, to stderr."""
 
     def __init__(self, output: Output, *, debug: bool) -> None:
-        super().__init__()
+        # An audit log lets its logger pass what is less, and that is for its file alone.
+        super().__init__(logging.DEBUG if debug else logging.WARNING)
         self._output = output
         self._debug = debug
 
@@ -251,8 +252,14 @@ class _Messages(logging.Handler):
         if self._debug and record.exc_info and record.exc_info[1]:
             details = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
         self._output.message(record.getMessage(), details)
+        if isinstance(record.args, tuple) and len(record.args) == 1:
+            [said] = record.args
+            self._output.told = said if isinstance(said, BaseException) else None
 
 
 def _log_to(output: Output, *, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(handlers=[_Messages(output, debug=debug)], level=level)
+    if not debug:
+        # That a connection breaks is told by the error that follows, or is our own hanging up.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from qvmi import __version__
-from qvmi.bus.broker import mosquitto
+from qvmi.bus.broker import find_mosquitto, mosquitto
 from qvmi.bus.bus import OpenChannel
 from qvmi.bus.message import Message
 from qvmi.bus.mqtt import broker_at
@@ -36,8 +36,15 @@ from qvmi.codepacks.persistence import Persistence
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.codepacks.third_party import require_signed
 from qvmi.codepacks.unusual_code import UnusualCode
-from qvmi.errors import QueryTimeout, QvmiError, StaleView, UnknownGuest, UsageError
-from qvmi.manager.records import record
+from qvmi.errors import (
+    BrokerUnavailable,
+    QueryTimeout,
+    QvmiError,
+    StaleView,
+    UnknownGuest,
+    UsageError,
+)
+from qvmi.manager.records import note
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
@@ -132,6 +139,12 @@ class _Placement:
                 "--bus goes without --placement process: the manager's broker is its own, since it"
                 " must be able to put codepacks out"
             )
+        if self.bus is mosquitto:
+            try:
+                find_mosquitto()
+            except BrokerUnavailable as error:
+                other = "" if self.process else ", or name a broker that runs with --bus"
+                raise UsageError(f"{error}{other}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +193,7 @@ def _warn_of_unmatched(
     for name, meant in policies.unmatched(known).items():
         words = f"{path}: [codepacks.{name}] is of no codepack that is here{meant}"
         output.message(words)
-        record("%s", words)
+        note("%s", words)
 
 
 def _chosen(

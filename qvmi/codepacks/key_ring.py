@@ -105,7 +105,8 @@ class KeyRing:
         known = {**self.keys(KeyStanding.OWN), **self.keys(KeyStanding.TRUSTED)}
         found = [key for key in known.values() if named in (key.id, key.name)]
         if len(found) != 1:
-            raise UsageError(f"{len(found)} keys are called {named!r}: see qvmi keys list")
+            what = f"{len(found)} keys are" if found else "no key is"
+            raise UsageError(f"{what} called {named!r}: qvmi keys list tells the ids")
         key = found[0]
         # First this, which alone decides: whoever is killed in between has revoked it.
         if key.id not in self.keys(KeyStanding.REVOKED):
@@ -151,7 +152,9 @@ class KeyRing:
                 file.flush()
                 os.fsync(file.fileno())
         except FileExistsError as error:
-            raise UsageError(f"{path} is there already: choose another name") from error
+            if os.path.lexists(path):
+                raise UsageError(f"{path} is there already: choose another name") from error
+            raise UsageError(f"{error.filename} is no folder: name another one") from error
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error}") from error
 

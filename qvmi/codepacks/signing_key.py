@@ -69,7 +69,10 @@ class PublicKey:
         """
         words = text.split()
         if len(words) != 3 or words[0] != _KIND:  # noqa: PLR2004 - kind, bytes, name
-            raise UsageError(f"{where} is no public key of qvmi's: {_KIND} BASE64 NAME")
+            raise UsageError(
+                f"{where} is no public key of qvmi's, one line of {_KIND} BASE64 NAME: give the .pub"
+                " file that qvmi keys new has made"
+            )
         try:
             raw = base64.b64decode(words[1], validate=True)
         except (binascii.Error, ValueError) as error:

@@ -13,7 +13,7 @@ from qvmi.bus.bus import Bus, Channel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.requests import Request, Requests
 from qvmi.codepacks.status import STATUS, Status
-from qvmi.errors import BusError, BusRefused, UsageError
+from qvmi.errors import BadMessage, BusError, BusRefused, QvmiError, UsageError
 from qvmi.manager.accounts import MACHINE, MANAGER, service_account
 from qvmi.manager.control_service import ControlService
 from qvmi.manager.records import record
@@ -104,17 +104,26 @@ class BusService:
         """This answers, or refuses what is one too many; a reply too late is nobody's any more."""
         codepack = request.message.codepack
         if self._under_way[codepack] >= MAX_AT_ONCE:
-            problem = f"codepack {codepack}: {MAX_AT_ONCE} requests are under way already"
-            record("%s", problem)
-            refusal = Refusal.of(UsageError(problem))
-            await request.reply(msgspec.to_builtins(Answer(self._control.state, refusal=refusal)))
+            problem = f"{MAX_AT_ONCE} requests are under way already"
+            await self._refuse(request, UsageError(problem))
             return
         self._under_way[codepack] += 1
         try:
             answer = await self._control.answer(codepack, dict(request.body))
-            await request.reply(answer)
+            try:
+                await request.reply(answer)
+            except (
+                BadMessage
+            ) as error:  # too long, as of very many vCPUs: no matter of the connection's
+                await self._refuse(request, error)
         finally:
             self._under_way[codepack] -= 1
+
+    async def _refuse(self, request: Request, error: QvmiError) -> None:
+        """This answers that a question cannot be answered, and tells the audit log."""
+        record("codepack %s was refused: %s", request.message.codepack, error)
+        answer = Answer(self._control.state, refusal=Refusal.of(error))
+        await request.reply(msgspec.to_builtins(answer))
 
     async def _tell_states(self, bus: Bus) -> Never:
         while True:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any, Final
@@ -74,6 +75,7 @@ class ControlService:
         # Kept for as long as this is, so that a codepack that is started again has used up no less.
         self._gates = {name: _gate(name, policy) for name, policy in policies.items()}
         self._pausing: set[str] = set()
+        self._ends: Counter[str] = Counter()
         self.lease_s = lease_s
         self._gone = False
         self._leases = Leases()
@@ -119,7 +121,8 @@ class ControlService:
         self._gone = True
 
     async def forget(self, codepack: str) -> None:
-        """This ends what a codepack holds, as its process is gone."""
+        """This ends what a codepack holds or is about to be given, as its process is gone."""
+        self._ends[codepack] += 1
         await self._leases.end_all(codepack)
 
     async def close(self) -> None:
@@ -169,11 +172,12 @@ class ControlService:
         gate.require(Grant.PAUSE, _PAUSE, now=time.monotonic())
         self._leases.require_room(codepack)
         longest_s = gate.longest_pause_s
-        asked = time.monotonic()
+        asked, ends = time.monotonic(), self._ends[codepack]
         async with AsyncExitStack() as stack:
             if longest_s is not None:
                 stack.enter_context(self._only_pause(codepack, longest_s))
             view = await stack.enter_async_context(self._machine.paused())
+            self._require_alive(codepack, ends)
             _audit.info("codepack %s pauses the guest", codepack)
             may_know = gate.policy.allows(Grant.READ_REGISTERS)
             told = VcpusTold.of(view.vcpus if may_know else ())
@@ -210,10 +214,12 @@ class ControlService:
         gate.require(Grant.BREAKPOINT, action, now=time.monotonic(), place=place)
         self._leases.require_room(codepack)
         kind = None if question.kind is None else _breakpoint_kind(question.kind)
+        ends = self._ends[codepack]
         async with AsyncExitStack() as stack:
             stream = await stack.enter_async_context(
                 self._machine.breakpoints(question.address, kind=kind, size=question.size)
             )
+            self._require_alive(codepack, ends)
             _audit.info("codepack %s sets a breakpoint at %#x", codepack, question.address)
             hold = stack.pop_all()
             lease = self._leases.begin(Lease(codepack, "breakpoint", hold, lasts_s=self.lease_s))
@@ -240,6 +246,11 @@ class ControlService:
         lease = self._leases.of(codepack, question.lease)
         await self._leases.end(lease)
         return LeaseTold(lease.name, 0.0)
+
+    def _require_alive(self, codepack: str, ends: int) -> None:
+        """This raises StaleView where the process that asked has ended meanwhile: it holds nothing then."""
+        if self._ends[codepack] != ends:
+            raise StaleView("its process has ended since it asked")
 
     def _require_known(self, codepack: str) -> None:
         """This raises PolicyDenied for whom nobody knows; nothing of the guest is told by how it is."""

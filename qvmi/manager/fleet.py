@@ -129,7 +129,10 @@ class Fleet:
     ) -> PackProcess:
         uid = self._uids[spec.name] if confinement.other_uid else None
         gid = self._group if confinement.other_uid else None
-        folder = self._home.of_pack(spec.name, uid, gid)
+        # A probe runs no code of the codepack's; whatever that has put there keeps nobody else from running.
+        folder = await asyncio.to_thread(
+            self._home.of_pack, spec.name, uid, gid, contents=not probe
+        )
         pid = self._machine.monitor.peer_pid()
         sockets = await asyncio.to_thread(qemu_sockets, pid, self._machine.address)
         place = Place(folder, uid, gid, sockets)

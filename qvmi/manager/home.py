@@ -6,6 +6,7 @@ codepack is to read of it, such as profiles of kernels, it may read and not chan
 
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,10 @@ from qvmi.symbols.profile import ProfileCache
 
 __all__ = ["Home", "default_state_folder", "share_socket"]
 
+_PACKS: Final = "packs"
 _OF_ROOT: Final = Path("/var/lib/qvmi")
+MAX_ENTRIES: Final = 1024
+"""Files in a codepack's folder: its outbox takes three, and each costs the manager time at each start."""
 _PASSABLE: Final = 0o711
 _PRIVATE: Final = 0o700
 _READABLE: Final = 0o755
@@ -44,6 +48,7 @@ class Home:
     """
 
     def __init__(self, state: Path, vm: str) -> None:
+        self._state = state
         self.folder = state / vm
         try:
             for folder in (state, self.folder, self._packs):
@@ -66,22 +71,51 @@ class Home:
 
     @property
     def _packs(self) -> Path:
-        return self.folder / "packs"
+        return self.folder / _PACKS
 
-    def of_pack(self, name: str, uid: int | None, gid: int | None) -> Path:
-        """This makes the folder of a codepack, and gives it and what lies in it to a user.
+    def take_back(self, uids: Iterable[int | None]) -> None:
+        """This takes the folders that codepacks had as uids that are others' now, of every machine's.
+
+        Who is given such a uid could enter them: read what they keep, and send alerts in their names.
+
+        Args:
+            uids: those that nobody has yet.
 
         Raises:
-            UsageError: it cannot be made.
+            UsageError: one cannot be taken.
+        """
+        given = frozenset(uids) - {None, 0}
+        try:
+            for folder in self._state.glob(f"*/{_PACKS}/*") if given else ():
+                if folder.lstat().st_uid in given:
+                    os.chown(folder, os.geteuid(), os.getegid(), follow_symlinks=False)
+                    folder.chmod(_PRIVATE)
+        except OSError as error:
+            raise UsageError(f"{self._state}: cannot be used: {error}") from error
+
+    def of_pack(
+        self, name: str, uid: int | None, gid: int | None, *, contents: bool = True
+    ) -> Path:
+        """This makes the folder of a codepack, and gives it to a user, who alone may enter it.
+
+        Args:
+            name: the codepack's.
+            uid: the user; None for who this is.
+            gid: the group; None for that of who this is.
+            contents: whether what lies in it is given to the user, too.
+
+        Raises:
+            UsageError: it cannot be made, or the codepack has put too much there.
         """
         folder = self._packs / name
+        owner = os.geteuid() if uid is None else uid
+        group = os.getegid() if gid is None else gid
         try:
             folder.mkdir(mode=_PRIVATE, exist_ok=True)
-            owner = os.geteuid() if uid is None else uid
-            group = os.getegid() if gid is None else gid
             os.chown(folder, owner, group, follow_symlinks=False)
-            for path in folder.iterdir():
-                _give(path, owner, group)
+            folder.chmod(_PRIVATE)  # a codepack could have locked itself out for good
+            if contents:
+                _give_all(folder, owner, group)
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
         return folder
@@ -93,6 +127,16 @@ class Home:
             if kernel.profile is not None:
                 path = ProfileCache(self.profiles).save(kernel.profile, kernel.image.start)
                 path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o044)
+
+
+def _give_all(folder: Path, owner: int, group: int) -> None:
+    with os.scandir(folder) as entries:
+        for count, entry in enumerate(entries):
+            if count >= MAX_ENTRIES:
+                raise UsageError(
+                    f"{folder} has more than {MAX_ENTRIES} files, which its codepack has made: remove them"
+                )
+            _give(Path(entry), owner, group)
 
 
 def _give(path: Path, owner: int, group: int) -> None:

@@ -29,7 +29,7 @@ from qvmi.manager.isolation_watch import (
 )
 from qvmi.manager.pack_process import PackProcess
 from qvmi.manager.pack_spec import PackSpec
-from qvmi.manager.records import record
+from qvmi.manager.records import note, record
 from qvmi.manager.status_reader import StatusReader
 from qvmi.manager.supervisor import Supervisor
 from qvmi.policy import Grant
@@ -81,6 +81,7 @@ async def manage(
         home = Home(state or default_state_folder(), name)
         manager = Manager(machine, packs, home, who, vm=name)
         await manager.open(stack, home)
+        home.take_back((*who.of_packs, who.group))
         await manager.prepare(isolation, allowed=allow_unproven)
         running = asyncio.create_task(manager.run(), name="qvmi-manager")
         running.add_done_callback(manager.ended)
@@ -172,7 +173,7 @@ class Manager:
         if self._group is not None and self.fleet.jail.confinement.other_uid:
             share_socket(self._broker.socket, self._group)
         await self._isolation.require()
-        record("codepacks of %s: %s", self.vm, self.fleet.jail.in_words)
+        note("codepacks of %s: %s", self.vm, self.fleet.jail.in_words)
         self.fleet.beware(self._isolation.caveats)
 
     async def run(self) -> Never:
@@ -211,10 +212,14 @@ class Manager:
         _log.info("%s", words)
         await self._service.tell_status(Status(sight=Sight.FULL, problem=""))
 
-    async def failed(self, spec: PackSpec, problem: str) -> None:
+    async def stopped(self, spec: PackSpec) -> None:
         """This is told by a supervisor that it has ended: what it held of the guest ends with it."""
         self.fleet.running.pop(spec.name, None)
         await self.control.forget(spec.name)
+
+    async def failed(self, spec: PackSpec, problem: str) -> None:
+        """This is told by a supervisor that it has ended, and why."""
+        await self.stopped(spec)
         words = f"codepack {spec.name}: {problem}"
         await self._service.tell_status(Status(sight=Sight.FAILED, problem=words))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Never, Protocol
 
 from qvmi.codepacks.manifest import Restart
-from qvmi.errors import CodepackError, MachineGone
+from qvmi.errors import CodepackError, MachineGone, UsageError
 from qvmi.manager.pack_process import PackProcess
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.manager.records import record
@@ -19,6 +19,9 @@ STABLE_S: Final = 60.0
 """A process that ran for so long was well; its end does not count as one of a row."""
 
 _FIRST_PAUSE_S: Final = 0.1
+
+_MAX_DOUBLINGS: Final = 9
+"""How often the time until the next start is doubled, to 51 s: by the twentieth it would be hours."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -32,6 +35,10 @@ class Watcher(Protocol):
 
     async def failed(self, spec: PackSpec, problem: str) -> None:
         """This is told that it has ended, and why."""
+        ...
+
+    async def stopped(self, spec: PackSpec) -> None:
+        """This is told that it has ended, as codepacks may not run just now."""
         ...
 
     async def given_up(self, spec: PackSpec) -> None:
@@ -68,6 +75,7 @@ class Supervisor:
         self._let_in = asyncio.Event()
         self._let_in.set()
         self._why_out = ""
+        self._is_forbidden = False
 
     async def run(self) -> None:
         """This runs it until the machine is gone.
@@ -89,19 +97,25 @@ class Supervisor:
         while True:
             await self._let_in.wait()
             await self._permitted.wait()
+            self._is_forbidden = False
             began = loop.time()
             end = await self._run_once()
-            if not self._permitted.is_set():
+            if self._is_forbidden:
+                await self._watcher.stopped(self._spec)
                 continue
             problem = end.problem if self._let_in.is_set() else self._why_out
             ends = 1 if loop.time() - began > STABLE_S else ends + 1
             await self._watcher.failed(self._spec, problem)
             if ends > self._spec.max_restarts or not _RESTARTS[self._spec.restart](end):
                 raise CodepackError(self._spec.name, f"ended {ends} times in a row: {problem}")
-            await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (ends - 1))
+            await asyncio.sleep(_FIRST_PAUSE_S * 2 ** min(ends - 1, _MAX_DOUBLINGS))
 
     def stop(self) -> None:
-        """This kills the process that runs, as codepacks may not run any more."""
+        """This kills the process that runs or is being started, as codepacks may not run any more."""
+        self._is_forbidden = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self.process is not None:
             self.process.kill()
 
@@ -109,7 +123,7 @@ class Supervisor:
         """This kills the process that runs, as its codepack is put out of the bus; it counts as failed."""
         self._why_out = why
         self._let_in.clear()
-        self.stop()
+        self._kill()
 
     def let_in(self) -> None:
         """This lets it be started again."""
@@ -121,8 +135,13 @@ class Supervisor:
             process = self.process = await self._start(self._spec)
         except CodepackError as error:
             return _End(error.problem)
+        except UsageError as error:  # of its folder, which it may have made useless itself
+            return _End(str(error))
         try:
-            await self._watcher.began(self._spec, process)
+            if self._is_forbidden or not self._let_in.is_set():  # since it was begun to be started
+                process.kill()
+            else:
+                await self._watcher.began(self._spec, process)
             code, words = await process.ended()
         finally:
             self.process = None

@@ -8,7 +8,8 @@ starts and leaves behind, daemons included, and kills them. It does so when the 
 does or says so (SIGTERM); then it ends as the process has ended.
 
 References: pid_namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2); prctl(2)
-PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG; kill(2); proc(5).
+PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG; kill(2); proc(5); getrlimit(2)
+RLIMIT_NPROC.
 """
 
 import ctypes
@@ -34,6 +35,9 @@ AWAITED = (signal.SIGCHLD, signal.SIGTERM)
 STANDARD = (0, 1, 2)
 NOT_STARTED = 126
 """As shells say it of a program that cannot be run."""
+MAX_TASKS = 256
+"""Processes and threads at a time of a uid that nobody else has; a codepack has some ten. The kernel counts
+those of a user, so a uid that is others', too, cannot be held to it."""
 MAX_ROUNDS = 1000
 """Rounds of killing: each ends all there are. What the kernel does not end by then, it never may."""
 ROUND_S = 0.05
@@ -115,6 +119,7 @@ def become(program: list[str], keeper: int, uid: int, gid: int) -> None:
     try:
         os.setsid()
         if uid >= 0:
+            bound_tasks()
             os.setgroups([])
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
@@ -125,6 +130,13 @@ def become(program: list[str], keeper: int, uid: int, gid: int) -> None:
     except OSError as error:
         print(f"{program[0]}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the manager reads it
     os._exit(NOT_STARTED)
+
+
+def bound_tasks() -> None:
+    """This keeps who is about to get a uid of its own from filling the host with processes."""
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    if most == resource.RLIM_INFINITY or most > MAX_TASKS:
+        resource.setrlimit(resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
 
 
 def has_ended(process: int) -> bool:

@@ -1,7 +1,7 @@
 """What a codepack in another process may ask of the manager, and what it is told."""
 
 from collections.abc import Iterable
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 
@@ -51,6 +51,12 @@ program that stands still."""
 MAX_HITS: Final = 16
 """Hits in one answer: with two kilobytes of registers each they take half of a message."""
 
+MAX_PLACE: Final = 1024
+"""Letters of what people call a breakpoint's place: a symbol of a kernel has 511 at most, and an offset."""
+
+_MOST_SHOWN: Final = 200
+"""Letters of what is wrong with a question, which may repeat a part of it."""
+
 
 class ReadRegisters(msgspec.Struct, frozen=True, tag="registers"):
     """This asks for the registers of all vCPUs; with those only the gdbstub tells, the guest is stopped."""
@@ -84,7 +90,7 @@ class SetBreakpoint(msgspec.Struct, frozen=True, tag="breakpoint"):
         size: bytes, for a watchpoint.
     """
 
-    place: str
+    place: Annotated[str, msgspec.Meta(max_length=MAX_PLACE)]
     address: Va
     kind: int | None = None
     size: int = 1
@@ -132,7 +138,7 @@ def read_question(body: dict[str, object]) -> Question:
     try:
         question: Question = msgspec.convert(body, Question)
     except msgspec.ValidationError as error:
-        raise BadMessage(f"no question: {error}") from error
+        raise BadMessage(f"no question: {str(error)[:_MOST_SHOWN]}") from error
     return question
 
 

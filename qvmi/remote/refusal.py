@@ -12,6 +12,9 @@ __all__ = ["Refusal"]
 _KINDS: Final[dict[str, type[QvmiError]]] = {name: getattr(errors, name) for name in errors.__all__}
 MAX_TEXT: Final = 4096
 """Letters of an error that travel; the longest, on memory that cannot be reached, has some 1,500."""
+MAX_VALUE: Final = 512
+"""Letters of each attribute that is text. An error has five at most, and a letter takes six bytes in JSON:
+with what it says that fits into a message, whatever was asked."""
 
 Plain = str | int | float | bool | None
 
@@ -33,7 +36,9 @@ class Refusal(msgspec.Struct, frozen=True):
     def of(cls, error: QvmiError) -> Self:
         """This is the form of an error."""
         values = {
-            name: value for name, value in vars(error).items() if isinstance(value, Plain | None)
+            name: value[:MAX_VALUE] if isinstance(value, str) else value
+            for name, value in vars(error).items()
+            if isinstance(value, Plain | None)
         }
         return cls(type(error).__name__, str(error)[:MAX_TEXT], values)
 

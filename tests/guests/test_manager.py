@@ -42,6 +42,8 @@ from tests.proofs import proof_size
 
 WAIT_S = 100.0
 REOPENING = Path(reopening.__file__)
+SERVICE_UIDS = range(61184, 61520)
+"""The first of those that systemd keeps for users that exist while a service does."""
 HIDDEN = PackSpec("hidden-processes", "qvmi.codepacks.hidden_processes:HiddenProcesses", 0.05)
 
 
@@ -109,6 +111,31 @@ async def test_a_hidden_process_is_found_by_a_codepack_in_a_process_of_its_own(
     assert alert.caveats == (NOT_PROVEN,)
     assert cleared.read_body(Alert).evidence_hash == alert.evidence_hash
     assert guest.monitor.running()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives codepacks uids of their own")
+@asynchronous
+async def test_a_codepack_gets_no_folder_of_those_that_had_its_uid_before(
+    guest: Guest, state: Path
+) -> None:
+    packs = state / "web" / "packs"
+    packs.mkdir(parents=True)
+    for uid in SERVICE_UIDS:
+        (packs / f"before-{uid}").mkdir()
+        os.chown(packs / f"before-{uid}", uid, uid)
+    async with managing(guest, state):
+        given = reserved()
+        owners = {uid: (packs / f"before-{uid}").stat().st_uid for uid in SERVICE_UIDS}
+    taken = {uid for uid, owner in owners.items() if owner == 0}
+    assert len(taken) == 2, "one for the codepack, one for its group"
+    assert taken <= given
+    assert all(owner == uid for uid, owner in owners.items() if uid not in taken)
+
+
+def reserved() -> set[int]:
+    """These are the uids that managers have reserved, by the kernel's table of sockets."""
+    names = Path("/proc/net/unix").read_text().split()
+    return {uid for uid in SERVICE_UIDS if f"@qvmi-uid-{uid}" in names}
 
 
 def test_the_command_watches_with_processes_and_leaves_none(guest: Guest, state: Path) -> None:

@@ -440,4 +440,5 @@ def test_an_altered_codepack_gets_no_process(guest: Guest, state: Path, tmp_path
     done = qvmi_command("--qmp", guest.qmp, *watch, *allowed)
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.endswith("it is not as it was signed: rules.py altered\n")
+    assert done.stderr.count("rules.py altered") == 1
     assert is_empty(state)

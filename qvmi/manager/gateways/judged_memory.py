@@ -99,15 +99,18 @@ class JudgedMemory:
         pieces: Sequence[PaRange] | None = (PaRange(Pa(address), Pa(address + size)),)
         if not self.physical:
             pieces = await self._memory.pieces(address, size, thread.vcpu)
-        if pieces is None:
-            return False
         asked = AddressRange(Space.PHYSICAL if self.physical else Space.VIRTUAL, address, size)
+        action, now = f"{grant.value} {asked}", asyncio.get_running_loop().time()
+        covered = self._gate.policy.limits_of(grant).covers(asked)
+        if pieces is None:
+            if covered:  # to find nothing counts, too: QEMU was asked
+                self._gate.require(grant, action, now=now, place=asked, size=0)
+            return False
         places = [asked]
-        if not self._gate.policy.limits_of(grant).covers(asked):
+        if not covered:
             places = [AddressRange(Space.PHYSICAL, one.start, one.size) for one in pieces]
-        now = asyncio.get_running_loop().time()
         for place in places:
-            self._gate.require(grant, f"{grant.value} {asked}", now=now, place=place)
+            self._gate.require(grant, action, now=now, place=place)
         for piece in pieces:
             if not await self._memory.is_memory(piece):
                 self._refused(f"{asked}: a device, or nothing, and no memory")

@@ -78,7 +78,7 @@ def _mosquitto() -> Finding:
     try:
         program = find_mosquitto()
     except BrokerUnavailable as error:
-        return refuted(str(error), "apt install mosquitto")
+        return refuted(*str(error).split(": ", 1))
     version = _VERSION.search(_said(str(program), "-h"))
     return proven(f"{program} {version[0].removeprefix('version ') if version else ''}".rstrip())
 

@@ -130,6 +130,50 @@ def test_what_was_found_is_printed_before_what_went_wrong() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (4, "found\n", "qvmi: then blind\n")
 
 
+REFUSED = "from qvmi.policy.policy import refuse; refuse(qvmi.errors.PolicyDenied('look', 'write'))"
+
+
+def test_a_refusal_that_was_logged_is_told_once() -> None:
+    done = run("find", code=broken(REFUSED))
+    assert (done.returncode, done.stderr.count("look: not granted")) == (4, 1)
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_went_wrong_behind_a_refusal_that_was_borne_is_told_too() -> None:
+    borne = f"""
+    try: {REFUSED}
+    except qvmi.errors.PolicyDenied: pass
+    raise qvmi.errors.UnknownGuest('then blind')"""
+    done = run("find", code=broken(borne))
+    assert done.stderr.splitlines() == [
+        "qvmi: refused: look: not granted (needs grant 'write')",
+        "qvmi: then blind",
+    ]
+
+
+def test_what_is_only_for_the_audit_log_is_written_there_and_not_shown(tmp_path: Path) -> None:
+    log = tmp_path / "audit.log"
+    fault = (
+        "\n    import logging; from qvmi.audit import AuditLog; from pathlib import Path\n"
+        f"    with AuditLog(Path({str(log)!r})):\n"
+        "        logging.getLogger('qvmi.audit').info('a client comes')\n"
+        "        logging.getLogger('qvmi.audit').warning('a client is refused')\n"
+        "    from qvmi.cli.exit_code import ExitCode; return ExitCode.FINE"
+    )
+    done = run("find", code=broken(fault))
+    assert (done.returncode, done.stderr) == (0, "qvmi: a client is refused\n")
+    assert [json.loads(line)["text"] for line in log.read_text().splitlines()] == [
+        "a client comes",
+        "a client is refused",
+    ]
+
+
+def test_what_the_library_for_qmp_logs_is_for_those_who_debug() -> None:
+    fault = "import logging; logging.getLogger('qemu.qmp.protocol').error('torn'); raise ValueError"
+    assert "torn" not in run("find", code=broken(fault)).stderr
+    assert "torn" in run("find", code=broken(fault), QVMI_DEBUG="1").stderr
+
+
 def test_an_interrupt_is_130_without_a_word() -> None:
     done = run("find", code=broken("raise KeyboardInterrupt"))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

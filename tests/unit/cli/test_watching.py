@@ -240,6 +240,25 @@ async def test_a_broker_that_cannot_be_used_is_told_of(
         )
 
 
+@pytest.mark.parametrize(("placement", "other"), [("here", "with --bus"), ("process", "")])
+@asynchronous
+async def test_without_mosquitto_it_is_wrong_usage_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, placement: str, other: str
+) -> None:
+    # The program is looked for in folders of the system's own, too, which a test cannot empty.
+    monkeypatch.setattr("qvmi.bus.broker._SYSTEM_FOLDERS", ())
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match=f"apt install mosquitto.*{other}"):
+        await watch(
+            clean_machine(),
+            Captured(),
+            packs=WATCHED,
+            interval=None,
+            duration_s=None,
+            placement=placement,
+        )
+
+
 def test_without_a_broker_at_the_url_that_is_said_and_nothing_is_watched() -> None:
     watching = watch(
         clean_machine(),

@@ -143,7 +143,7 @@ def test_revoking_is_by_name_or_id_and_never_by_guess(ring: KeyRing, tmp_path: P
     ring.trust(other.folder / "own" / "alice.pub")
     with pytest.raises(UsageError, match="2 keys"):
         ring.revoke("alice")
-    with pytest.raises(UsageError, match="0 keys"):
+    with pytest.raises(UsageError, match="no key is called"):
         ring.revoke("bob")
     assert ring.revoke(namesake.id) == namesake
     assert set(ring.keys(KeyStanding.TRUSTED)) == {alice.id}

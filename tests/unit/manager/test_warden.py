@@ -51,6 +51,20 @@ sys.exit(7)
 """
 """It leaves one behind that is another process at every moment."""
 
+MULTIPLYING = """
+import os, sys, time
+for count in range(512):
+    try:
+        if os.fork() == 0:
+            time.sleep(3600)
+    except OSError:
+        break
+print(count, flush=True)
+sys.stdin.readline()
+sys.exit(7)
+"""
+"""It starts as many as it can, up to some bound, and tells how many."""
+
 AS_ROOT = ("setpriv", "--bounding-set=-sys_admin")
 """Of root, but without the right to make namespaces, as in many a container."""
 
@@ -191,6 +205,16 @@ def test_who_is_another_process_at_every_moment_ends_all_the_same(host: str) -> 
         assert one.lines(2)[1] == "runs"
         assert end_by_itself(one, 0) == 7
         assert not any(one.left() for _ in range(20)), "one look may miss it"
+
+
+@pytest.mark.parametrize("host", ["root", "root without namespaces"])
+def test_a_uid_of_its_own_has_a_bounded_number_of_processes(host: str) -> None:
+    with kept(MULTIPLYING, HOSTS[host]) as one:
+        (count,) = one.lines(1)
+        assert len(one.left()) > 2, "it may start some"
+        assert int(count) < 256
+        assert end_by_itself(one, 0) == 7
+        assert one.left() == []
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)

@@ -65,7 +65,7 @@ WRONG = [
     (b"version = 2", 1, "version", "write version = 1"),
     (b"version = true", 1, "version", "write version = 1"),
     (b"version = 1\nversion = 1\n[a]", 2, "", "no TOML"),
-    (b"version = 1\n[codepacks", None, "", "no TOML"),
+    (b"version = 1\n[codepacks", None, "", "(at end of document)"),
     (b"version = 1\n\xff = 1", 2, "", "save it as UTF-8"),
     (b"version = 1\n[codepack.a]\nwrite = true", 2, "codepack", "'codepacks' meant"),
     (b"version = 1\ncodepacks = 3", 2, "codepacks", "no table"),
@@ -84,7 +84,12 @@ WRONG = [
     (b"version = 1\n[default]\npause = {longest-s = nan}", 3, "default.pause.longest-s", "above 0"),
     (b"version = 1\n[default]\npause = {longest-s = inf}", 3, "default.pause.longest-s", "above 0"),
     (b"version = 1\n[default]\npause = {longest-s = true}", 3, "default.pause.longest-s", "float"),
-    (b"version = 1\n[default]\npause = {per-second = '1'}", 3, "default.pause.per-second", "float"),
+    (
+        b"version = 1\n[default]\npause = {per-second = '1'}",
+        3,
+        "default.pause.per-second",
+        "expected `float`, got",
+    ),
     (
         b"version = 1\n[default.disk]\nbytes-per-second = -1",
         3,
