@@ -18,11 +18,16 @@ from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
 from qvmi.cli.watch_report import WatchReport
-from qvmi.cli.words import GATEWAY_HOLDER, HERE, PACK_GROUPS, PACKS, PROCESS
+from qvmi.cli.words import GATEWAY_HOLDER, HERE, PACK_GROUPS, PACKS, PROCESS, USUAL_PACKS
 from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Codepack
+from qvmi.codepacks.container_escape import ContainerEscape
+from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.hidden_sockets import HiddenSockets
+from qvmi.codepacks.impostors import Impostors
+from qvmi.codepacks.injection import Injection
 from qvmi.codepacks.interrupt_table import InterruptTable
 from qvmi.codepacks.kernel_hooks import KernelHooks
 from qvmi.codepacks.kernel_settings import KernelSettings
@@ -32,8 +37,10 @@ from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load_any
 from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.persistence import Persistence
 from qvmi.codepacks.system_calls import SystemCalls
 from qvmi.codepacks.third_party import require_signed
+from qvmi.codepacks.unusual_code import UnusualCode
 from qvmi.errors import (
     BrokerUnavailable,
     QueryTimeout,
@@ -58,6 +65,13 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "interrupt-table": InterruptTable,
     "kernel-hooks": KernelHooks,
     "kernel-settings": KernelSettings,
+    "unusual-code": UnusualCode,
+    "credentials": CredentialWatch,
+    "injection": Injection,
+    "impostors": Impostors,
+    "hidden-sockets": HiddenSockets,
+    "persistence": Persistence,
+    "container-escape": ContainerEscape,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
@@ -100,7 +114,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     if policy is not None:
         _warn_of_unmatched(output, policy, policies, others)
     if only:
-        own, others = _chosen(only, own, others)
+        own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
     manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
     names = [manifest.name for manifest in manifests]
     report = WatchReport(output, names)

@@ -19,13 +19,16 @@ PACKS: Final = (
     "hidden-processes",
     *("system-calls", "kernel-text", "hidden-modules", "interrupt-table"),
     *("kernel-hooks", "kernel-settings"),
+    *("unusual-code", "credentials", "injection", "impostors", "hidden-sockets"),
+    *("persistence", "container-escape"),
 )
 """The names of the codepacks that ``watch`` can run."""
 
 ALL_PACKS: Final = "all"
 USUAL_PACKS: Final = "usual"
 PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes",)}
-"""What stands for several of them; without a word ``watch`` runs the usual ones."""
+"""What stands for several of them; without a word ``watch`` runs the usual ones: those that a guest in good
+health gives no reason to speak."""
 
 GATEWAY_HOLDER: Final = "gateway"
 """What a policy file calls the clients of a gateway."""

@@ -122,9 +122,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 class Codepack(Protocol):
     """This is a piece of detection logic.
 
-    It is synchronous and keeps nothing it is not given: whether it saw something twice, whether
-    that is an alert and who hears of it are not its business, so it is tested with
-    :mod:`qvmi.testing` and without a machine.
+    It is synchronous: whether it saw something twice, whether that is an alert and who hears of it
+    are not its business, so it is tested with :mod:`qvmi.testing` and without a machine. What it
+    remembers of earlier looks is bounded, and forgotten when the epoch of listings changes.
     """
 
     @property

@@ -11,11 +11,13 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CgroupHierarchy,
     CodeBaseline,
     CodeChange,
     CodePointer,
     CommandLine,
     Credentials,
+    FilePiece,
     Gap,
     GuestFacts,
     GuestOS,
@@ -29,8 +31,10 @@ from qvmi.semantics.guest_os import (
     Namespaces,
     OpenFile,
     Process,
+    Program,
     Socket,
     StackFrame,
+    TaskSighting,
     Thread,
     Variable,
 )
@@ -99,6 +103,10 @@ class ObservedGuest:
         """This lists the threads of all processes."""
         return self._noted(self._guest.threads)
 
+    def task_sightings(self) -> Listing[TaskSighting]:
+        """This lists tasks once for each of the kernel's structures that leads to them."""
+        return self._noted(self._guest.task_sightings)
+
     def modules(self) -> Listing[Module]:
         """This lists the loaded kernel modules."""
         return self._noted(self._guest.modules)
@@ -115,6 +123,10 @@ class ObservedGuest:
         """This lists the sockets that a process has open, or that all have."""
         return self._noted(partial(self._guest.sockets, process))
 
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables, whoever has them open."""
+        return self._noted(self._guest.tabled_sockets)
+
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process, or of all."""
         return self._noted(partial(self._guest.mappings, process))
@@ -123,8 +135,12 @@ class ObservedGuest:
         """This lists how a process was called, or how all were."""
         return self._noted(partial(self._guest.command_lines, process))
 
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment that a process was given."""
+    def programs(self, process: Process | None = None) -> Listing[Program]:
+        """This lists what a process runs, who made and who traces it, or that of all."""
+        return self._noted(partial(self._guest.programs, process))
+
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment that a process was given, or those of all."""
         return self._noted(partial(self._guest.environment, process))
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
@@ -139,6 +155,10 @@ class ObservedGuest:
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
         return self._noted(partial(self._guest.cgroups, process))
 
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups."""
+        return self._noted(self._guest.cgroup_hierarchies)
+
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs that the kernel has loaded."""
         return self._noted(self._guest.bpf_programs)
@@ -150,6 +170,10 @@ class ObservedGuest:
     def cached_files(self, under: str = "") -> Listing[CachedFile]:
         """This lists the files that have pages in memory."""
         return self._noted(partial(self._guest.cached_files, under))
+
+    def file_content(self, file: CachedFile, limit: int = 4096) -> Listing[FilePiece]:
+        """This gives what is in memory of the beginning of a file."""
+        return self._noted(partial(self._guest.file_content, file, limit))
 
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""

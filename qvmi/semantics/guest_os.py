@@ -10,16 +10,18 @@ from qvmi.addr import Va
 from qvmi.errors import UsageError
 from qvmi.semantics.code_baseline import CodeBaseline
 from qvmi.semantics.rows.bpf import BpfProgram
-from qvmi.semantics.rows.cached_files import CachedFile
+from qvmi.semantics.rows.cached_files import CachedFile, FilePiece
 from qvmi.semantics.rows.code import CodeChange, CodePointer
-from qvmi.semantics.rows.containers import Cgroup, Namespaces
+from qvmi.semantics.rows.containers import Cgroup, CgroupHierarchy, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
 from qvmi.semantics.rows.mappings import MemoryMapping
 from qvmi.semantics.rows.modules import Module, ModuleSighting
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
+from qvmi.semantics.rows.programs import Program
 from qvmi.semantics.rows.settings import KernelSetting
+from qvmi.semantics.rows.sightings import TaskSighting, TaskView
 from qvmi.semantics.rows.sockets import Socket
 from qvmi.semantics.rows.stacks import StackFrame
 from qvmi.view import Provenance
@@ -29,12 +31,14 @@ __all__ = [
     "CachedFile",
     "CapabilitySet",
     "Cgroup",
+    "CgroupHierarchy",
     "CodeBaseline",
     "CodeChange",
     "CodePointer",
     "CommandLine",
     "Credentials",
     "Evidence",
+    "FilePiece",
     "Gap",
     "GuestFacts",
     "GuestOS",
@@ -48,8 +52,11 @@ __all__ = [
     "Namespaces",
     "OpenFile",
     "Process",
+    "Program",
     "Socket",
     "StackFrame",
+    "TaskSighting",
+    "TaskView",
     "Thread",
     "Variable",
 ]
@@ -186,6 +193,13 @@ class GuestOS(Protocol):
         """This lists the threads of all processes."""
         ...
 
+    def task_sightings(self) -> Listing[TaskSighting]:
+        """This lists tasks once for each of the kernel's structures that leads to them.
+
+        All but the list of processes, which :meth:`processes` reads.
+        """
+        ...
+
     def modules(self) -> Listing[Module]:
         """This lists the loaded kernel modules."""
         ...
@@ -206,6 +220,10 @@ class GuestOS(Protocol):
         """This lists the sockets that a process has open, or all there are, nobody's among them."""
         ...
 
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables, whoever has them open; no row has a pid."""
+        ...
+
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process by address, or those of all processes."""
         ...
@@ -214,8 +232,12 @@ class GuestOS(Protocol):
         """This lists how a process was called, or how all were."""
         ...
 
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment that a process was given."""
+    def programs(self, process: Process | None = None) -> Listing[Program]:
+        """This lists what a process runs, who made and who traces it, or that of all."""
+        ...
+
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment that a process was given, or those of all."""
         ...
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
@@ -230,6 +252,10 @@ class GuestOS(Protocol):
         """This lists the cgroups of a process, or of all, and the containers that they tell."""
         ...
 
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups."""
+        ...
+
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs that the kernel has loaded, by id."""
         ...
@@ -240,6 +266,15 @@ class GuestOS(Protocol):
 
     def log(self) -> Listing[LogRecord]:
         """This lists the records of the kernel's log that are still held, the oldest first."""
+        ...
+
+    def file_content(self, file: CachedFile, limit: int = 4096) -> Listing[FilePiece]:
+        """This gives what is in memory of the beginning of a file; what is not is a gap.
+
+        Args:
+            file: a row of :meth:`cached_files`.
+            limit: how many bytes of it, at most.
+        """
         ...
 
     def cached_files(self, under: str = "") -> Listing[CachedFile]:

@@ -6,7 +6,16 @@ from typing import NamedTuple, Protocol
 from qvmi.addr import Va
 from qvmi.errors import LayoutNotFound, SymbolNotFound
 
-__all__ = ["Field", "NearestSymbol", "Symbols", "address", "enumerator", "field", "field_offset"]
+__all__ = [
+    "Field",
+    "NearestSymbol",
+    "Symbols",
+    "address",
+    "enumerator",
+    "field",
+    "field_offset",
+    "struct_size",
+]
 
 
 class Field(NamedTuple):
@@ -105,6 +114,18 @@ def field_offset(symbols: Symbols, type_name: str, *names: str) -> int:
         LayoutNotFound: the type is unknown or has none of them.
     """
     return field(symbols, type_name, *names).offset
+
+
+def struct_size(symbols: Symbols, type_name: str) -> int:
+    """This is the size of a struct in bytes, which is not 0.
+
+    Raises:
+        LayoutNotFound: the type is unknown.
+    """
+    size = symbols.size_of(type_name)
+    if not size:
+        raise LayoutNotFound(type_name)
+    return size
 
 
 def enumerator(symbols: Symbols, type_name: str, name: str) -> int:

@@ -1,7 +1,7 @@
 """A guest that answers with the rows it is given."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
@@ -12,11 +12,13 @@ from qvmi.semantics.guest_os import (
     BpfProgram,
     CachedFile,
     Cgroup,
+    CgroupHierarchy,
     CodeBaseline,
     CodeChange,
     CodePointer,
     CommandLine,
     Credentials,
+    FilePiece,
     Gap,
     GuestFacts,
     KernelSetting,
@@ -29,8 +31,10 @@ from qvmi.semantics.guest_os import (
     Namespaces,
     OpenFile,
     Process,
+    Program,
     Socket,
     StackFrame,
+    TaskSighting,
     Thread,
     Variable,
 )
@@ -61,6 +65,8 @@ _QUESTIONS: Final = (
     *("facts", "processes", "process_ids", "threads", "modules", "mounts", "open_files"),
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
+    *("task_sightings", "programs", "file_content", "tabled_sockets"),
+    *("cgroup_hierarchies",),
     *("system_calls", "code_changes", "module_sightings", "interrupts", "hooks", "settings"),
 )
 
@@ -75,6 +81,7 @@ OwnedRow = TypeVar(
     Credentials,
     Namespaces,
     Cgroup,
+    Program,
     StackFrame,
 )
 
@@ -88,14 +95,18 @@ class FakeGuest:
         processes: what the task list shows.
         process_ids: what the pid namespace shows; None for the same as the task list.
         threads: all threads.
+        tabled_sockets: those of the kernel's own tables; None for the same as ``sockets``.
+        task_sightings: what the other structures of the kernel lead to.
         modules: all modules.
-        mounts: what every process sees; ``log``, ``cached_files``, ``bpf_programs``: the kernel's.
+        mounts: what every process sees; ``cgroup_hierarchies``, ``log``, ``cached_files``,
+            ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups,
-            stack: those of all processes; who asks for one gets the rows with its pid.
+            programs, stack: those of all processes; who asks for one gets the rows with its pid.
         system_calls, code_changes: the kernel's.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.
+        contents: of files, by path.
         provenance: what listings say of how they were taken.
         guest_facts: what :meth:`facts` answers.
     """
@@ -126,6 +137,11 @@ class FakeGuest:
         hooks: Iterable[CodePointer] = (),
         interrupts: Iterable[CodePointer] = (),
         module_sightings: Iterable[ModuleSighting] = (),
+        task_sightings: Iterable[TaskSighting] = (),
+        programs: Iterable[Program] = (),
+        contents: Mapping[str, bytes] | None = None,
+        tabled_sockets: Iterable[Socket] | None = None,
+        cgroup_hierarchies: Iterable[CgroupHierarchy] = (),
     ) -> None:
         self.calls: list[str] = []
         self.provenance = _PROVENANCE
@@ -136,7 +152,7 @@ class FakeGuest:
         self._modules = _Answers(modules)
         self._mounts = _Answers(mounts)
         self._open_files = _Answers(open_files)
-        self._sockets = _Answers(sockets)
+        self._sockets = _Answers(listed_sockets := tuple(sockets))
         self._mappings = _Answers(mappings)
         self._command_lines = _Answers(command_lines)
         self._environment = _Answers(environment)
@@ -153,6 +169,12 @@ class FakeGuest:
         self._interrupts = _Answers(interrupts)
         self._hooks = _Answers(hooks)
         self._settings = _Answers(settings)
+        self._task_sightings, self._programs = _Answers(task_sightings), _Answers(programs)
+        self._tabled_sockets = _Answers(
+            listed_sockets if tabled_sockets is None else tabled_sockets
+        )
+        self._cgroup_hierarchies = _Answers(cgroup_hierarchies)
+        self.contents = dict(contents or {})
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -209,6 +231,10 @@ class FakeGuest:
         """This lists the threads."""
         return self._answer("threads", self._threads)
 
+    def task_sightings(self) -> Listing[TaskSighting]:
+        """This lists what the other structures of the kernel lead to."""
+        return self._answer("task_sightings", self._task_sightings)
+
     def modules(self) -> Listing[Module]:
         """This lists the modules."""
         return self._answer("modules", self._modules)
@@ -225,6 +251,10 @@ class FakeGuest:
         """This lists the sockets of a process, or of all."""
         return _owned(self._answer("sockets", self._sockets), process)
 
+    def tabled_sockets(self) -> Listing[Socket]:
+        """This lists the sockets of the kernel's own tables."""
+        return self._answer("tabled_sockets", self._tabled_sockets)
+
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the mappings of a process, or of all."""
         return _owned(self._answer("mappings", self._mappings), process)
@@ -233,8 +263,12 @@ class FakeGuest:
         """This lists the command line of a process, or those of all."""
         return _owned(self._answer("command_lines", self._command_lines), process)
 
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment of a process."""
+    def programs(self, process: Process | None = None) -> Listing[Program]:
+        """This lists what a process runs, or what all do."""
+        return _owned(self._answer("programs", self._programs), process)
+
+    def environment(self, process: Process | None = None) -> Listing[Variable]:
+        """This lists the environment of a process, or those of all."""
         return _owned(self._answer("environment", self._environment), process)
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
@@ -249,6 +283,10 @@ class FakeGuest:
         """This lists the cgroups of a process, or of all."""
         return _owned(self._answer("cgroups", self._cgroups), process)
 
+    def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
+        """This lists the hierarchies of cgroups."""
+        return self._answer("cgroup_hierarchies", self._cgroup_hierarchies)
+
     def bpf_programs(self) -> Listing[BpfProgram]:
         """This lists the eBPF programs."""
         return self._answer("bpf_programs", self._bpf_programs)
@@ -260,6 +298,13 @@ class FakeGuest:
     def cached_files(self, under: str = "") -> Listing[CachedFile]:  # noqa: ARG002 - all are there
         """This lists the files that have pages in memory."""
         return self._answer("cached_files", self._cached_files)
+
+    def file_content(self, file: CachedFile, limit: int = 4096) -> Listing[FilePiece]:
+        """This gives the content that a path was given."""
+        self._called("file_content")
+        data = self.contents.get(file.path, b"")[:limit]
+        pieces = (FilePiece(0, data),) if data else ()
+        return Listing(items=pieces, gaps=(), provenance=self.provenance)
 
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""

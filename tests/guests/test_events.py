@@ -37,10 +37,10 @@ from qvmi.view import Taken
 from tests.asynchronous import asynchronous, until
 from tests.command_line import QVMI, environment
 from tests.guests.aarch64_guests import aarch64
+from tests.guests.collected_events import Watching, forks_counted, watching
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process
-from tests.guests.watched import Watching, forks_counted, watching
 from tests.proofs import proof_size
 from tests.repository.tree import ROOT
 

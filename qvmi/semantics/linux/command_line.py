@@ -142,9 +142,32 @@ class CommandLines:
                 _ENVIRONMENT.structure, f"of process {process.pid}: {error}"
             ) from error
         for number, string in enumerate(strings):
-            name, equals, value = string.partition(b"=")
-            text = text_of(value) if equals else None
-            result.rows[number] = Variable(process.pid, text_of(name), text)
+            result.rows[number] = _variable(process, string)
+        result.retries = effort.retries
+        return result
+
+    def environments(self, processes: Iterable[Process]) -> ListWalk[Variable]:
+        """This lists the environments of processes; one that ends meanwhile is left out."""
+        result: ListWalk[Variable] = ListWalk()
+        effort = Effort(_MAX_TEXT // PAGE_SIZE)
+        for process in processes:
+            try:
+                strings = self._steady(process, _ENVIRONMENT, result.gaps, effort)
+            except (MemoryFault, Implausible) as error:
+                if self._tasks.is_there(process):
+                    result.gaps.append(
+                        _gap(_ENVIRONMENT.structure, process, process.address, str(error))
+                    )
+                continue
+            except Spent as spent:
+                result.gaps.append(
+                    _gap(_ENVIRONMENT.structure, process, process.address, str(spent))
+                )
+                break
+            for string in strings:
+                result.rows[len(result.rows)] = _variable(process, string)
+            if len(result.gaps) > _MAX_GAPS:
+                break
         result.retries = effort.retries
         return result
 
@@ -246,6 +269,11 @@ def _variables(text: _Text, bounds: _Bounds) -> list[bytes]:
 
 _ARGUMENTS: Final = _Which("mm_struct.arg_start", _arguments)
 _ENVIRONMENT: Final = _Which("mm_struct.env_start", _variables)
+
+
+def _variable(process: Process, string: bytes) -> Variable:
+    name, equals, value = string.partition(b"=")
+    return Variable(process.pid, text_of(name), text_of(value) if equals else None)
 
 
 def _gap(structure: str, process: Process, address: int, why: str) -> Gap:

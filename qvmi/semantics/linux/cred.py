@@ -35,6 +35,8 @@ _STEPS_A_GROUP: Final = 4
 """What a group costs of the effort for all: a million of them are a hundred times what is seen."""
 _MAX_SHARERS: Final = 100
 """Processes that are told to share credentials; where there are more that is a gap."""
+_IDLE: Final = 0
+"""The pid of what runs where there is nothing to do."""
 _SETS: Final = 256
 """Different sets of capabilities that are remembered: a guest has some dozen."""
 _NO_NEW_PRIVS: Final = 1
@@ -116,6 +118,7 @@ class _Memory:
     Attributes:
         task: reads the members of :class:`_Task`.
         cred: reads the members of :class:`_Cred`.
+        init_cred: those of the idle task, which the kernel was built with; None where it is not told.
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
@@ -123,6 +126,7 @@ class _Memory:
             return field_offset(symbols, "task_struct", name)
 
         self._space = space
+        self.init_cred = symbols.find("init_cred")
         self._apparmor = apparmor_of(space, symbols)
         self.task = compile_reader(
             space,
@@ -249,7 +253,8 @@ class _Look:
         What is nobody's own counts for nothing: for a moment the kernel lets any number of
         processes act by what it has made itself, as overlayfs does (``ovl_override_creds``).
         """
-        found: dict[int, None] = {}
+        idle = self._memory.init_cred is not None and task.real_cred == self._memory.init_cred
+        found: dict[int, None] = {_IDLE: None} if idle else {}
         for cred in dict.fromkeys((task.real_cred, task.cred)):
             for other in self._owners.get(cred, ()):
                 if other.address == process.address:

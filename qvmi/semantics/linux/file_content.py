@@ -19,7 +19,7 @@ from qvmi.semantics.linux.page_cache import CachedFiles
 from qvmi.semantics.linux.page_flags import Use
 from qvmi.semantics.linux.super_block import FileSystem, KnownInode
 from qvmi.semantics.linux.xarray import Entry
-from qvmi.semantics.rows.cached_files import CachedFile, MissingRange
+from qvmi.semantics.rows.cached_files import CachedFile, FilePiece, MissingRange
 
 __all__ = ["FileContents", "Write", "folio_of"]
 
@@ -69,6 +69,27 @@ class FileContents:
         found = _Recovery(self._memory.read, self._files, self._memmap, inode, system).run(write)
         self._there(file)  # what has gone meanwhile would be taken for zeros
         return found
+
+    def beginning(
+        self, file: CachedFile, limit: int
+    ) -> tuple[list[FilePiece], list[MissingRange], int]:
+        """This gives what is in memory of a file's first bytes, what is not, and how often it was read again.
+
+        Raises:
+            WalkFailed: as :meth:`recover`.
+        """
+        pieces: list[FilePiece] = []
+
+        def keep(start: int, data: bytes) -> None:
+            pieces.append(FilePiece(start, data[: limit - start]))
+
+        inode, system = self._there(file)
+        if system.huge_pages:
+            raise WalkFailed(_STRUCTURE, "files of hugetlbfs are not read")
+        short = inode._replace(size=min(inode.size, limit))
+        found = _Recovery(self._memory.read, self._files, self._memmap, short, system).run(keep)
+        self._there(file)
+        return [one for one in pieces if one.data], list(found.rows.values()), found.retries
 
     def _there(self, file: CachedFile) -> tuple[KnownInode, FileSystem]:
         """This is the inode of a file.

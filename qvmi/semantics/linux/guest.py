@@ -25,7 +25,6 @@ from qvmi.semantics.guest_os import (
     Socket,
     StackFrame,
     Thread,
-    Variable,
 )
 from qvmi.semantics.linux.current import current_task
 from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
@@ -39,9 +38,9 @@ from qvmi.semantics.linux.module_symbols import ModuleSymbol
 from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
 from qvmi.semantics.linux.page_owner import PageOwners
 from qvmi.semantics.linux.process_image import ProcessImage
+from qvmi.semantics.linux.process_questions import ProcessQuestions
 from qvmi.semantics.linux.stack import TaskStacks
 from qvmi.semantics.linux.timekeeping import boot_time_s
-from qvmi.semantics.linux.walkers import Walkers
 from qvmi.semantics.rows.cached_files import MissingRange
 from qvmi.semantics.rows.percpu import PerCpuValue
 from qvmi.semantics.rows.process_memory import MemoryPiece
@@ -55,7 +54,7 @@ __all__ = ["LinuxGuest"]
 Row = TypeVar("Row")
 
 
-class LinuxGuest(KernelQuestions):
+class LinuxGuest(KernelQuestions, ProcessQuestions):
     """This answers for one Linux kernel. It implements :class:`qvmi.semantics.guest_os.GuestOS`.
 
     Args:
@@ -191,15 +190,6 @@ class LinuxGuest(KernelQuestions):
             WalkFailed: the process is gone, or the list of processes cannot be walked at all.
         """
         return self._listing(lambda: self._of(process, self._command_lines.of))
-
-    def environment(self, process: Process) -> Listing[Variable]:
-        """This lists the environment that a process was given.
-
-        Raises:
-            SymbolsError: the profile lacks what this needs.
-            WalkFailed: the process is gone, or its memory cannot be read at all.
-        """
-        return self._listing(lambda: self._command_lines.environment(process))
 
     def credentials(self, process: Process | None = None) -> Listing[Credentials]:
         """This lists who a process is and what it may do, or who all are.
@@ -423,7 +413,7 @@ class LinuxGuest(KernelQuestions):
 
 _WALKERS = frozenset(
     name
-    for room in (Walkers, KernelQuestions, LinuxGuest)
+    for room in LinuxGuest.__mro__
     for name, value in vars(room).items()
     if isinstance(value, cached_property)
 )

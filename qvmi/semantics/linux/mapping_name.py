@@ -107,7 +107,7 @@ class MappingNames:
         if its.file:
             known = around.files.get(its.file)
             if known is None:
-                known = around.files[its.file] = self._file(its.file, around.paths)
+                known = around.files[its.file] = self.file(its.file, around.paths)
             return known
         if its.operations and self._named_by(its.operations) == self._special:
             at = self._read_pointer(its.private + self._special_name)[0]
@@ -118,7 +118,8 @@ class MappingNames:
             return MappedFile(name="[stack]")
         return MappedFile(name=self._anonymous_name(vma))
 
-    def _file(self, file: int, paths: KnownPaths) -> MappedFile:
+    def file(self, file: int, paths: KnownPaths) -> MappedFile:
+        """This is what is shown of a ``struct file``."""
         mount, dentry, inode = self._read_file(file)
         path = paths.of(mount, dentry)
         its = self._inodes.at(inode)

@@ -209,6 +209,7 @@ class CachedFiles:
             inode.pages,
             dirty,
             path.deleted and not is_device,
+            inode.changed,
             inode.address,
         )
         return row, why

@@ -73,6 +73,7 @@ class KnownInode(NamedTuple):
     alias: int
     host: int
     pages: int
+    changed: int
 
 
 class SuperBlocks:
@@ -199,4 +200,7 @@ class SuperBlocks:
             (of("i_dentry"), "Q"),
             (self.pages + field_offset(symbols, "address_space", "host"), "Q"),
             (self.pages + field_offset(symbols, "address_space", "nrpages"), "Q"),
+            # Hidden behind functions in 6.6 (13bc24457850), without its struct since 6.11 (3aa63a569c64);
+            # the seconds come first in it.
+            (field_offset(symbols, "inode", "i_ctime_sec", "__i_ctime", "i_ctime"), "q"),
         ]

@@ -219,7 +219,11 @@ class Tasks:
                 break
         return result
 
-    def _threads_of(self, task: int, process: Process, limit: int) -> ListWalk[Thread]:
+    def threads_of(self, process: Process | Thread) -> ListWalk[Thread]:
+        """This walks the threads of one process, of which its first one is given."""
+        return self._threads_of(process.address, process, self.limit)
+
+    def _threads_of(self, task: int, process: Process | Thread, limit: int) -> ListWalk[Thread]:
         """This walks one process's ``signal->thread_head``; one that exited meanwhile has none."""
         shape = ListShape(
             "task_struct.thread_node",
@@ -238,7 +242,7 @@ class Tasks:
             return ListWalk(retries=walk.retries + 1)
         return walk
 
-    def is_there(self, process: Process) -> bool:
+    def is_there(self, process: Process | Thread) -> bool:
         """This tells whether a process is still where it was seen, for all one can see."""
         try:
             if not self._is_linked(process.address):

@@ -4,7 +4,7 @@ import msgspec
 
 from qvmi.addr import Va
 
-__all__ = ["CachedFile", "MissingRange"]
+__all__ = ["CachedFile", "FilePiece", "MissingRange"]
 
 
 class CachedFile(msgspec.Struct, frozen=True, gc=False):
@@ -21,6 +21,8 @@ class CachedFile(msgspec.Struct, frozen=True, gc=False):
         cached: how many pages of it are in memory.
         dirty: how many of these are to be written back; 0 where the file is in memory alone.
         deleted: whether no path leads there any more, or never did.
+        changed: when its content, its name or its permissions were changed last, in seconds since the
+            Unix epoch by the guest's clock.
         address: of the ``struct inode``.
     """
 
@@ -32,7 +34,20 @@ class CachedFile(msgspec.Struct, frozen=True, gc=False):
     cached: int
     dirty: int
     deleted: bool
+    changed: int
     address: Va
+
+
+class FilePiece(msgspec.Struct, frozen=True, gc=False):
+    """This is a run of a file's bytes that is in memory.
+
+    Args:
+        start: where it begins in the file.
+        data: the bytes.
+    """
+
+    start: int
+    data: bytes
 
 
 class MissingRange(msgspec.Struct, frozen=True, gc=False):

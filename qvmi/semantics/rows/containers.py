@@ -4,7 +4,7 @@ import msgspec
 
 from qvmi.addr import Va
 
-__all__ = ["Cgroup", "Namespaces"]
+__all__ = ["Cgroup", "CgroupHierarchy", "Namespaces"]
 
 
 class Namespaces(msgspec.Struct, frozen=True, gc=False):
@@ -67,4 +67,21 @@ class Cgroup(msgspec.Struct, frozen=True, gc=False):
     runtime: str
     container: str
     pod: str
+    address: Va
+
+
+class CgroupHierarchy(msgspec.Struct, frozen=True, gc=False):
+    """This is one hierarchy of cgroups.
+
+    Args:
+        hierarchy: its number; 0 is cgroup v2.
+        name: of one that was given a name, such as ``systemd``.
+        release_agent: the program that the kernel runs, as root and outside of every container, when a
+            cgroup of it is left empty; empty for none. It is the guest's word.
+        address: of the ``struct cgroup_root``.
+    """
+
+    hierarchy: int
+    name: str
+    release_agent: str
     address: Va

@@ -42,8 +42,8 @@ class Credentials(msgspec.Struct, frozen=True, gc=False):
             the kernel acts for somebody else.
         real_cred: of ``task_struct.real_cred``, by which others act on it.
         shared_with: the pids of other processes that have one of these, where it is the real_cred
-            of one of them. The kernel gives each process its own: who shares one for longer than a
-            moment was given it by somebody else.
+            of one of them; 0 where its real_cred is the idle task's. The kernel gives each process its
+            own: who shares one for longer than a moment was given it by somebody else.
         address: of the ``task_struct``.
     """
 

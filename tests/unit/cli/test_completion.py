@@ -19,7 +19,7 @@ CASES = {
     "qvmi ps --v": set[str](),
     "qvmi ps --q": {"--qmp"},
     "qvmi find --q": set[str](),
-    "qvmi watch h": {"hidden-processes", "hidden-modules"},
+    "qvmi watch h": {"hidden-processes", "hidden-modules", "hidden-sockets"},
     "qvmi completion z": {"zsh"},
 }
 

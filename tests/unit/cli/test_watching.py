@@ -322,7 +322,7 @@ async def test_without_mosquitto_it_is_wrong_usage_and_says_what_to_install(
         await watch(
             clean_machine(),
             Captured(),
-            packs=ALL_PACKS,
+            packs=USUAL_PACKS,
             interval=None,
             duration_s=None,
             placement=placement,

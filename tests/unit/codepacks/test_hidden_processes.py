@@ -12,8 +12,8 @@ from qvmi.codepacks.confirmation import Confirmation
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.errors import WalkFailed
-from qvmi.semantics.guest_os import Gap, Listing, Process
-from qvmi.testing import FakeGuest, FakeMemory, fake_process
+from qvmi.semantics.guest_os import Gap, Listing, Process, TaskSighting, TaskView
+from qvmi.testing import FakeGuest, FakeMemory, fake_mount, fake_process
 from qvmi.view import Provenance, Taken
 
 INIT, SHELL, EVIL = (
@@ -35,7 +35,7 @@ def shown(processes: Sequence[Process], process_ids: Sequence[Process]) -> FakeG
 def test_finds_nothing_where_both_views_agree() -> None:
     guest = shown([INIT, SHELL], [SHELL, INIT])
     assert inspect(guest) == []
-    assert guest.calls == ["processes", "process_ids"]
+    assert guest.calls == ["processes", "process_ids", "task_sightings", "mounts"]
 
 
 def test_finds_a_process_cut_out_of_the_task_list() -> None:
@@ -50,7 +50,7 @@ def test_finds_a_process_cut_out_of_the_task_list() -> None:
     )
     assert (present.facts["pid"], present.facts["uid"], present.facts["name"]) == (666, 0, "evil")
     assert (absent.view, absent.present, absent.address) == ("init_task.tasks", False, None)
-    assert absent.facts == {"processes": 1, "gaps": 0}
+    assert absent.facts == {"tasks": 1, "gaps": 0}
 
 
 def test_finds_a_process_cut_out_of_the_pid_namespace() -> None:
@@ -185,6 +185,95 @@ def test_a_gap_in_the_view_that_shows_a_process_hides_nothing() -> None:
     guest.show_process_ids([INIT, EVIL], gaps=[GAP])
     [(number, finding), *_] = confirmed(guest, rounds=1000)
     assert (number, finding.severity) == (1, "high")
+
+
+def sighted(view: TaskView, process: Process, **changes: object) -> TaskSighting:
+    sighting = TaskSighting(
+        view,
+        process.pid,
+        process.tgid,
+        process.state,
+        process.name,
+        process.address,
+        process.start_time_s,
+    )
+    return msgspec.structs.replace(sighting, **changes)
+
+
+def healthy() -> list[TaskSighting]:
+    whole = (TaskView.PIDS, TaskView.CHILDREN, TaskView.THREADS, TaskView.SLAB)
+    return [sighted(view, process) for view in whole for process in (INIT, SHELL)]
+
+
+def test_finds_nothing_where_all_views_agree() -> None:
+    assert inspect(FakeGuest(processes=[INIT, SHELL], task_sightings=healthy())) == []
+
+
+@pytest.mark.parametrize(
+    "view",
+    [TaskView.SLAB, TaskView.RUNNABLE, TaskView.RUNNING, TaskView.LOADED, TaskView.INNER_PIDS],
+)
+def test_finds_a_process_that_only_one_other_view_shows_after_seconds(view: TaskView) -> None:
+    guest = FakeGuest(processes=[INIT, SHELL], task_sightings=[*healthy(), sighted(view, EVIL)])
+    found = confirmed(guest, rounds=1000)
+    assert all(5.0 <= number * LOOK_S < 5.1 for number, _ in found)
+    assert [finding.claim for _, finding in found] == [
+        f"process 666 (evil) is in {view} but not in {whole}"
+        for whole in ("init_task.tasks", "init_pid_ns.idr", "task_struct.children")
+    ]
+
+
+def test_tells_every_view_that_shows_whom_the_task_list_hides() -> None:
+    shown_by = [
+        sighted(view, EVIL) for view in TaskView if view not in {TaskView.LIST, TaskView.INNER_PIDS}
+    ]
+    [finding] = inspect(
+        FakeGuest(
+            processes=[INIT, SHELL],
+            process_ids=[INIT, SHELL, EVIL],
+            task_sightings=[*healthy(), *shown_by],
+        )
+    )
+    assert {one.view for one in finding.evidence if one.present} == {
+        *TaskView,
+    } - {TaskView.LIST, TaskView.INNER_PIDS}
+    assert [one.view for one in finding.evidence if not one.present] == ["init_task.tasks"]
+
+
+def test_finds_a_process_that_is_nobodys_child() -> None:
+    guest = FakeGuest(processes=[INIT, SHELL, EVIL], task_sightings=healthy())
+    claims = [finding.claim for _, finding in confirmed(guest, rounds=1000)]
+    assert claims == ["process 666 (evil) is in init_pid_ns.idr but not in task_struct.children"]
+
+
+@pytest.mark.parametrize("missing", [TaskView.THREADS, TaskView.PIDS])
+def test_finds_a_thread_that_one_view_hides(missing: TaskView) -> None:
+    views = {TaskView.THREADS, TaskView.PIDS, TaskView.SLAB} - {missing}
+    threads = [sighted(view, EVIL, tgid=SHELL.pid) for view in sorted(views)]
+    guest = FakeGuest(processes=[INIT, SHELL], task_sightings=[*healthy(), *threads])
+    [(_, finding)] = confirmed(guest, rounds=1000)
+    assert finding.claim.startswith("thread 666 (evil) is in ")
+    assert finding.claim.endswith(f"but not in {missing}")
+
+
+def test_finds_that_all_children_are_cut_off() -> None:
+    rows = [row for row in healthy() if row.view is not TaskView.CHILDREN]
+    found = confirmed(FakeGuest(processes=[INIT, SHELL], task_sightings=rows), rounds=1000)
+    assert len(found) == 2
+
+
+def test_a_task_half_made_that_is_not_there_again_is_none() -> None:
+    guest = FakeGuest(processes=[INIT, SHELL], task_sightings=healthy())
+    guest.show("task_sightings", [*healthy(), sighted(TaskView.SLAB, EVIL)], once=True)
+    assert inspect(guest) == []
+
+
+def test_a_mount_that_covers_a_process_in_proc_is_found() -> None:
+    mount = fake_mount("/proc/666", root="/empty", filesystem="tmpfs")
+    others = [fake_mount("/proc"), fake_mount("/proc/sys/fs/binfmt_misc"), fake_mount("/procs/1")]
+    [finding] = inspect(FakeGuest(processes=[INIT], mounts=[mount, *others]))
+    assert (finding.technique, finding.evidence[0].address) == ("T1564.013", mount.address)
+    assert finding.claim == "tmpfs is mounted on /proc/666, and hides that process from ps"
 
 
 def test_a_view_that_cannot_be_had_is_no_finding() -> None:

@@ -1,0 +1,148 @@
+"""Sockets that nobody who is seen has open, and sockets that the kernel's tables do not show.
+
+``ss`` and /proc/net read the kernel's tables of sockets, and the descriptors of processes lead to them, too.
+A socket that has an inode was made by a program; where no process that is seen has it open, one that is not
+seen has. One that is open, and in no table, is hidden from whoever asks the tables.
+
+References: net/ipv4/inet_hashtables.c, net/packet/af_packet.c, net/ipv4/raw.c; MITRE ATT&CK T1014 Rootkit,
+T1040 Network Sniffing.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import Grant
+from qvmi.semantics.guest_os import GuestOS, Process, Socket
+
+__all__ = ["HiddenSockets"]
+
+_CONNECTED: Final = frozenset({"tcp", "tcp6"})
+_TABLED_STATES: Final = frozenset({"LISTEN", "ESTABLISHED", "CLOSE_WAIT", "SYN_SENT"})
+_DATAGRAMS: Final = frozenset({"udp", "udp6", "udplite", "udplite6"})
+_RAW: Final = frozenset({"raw", "raw6", "packet"})
+_SETTLE_S: Final = 5.0
+"""Longest time for which a socket is believed to be under way in a message, or being closed."""
+_FACTS: Final = ("protocol", "local", "remote", "state", "inode", "namespace")
+
+SNIFFERS: Final = (
+    *("dhclient", "dhcpcd", "udhcpc", "NetworkManager", "systemd-networkd", "systemd-network"),
+    *(
+        "tcpdump",
+        "dumpcap",
+        "tshark",
+        "arping",
+        "ping",
+        "ping6",
+        "wpa_supplicant",
+        "lldpd",
+        "hostapd",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenSockets:
+    """This compares the kernel's tables of sockets with the descriptors of processes.
+
+    Args:
+        interval_s: from one look to the next.
+        sniffers: names of processes that may have raw and packet sockets.
+    """
+
+    interval_s: float = 1.0
+    sniffers: Sequence[str] = SNIFFERS
+
+    @property
+    def name(self) -> str:
+        """This is its name on the bus."""
+        return "hidden-sockets"
+
+    @property
+    def grants(self) -> frozenset[Grant]:
+        """It only reads."""
+        return frozenset({Grant.READ_MEMORY})
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
+        """This looks once, and where the two disagree once more: a finding is in both answers."""
+        processes = {process.pid: process for process in guest.processes()}
+        first = self._disagreements(guest, processes)
+        if first:
+            second = self._disagreements(guest, processes)
+            yield from (finding for key, finding in second.items() if key in first)
+
+    def _disagreements(self, guest: GuestOS, processes: dict[int, Process]) -> dict[str, Finding]:
+        every = guest.sockets()
+        tables = guest.tabled_sockets()
+        tabled = {socket.address for socket in tables}
+        findings: list[Finding] = []
+        for socket in every:
+            if socket.pid is None:
+                findings += _unheld(socket, gaps=len(every.gaps))
+                continue
+            if socket.address not in tabled and not tables.gaps:
+                findings += _untabled(socket, processes.get(socket.pid), count=len(tabled))
+            findings += self._sniffing(socket, processes.get(socket.pid))
+        return {finding.key: finding for finding in findings}
+
+    def _sniffing(self, socket: Socket, process: Process | None) -> Iterator[Finding]:
+        if process is None or socket.protocol not in _RAW or process.name in self.sniffers:
+            return
+        yield Finding(
+            claim=f"{told(process)} has a {socket.protocol} socket, and may read or forge packets",
+            severity=Severity.LOW,
+            technique="T1040",
+            key=f"{socket.protocol} socket: {identity(process)}",
+            evidence=(seen("files_struct.fdt", socket, ("pid", "fd", *_FACTS)),),
+        )
+
+
+def _named(socket: Socket) -> str:
+    remote = f" to {short(socket.remote)}" if socket.remote else ""
+    return f"the {socket.protocol} socket {short(socket.local)}{remote} ({socket.state})"
+
+
+def _is_in_a_table(socket: Socket) -> bool:
+    """This tells whether the kernel keeps such a socket in one of its tables, once it is as it is."""
+    if socket.protocol in _CONNECTED:
+        return socket.state in _TABLED_STATES
+    if socket.protocol in _DATAGRAMS:
+        return not socket.local.endswith(":0")
+    return socket.protocol in _RAW
+
+
+def _unheld(socket: Socket, *, gaps: int) -> Iterator[Finding]:
+    """This tells of a socket that a program made, and that nobody has open."""
+    if not socket.inode or socket.protocol not in _CONNECTED | _DATAGRAMS | _RAW:
+        return
+    yield Finding(
+        claim=f"{_named(socket)} is open, but no process that is seen has it",
+        severity=Severity.MEDIUM if gaps else Severity.HIGH,
+        technique="T1014",
+        key=f"unheld socket: {socket.address:#x} {socket.inode}",
+        evidence=(
+            seen("tables of sockets", socket, _FACTS),
+            Observation(view="files_struct.fdt", present=False, facts={"gaps": gaps}),
+        ),
+        settle_s=_SETTLE_S,
+    )
+
+
+def _untabled(socket: Socket, process: Process | None, *, count: int) -> Iterator[Finding]:
+    """This tells of a socket that a process has open, and that its table lacks."""
+    if process is None or not _is_in_a_table(socket):
+        return
+    yield Finding(
+        claim=f"{_named(socket)} of {told(process)} is in no table: ss does not show it",
+        severity=Severity.HIGH,
+        technique="T1014",
+        key=f"untabled socket: {socket.address:#x} {socket.inode}",
+        evidence=(
+            seen("files_struct.fdt", socket, ("pid", "fd", *_FACTS)),
+            Observation(view="tables of sockets", present=False, facts={"sockets": count}),
+        ),
+        settle_s=_SETTLE_S,
+    )

@@ -1,0 +1,113 @@
+"""What CPUs do: the tasks that run, wait for a CPU, or have their page tables loaded.
+
+References: Linux kernel/sched/sched.h (``struct rq``: ``curr``, ``idle``, ``stop``, ``cfs_tasks``),
+kernel/sched/fair.c (``account_entity_enqueue``), arch/x86/include/asm/tlbflush.h (``loaded_mm``; until
+6.16 in a variable of its own name ``cpu_tlbstate``), mm_struct.owner (with control groups of memory).
+"""
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.errors import MemoryFault, SymbolsError, WalkFailed
+from qvmi.memory.address_space import AddressSpace
+from qvmi.semantics.linux.list import ListShape, walk_list
+from qvmi.semantics.linux.percpu import PerCpu
+from qvmi.semantics.linux.record import compile_reader
+from qvmi.symbols.layout import Symbols, field_offset
+
+__all__ = ["RunQueues"]
+
+_POINTER: Final = Struct("<Q")
+_MAX_QUEUED: Final = 1 << 16
+"""Tasks that wait for one CPU; a machine with more of them does nothing else."""
+_KERNEL_HALF: Final = 1 << 63
+
+
+class RunQueues:
+    """This tells whom the CPUs of one kernel run.
+
+    All of it changes a thousand times a second: who is not seen here is not therefore absent, and
+    what cannot be followed in one moment is no gap.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+        per_cpu: finds each CPU's own.
+
+    Raises:
+        SymbolsError: the profile lacks what this needs, or describes no possible layout.
+    """
+
+    def __init__(self, space: AddressSpace, symbols: Symbols, per_cpu: PerCpu) -> None:
+        self._space = space
+        self._symbols = symbols
+        self._per_cpu = per_cpu
+        self._read_pointer = space.unpacker(_POINTER)
+        self._node = field_offset(symbols, "task_struct", "se")
+        self._node += field_offset(symbols, "sched_entity", "group_node")
+        self._shape = ListShape(
+            "rq.cfs_tasks",
+            self._node,
+            compile_reader(space, (self._node, "Q"), (self._node + 8, "Q")),
+            lambda task, _: task,
+            _MAX_QUEUED,
+        )
+        self._queue = self._member("rq", "cfs_tasks")
+        self._loaded = self._member("tlb_state", "loaded_mm")
+        self._owner = self._member("mm_struct", "owner")
+
+    def running(self) -> list[int]:
+        """These are the addresses of the tasks that CPUs run, and of those that wait to stop them."""
+        return [
+            task
+            for queue in self._each("runqueues")
+            for name in ("curr", "stop")
+            for task in self._pointed(queue, self._member("rq", name))
+        ]
+
+    def idle(self) -> set[int]:
+        """These are the addresses of the tasks that run where there is nothing to do."""
+        offset = self._member("rq", "idle")
+        return {task for queue in self._each("runqueues") for task in self._pointed(queue, offset)}
+
+    def queued(self) -> list[int]:
+        """These are the addresses of the tasks that the fair scheduler has to run."""
+        found: list[int] = []
+        for queue in self._each("runqueues") if self._queue is not None else ():
+            try:
+                found += walk_list(self._space, Va(queue + (self._queue or 0)), self._shape).rows
+            except WalkFailed:
+                continue
+        return found
+
+    def loaded(self) -> list[int]:
+        """These are the addresses of the tasks whose page tables CPUs have loaded."""
+        found: list[int] = []
+        for state in self._each("cpu_tlbstate"):
+            for mm in self._pointed(state, self._loaded):
+                found += self._pointed(mm, self._owner)
+        return found
+
+    def _pointed(self, at: int, offset: int | None) -> list[int]:
+        """This is what a member points to, if there is such a member and it points anywhere."""
+        if offset is None:
+            return []
+        try:
+            value = int(self._read_pointer(at + offset)[0])
+        except MemoryFault:
+            return []
+        return [value] if value >= _KERNEL_HALF else []
+
+    def _member(self, struct: str, name: str) -> int | None:
+        found = self._symbols.find_field(struct, (name,))
+        return None if found is None else found.offset
+
+    def _each(self, variable: str) -> Iterator[int]:
+        """This iterates where each CPU's own copy of a variable lies."""
+        for cpu in self._per_cpu.cpus():
+            try:
+                yield self._per_cpu.address(variable, cpu)
+            except (SymbolsError, MemoryFault):
+                return

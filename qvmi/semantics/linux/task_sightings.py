@@ -1,0 +1,96 @@
+"""Tasks by every structure that leads to them, so that who is cut out of some is seen in the others."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from qvmi.errors import MemoryFault, WalkFailed
+from qvmi.semantics.guest_os import Gap, Process, Thread
+from qvmi.semantics.linux.list import Implausible, ListWalk
+from qvmi.semantics.linux.pid import PidNamespaces, PidTable
+from qvmi.semantics.linux.run_queue import RunQueues
+from qvmi.semantics.linux.task_family import TaskFamily
+from qvmi.semantics.linux.task_life import LivingTasks
+from qvmi.semantics.linux.task_slab import TaskSlabs
+from qvmi.semantics.rows.sightings import TaskSighting, TaskView
+
+__all__ = ["TaskSightings"]
+
+_IDLE: Final = 0
+"""The pid of what runs where there is nothing to do: no list has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSightings:
+    """This asks each structure of one kernel for tasks.
+
+    Args:
+        pids: the initial pid namespace.
+        namespaces: the others.
+        family: who is whose child.
+        queues: what the CPUs do.
+        slabs: what tasks are made in; None where the kernel does not tell.
+        living: tells whether there is a task.
+    """
+
+    pids: PidTable
+    namespaces: PidNamespaces
+    family: TaskFamily
+    queues: RunQueues
+    slabs: TaskSlabs | None
+    living: LivingTasks
+
+    def walk(self) -> ListWalk[TaskSighting]:
+        """This lists tasks, each once for each structure that leads to it.
+
+        Of the list of processes, which is a question of its own, it lists nothing.
+        """
+        result: ListWalk[TaskSighting] = ListWalk()
+        by_pid = self.pids.threads()
+        _add(result, TaskView.PIDS, by_pid)
+        try:
+            family, threads = self.family.descendants()
+        except WalkFailed as error:
+            result.gaps.append(Gap(TaskView.CHILDREN, None, str(error)))
+        else:
+            _add(result, TaskView.CHILDREN, family)
+            _add(result, TaskView.THREADS, threads)
+        members = {row.address: row for row in by_pid.rows.values()}
+        _add(result, TaskView.INNER_PIDS, self.namespaces.processes(members.values()))
+        self._add_of_cpus(result)
+        self._add_of_slabs(result)
+        return result
+
+    def _add_of_cpus(self, result: ListWalk[TaskSighting]) -> None:
+        queues, at = self.queues, self.living.at
+        for view, found in (
+            (TaskView.RUNNABLE, queues.queued()),
+            (TaskView.RUNNING, queues.running()),
+            (TaskView.LOADED, queues.loaded()),
+        ):
+            rows = [row for row in at(found) if row.pid != _IDLE]
+            _add(result, view, ListWalk({row.address: row for row in rows}))
+
+    def _add_of_slabs(self, result: ListWalk[TaskSighting]) -> None:
+        if self.slabs is None:
+            return
+        idle = self.queues.idle()
+        found: ListWalk[Thread] = ListWalk()
+        try:
+            addresses = [one for one in self.slabs.objects() if one not in idle]
+        except (MemoryFault, Implausible) as error:
+            result.gaps.append(Gap(TaskView.SLAB, None, str(error)))
+            return
+        found.rows.update((row.address, row) for row in self.living.at(addresses))
+        _add(result, TaskView.SLAB, found)
+
+
+def _add(
+    result: ListWalk[TaskSighting], view: TaskView, found: ListWalk[Process] | ListWalk[Thread]
+) -> None:
+    """This adds what one structure leads to."""
+    for row in found.rows.values():
+        result.rows[len(result.rows)] = TaskSighting(
+            view, row.pid, row.tgid, row.state, row.name, row.address, row.start_time_s
+        )
+    result.gaps.extend(found.gaps)
+    result.retries += found.retries
