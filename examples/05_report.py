@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from report_page import HEAD, table, text, timeline
-
 import qvmi
+from qvmi.cli.report_page import head, table, text, timeline
 
 QUESTIONS = ("processes", "command_lines", "sockets", "mounts", "modules", "open_files", "log")
 Triage = tuple[list[tuple[str, int, str]], list[qvmi.Gap]]
@@ -29,7 +28,7 @@ def page(
     findings, unseen = triage
     taken, uptime_s = listings[0].provenance, round(facts.uptime_s or 0)
     at = datetime.fromtimestamp(taken.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    yield HEAD.replace("{title}", text(f"{facts.os} {facts.release} in {source}"))
+    yield head(f"{facts.os} {facts.release} in {source}")
     yield f"<p>{text(facts.banner)}</p><p>{taken.taken} at {at}, up {timedelta(seconds=uptime_s)}</p>"
     links = (f'<a href="#{name}">{name.replace("_", " ")}</a>' for name in ("timeline", *QUESTIONS))
     yield f'<nav><a href="#findings">findings</a> {" ".join(links)}</nav>'

@@ -12,6 +12,7 @@ from qvmi.cli.gateway_command import GATEWAY
 from qvmi.cli.kernel_commands import KERNEL_COMMANDS
 from qvmi.cli.listing_commands import LISTING_COMMANDS
 from qvmi.cli.pack_commands import PACK_COMMANDS
+from qvmi.cli.respond_command import RESPOND
 from qvmi.cli.scan_command import SCAN
 from qvmi.cli.words import PACKS
 
@@ -217,6 +218,10 @@ COMMANDS: Final = (
                 "qvmi --qmp /run/vm/qmp.sock watch --load ./my-pack --policy policy.toml",
                 "others too",
             ),
+            (
+                "qvmi --qmp /run/vm/qmp.sock watch --playbook book.toml --policy policy.toml",
+                "what would be done about it? --respond does it",
+            ),
         ),
         Needs.GUEST,
         "qvmi.cli.watching:watch",
@@ -224,6 +229,7 @@ COMMANDS: Final = (
         why_no_dump="nothing happens in a dump any more",
     ),
     EVENTS,
+    RESPOND,
     *PACK_COMMANDS,
     GATEWAY,
     Command(

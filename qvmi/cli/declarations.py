@@ -385,11 +385,22 @@ def watch(parser: ArgumentParser) -> None:
         "--state",
         metavar="FOLDER",
         type=values.given,
-        help="what is kept for the next run, such as which alerts stand; a manager has a usual one:"
-        " /var/lib/qvmi of root's, else ~/.local/state/qvmi",
+        help="for what is kept, as which alerts stand; of a manager and of --respond /var/lib/qvmi of"
+        " root's, else ~/.local/state/qvmi",
     )
     parser.add_argument(
         "--log", metavar="FILE", type=values.given, help="append every message, as lines of JSON"
+    )
+    parser.add_argument(
+        "--playbook",
+        metavar="FILE",
+        type=values.given,
+        help="what alerts lead to; it is only told what would be done, unless",
+    )
+    parser.add_argument(
+        "--respond",
+        action="store_true",
+        help="do it, as far as [codepacks.response] of the policy grants it",
     )
     parser.add_argument(
         "--allow-unproven-isolation",

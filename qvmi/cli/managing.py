@@ -1,6 +1,6 @@
 """Watching with codepacks in processes of their own: what the command makes of the manager."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from qvmi.codepacks.manifest import Manifest
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
+from qvmi.manager.companion import Companion
 from qvmi.manager.manager import manage
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.manager.proven_isolation import examined
@@ -29,6 +30,8 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
     policies: Policies,
     state: str | None,
     allow_unproven: bool,
+    companions: Sequence[Companion] = (),
+    asked: Collection[str] = (),
 ) -> AsyncIterator[AsyncIterator[Message]]:
     """This has the manager run codepacks as processes for as long as the block lasts.
 
@@ -39,9 +42,14 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
     if not isinstance(machine, Machine):
         raise UsageError("codepacks in processes of their own watch a live machine")
     specs = [
-        PackSpec.of_manifest(one, policies.of(one.name), interval_s=interval_s) for one in own
+        PackSpec.of_manifest(
+            one, policies.of(one.name), interval_s=interval_s, answers=one.name in asked
+        )
+        for one in own
     ] + [
-        PackSpec.of_manifest(manifest, policies.of(manifest.name), code=pack)
+        PackSpec.of_manifest(
+            manifest, policies.of(manifest.name), code=pack, answers=manifest.name in asked
+        )
         for pack in others
         for manifest in [pack.folder.manifest]
     ]
@@ -51,6 +59,7 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
         state=None if state is None else Path(state),
         isolation=examined(machine),
         allow_unproven=allow_unproven,
+        companions=companions,
     ) as manager:
         output.message(manager.fleet.jail.in_words)
         for caveat in manager.fleet.caveats:

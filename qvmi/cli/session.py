@@ -138,11 +138,12 @@ async def _ask_machine(request: Request, handler: Callable[..., Any], output: Ou
 
     options = request.options
     policy = OBSERVE.plus(*map(Grant, request.command.grants))
+    may_write = request.arguments.get("may_write") or request.arguments.get("respond")
     async with attach(
         _address(options),
         isf=None if options.isf is None else Path(options.isf),
         gdb=options.gdb,
-        policy=policy.plus(Grant.WRITE) if request.arguments.get("may_write") else policy,
+        policy=policy.plus(Grant.WRITE) if may_write else policy,
         use_cache=options.use_cache,
         discover=request.command.needs is Needs.GUEST,
         timeout_s=options.timeout_s or ATTACH_TIMEOUT_S,

@@ -14,6 +14,7 @@ from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Observation
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import UsageError
+from qvmi.manager.response.records import HOLDER, RESPONSE, Record
 
 __all__ = ["WatchReport", "observed"]
 
@@ -35,6 +36,7 @@ class WatchReport:
             STATUS: self._status,
             AlertState.RAISED: self._alert,
             AlertState.CLEARED: self._alert,
+            RESPONSE: self._response,
         }
         self._standing: dict[str, int] = {}
         self._is_file_full = False
@@ -56,7 +58,9 @@ class WatchReport:
 
     def add(self, message: Message) -> None:
         """This takes in a message and prints it at once."""
-        lines = self._readers[message.kind](message) if message.kind in self._readers else []
+        said = self._said if message.codepack == HOLDER else None
+        reader = self._readers.get(message.kind, said)
+        lines = [] if reader is None else reader(message)
         if self._output.json:
             self._output.document(msgspec.json.decode(message.to_json()))  # as it was on the bus
         else:
@@ -77,6 +81,13 @@ class WatchReport:
             self._is_file_full = True
         else:
             self._is_file_full = False
+
+    def _response(self, message: Message) -> list[str]:
+        return [message.read_body(Record).in_words]
+
+    def _said(self, message: Message) -> list[str]:
+        """This is a message that a playbook has asked for."""
+        return [str(message.body.get("text", ""))]
 
     def _status(self, message: Message) -> list[str]:
         status = message.read_body(Status)

@@ -3,10 +3,15 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from qvmi import __version__
 from qvmi.bus.broker import find_mosquitto, mosquitto
@@ -16,9 +21,18 @@ from qvmi.bus.mqtt import broker_at
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
+from qvmi.cli.responding import Response, Wishes, responding
 from qvmi.cli.stop_signal import stop_signal
 from qvmi.cli.watch_report import WatchReport
-from qvmi.cli.words import GATEWAY_HOLDER, HERE, PACK_GROUPS, PACKS, PROCESS, USUAL_PACKS
+from qvmi.cli.words import (
+    GATEWAY_HOLDER,
+    HERE,
+    PACK_GROUPS,
+    PACKS,
+    PROCESS,
+    RESPONSE_HOLDER,
+    USUAL_PACKS,
+)
 from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.container_escape import ContainerEscape
@@ -93,6 +107,8 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     state: str | None = None,
     allow_unproven_isolation: bool = False,
     log: str | None = None,
+    playbook: str | None = None,
+    respond: bool = False,
 ) -> ExitCode:
     """This watches until Ctrl-C, until the time is up, or until the machine is gone.
 
@@ -115,16 +131,16 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
         _warn_of_unmatched(output, policy, policies, others)
     if only:
         own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
-    manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
-    names = [manifest.name for manifest in manifests]
-    report = WatchReport(output, names)
+    chosen = _Chosen.of(own, others, policies, interval)
+    report = WatchReport(output, chosen.names)
     try:
         with _opened_log(log) as file, stop_signal() as stop:
             report.file = file
-            await require_fitting(machine, manifests)
-            chosen = _Chosen(own, others, manifests, policies, interval)
-            async with _opened(machine, output, chosen, placed) as messages:
-                output.message(f"watching {machine.address}: {', '.join(names)}; Ctrl-C ends it")
+            await require_fitting(machine, chosen.manifests)
+            wishes = Wishes(playbook, respond, state)
+            async with _responded(machine, output, chosen, placed, report, wishes) as messages:
+                names = ", ".join(chosen.names)
+                output.message(f"watching {machine.address}: {names}; Ctrl-C ends it")
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
         if not report.found_anything:
@@ -168,9 +184,49 @@ class _Chosen:
     policies: Policies
     interval_s: float | None
 
+    @classmethod
+    def of(
+        cls,
+        own: Sequence[str],
+        others: Sequence[VerifiedPack],
+        policies: Policies,
+        interval_s: float | None,
+    ) -> Self:
+        """This is qvmi's own by their names, and others."""
+        manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
+        return cls(own, others, manifests, policies, interval_s)
+
+    @property
+    def names(self) -> list[str]:
+        """These are the names of all."""
+        return [manifest.name for manifest in self.manifests]
+
+
+@asynccontextmanager
+async def _responded(
+    machine: WatchedMachine,
+    output: Output,
+    chosen: _Chosen,
+    placed: _Placement,
+    report: WatchReport,
+    wishes: Wishes,
+) -> AsyncIterator[AsyncIterator[Message]]:
+    """This runs codepacks, and acts on their alerts as was wished, for as long as the block lasts."""
+    async with (
+        responding(
+            machine, output, report.add, wishes, policies=chosen.policies, packs=chosen.names
+        ) as response,
+        _opened(machine, output, chosen, placed, response) as messages,
+    ):
+        yield response.heard(messages)
+
 
 def _opened(
-    machine: WatchedMachine, output: Output, chosen: _Chosen, placed: _Placement
+    machine: WatchedMachine,
+    output: Output,
+    chosen: _Chosen,
+    placed: _Placement,
+    response: Response,
 ) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
     """This runs codepacks where they are to run, for as long as a block lasts."""
     if placed.process:
@@ -185,6 +241,8 @@ def _opened(
             policies=chosen.policies,
             state=placed.state,
             allow_unproven=placed.allow_unproven,
+            companions=response.companions,
+            asked=response.asked,
         )
     running = [
         PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
@@ -197,6 +255,8 @@ def _opened(
         bus=placed.bus,
         management={one.name: one.management for one in chosen.manifests},
         state=None if placed.state is None else Path(placed.state),
+        companions=response.companions,
+        asked=response.asked,
     )
 
 
@@ -204,7 +264,7 @@ def _warn_of_unmatched(
     output: Output, path: str, policies: Policies, others: Sequence[VerifiedPack]
 ) -> None:
     """This tells of tables that are of nobody here: the name is misspelt, or is loaded another time."""
-    known = (*PACKS, *(one.folder.manifest.name for one in others), GATEWAY_HOLDER)
+    known = (*PACKS, *(one.folder.manifest.name for one in others), GATEWAY_HOLDER, RESPONSE_HOLDER)
     for name, meant in policies.unmatched(known).items():
         words = f"{path}: [codepacks.{name}] is of no codepack that is here{meant}"
         output.message(words)

@@ -11,6 +11,7 @@ __all__ = [
     "PACK_GROUPS",
     "PLACEMENTS",
     "PROCESS",
+    "RESPONSE_HOLDER",
     "SHELLS",
     "USUAL_PACKS",
 ]
@@ -32,6 +33,9 @@ health gives no reason to speak."""
 
 GATEWAY_HOLDER: Final = "gateway"
 """What a policy file calls the clients of a gateway."""
+
+RESPONSE_HOLDER: Final = "response"
+"""What a policy file calls whoever acts on alerts."""
 
 HERE: Final = "here"
 PROCESS: Final = "process"

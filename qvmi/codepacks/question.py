@@ -11,17 +11,15 @@ from typing import Final, Self
 import msgspec
 
 from qvmi.bus.bus import Bus
+from qvmi.bus.message import Message
 from qvmi.bus.topic import Topic
 from qvmi.codepacks.codepack import Finding
-from qvmi.errors import BadMessage, RequestTimeout
+from qvmi.errors import BadMessage, BusError, BusRefused, RequestTimeout
 
 __all__ = ["ConfirmAnswer", "ConfirmQuestion", "Confirmation", "ask_for"]
 
-MAX_ATTEMPTS: Final = 4
-"""How often a question is asked within its deadline."""
-
-MIN_PATIENCE_S: Final = 1.0
-"""How long an answer is waited for at least before it is asked again: a look may take as long."""
+FIRST_PAUSE_S: Final = 1.0
+"""Until a question is asked again; then twice as long each time, a dozen times in an hour at most."""
 
 
 class Confirmation(StrEnum):
@@ -87,22 +85,57 @@ async def ask_for(
     Raises:
         RequestTimeout: there was no answer in time.
         BadMessage: what was answered is none.
-        BusError: the bus was lost.
+        BusRefused: it may not be asked.
     """
-    patience_s = max(deadline_s / MAX_ATTEMPTS, MIN_PATIENCE_S)
     body: dict[str, object] = msgspec.to_builtins(question)
     try:
         async with asyncio.timeout(deadline_s):
-            while True:
-                try:
-                    asked = await bus()
-                    reply = await asked.request(topic, body, deadline_s=patience_s)
-                    break
-                except RequestTimeout:
-                    continue
+            reply = await _first_reply(bus, topic, body, deadline_s=deadline_s)
     except TimeoutError:
         raise RequestTimeout(topic.text, deadline_s) from None
     try:
         return msgspec.convert(reply.body, ConfirmAnswer, strict=True)
     except msgspec.ValidationError as error:
         raise BadMessage(f"no answer to a question: {error}") from error
+
+
+async def _first_reply(
+    bus: Callable[[], Awaitable[Bus]], topic: Topic, body: dict[str, object], *, deadline_s: float
+) -> Message:
+    """This is the first reply to a question that is asked again and again, less and less often."""
+    loop = asyncio.get_running_loop()
+    ends, pause_s = loop.time() + deadline_s, FIRST_PAUSE_S
+    asking: set[asyncio.Task[Message]] = set()
+    try:
+        while True:
+            request = (await bus()).request(topic, body, deadline_s=max(ends - loop.time(), 0.001))
+            asking.add(asyncio.create_task(request, name="qvmi-question"))
+            again = loop.time() + pause_s
+            while asking and (left_s := again - loop.time()) > 0:
+                done, asking = await asyncio.wait(
+                    asking, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                for one in done:
+                    if (reply := _reply_of(one)) is not None:
+                        return reply
+            await asyncio.sleep(again - loop.time())
+            pause_s *= 2
+    finally:
+        for one in asking:
+            one.cancel()
+        if asking:
+            await asyncio.wait(asking)
+
+
+def _reply_of(asked: "asyncio.Task[Message]") -> Message | None:
+    """This is what came of one request; None where it is to be asked again.
+
+    Raises:
+        BusRefused: it may not be asked.
+    """
+    try:
+        return asked.result()
+    except BusRefused:
+        raise
+    except BusError:
+        return None

@@ -47,6 +47,7 @@
     ├── QueryTimeout                  a query did not end in the time it was given
     ├── ScanFailed                    a scan of memory that came to no end
     ├── StaleView                     the guest was reset or replaced since the view was taken
+    ├── StepRefused                   a step of a response has nothing to be taken at, or not what was meant
     ├── IsolationNotProven            the watched machine may have a way to the bus: nothing is started
     ├── PolicyDenied                  an action without its grant
     ├── AuditFailed                   the audit log cannot be written or read: nothing was done
@@ -76,6 +77,7 @@ from qvmi.errors.actions import (
     QueryTimeout,
     ScanFailed,
     StaleView,
+    StepRefused,
     WriteFailed,
 )
 from qvmi.errors.base import (
@@ -185,6 +187,7 @@ __all__ = [
     "ScanFailed",
     "SocketUnreachable",
     "StaleView",
+    "StepRefused",
     "SymbolNotFound",
     "SymbolsError",
     "TranslationFault",

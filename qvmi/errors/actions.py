@@ -16,6 +16,7 @@ __all__ = [
     "QueryTimeout",
     "ScanFailed",
     "StaleView",
+    "StepRefused",
     "WriteFailed",
 ]
 
@@ -38,6 +39,10 @@ class IsolationNotProven(QvmiError):
 
 class PauseError(QvmiError):
     """The guest cannot be stopped safely, or not for as short a time as was promised."""
+
+
+class StepRefused(QvmiError):
+    """This step of a response is not taken: there is nothing to take it at, or it is not what was meant."""
 
 
 class NotWritable(QvmiError):

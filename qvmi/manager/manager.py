@@ -18,6 +18,7 @@ from qvmi.machine.machine import Machine
 from qvmi.manager.accounts import consumer_account, throttle_account
 from qvmi.manager.alert_log import AlertLog
 from qvmi.manager.bus_service import BusService
+from qvmi.manager.companion import Companion
 from qvmi.manager.control_service import ControlService
 from qvmi.manager.fleet import Fleet, Identities, identities
 from qvmi.manager.home import Home, default_state_folder, share_socket
@@ -43,7 +44,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def manage(
+async def manage(  # noqa: PLR0913 - all but two have a default
     machine: Machine,
     packs: Sequence[PackSpec],
     *,
@@ -51,6 +52,7 @@ async def manage(
     state: Path | None = None,
     isolation: MakeCheck | None = None,
     allow_unproven: bool = False,
+    companions: Sequence[Companion] = (),
 ) -> AsyncIterator["Manager"]:
     """This runs codepacks, each in a process of its own, for as long as the block lasts.
 
@@ -64,6 +66,7 @@ async def manage(
         state: the folder for what is kept; None for the usual one.
         isolation: makes the check that the machine has no way to the bus; None proves nothing.
         allow_unproven: whether codepacks run though that is not proven.
+        companions: who else works on the bus meanwhile.
 
     Raises:
         IsolationNotProven: it is not, and that is not allowed.
@@ -79,7 +82,7 @@ async def manage(
     async with AsyncExitStack() as stack:
         who = stack.enter_context(identities(len(packs)))
         home = Home(state or default_state_folder(), name)
-        manager = Manager(machine, packs, home, who, vm=name)
+        manager = Manager(machine, packs, home, who, vm=name, companions=companions)
         await manager.open(stack, home)
         home.take_back((*who.of_packs, who.group))
         await manager.prepare(isolation, allowed=allow_unproven)
@@ -106,9 +109,17 @@ class Manager:
     """
 
     def __init__(
-        self, machine: Machine, packs: Sequence[PackSpec], home: Home, who: Identities, *, vm: str
+        self,
+        machine: Machine,
+        packs: Sequence[PackSpec],
+        home: Home,
+        who: Identities,
+        *,
+        vm: str,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self.vm = vm
+        self._companions = companions
         self.control = ControlService(machine, {spec.name: spec.policy for spec in packs})
         self.fleet = Fleet(machine, packs, home, who, vm=vm)
         self._machine = machine
@@ -153,6 +164,7 @@ class Manager:
         stack.push_async_callback(self._log.close)
         counting = throttle_account()
         own = [self._service.account, self._consumer, self._statuses.account, counting]
+        own += [companion.account for companion in self._companions]
         accounts = self.fleet.accounts
         self._broker = await stack.enter_async_context(mosquitto([*own, *accounts.all]))
         watched = accounts.all
@@ -193,6 +205,8 @@ class Manager:
             async with asyncio.TaskGroup() as group:
                 for name, one in work.items():
                     group.create_task(one, name=f"qvmi-manager-{name}")
+                for companion in self._companions:
+                    group.create_task(companion.run(channel), name="qvmi-companion")
                 group.create_task(self._run_packs(), name="qvmi-manager-packs")
         except ExceptionGroup as errors:
             raise first_of(errors) from None

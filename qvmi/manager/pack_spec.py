@@ -19,7 +19,7 @@ __all__ = ["MAX_RESTARTS", "PackSpec"]
 MAX_RESTARTS: Final = 5
 """Ends in a row after which something is wrong that another start does not mend."""
 
-_TAKEN: Final = frozenset({MANAGER, ALERTS, "watch"})
+_TAKEN: Final = frozenset({MANAGER, ALERTS, "watch", "response"})
 
 
 @dataclass(frozen=True, slots=True)

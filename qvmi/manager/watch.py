@@ -30,6 +30,7 @@ from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone
 from qvmi.machine.event_stream import EventSource
 from qvmi.machine.guest_watching import GuestWatching
 from qvmi.manager.accounts import throttle_account
+from qvmi.manager.companion import Companion
 from qvmi.manager.losses import TELL_S, loss_status
 from qvmi.manager.packs_here import WATCH, AnyRunner, PacksHere
 from qvmi.manager.runner_end import RunnerEnd
@@ -75,6 +76,7 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     state: Path | None = None,
     events: EventSource | None = None,
     asked: Collection[str] = (),
+    companions: Sequence[Companion] = (),
 ) -> AsyncIterator["Watch"]:
     """This runs codepacks against a machine for as long as the block lasts.
 
@@ -95,6 +97,7 @@ async def watch(  # noqa: PLR0913 - all but two have a default
         events: tells codepacks what happens in the guest; None for the machine itself, if it does.
         asked: names of codepacks that answer what they are asked, though they do not name that themselves;
             see `qvmi.codepacks.questions`.
+        companions: who else works on the bus meanwhile.
 
     Raises:
         BrokerUnavailable: no broker could be started; the message says what to do.
@@ -114,8 +117,9 @@ async def watch(  # noqa: PLR0913 - all but two have a default
     runners = here.runners(packs)
     looking = [runner for runner in runners.values() if isinstance(runner, Runner)]
     bell = EventBell(events or _events_of(machine), looking)
-    async with bus([reader, counting, *runners]) as channel:
-        documents = Watch(name, reader, runners, bell)
+    others = [companion.account for companion in companions]
+    async with bus([reader, counting, *runners, *others]) as channel:
+        documents = Watch(name, reader, runners, bell, companions)
         if isinstance(channel, Admission):
             documents.throttle = Throttle(
                 channel, counting, runners, changed=documents.note_throttled
@@ -142,9 +146,15 @@ class Watch:
     """
 
     def __init__(
-        self, vm: str, reader: Account, runners: Mapping[Account, AnyRunner], bell: EventBell
+        self,
+        vm: str,
+        reader: Account,
+        runners: Mapping[Account, AnyRunner],
+        bell: EventBell,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self._bell = bell
+        self._companions = companions
         self.vm = vm
         self.throttle: Throttle | None = None
         self._reader = reader
@@ -185,7 +195,7 @@ class Watch:
             throttling = asyncio.create_task(keeping, name="qvmi-throttle")
         try:
             with loop_watched(self._note_held_up):
-                await self._serve_until_gone(channel)
+                await self._serve_beside_companions(channel)
         finally:
             if throttling is not None:
                 throttling.cancel()
@@ -215,6 +225,20 @@ class Watch:
         error = None if serving.cancelled() else serving.exception()
         self._end = error if isinstance(error, Exception) else StopAsyncIteration()
         self._changed.set()
+
+    async def _serve_beside_companions(self, channel: Channel) -> None:
+        """This serves while companions work, who have connections of their own and outlive ours."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(one.run(channel), name="qvmi-companion")
+                    for one in self._companions
+                ]
+                await self._serve_until_gone(channel)
+                for one in beside:
+                    one.cancel()
+        except ExceptionGroup as errors:
+            raise first_of(errors) from None
 
     async def _serve_until_gone(self, channel: Channel) -> None:
         loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ EXAMPLES: Final = ROOT / "examples"
 LONGEST: Final = 60  # lines; what takes more belongs into the library
 PLAIN: Final = ("01_list_processes.py", "02_watch_modules.py")
 OF_A_DUMP_TOO: Final = ("04_triage.py", "05_report.py")
-RUN_BELOW: Final = {*PLAIN, "03_many_machines.py", *OF_A_DUMP_TOO, "report_page.py"}
+RUN_BELOW: Final = {*PLAIN, "03_many_machines.py", *OF_A_DUMP_TOO}
 NETWORK: Final = ("tcp", "tcp6", "udp", "udp6", "raw")
 TAGS: Final = {
     *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "nav", "a"),

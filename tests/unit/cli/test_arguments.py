@@ -26,6 +26,7 @@ LEAST = {
     "percpu": ["kstat"],
     "audit": ["verify", "a.log"],
     "pack": ["list"],
+    "respond": ["list"],
     "keys": ["list"],
     "read": ["linux_banner"],
     "translate": ["linux_banner"],

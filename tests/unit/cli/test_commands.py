@@ -18,7 +18,7 @@ DOCUMENTED = {
     *("info", "ps", "tree", "modules", "threads", "regs", "read", "translate", "symbol", "isf"),
     *("dump", "gdb", "drgn", "vol", "find", "watch", "completion", "audit", "doctor"),
     *("mounts", "files", "maps", "cmdline", "env", "log", "sockets", "stack", "type"),
-    *("pack", "keys", "gateway"),
+    *("pack", "keys", "gateway", "respond"),
     *("creds", "namespaces", "cgroups", "bpf", "percpu", "cached", "recover", "scan", "events"),
     *("disk", "flows"),
 }

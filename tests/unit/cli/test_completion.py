@@ -12,8 +12,8 @@ from qvmi.cli.words import SHELLS
 DEADLINE_S = 60
 NAMES = {command.name for command in COMMANDS}
 CASES = {
-    "qvmi re": {"regs", "read", "recover"},
-    "qvmi --qmp /x re": {"regs", "read", "recover"},
+    "qvmi re": {"regs", "read", "recover", "respond"},
+    "qvmi --qmp /x re": {"regs", "read", "recover", "respond"},
     "qvmi --json --timeout 3 tr": {"translate", "tree"},
     "qvmi regs --v": {"--vcpu"},
     "qvmi ps --v": set[str](),

@@ -1,0 +1,1 @@
+"""Coordinated response: alerts lead to action, as a playbook says."""

@@ -1,0 +1,93 @@
+"""Which bytes of the kernel's tables evidence says were changed, and whether they may be written back.
+
+Two observations at one address disagree: one in which the thing that was found is present holds the bytes
+that lie there, another in which it is absent those that should. A codepack may lie in both. So they are
+written only where a table of system calls or interrupts is, and only what leads into the kernel's own code.
+
+References: Linux arch/x86/include/asm/desc_defs.h (``struct gate_struct``); kernel/kallsyms.c (``_stext``,
+``_etext``).
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from qvmi.addr import Va
+from qvmi.codepacks.codepack import Finding
+
+__all__ = ["Repair", "problem_of", "repairs"]
+
+_ENTRY: Final = struct.Struct("<Q")
+_GATE: Final = struct.Struct("<HHHHII")
+_TABLE_BYTES: Final = 4096
+"""Of a table that is looked into: 256 gates, or 512 system calls of 8 bytes; kernels have fewer."""
+
+_TABLES: Final = {
+    "sys_call_table": _ENTRY.size,
+    "x32_sys_call_table": _ENTRY.size,
+    "ia32_sys_call_table": _ENTRY.size,
+    "compat_sys_call_table": _ENTRY.size,
+    "idt_table": _GATE.size,
+}
+"""Tables of what the kernel calls, with the size of an entry in bytes."""
+
+Find = Callable[[str], Va | None]
+"""Gives the address of a symbol of the kernel; None where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """This is an entry of a table to be written back.
+
+    Args:
+        address: of the entry.
+        there: what lies there, as the evidence has it.
+        wanted: what should.
+    """
+
+    address: Va
+    there: bytes
+    wanted: bytes
+
+
+def repairs(finding: Finding) -> tuple[Repair, ...]:
+    """These are the entries that a finding's evidence tells how to write back."""
+    should = {
+        (one.address, len(one.data)): one.data
+        for one in finding.evidence
+        if not one.present and one.data and one.address is not None
+    }
+    return tuple(
+        Repair(one.address, bytes.fromhex(one.data), bytes.fromhex(wanted))
+        for one in finding.evidence
+        if one.present and one.address is not None
+        for wanted in [should.get((one.address, len(one.data)), one.data)]
+        if wanted != one.data
+    )
+
+
+def problem_of(repair: Repair, find: Find) -> str:
+    """This is why an entry is not to be written back; empty where it is."""
+    for name, size in _TABLES.items():
+        start = find(name)
+        if start is None or not start <= repair.address < start + _TABLE_BYTES:
+            continue
+        offset = repair.address - start
+        if offset % size or len(repair.wanted) != size:
+            return f"{repair.address:#x} is within {name}, but no whole entry of it"
+        begin, end = find("_stext"), find("_etext")
+        target = _target(repair.wanted)
+        if begin is None or end is None or not begin <= target < end:
+            return f"what is to be written leads to {target:#x}, which is not the kernel's own code"
+        return ""
+    return f"{repair.address:#x} is in no table of system calls or interrupts"
+
+
+def _target(entry: bytes) -> int:
+    """This is where an entry leads."""
+    if len(entry) == _ENTRY.size:
+        target: int = _ENTRY.unpack(entry)[0]
+        return target
+    low, _, _, middle, high, _ = _GATE.unpack(entry)
+    return int(low | middle << 16 | high << 32)

@@ -1,0 +1,145 @@
+"""A machine's NICs and disks by QMP: which there are, their links, and snapshots.
+
+References: QEMU ``qapi/net.json`` (``set_link``), ``net/net.c`` (``hmp_info_network``,
+``print_net_client``, ``qmp_set_link``), ``qapi/block-core.json`` (``query-block``,
+``blockdev-snapshot-internal-sync``, ``blockdev-snapshot-sync``,
+``blockdev-snapshot-delete-internal-sync``), 7.2.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from qvmi.errors import QmpProtocolError
+from qvmi.qmp.monitor import Monitor
+
+__all__ = [
+    "MAX_DEVICES",
+    "DiskNode",
+    "delete_snapshot",
+    "disk_nodes",
+    "nics",
+    "overlay",
+    "parse_nics",
+    "set_link",
+    "snapshot",
+]
+
+MAX_DEVICES: Final = 256
+"""NICs or disks of one machine; PCI has room for fewer on a bus."""
+
+SNAPSHOT_S: Final = 60.0
+"""Longest time for one snapshot, which writes out what QEMU holds of the disk."""
+
+_NIC: Final = re.compile(r"(?:^|\s)([^\s:]+): index=\d+,type=nic,")
+"""Behind ``hub0port1: `` where it is plugged into one of QEMU's own hubs."""
+_KEEPS_SNAPSHOTS: Final = frozenset({"qcow2"})
+"""Formats whose driver has ``bdrv_snapshot_create`` and that a running guest writes to in practice."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNode:
+    """This is what a disk that is written to reads and writes.
+
+    Args:
+        device: QEMU's name of the disk; empty where it has none.
+        node: the name of its block node.
+        format: such as ``qcow2``.
+    """
+
+    device: str
+    node: str
+    format: str
+
+    @property
+    def keeps_snapshots(self) -> bool:
+        """This tells whether a snapshot can lie in the image itself."""
+        return self.format in _KEEPS_SNAPSHOTS
+
+    def is_called(self, name: str) -> bool:
+        """This tells whether the name is the disk's or its node's."""
+        return bool(name) and name in (self.device, self.node)
+
+
+class _Inserted(msgspec.Struct, frozen=True, rename="kebab"):
+    drv: str
+    ro: bool
+    node_name: str = ""
+
+
+class _Block(msgspec.Struct, frozen=True):
+    device: str
+    inserted: _Inserted | None = None
+
+
+async def nics(monitor: Monitor) -> tuple[str, ...]:
+    """These are the names of the NICs that the guest has, in QEMU's order.
+
+    Raises:
+        QmpProtocolError: there are too many to be true.
+    """
+    return parse_nics(await monitor.hmp("info network"))
+
+
+def parse_nics(printed: str) -> tuple[str, ...]:
+    """This reads the answer to ``info network``.
+
+    Raises:
+        QmpProtocolError: there are too many NICs to be true.
+    """
+    names = tuple(dict.fromkeys(_NIC.findall(printed)))  # one line for each queue
+    if len(names) > MAX_DEVICES:
+        raise QmpProtocolError("info network", f"{len(names)} NICs")
+    return names
+
+
+async def set_link(monitor: Monitor, name: str, *, up: bool) -> None:
+    """This plugs the cable of a NIC in, or out; the guest is told, and nothing passes any more."""
+    await monitor.execute("set_link", {"name": name, "up": up})
+
+
+async def disk_nodes(monitor: Monitor) -> tuple[DiskNode, ...]:
+    """These are the disks that have a medium and may write to it.
+
+    Raises:
+        QmpProtocolError: the answer has another form.
+    """
+    value = await monitor.execute("query-block")
+    try:
+        found = msgspec.convert(value, tuple[_Block, ...])
+    except msgspec.ValidationError as error:
+        raise QmpProtocolError("query-block", str(error)) from error
+    if len(found) > MAX_DEVICES:
+        raise QmpProtocolError("query-block", f"{len(found)} disks")
+    return tuple(
+        DiskNode(one.device, one.inserted.node_name, one.inserted.drv)
+        for one in found
+        if one.inserted is not None and not one.inserted.ro
+    )
+
+
+async def snapshot(monitor: Monitor, disk: DiskNode, name: str) -> None:
+    """This keeps how a disk is, in its own image."""
+    arguments = {"device": disk.device or disk.node, "name": name}
+    await monitor.execute("blockdev-snapshot-internal-sync", arguments, timeout_s=SNAPSHOT_S)
+
+
+async def delete_snapshot(monitor: Monitor, device: str, name: str) -> None:
+    """This gives up what :func:`snapshot` has kept."""
+    arguments = {"device": device, "name": name}
+    await monitor.execute("blockdev-snapshot-delete-internal-sync", arguments, timeout_s=SNAPSHOT_S)
+
+
+async def overlay(monitor: Monitor, disk: DiskNode, path: Path, node: str) -> None:
+    """This leaves a disk's image as it is from now on: QEMU makes a file for what is written."""
+    arguments = {
+        "node-name": disk.node,
+        "snapshot-file": str(path),
+        "snapshot-node-name": node,
+        "format": "qcow2",
+        "mode": "absolute-paths",
+    }
+    await monitor.execute("blockdev-snapshot-sync", arguments, timeout_s=SNAPSHOT_S)

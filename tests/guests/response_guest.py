@@ -1,0 +1,122 @@
+"""A guest with a NIC and a disk, and a watch of it that acts: what the tests of responses share."""
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.command_line import QVMI, environment
+from tests.guests.lab import Guest, GuestConfig
+from tests.repository.tree import ROOT
+
+__all__ = ["CONFIG", "Acting", "acting", "carrier", "documented", "plugged", "snapshots"]
+
+CONFIG: Final = GuestConfig("6.1", "pc")
+"""NICs and disks can be plugged into this machine while it runs."""
+
+_MODULES: Final = (
+    *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
+    *("failover", "net_failover", "virtio_net"),
+)
+_LOOKS: Final = 600
+"""Of 0.1 s each in the guest, for a card to appear."""
+
+
+def plugged(guest: Guest, folder: Path) -> Path:
+    """This plugs in a NIC and a disk whose image keeps snapshots, and gives the image."""
+    image = folder / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "8M"], check=True)
+    for module in _MODULES:
+        guest.run(f"modprobe {module} 2>/dev/null || true")
+        guest.ask(f"load {module}")
+    monitor = guest.monitor
+    for line in ('netdev_add "user,id=wire"', "device_add virtio-net-pci,netdev=wire,id=nic0"):
+        said = monitor.human(line)
+        assert said == "", said
+    monitor.execute(
+        "blockdev-add",
+        driver="qcow2",
+        **{"node-name": "disk0", "file": {"driver": "file", "filename": str(image)}},
+    )
+    monitor.execute("device_add", driver="virtio-blk-pci", drive="disk0", id="disk")
+    loop = "i=0; until [ -e /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); "
+    said_in_guest = guest.run(f"{loop} [ $i -lt {_LOOKS} ] || break; done; echo $i")
+    assert int(said_in_guest) < _LOOKS
+    guest.run("ip link set eth0 up")
+    return image
+
+
+def carrier(guest: Guest) -> str:
+    """This is whether the guest's own kernel sees the NIC's link: 1 or 0."""
+    return guest.run("cat /sys/class/net/eth0/carrier").decode().strip()
+
+
+def snapshots(image: Path) -> list[str]:
+    """These are the names of the snapshots in an image, by qemu-img."""
+    command = ["qemu-img", "info", "-U", "--output", "json", str(image)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return [one["name"] for one in told.get("snapshots", ())]
+
+
+def documented(folder: Path) -> tuple[Path, Path]:
+    """These are the playbook and the policy of docs/response.md, with evidence in another folder."""
+    book, policy = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs/response.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    places = folder / "book.toml", folder / "policy.toml"
+    assert "/var/lib/qvmi/evidence" in book
+    places[0].write_text(book.replace("/var/lib/qvmi/evidence", str(folder / "evidence")))
+    places[1].write_text(policy)
+    return places
+
+
+@dataclass(slots=True)
+class Acting:
+    """This is a watch that runs."""
+
+    process: "subprocess.Popen[str]"
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """This reads what the watch says until it says what is wanted."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(json.loads(line))
+            if wanted(self.said[-1]):
+                return self.said[-1]
+        raise AssertionError(f"the watch ended: {self.said}")
+
+    def until_step(self, number: int) -> dict[str, Any]:
+        """This reads until a step is told of."""
+        message = self.until(
+            lambda one: one["kind"] == "response" and one["body"]["step"] == number
+        )
+        body: dict[str, Any] = message["body"]
+        return body
+
+    @property
+    def steps(self) -> list[tuple[str, str]]:
+        """These are the steps that were told of, each with what became of it."""
+        bodies = (one["body"] for one in self.said if one["kind"] == "response")
+        return [(one["word"], one["outcome"]) for one in bodies if one["step"]]
+
+
+@contextmanager
+def acting(guest: Guest, *words: str) -> Iterator[Acting]:
+    """This watches with ``--json`` for as long as the block lasts, and ends it by Ctrl-C."""
+    command = (*QVMI, "--qmp", guest.qmp, "--json", "watch", "--interval", "0.2", *words)
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            watch = Acting(process)
+            watch.until(lambda one: one["kind"] == "status" and one["body"]["sight"] == "full")
+            yield watch
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=100)

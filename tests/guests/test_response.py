@@ -1,0 +1,615 @@
+"""What alerts lead to, on real guests: the links, dumps, snapshots and evidence, and who may."""
+
+import asyncio
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import qvmi
+from qvmi.addr import Va
+from qvmi.bus.local import in_process
+from qvmi.bus.message import Message
+from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.codepack import Codepack, Finding, Observation, Severity
+from qvmi.codepacks.confirmation import Confirmed
+from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.manager.isolation_watch import IsolationVerdict
+from qvmi.manager.manager import manage
+from qvmi.manager.pack_spec import PackSpec
+from qvmi.manager.response.journal import Journal, Undo
+from qvmi.manager.response.playbook_file import parse_playbooks
+from qvmi.manager.response.records import RESPONSE, Outcome, Record
+from qvmi.manager.response.responder import Responder
+from qvmi.manager.response.scene import ReportMaker, Story
+from qvmi.manager.watch import watch
+from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import OBSERVE, Grant, Policy
+from qvmi.semantics.guest_os import GuestOS
+from qvmi.view import Provenance, Taken
+from tests.asynchronous import asynchronous, until
+from tests.command_line import qvmi as qvmi_command
+from tests.guests.bare_qemu import BareQemu, bare_qemu
+from tests.guests.lab import Guest, Lab
+from tests.guests.pool import GuestPool
+from tests.guests.response_guest import CONFIG, acting, carrier, documented, plugged, snapshots
+from tests.guests.rootkit import hide_process, show_process
+from tests.repository.tree import ROOT
+
+WAIT_S = 100.0
+STEPS = ("nic-down", "pause", "dump", "disk-snapshot", "resume", "evidence", "message")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="qvmi-response-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def guest(lab: Lab) -> Iterator[Guest]:
+    with ExitStack() as stack:
+        yield GuestPool(lab, stack).restore(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def image(guest: Guest, folder: Path) -> Path:
+    """This is the disk of the guest, which has a NIC, too."""
+    return plugged(guest, folder)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """This is an empty folder, which other users' processes can reach."""
+    with tempfile.TemporaryDirectory(prefix="qvmi-response-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+def test_a_dry_run_says_all_steps_and_changes_nothing(
+    guest: Guest, image: Path, place: Path
+) -> None:
+    book, policy = documented(place)
+    hidden = hide_process(guest, "httpd")
+    try:
+        words = ("--playbook", str(book), "--policy", str(policy), "--state", str(place / "state"))
+        with acting(guest, *words) as watch:
+            watch.until_step(len(STEPS))
+    finally:
+        show_process(guest, hidden)
+    assert watch.steps == [(word, "would-do") for word in STEPS]
+    assert carrier(guest) == "1"
+    assert snapshots(image) == []
+    assert not (place / "evidence").exists()
+    assert not list(place.glob("state/*/response"))
+    assert guest.monitor.running()
+
+
+def test_the_documented_playbook_is_done_step_by_step_and_can_be_undone(
+    guest: Guest, image: Path, place: Path
+) -> None:
+    book, policy = documented(place)
+    state, log = str(place / "state"), str(place / "audit.log")
+    hidden = hide_process(guest, "httpd")
+    words = ("--playbook", str(book), "--policy", str(policy), "--state", state, "--respond")
+    try:
+        with acting(guest, *words, "--audit", log) as watch:
+            last = watch.until_step(len(STEPS))
+    finally:
+        show_process(guest, hidden)
+    run = last["run"]
+    assert watch.steps == [(word, "done") for word in STEPS]
+    assert guest.monitor.running()
+    assert carrier(guest) == "0"
+    assert snapshots(image) == [run]
+    check_evidence(place / "evidence" / run, hidden.pid)
+    assert last["paused_s"] > 0
+    check_audit(log, run)
+    respond = ("--qmp", guest.qmp, "respond")
+    undone = qvmi_command(*respond, "undo", run, "--policy", str(policy), "--state", state)
+    assert undone.returncode == 0, undone.stderr
+    listed = qvmi_command(*respond, "list", "--state", state)
+    assert listed.stdout.startswith(f"{run}  undone  alert of "), listed.stderr
+    assert carrier(guest) == "1"
+    assert snapshots(image) == []
+
+
+def check_audit(log: str, run: str) -> None:
+    audited = Path(log).read_text()
+    for number, word in enumerate(STEPS, start=1):
+        assert f"{run}: step {number} ({word}) done" in audited
+    assert qvmi_command("audit", "verify", log).returncode == 0
+
+
+def check_evidence(bundle: Path, pid: int) -> None:
+    """This looks at the files with stock tools, and with ours at the dump."""
+    checked = subprocess.run(
+        ["sha256sum", "-c", "--strict", "SHA256SUMS"],
+        cwd=bundle,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    files = {path.name for path in bundle.iterdir()}
+    assert files == {
+        *("SHA256SUMS", "alerts.json", "bundle.json", "guest.core", "records.json", "report.html"),
+    }
+    assert checked.stdout.count(": OK\n") == len(files) - 1
+    (alert,) = json.loads((bundle / "alerts.json").read_bytes())
+    assert alert["finding"]["evidence"][0]["facts"]["pid"] == pid
+    header = subprocess.run(
+        ["readelf", "-h", bundle / "guest.core"], check=True, capture_output=True, text=True
+    )
+    assert "CORE" in header.stdout
+    found = qvmi_command(
+        "--dump", str(bundle / "guest.core"), "pack", "run", "hidden-processes", "--json"
+    )
+    (item,) = json.loads(found.stdout)["items"]
+    assert item["finding"]["evidence"][0]["facts"]["pid"] == pid
+    assert "<h1>hidden-process on " in (bundle / "report.html").read_text()
+
+
+# ---------------------------------------------------------------------------- who may, and who is killed
+
+
+def an_alert(codepack: str, *evidence: Observation, key: str = "1") -> Alert:
+    finding = Finding(
+        claim="something is wrong",
+        severity=Severity.CRITICAL,
+        technique="T1014",
+        key=key,
+        evidence=evidence or (Observation(view="a list", present=True, facts={"pid": 7}),),
+    )
+    confirmed = Confirmed(finding, rounds=2, first_seen=time.time(), last_seen=time.time())
+    return Alert.of(confirmed, codepack=codepack, provenance=Provenance(Taken.LIVE, time.time()))
+
+
+def message_of(alert: Alert) -> Message:
+    body: dict[str, object] = msgspec.to_builtins(alert)
+    return Message(vm="web", codepack=alert.codepack, kind=alert.state, time=time.time(), body=body)
+
+
+class Told:
+    """This is what a responder has told, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.messages: list[Message] = []
+
+    def take(self, message: Message) -> None:
+        self.messages.append(message)
+        if message.kind == RESPONSE:
+            self.records.append(message.read_body(Record))
+
+    def outcomes(self) -> list[tuple[int, str]]:
+        return [(one.step, str(one.outcome)) for one in self.records]
+
+    async def until_count(self, count: int) -> None:
+        await until(lambda: len(self.records) == count, within_s=WAIT_S)
+
+    async def until(self, step: int, run: str | None = None) -> Record:
+        def found() -> Record | None:
+            of_step = (one for one in self.records if one.step == step)
+            return next((one for one in of_step if run in (None, one.run)), None)
+
+        await until(lambda: found() is not None, within_s=WAIT_S)
+        record = found()
+        assert record is not None
+        return record
+
+
+@asynccontextmanager
+async def responding(
+    guest: Guest | BareQemu,
+    place: Path,
+    book: str,
+    policy: Policy,
+    report: ReportMaker | None = None,
+) -> AsyncIterator[tuple[Responder, Told, qvmi.Machine]]:
+    """This acts on what it is told for as long as the block lasts, over a bus in this process."""
+    told = Told()
+    async with qvmi.attach(guest.qmp, policy=OBSERVE.plus(Grant.WRITE)) as machine:
+        with Journal(place / "journal") as journal:
+            responder = Responder(
+                machine,
+                parse_playbooks("book.toml", book.encode()),
+                vm="web",
+                policy=policy,
+                journal=journal,
+                tell=told.take,
+                report=report,
+            )
+            async with in_process([responder.account]) as channel:
+                running = asyncio.create_task(responder.run(channel))
+                try:
+                    yield responder, told, machine
+                finally:
+                    running.cancel()
+                    await asyncio.wait({running})
+                    await responder.close()
+
+
+def a_book(*steps: str, when: str = "", more: str = "") -> str:
+    then = "".join(f"[[playbooks.one.then]]\n{step}\n" for step in steps)
+    return f"version = 1\n[playbooks.one]\n{more}\n[playbooks.one.when]\n{when}\n{then}"
+
+
+@asynchronous
+async def test_without_grants_every_step_is_refused_and_nothing_changes(
+    guest: Guest, image: Path, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "qvmi.audit")
+    book = a_book(
+        *('do = "nic-down"', 'do = "pause"\nlongest-s = 5', 'do = "dump"', 'do = "disk-snapshot"'),
+        *('do = "restore"', 'do = "message"\ntext = "over"'),
+        more=f'folder = "{place}/evidence"',
+    )
+    alert = an_alert("system-calls", *patched(b"\x01" * 8, b"\x02" * 8, 0xFFFFFFFF81000000))
+    async with responding(guest, place, book, Policy(frozenset())) as (responder, told, _):
+        responder.take(message_of(alert))
+        await told.until(6)
+    expected = [(number, "refused") for number in range(1, 6)]
+    assert told.outcomes() == [*expected, (6, "done")]
+    grants = [re.search(r"grant '?([a-z-]+)", one.problem) for one in told.records[:5]]
+    assert all(grants), told.records
+    assert sum("refused" in one for one in caplog.messages) >= len(expected)
+    assert carrier(guest) == "1"
+    assert snapshots(image) == []
+    assert guest.monitor.running()
+
+
+def test_killed_in_the_middle_the_guest_runs_the_link_stays_down_and_the_next_watch_finishes(
+    guest: Guest, image: Path, place: Path
+) -> None:
+    book, policy = documented(place)
+    asking = r"(?s)\[playbooks.hidden-process.when.ask\].*?\n\n"
+    book.write_text(re.sub(asking, "", book.read_text()))
+    state, alert = place / "state", place / "alert.json"
+    alert.write_bytes(msgspec.json.encode(an_alert("hidden-processes")))
+    arguments = (guest.qmp, str(state), str(book), str(policy), str(alert), "3")
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.guests.cut_off_response", *arguments], cwd=ROOT, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + WAIT_S
+    while not guest.monitor.running():  # the guardian sees to it
+        assert time.monotonic() < deadline
+    assert carrier(guest) == "0"
+    words = ("--playbook", str(book), "--policy", str(policy), "--state", str(state), "--respond")
+    with acting(guest, *words) as watch:
+        last = watch.until_step(len(STEPS))
+    first, *others = (one["body"] for one in watch.said if one["kind"] == "response")
+    assert (first["step"], first["outcome"]) == (0, "failed")
+    assert "cut off in step 3" in first["problem"]
+    assert [one["step"] for one in others] == [2, 3, 4, 5, 6, 7]
+    assert {one["outcome"] for one in others} == {"done"}
+    assert (place / "evidence" / last["run"] / "guest.core").exists()
+    assert guest.monitor.running()
+    undone = ("respond", "undo", last["run"], "--policy", str(policy), "--state", str(state))
+    assert qvmi_command("--qmp", guest.qmp, *undone).returncode == 0
+    assert (carrier(guest), snapshots(image)) == ("1", [])
+
+
+@asynchronous
+async def test_no_pause_lasts_longer_than_it_may_whatever_the_run_waits_for(
+    guest: Guest, place: Path
+) -> None:
+    """What makes the report waits for the guest to run; a dump that is not whole in time is given up."""
+    book = a_book(
+        *('do = "pause"\nlongest-s = 0.05', 'do = "evidence"', 'do = "resume"'),
+        *('do = "dump"\nlongest-s = 0.000001', 'do = "message"\ntext = "over"'),
+        more=f'folder = "{place}/evidence"',
+    )
+    policy = Policy(frozenset({Grant.PAUSE, Grant.READ_MEMORY}))
+
+    def report(_: GuestOS | None, __: Story) -> str:
+        ends = time.monotonic() + WAIT_S
+        while not guest.monitor.running():
+            assert time.monotonic() < ends
+        return "it runs"
+
+    async with responding(guest, place, book, policy, report) as (responder, told, _):
+        responder.take(message_of(an_alert("any")))
+        await told.until(5)
+    ended = next(one for one in told.records if one.step == 0)
+    assert "had lasted as long as it may" in ended.problem
+    assert ended.paused_s >= 0.05
+    steps = [one for one in told.records if one.step]
+    assert [str(one.outcome) for one in steps] == ["done", "done", "done", "failed", "done"]
+    assert "nothing of it is kept" in steps[3].problem
+    (bundle,) = await asyncio.to_thread(lambda: list((place / "evidence").iterdir()))
+    files = await asyncio.to_thread(lambda: {path.name for path in bundle.iterdir()})
+    assert files == {"SHA256SUMS", "alerts.json", "bundle.json", "records.json", "report.html"}
+    assert guest.monitor.running()
+
+
+# ------------------------------------------------------------------------------------------- agreement
+
+
+class Second:
+    """This is the codepack of hidden processes under another name."""
+
+    name = "second"
+    interval_s = 0.2
+    grants = frozenset({Grant.READ_MEMORY})
+
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+        return HiddenProcesses().inspect(guest, memory)
+
+
+@pytest.mark.usefixtures("image")
+@asynchronous
+async def test_two_codepacks_agree_and_one_of_them_confirms_before_the_link_goes_down(
+    guest: Guest, place: Path
+) -> None:
+    book = a_book(
+        'do = "nic-down"',
+        more='at-exit = "undo"',
+        when='codepack = "hidden-processes"\n'
+        'agree = {codepack = "second", same = "pid", within-s = 600}\n'
+        'ask = {codepack = "second", deadline-s = 90}',
+    )
+    told = Told()
+    async with qvmi.attach(guest.qmp) as machine:
+        with Journal(place / "journal") as journal:
+            responder = Responder(
+                machine,
+                parse_playbooks("book.toml", book.encode()),
+                vm="web",
+                policy=Policy(frozenset({Grant.NIC})),
+                journal=journal,
+                tell=told.take,
+            )
+            packs: list[Codepack] = [HiddenProcesses(0.2), Second()]
+            async with (
+                asyncio.timeout(WAIT_S),
+                watch(
+                    machine, packs=packs, vm="web", companions=[responder], asked={"second"}
+                ) as messages,
+            ):
+                hidden = hide_process(guest, "httpd")
+                heard = set()
+                try:
+                    async for message in messages:
+                        responder.take(message)
+                        heard.add((message.codepack, message.kind))
+                        if message.kind == RESPONSE:
+                            break
+                finally:
+                    show_process(guest, hidden)
+            assert {("hidden-processes", "alert"), ("second", "alert")} <= heard
+            assert told.outcomes() == [(1, "done")]
+            assert len(told.records[0].alerts) == 2
+            assert carrier(guest) == "0"
+            await responder.close()
+    assert carrier(guest) == "1"
+
+
+# --------------------------------------------------------------------------------------------- restore
+
+
+def patched(there: bytes, wanted: bytes, address: int) -> tuple[Observation, Observation]:
+    place = Va(address)
+    return (
+        Observation(view="sys_call_table", present=True, address=place, data=there.hex()),
+        Observation(view="kernel image", present=False, address=place, data=wanted.hex()),
+    )
+
+
+UNUSED_CALL = 183
+"""``afs_syscall``, which no kernel has and nobody calls."""
+
+
+@asynchronous
+async def test_a_patched_system_call_is_written_back_where_evidence_grant_and_table_agree(
+    guest: Guest, place: Path
+) -> None:
+    book = a_book('do = "restore"', when="", more="at-most-per-hour = 60")
+    policy = Policy(frozenset({Grant.WRITE}))
+    rows = guest.run("grep -w 'sys_call_table\\|init_task' /proc/kallsyms").decode()
+    symbols = {
+        name: int(at, 16) for at, name in re.findall(r"^(\w+) \w (\w+)$", rows, re.MULTILINE)
+    }
+    entry = symbols["sys_call_table"] + 8 * UNUSED_CALL
+    async with responding(guest, place, book, policy) as (responder, told, machine):
+        pa = machine.guest.kernel.space.translate(Va(entry))
+        (ram,) = guest.ram_paths
+        good = ram_bytes(ram, pa)
+        evil = symbols["init_task"].to_bytes(8, "little")
+        write_ram(ram, pa, evil)
+        cases = {
+            "another table": patched(evil, good, symbols["init_task"]),
+            "half an entry": patched(evil[:4], good[:4], entry),
+            "not there": patched(good[::-1], good, entry),
+            "leads astray": patched(evil, (symbols["init_task"] + 8).to_bytes(8, "little"), entry),
+            "says nothing": (Observation(view="sys_call_table", present=True, address=Va(entry)),),
+        }
+        for number, (key, evidence) in enumerate(cases.items(), start=1):
+            responder.take(message_of(an_alert("system-calls", *evidence, key=key)))
+            await told.until_count(number)
+            assert told.records[-1].outcome == "refused", key
+            assert ram_bytes(ram, pa) == evil, key
+        alert = an_alert("system-calls", *patched(evil, good, entry))
+        responder.take(message_of(alert))
+        await told.until_count(len(cases) + 1)
+        assert told.records[-1].outcome == "done", told.records[-1]
+        assert ram_bytes(ram, pa) == good
+    assert guest.monitor.running()
+
+
+def ram_bytes(ram: Path, pa: int) -> bytes:
+    with ram.open("rb") as file:
+        file.seek(pa)
+        return file.read(8)
+
+
+def write_ram(ram: Path, pa: int, data: bytes) -> None:
+    with ram.open("r+b") as file:
+        file.seek(pa)
+        file.write(data)
+
+
+# ----------------------------------------------------------------------------------- processes of their own
+
+
+ANSWERING = PackSpec(
+    "hidden-processes",
+    "qvmi.codepacks.hidden_processes:HiddenProcesses",
+    0.2,
+    max_restarts=100,
+    answers=True,
+)
+
+
+async def proven() -> IsolationVerdict:
+    return IsolationVerdict(proven=True)
+
+
+@pytest.mark.usefixtures("image")
+@asynchronous
+async def test_a_codepack_killed_before_it_confirms_is_started_again_and_the_playbook_completes(
+    guest: Guest, place: Path
+) -> None:
+    book = a_book(
+        *('do = "nic-down"', 'do = "nic-up"'),
+        when='codepack = "hidden-processes"\nask = {codepack = "hidden-processes", deadline-s = 90}',
+    )
+    told = Told()
+    async with qvmi.attach(guest.qmp) as machine:
+        with Journal(place / "journal") as journal:
+            responder = Responder(
+                machine,
+                parse_playbooks("book.toml", book.encode()),
+                vm="web",
+                policy=Policy(frozenset({Grant.NIC})),
+                journal=journal,
+                tell=told.take,
+            )
+            async with (
+                asyncio.timeout(WAIT_S),
+                manage(
+                    machine,
+                    [ANSWERING],
+                    vm="web",
+                    state=place / "state",
+                    isolation=lambda _: proven,
+                    companions=[responder],
+                ) as manager,
+            ):
+                hidden = hide_process(guest, "httpd")
+                try:
+                    async for message in manager:
+                        if message.kind == "alert":
+                            first = manager.fleet.running["hidden-processes"]
+                            first.kill()
+                            responder.take(message)
+                            break
+                    await told.until(2)
+                    second = manager.fleet.running["hidden-processes"]
+                    assert second.pid != first.pid
+                finally:
+                    show_process(guest, hidden)
+    assert told.outcomes() == [(1, "done"), (2, "done")]
+    assert carrier(guest) == "1"
+
+
+# --------------------------------------------------------------------------------------- other machines
+
+
+@pytest.fixture
+def bare(place: Path) -> Iterator[BareQemu]:
+    """This is a machine with a NIC, and with a disk whose image is plain bytes."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", str(place / "raw"), "1M"], check=True)
+    disk = f"driver=raw,node-name=disk0,file.driver=file,file.filename={place}/raw"
+    with bare_qemu(
+        *("-netdev", "user,id=wire", "-device", "e1000,netdev=wire,id=nic0"),
+        *("-blockdev", disk, "-device", "virtio-blk-pci,drive=disk0"),
+    ) as machine:
+        yield machine
+
+
+@asynchronous
+async def test_an_image_that_keeps_no_snapshot_gets_an_overlay_or_is_refused(
+    bare: BareQemu, place: Path
+) -> None:
+    book = a_book(
+        *('do = "disk-snapshot"', f'do = "disk-snapshot"\noverlay-folder = "{place}"'),
+        *('do = "disk-snapshot"\nname = "disk1"', 'do = "nic-down"\nnic = "nic1"'),
+        *('do = "disk-snapshot"\noverlay-folder = "/nowhere"\nname = "disk0"',),
+    )
+    policy = Policy(frozenset({Grant.CONTROL, Grant.NIC}))
+    async with responding(bare, place, book, policy) as (responder, told, _):
+        responder.take(message_of(an_alert("any")))
+        await told.until(5)
+    assert told.outcomes() == [
+        *((1, "refused"), (2, "done"), (3, "refused"), (4, "refused"), (5, "refused")),
+    ]
+    assert "(raw): the image cannot keep a snapshot" in told.records[0].problem
+    assert "it has nic0" in told.records[3].problem
+    (overlay,) = await asyncio.to_thread(lambda: list(place.glob("*.qcow2")))
+    command = ["qemu-img", "info", "-U", "--output", "json", str(overlay)]
+    done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    said = json.loads(done.stdout)
+    assert said["backing-filename"] == str(place / "raw")
+    assert bare.monitor.running()
+
+
+@pytest.mark.parametrize(
+    ("how", "outcomes"),
+    [
+        ("undo", [(0, "failed"), (1, "undone")]),
+        ("leave", [(0, "failed")]),
+        ("finish", [(0, "failed"), (1, "done"), (2, "refused"), (3, "left-out")]),
+    ],
+)
+@asynchronous
+async def test_what_was_cut_off_is_undone_left_or_finished_once(
+    bare: BareQemu, place: Path, how: str, outcomes: list[tuple[int, str]]
+) -> None:
+    path = place / "journal"
+    with Journal(path) as journal:
+        run = journal.begin("one-1", "one", (an_alert("any"),))
+        journal.begin_step(run, 1, (Undo(word="nic-up", names=("nic0",)),))
+    book = a_book(
+        *('do = "nic-down"', 'do = "nic-down"\nnic = "nic1"', 'do = "message"\ntext = "over"'),
+        more=f'on-restart = "{how}"\non-failure = "stop"',
+    )
+    policy = Policy(frozenset({Grant.NIC}))
+    async with responding(bare, place, book, policy) as (responder, told, _):
+        await until(lambda: b'"type":"over"' in path.read_bytes(), within_s=WAIT_S)
+    assert told.outcomes() == outcomes
+    async with responding(bare, place, book, policy) as (responder, told, _):
+        responder.take(message_of(an_alert("any")))  # for which there was a run already
+        responder.take(message_of(an_alert("any", key="2")))
+        await told.until(3)
+    assert told.outcomes() == [(1, "done"), (2, "refused"), (3, "left-out")]
+    assert all(one.run != "one-1" for one in told.records)
+    with Journal(path) as journal:
+        assert journal.runs["one-1"].over
+        assert journal.runs["one-1"].undone is (how == "undo")
+
+
+@asynchronous
+async def test_a_run_that_a_refusal_had_ended_is_not_gone_on_with(
+    bare: BareQemu, place: Path
+) -> None:
+    """It was killed behind the refusal, and before it could be noted that it was over."""
+    path = place / "journal"
+    with Journal(path) as journal:
+        run = journal.begin("one-1", "one", (an_alert("any"),))
+        journal.begin_step(run, 1)
+        journal.end_step(run, 1, Outcome.REFUSED)
+    book = a_book('do = "nic-up"', 'do = "nic-down"', more='on-failure = "stop"')
+    async with responding(bare, place, book, Policy(frozenset({Grant.NIC}))) as (_, told, __):
+        await until(lambda: b'"type":"over"' in path.read_bytes(), within_s=WAIT_S)
+    assert told.outcomes() == [(0, "failed"), (2, "left-out")]
