@@ -17,6 +17,7 @@ from drgn import (
     TypeKind,
     TypeMember,
     TypeParameter,
+    sizeof,
 )
 
 from qvmi.errors import CorruptTable
@@ -187,7 +188,11 @@ class BtfTypes:
     def _array(self, _: int, record: BtfType, room: int) -> Type:
         element, _, count = self.btf.words(record, 3)
         made = self.make(element, room)
-        return self._program.array_type(made, count) if count else self._program.array_type(made)
+        if not count:
+            return self._program.array_type(made)
+        array = self._program.array_type(made, count)
+        sizeof(array)  # refuses what has none, as void: drgn would only when a member is looked at
+        return array
 
     def _forward(self, type_id: int, record: BtfType, _: int) -> Type:
         """This is the struct that is only named here, with its members if it has them elsewhere."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import drgn
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qvmi.errors import QvmiError
@@ -151,11 +151,22 @@ def a_variable_for_a_type(builder: BtfBuilder) -> None:
     builder.typedef("e", 1)
 
 
+def an_array_of_nothing(builder: BtfBuilder) -> None:
+    builder.typedef("e", builder.array(0, builder.int_("int", 4), 3))
+
+
+def an_array_larger_than_any_memory(builder: BtfBuilder) -> None:
+    number = builder.int_("int", 4)
+    row = builder.array(number, number, 0xFFFF_FFFF)
+    builder.typedef("e", builder.array(row, number, 0xFFFF_FFFF))
+
+
 @pytest.mark.parametrize(
     "lie",
     [
         *(looped_typedefs, a_struct_within_itself, two_structs_within_each_other),
-        *(members_without_end, an_id_that_is_none, a_variable_for_a_type),
+        *(members_without_end, an_id_that_is_none, a_variable_for_a_type, an_array_of_nothing),
+        an_array_larger_than_any_memory,
     ],
     ids=lambda lie: lie.__name__,
 )
@@ -175,6 +186,7 @@ def records(builder: BtfBuilder) -> list[BtfType]:
     return [btf.type(one) for one in btf.own_ids()]
 
 
+@example([(76, 0)])  # an array of void
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6))
 def test_any_bytes_changed_are_types_or_errors(changes: list[tuple[int, int]]) -> None:
     builder = BtfBuilder()
