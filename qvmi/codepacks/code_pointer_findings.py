@@ -1,14 +1,16 @@
 """What codepacks say of a place from which the kernel calls code that should not be called there."""
 
+from struct import Struct
 from typing import Final
 
-from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Finding, Observation, Severity
+from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Finding, Observation, Severity, hexadecimal
 from qvmi.semantics.guest_os import CodePointer, Listing
 from qvmi.view import Taken
 
 __all__ = ["pointer_findings"]
 
 _TECHNIQUE: Final = "T1014"
+_POINTER: Final = Struct("<Q")
 
 _PASSING_GAP_S: Final = 5.0
 """Longest time for which a listing with gaps is believed to be one of a moment of change.
@@ -52,6 +54,7 @@ def _finding(row: CodePointer, *, severity: Severity, settle_s: float, gaps: int
                 present=True,
                 address=row.place,
                 facts={"entry": row.entry, "target": f"{row.target:#x}", "problem": row.problem},
+                data="" if row.expected is None else hexadecimal(_POINTER.pack(row.target)),
             ),
             Observation(
                 view="the kernel's known code",
@@ -59,6 +62,16 @@ def _finding(row: CodePointer, *, severity: Severity, settle_s: float, gaps: int
                 address=row.target,
                 facts={"owner": row.owner, "symbol": row.symbol, "gaps": gaps},
             ),
+            *_should_be(row),
         ),
         settle_s=settle_s,
     )
+
+
+def _should_be(row: CodePointer) -> tuple[Observation, ...]:
+    """This is what should lie there, where that is known, for whoever puts it back."""
+    if row.expected is None:
+        return ()
+    right = hexadecimal(_POINTER.pack(row.expected))
+    view = "the kernel's symbols"
+    return (Observation(view=view, present=False, address=row.place, data=right),)

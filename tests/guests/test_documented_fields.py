@@ -40,7 +40,7 @@ DOCUMENTS: Final = {
     "audit": ("audit", "verify", "FOLDER/audit.log"),
 }
 ELSEWHERE: Final = {
-    *("info", "regs", "vol", "pack", "keys", "doctor", "gdb"),
+    *("info", "regs", "vol", "pack", "pack run", "keys", "doctor", "gdb"),
     *("disk list", "disk ls", "disk compare", "flows"),
 }
 """Commands whose fields depend on what they look at; their own tests name them."""

@@ -447,6 +447,25 @@ async def test_a_patched_system_call_is_written_back_where_evidence_grant_and_ta
     assert guest.monitor.running()
 
 
+def test_what_the_codepack_of_system_calls_finds_is_written_back(guest: Guest, place: Path) -> None:
+    book = a_book('do = "restore"', when='codepack = "system-calls"')
+    _, policy = documented(place)
+    (place / "book.toml").write_text(book)
+    rows = guest.run("grep -w sys_call_table /proc/kallsyms").decode()
+    entry = int(rows.split()[0], 16) + 8 * UNUSED_CALL
+    with qvmi.attach_sync(guest.qmp) as machine:
+        pa = machine.guest.kernel.space.translate(Va(entry))
+    (ram,) = guest.ram_paths
+    good = ram_bytes(ram, pa)
+    words = ("--playbook", str(place / "book.toml"), "--policy", str(policy), "--respond")
+    with acting(guest, "system-calls", *words, "--state", str(place / "state")) as watch:
+        write_ram(ram, pa, bytes(8))
+        watch.until_step(1)
+        watch.until(lambda one: one["kind"] == "cleared")
+    assert watch.steps == [("restore", "done")]
+    assert ram_bytes(ram, pa) == good
+
+
 def ram_bytes(ram: Path, pa: int) -> bytes:
     with ram.open("rb") as file:
         file.seek(pa)

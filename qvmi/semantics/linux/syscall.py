@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+import msgspec
+
 from qvmi.addr import Va
 from qvmi.errors import MemoryFault
 from qvmi.memory.address_space import AddressSpace
@@ -124,8 +126,8 @@ class SystemCallTables:
             owner = code.owner(target)
             symbol = symbol_text(self._symbols, target) if owner == KERNEL else ""
             right = owner == KERNEL and self._fits(shape, call, target, symbol)
-            problem = "" if right else self._problem(shape, call, owner)
-            yield CodePointer(shape.table, entry, place, Va(target), owner, symbol, problem)
+            row = CodePointer(shape.table, entry, place, Va(target), owner, symbol)
+            yield row if right else self._wrong(row, shape, call)
 
     def _fits(self, shape: _Shape, call: str, target: int, symbol: str) -> bool:
         if not call:
@@ -140,10 +142,14 @@ class SystemCallTables:
         is_there = call != syscall_names.UNUSED and self._symbols.find(own) is not None
         return own if is_there else shape.prefix + _NO_CALL
 
-    def _problem(self, shape: _Shape, call: str, owner: str) -> str:
-        if owner != KERNEL:
-            return "it leads out of the kernel's text"
-        return f"it is not {self._handler(shape, call)}" if call else "no handler begins there"
+    def _wrong(self, row: CodePointer, shape: _Shape, call: str) -> CodePointer:
+        """This is a row with what is wrong about it; of a table with known calls also what is right."""
+        handler = self._handler(shape, call) if call else ""
+        problem = f"it is not {handler}" if handler else "no handler begins there"
+        if row.owner != KERNEL:
+            problem = "it leads out of the kernel's text"
+        expected = self._symbols.find(handler) if handler else None
+        return msgspec.structs.replace(row, problem=problem, expected=expected)
 
     def _size(self, shape: _Shape, table: Va) -> int:
         """This is the number of a table's entries: up to the next symbol, but for room at its end."""

@@ -19,6 +19,7 @@ class CodePointer(msgspec.Struct, frozen=True, gc=False):
             ``ftrace trampoline``; empty for nobody's.
         symbol: the name of what is there, with the distance from it; empty where there is none.
         problem: why that cannot be right, in words; empty where it can.
+        expected: the address that should be there, of a row with a problem; None where nobody knows.
     """
 
     table: str
@@ -28,6 +29,7 @@ class CodePointer(msgspec.Struct, frozen=True, gc=False):
     owner: str
     symbol: str
     problem: str = ""
+    expected: Va | None = None
 
 
 class CodeChange(msgspec.Struct, frozen=True, gc=False):

@@ -56,10 +56,13 @@ def test_an_entry_that_leads_out_of_the_kernel_is_told_with_both_addresses(scene
     with scene.kernel.pointing((place, NOBODYS)):
         [finding] = scene.kernel.look(pack)
     assert scene.kernel.look(pack) == []
-    table, code = finding.evidence
+    table, code, right = finding.evidence
     assert (table.view, table.present, table.address) == ("sys_call_table", True, place)
     assert table.facts["entry"] == f"{scene.numbers.execve} execve"
     assert (code.present, code.address) == (False, NOBODYS)
+    assert table.data == NOBODYS.to_bytes(8, "little").hex()
+    assert (right.present, right.address) == (False, place)
+    assert right.data == scene.handler("execve").to_bytes(8, "little").hex()
     assert (finding.severity, finding.technique) == ("critical", "T1014")
 
 

@@ -1,5 +1,7 @@
 """What the codepacks that watch the kernel say of the rows that they are given."""
 
+from msgspec.structs import replace
+
 from qvmi.addr import Va
 from qvmi.codepacks.code_pointer_findings import pointer_findings
 from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Severity
@@ -25,6 +27,14 @@ def test_only_what_cannot_be_right_is_a_finding() -> None:
     assert finding.claim == "sys_call_table[1 write] leads to 0x2000: it leads out"
     assert [one.address for one in finding.evidence] == [0x108, 0x2000]
     assert [one.present for one in finding.evidence] == [True, False]
+
+
+def test_what_should_be_there_is_told_beside_what_is_where_it_is_known() -> None:
+    known = replace(WRONG, expected=Va(0xFFFF_FFFF_8100_2000))
+    [finding] = SystemCalls().inspect(FakeGuest(system_calls=[known]), MEMORY)
+    there, _, right = finding.evidence
+    assert (there.present, there.address, there.data) == (True, 0x108, "0020000000000000")
+    assert (right.present, right.address, right.data) == (False, 0x108, "00200081ffffffff")
 
 
 def test_the_same_place_is_the_same_finding_wherever_it_leads_and_others_are_not() -> None:
