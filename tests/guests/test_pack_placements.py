@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -12,14 +14,17 @@ import pytest
 
 import qvmi
 from qvmi.bus.message import Message
+from qvmi.cli.words import PACKS
 from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
 from tests.asynchronous import asynchronous, until
+from tests.command_line import QVMI, environment
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process, show_process
+from tests.repository.tree import ROOT
 
 if TYPE_CHECKING:
     from qvmi.semantics.guest_os import Process
@@ -145,3 +150,32 @@ def test_a_dump_of_a_clean_guest_is_clean(guest: Guest, state: Path) -> None:
     first, second = done.stderr.splitlines()
     assert first == "qvmi: hidden-processes: 1 look, 0 found, sight full"
     assert "one look at a dump" in second
+
+
+HERE: tuple[str, ...] = ()
+PROCESS = ("--placement", "process", "--allow-unproven-isolation")
+
+
+@pytest.mark.parametrize("placement", [HERE, PROCESS], ids=["here", "process"])
+def test_all_that_come_with_qvmi_see_a_guest_together_wherever_they_run(
+    guest: Guest, state: Path, placement: tuple[str, ...]
+) -> None:
+    command = (*QVMI, "--qmp", guest.qmp, "--json", "watch", "all", *placement)
+    sights: dict[str, str] = {}
+    with subprocess.Popen(
+        (*command, "--state", str(state / "watch"), "--for", str(WAIT_S)),
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+    ) as watching:
+        assert watching.stdout is not None
+        for line in watching.stdout:
+            message = json.loads(line)
+            if message["kind"] == "status":
+                sights[message["codepack"]] = message["body"]["sight"]
+            if {name for name, sight in sights.items() if sight == "full"} >= set(PACKS):
+                break
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=WAIT_S)
+    assert {sights.get(name) for name in PACKS} == {"full"}, sights
