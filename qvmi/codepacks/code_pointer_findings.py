@@ -1,6 +1,5 @@
 """What codepacks say of a place from which the kernel calls code that should not be called there."""
 
-from struct import Struct
 from typing import Final
 
 from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Finding, Observation, Severity, hexadecimal
@@ -10,7 +9,6 @@ from qvmi.view import Taken
 __all__ = ["pointer_findings"]
 
 _TECHNIQUE: Final = "T1014"
-_POINTER: Final = Struct("<Q")
 
 _PASSING_GAP_S: Final = 5.0
 """Longest time for which a listing with gaps is believed to be one of a moment of change.
@@ -54,7 +52,7 @@ def _finding(row: CodePointer, *, severity: Severity, settle_s: float, gaps: int
                 present=True,
                 address=row.place,
                 facts={"entry": row.entry, "target": f"{row.target:#x}", "problem": row.problem},
-                data="" if row.expected is None else hexadecimal(_POINTER.pack(row.target)),
+                data=hexadecimal(row.found),
             ),
             Observation(
                 view="the kernel's known code",
@@ -70,8 +68,8 @@ def _finding(row: CodePointer, *, severity: Severity, settle_s: float, gaps: int
 
 def _should_be(row: CodePointer) -> tuple[Observation, ...]:
     """This is what should lie there, where that is known, for whoever puts it back."""
-    if row.expected is None:
+    if not row.expected:
         return ()
-    right = hexadecimal(_POINTER.pack(row.expected))
+    right = hexadecimal(row.expected)
     view = "the kernel's symbols"
     return (Observation(view=view, present=False, address=row.place, data=right),)

@@ -447,29 +447,52 @@ async def test_a_patched_system_call_is_written_back_where_evidence_grant_and_ta
     assert guest.monitor.running()
 
 
+OVERFLOW = 4
+"""The exception of an instruction that 64-bit programs do not have, so that nothing needs its gate."""
+
+
 def test_what_the_codepack_of_system_calls_finds_is_written_back(guest: Guest, place: Path) -> None:
-    book = a_book('do = "restore"', when='codepack = "system-calls"')
-    _, policy = documented(place)
-    (place / "book.toml").write_text(book)
-    rows = guest.run("grep -w sys_call_table /proc/kallsyms").decode()
-    entry = int(rows.split()[0], 16) + 8 * UNUSED_CALL
+    good, evil, restored = written_back(guest, place, "system-calls", "sys_call_table", UNUSED_CALL)
+    assert restored == good != evil
+
+
+def test_what_the_codepack_of_the_interrupt_table_finds_is_written_back(
+    guest: Guest, place: Path
+) -> None:
+    good, evil, restored = written_back(guest, place, "interrupt-table", "idt_table", OVERFLOW)
+    assert restored == good != evil
+    assert good[2:6] == bytes.fromhex("100000ee")  # segment, stack, type: SDM volume 3A, figure 6-8
+
+
+def written_back(
+    guest: Guest, place: Path, pack: str, table: str, number: int
+) -> tuple[bytes, bytes, bytes]:
+    """This lets an entry lead elsewhere under a watch that restores: as it was, was made, and is then."""
+    book, policy = documented(place)
+    book.write_text(a_book('do = "restore"', when=f'codepack = "{pack}"'))
+    size = {"sys_call_table": 8, "idt_table": 16}[table]
+    rows = guest.run(f"grep -w {table} /proc/kallsyms").decode()
+    entry = int(rows.split()[0], 16) + size * number
     with qvmi.attach_sync(guest.qmp) as machine:
         pa = machine.guest.kernel.space.translate(Va(entry))
     (ram,) = guest.ram_paths
-    good = ram_bytes(ram, pa)
-    words = ("--playbook", str(place / "book.toml"), "--policy", str(policy), "--respond")
-    with acting(guest, "system-calls", *words, "--state", str(place / "state")) as watch:
-        write_ram(ram, pa, bytes(8))
+    good = ram_bytes(ram, pa, size)
+    evil = (0xBAD0).to_bytes(2, "little") + good[2:]
+    words = ("--playbook", str(book), "--policy", str(policy), "--respond")
+    with acting(guest, pack, *words, "--state", str(place / "state")) as watch:
+        write_ram(ram, pa, evil)
         watch.until_step(1)
         watch.until(lambda one: one["kind"] == "cleared")
     assert watch.steps == [("restore", "done")]
-    assert ram_bytes(ram, pa) == good
+    assert guest.run("echo lives") == b"lives\n"
+    assert guest.monitor.running()
+    return good, evil, ram_bytes(ram, pa, size)
 
 
-def ram_bytes(ram: Path, pa: int) -> bytes:
+def ram_bytes(ram: Path, pa: int, size: int = 8) -> bytes:
     with ram.open("rb") as file:
         file.seek(pa)
-        return file.read(8)
+        return file.read(size)
 
 
 def write_ram(ram: Path, pa: int, data: bytes) -> None:

@@ -1,14 +1,17 @@
 """The interrupt descriptor table of x86-64, and what should be in it.
 
-References: Linux arch/x86/kernel/idt.c (``idt_table``, ``def_idts``), arch/x86/include/asm/idtentry.h
-(``irq_entries_start``, ``spurious_entries_start``), arch/x86/include/asm/segment.h
-(``EARLY_IDT_HANDLER_SIZE``); Intel SDM volume 3A, 6.14.1 (gates of 64-bit mode).
+References: Linux arch/x86/kernel/idt.c (``idt_table``, ``def_idts``, ``ist_idts``),
+arch/x86/include/asm/idtentry.h (``irq_entries_start``, ``spurious_entries_start``),
+arch/x86/include/asm/segment.h (``EARLY_IDT_HANDLER_SIZE``), arch/x86/include/asm/page_64_types.h
+(``IST_INDEX_DF``, the first of them); Intel SDM volume 3A, 6.14.1 (gates of 64-bit mode).
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Final
+
+import msgspec
 
 from qvmi.addr import Va
 from qvmi.arch import x86_64
@@ -33,6 +36,8 @@ _USER: Final = 3
 _CALLED_BY_PROGRAMS: Final = (3, 4, 0x80)
 """Vectors that programs may raise: INT3, INTO, and system calls of 32-bit programs."""
 _FIRST_EXTERNAL: Final = 32
+_STACKS: Final = {8: 1, 2: 2, 1: 3, 18: 4, 29: 5}
+"""Stacks of their own, by exception: the same since exceptions are called ``asm_exc_…`` (Linux 5.8)."""
 _EXCEPTIONS: Final = (
     *("divide_error", "debug", "nmi", "int3", "overflow", "bounds", "invalid_op"),
     *("device_not_available", "double_fault", "coproc_segment_overrun", "invalid_tss"),
@@ -129,7 +134,21 @@ class InterruptTable:
             )
             entry = f"{vector} {_exception(vector)}".rstrip()
             place = Va(base + vector * _GATE.size)
-            yield CodePointer(name, entry, place, target, owner, symbol, problem)
+            row = CodePointer(name, entry, place, target, owner, symbol, problem)
+            yield self._repairable(row, vector, data) if problem and name == _TABLE else row
+
+    def _repairable(self, row: CodePointer, vector: int, data: bytes) -> CodePointer:
+        """This is a wrong gate, of an exception also with the right one, which follows from its vector.
+
+        Early in its boot the kernel has no stacks for exceptions yet, nor gates for interrupts.
+        """
+        name = _exception(vector)
+        handler = self._symbols.find(f"asm_exc_{name}") if name else None
+        if handler is None or not _is_present(data, _FIRST_EXTERNAL):
+            return row
+        found = data[vector * _GATE.size : (vector + 1) * _GATE.size]
+        expected = _exception_gate(vector, handler)
+        return msgspec.structs.replace(row, found=found, expected=expected)
 
     def _problem(self, vector: int, target: int, symbol: str, owner: str) -> str:
         early = self._symbols.find(_EARLY)
@@ -153,6 +172,19 @@ class InterruptTable:
 def _exception(vector: int) -> str:
     """This names an exception of the processor's; empty for a vector that is none."""
     return _EXCEPTIONS[vector] if vector < len(_EXCEPTIONS) else ""
+
+
+def _is_present(table: bytes, vector: int) -> bool:
+    bits: int = _GATE.unpack_from(table, vector * _GATE.size)[2]
+    return bool(bits >> 15)
+
+
+def _exception_gate(vector: int, handler: Va) -> bytes:
+    """This is the gate of an exception in a kernel that has started."""
+    level = _USER if vector in _CALLED_BY_PROGRAMS else 0
+    bits = 1 << 15 | level << 13 | _INTERRUPT_GATE << 8 | _STACKS.get(vector, 0)
+    low, middle, high = handler & 0xFFFF, handler >> 16 & 0xFFFF, handler >> 32
+    return _GATE.pack(low, _KERNEL_CS, bits, middle, high, 0)
 
 
 def _wrong_gate(vector: int, selector: int, bits: int) -> str:

@@ -149,7 +149,10 @@ class SystemCallTables:
         if row.owner != KERNEL:
             problem = "it leads out of the kernel's text"
         expected = self._symbols.find(handler) if handler else None
-        return msgspec.structs.replace(row, problem=problem, expected=expected)
+        if expected is None:
+            return msgspec.structs.replace(row, problem=problem)
+        found, right = _POINTER.pack(row.target), _POINTER.pack(expected)
+        return msgspec.structs.replace(row, problem=problem, found=found, expected=right)
 
     def _size(self, shape: _Shape, table: Va) -> int:
         """This is the number of a table's entries: up to the next symbol, but for room at its end."""

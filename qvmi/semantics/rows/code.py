@@ -19,7 +19,8 @@ class CodePointer(msgspec.Struct, frozen=True, gc=False):
             ``ftrace trampoline``; empty for nobody's.
         symbol: the name of what is there, with the distance from it; empty where there is none.
         problem: why that cannot be right, in words; empty where it can.
-        expected: the address that should be there, of a row with a problem; None where nobody knows.
+        found: the entry's bytes, of a row with a problem; empty where nobody knows the right ones.
+        expected: those that should be there instead; empty where nobody knows.
     """
 
     table: str
@@ -29,7 +30,8 @@ class CodePointer(msgspec.Struct, frozen=True, gc=False):
     owner: str
     symbol: str
     problem: str = ""
-    expected: Va | None = None
+    found: bytes = b""
+    expected: bytes = b""
 
 
 class CodeChange(msgspec.Struct, frozen=True, gc=False):

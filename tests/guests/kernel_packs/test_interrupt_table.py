@@ -1,6 +1,7 @@
 """Gates of the interrupt descriptor table, changed from outside and told by their addresses."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -14,6 +15,7 @@ from tests.guests.kernel_packs.tampered_kernel import NOBODYS, X86_64, Tampered
 OVERFLOW: Final = 4
 PAGE_FAULT: Final = 14
 TIMER: Final = 0xEC
+EXCEPTIONS: Final = 32
 GATE: Final = 16
 IN_USE: Final = 0xE
 """The type of an interrupt gate, Intel SDM volume 3A, table 3-2."""
@@ -56,7 +58,7 @@ def test_a_gate_that_leads_out_of_the_kernel_is_told_with_both_addresses(
     with kernel.altered(place, gate_to(kernel, place, NOBODYS)):
         [finding] = kernel.look(InterruptTable())
     assert kernel.look(InterruptTable()) == []
-    gate, code = finding.evidence
+    gate, code, _ = finding.evidence
     assert (gate.view, gate.address, gate.facts["entry"]) == ("idt_table", place, "4 overflow")
     assert (code.present, code.address) == (False, NOBODYS)
     assert (finding.severity, finding.technique) == ("critical", "T1014")
@@ -89,6 +91,42 @@ def test_a_gate_that_programs_may_raise_is_told(kernel: Tampered, table: int) ->
     with kernel.altered(place, gate):
         [finding] = kernel.look(InterruptTable())
     assert "programs may raise it" in finding.claim
+
+
+@on_x86_64
+def test_of_every_exception_the_bytes_are_told_that_the_kernel_itself_had_put_there(
+    kernel: Tampered, table: int, proof_count: Callable[[int], None]
+) -> None:
+    whole = kernel.read(table, EXCEPTIONS * GATE)
+    good = {table + at: whole[at : at + GATE].hex() for at in range(0, len(whole), GATE)}
+    evil = {place: gate_to(kernel, place, NOBODYS, dpl=3).hex() for place in good}
+    with kernel.altered(table, bytes.fromhex("".join(evil.values()))):
+        found = kernel.look(InterruptTable())
+    assert len(found) == EXCEPTIONS
+    told = [one.evidence for one in found if len(one.evidence) > 2]
+    for gate, _, right in told:
+        assert gate.address is not None
+        assert (gate.present, gate.data) == (True, evil[gate.address])
+        assert (right.present, right.address) == (False, gate.address)
+        assert right.data == good[gate.address]
+    proof_count(len(told))
+
+
+@on_x86_64
+def test_of_other_interrupts_and_of_a_kernel_that_starts_no_right_bytes_are_told(
+    kernel: Tampered, table: int
+) -> None:
+    timer, overflow = table + TIMER * GATE, table + OVERFLOW * GATE
+    with kernel.altered(timer, gate_to(kernel, timer, NOBODYS)):
+        [of_interrupt] = kernel.look(InterruptTable())
+    starting = bytes(GATE)  # the kernel sets the gates of interrupts behind all others
+    with (
+        kernel.altered(table + EXCEPTIONS * GATE, starting),
+        kernel.altered(overflow, gate_to(kernel, overflow, NOBODYS)),
+    ):
+        [of_start] = kernel.look(InterruptTable())
+    for finding in (of_interrupt, of_start):
+        assert [one.data for one in finding.evidence] == ["", ""]
 
 
 @on_x86_64

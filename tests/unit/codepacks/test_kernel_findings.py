@@ -30,7 +30,8 @@ def test_only_what_cannot_be_right_is_a_finding() -> None:
 
 
 def test_what_should_be_there_is_told_beside_what_is_where_it_is_known() -> None:
-    known = replace(WRONG, expected=Va(0xFFFF_FFFF_8100_2000))
+    found, right_bytes = bytes.fromhex("0020000000000000"), bytes.fromhex("00200081ffffffff")
+    known = replace(WRONG, found=found, expected=right_bytes)
     [finding] = SystemCalls().inspect(FakeGuest(system_calls=[known]), MEMORY)
     there, _, right = finding.evidence
     assert (there.present, there.address, there.data) == (True, 0x108, "0020000000000000")
