@@ -476,6 +476,12 @@ def test_a_secret_of_the_broker_that_the_firmware_hands_to_the_guest(bench: Benc
     assert_named(bench.examine(machine, broker), f"names {secrets}, which is the broker's")
 
 
+def place_of(machine: BareQemu, name: str) -> str:
+    """This is where a character device leads, as QEMU says it."""
+    devices = machine.monitor.execute("query-chardev")
+    return str(next(one["filename"] for one in devices if one["label"] == name))
+
+
 def test_a_serial_port_that_would_reach_the_broker_by_another_name(bench: Bench) -> None:
     broker = bench.broker()
     link = bench.new_folder() / "innocent"
@@ -484,9 +490,16 @@ def test_a_serial_port_that_would_reach_the_broker_by_another_name(bench: Bench)
     again = {"reconnect-ms": 60_000} if newer else {"reconnect": 60}
     address = {"type": "unix", "data": {"path": str(link)}}
     backend = {"type": "socket", "data": {"addr": address, "server": False, **again}}
-    machine.monitor.execute("chardev-add", id="c", backend=backend)
-    assert not connected_unix(machine.pid, broker.pid)
+    # It is let in and thrown out: else its first try might come as late as the link does.
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(link))
+        server.listen()
+        machine.monitor.execute("chardev-add", id="c", backend=backend)
+        server.accept()[0].close()
+        link.unlink()
+    bench.until(lambda: place_of(machine, "c").startswith("disconnected:"), "it is connected")
     link.symlink_to(broker.socket)
+    assert not connected_unix(machine.pid, broker.pid)
     assert_named(
         bench.examine(machine, broker), f"c: disconnected:unix:{link}", "leads to the broker"
     )
