@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 import pytest
 
 import qvmi
+from tests.guests.disk_lab import disk_guest
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.repository.tree import ROOT
@@ -60,7 +62,7 @@ def test_no_program_of_the_page_is_left_out_here() -> None:
     assert text.count("```python\n") == len(PROGRAMS)
     assert set(PROGRAMS) == {
         *("Attach, and list", "One process", "The log", "Memory", "One moment", "Scan", "Dumps"),
-        "Errors",
+        *("Errors", "What happens in a guest", "Disks"),
     }
 
 
@@ -152,3 +154,14 @@ def test_the_program_that_waits_for_events_tells_of_one(guest: Guest) -> None:
         guest.stop_storm()
     assert lines[0].startswith("ProcessStarted ")
     assert lines[1].startswith("EventAccount(looks=")
+
+
+def test_lists_disks_and_what_is_on_them(lab: Lab, tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    subprocess.run(["mkfs.ext4", "-q", str(image), "4M"], check=True, capture_output=True)
+    with ExitStack() as stack:
+        machine = disk_guest(GuestPool(lab, stack))
+        file = {"driver": "file", "filename": str(image)}
+        machine.plug({"driver": "raw", "node-name": "kept", "file": file}, "disk")
+        lines = printed("Disks", machine.guest).splitlines()
+    assert lines == ["disk 4194304 can be read", "['ext4']"]

@@ -4,6 +4,7 @@ References: Linux kernel/fork.c (``task_struct_cachep``), mm/slab.h (``struct sl
 5.17, d122019bf061), include/linux/slub_def.h (``struct kmem_cache``), mm/slub.c (``new_slab``).
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Final
@@ -20,8 +21,11 @@ from qvmi.symbols.layout import Symbols, address, field, field_offset
 __all__ = ["TaskSlabs"]
 
 _POINTER: Final = Struct("<Q")
-_STEP: Final = 1 << 15
-"""Frames whose structs are searched at once: those of 128 MiB of RAM, 2 MiB of structs."""
+_STEP: Final = 1 << 12
+"""Frames whose structs are searched at once: those of 16 MiB of RAM, 256 KiB of structs."""
+_SEARCH_S: Final = 0.5
+"""Longest search of a look, but for its last step: where RAM has to be asked for, it is slow, and a look has
+other things to do. Then the search comes round later."""
 _FIRST_FRAMES: Final = 1 << 20
 """Frames searched at first sight, of 4 GiB of RAM: some 50 ms."""
 _FRAMES: Final = 1 << 16
@@ -110,6 +114,7 @@ class TaskSlabs:
         room = _FRAMES if self._searched else _FIRST_FRAMES
         whole = sum(ram.size for ram in self._space.memory.ranges) // PAGE_SIZE
         room = min(room, whole)
+        end = time.monotonic() + _SEARCH_S
         while room > 0 and len(self._known) < _MAX_SLABS:
             part = next(self._steps, None)
             if part is None:
@@ -120,6 +125,8 @@ class TaskSlabs:
             self._known.update(dict.fromkeys(self._slabs_in(part, cache)))
             room -= part.size // PAGE_SIZE
             self._searched += 1
+            if time.monotonic() > end:
+                return
 
     def _slabs_in(self, part: PaRange, cache: int) -> Iterator[int]:
         """This iterates the structs of pages within a part of RAM that name the cache."""

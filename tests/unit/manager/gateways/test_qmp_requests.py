@@ -162,7 +162,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.text("abcxyz_-0", min_size=1), st.dictionaries(st.text(max_size=3), JSON), JSON)
+@given(
+    st.text("abcxyz_-0", min_size=1, max_size=60), st.dictionaries(st.text(max_size=3), JSON), JSON
+)
 def test_what_an_encoder_writes_is_read_as_it_was_meant(
     name: str, arguments: dict[str, object], number: object
 ) -> None:
