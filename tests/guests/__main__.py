@@ -12,6 +12,7 @@
 ``boot`` prints one JSON object with the addresses as soon as the guest is ready, then takes one request
 a line (``truth``, ``storm start``, ``run ls``, ...) and prints the guest's JSON lines in answer.
 ``hide NAME`` takes a process off the guest's list of tasks from outside, as a rootkit would inside.
+``card`` plugs a NIC into a machine of type pc.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from tests.guests.lab import (
 from tests.guests.lab.cache import read_record
 from tests.guests.lab.kernel_series import ARM64_KERNELS, kernel_series
 from tests.guests.lab.qemu import chosen_name
+from tests.guests.network_card import plug_card
 from tests.guests.rootkit import hide_process
 
 EXIT_FAILED = 1
@@ -192,6 +194,9 @@ def _answer(guest: Guest, words: str) -> None:
             hidden = hide_process(guest, words.removeprefix("hide "))
             _print_json({"kind": "hidden", "pid": hidden.pid, "address": hidden.address})
             return
+        if words == "card":
+            plug_card(guest)
+            words = ""
         for row in guest.ask(words) if words else ():
             _print_json(row)
         _print_json({"kind": "end", "ok": True})

@@ -12,48 +12,28 @@ from typing import Any, Final
 
 from tests.command_line import QVMI, environment
 from tests.guests.lab import Guest, GuestConfig
+from tests.guests.network_card import plug_card
 from tests.repository.tree import ROOT
 
-__all__ = ["CONFIG", "Acting", "acting", "carrier", "documented", "plugged", "snapshots"]
+__all__ = ["CONFIG", "Acting", "acting", "documented", "plugged", "snapshots"]
 
 CONFIG: Final = GuestConfig("6.1", "pc")
 """NICs and disks can be plugged into this machine while it runs."""
-
-_MODULES: Final = (
-    *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
-    *("failover", "net_failover", "virtio_net"),
-)
-_LOOKS: Final = 600
-"""Of 0.1 s each in the guest, for a card to appear."""
 
 
 def plugged(guest: Guest, folder: Path) -> Path:
     """This plugs in a NIC and a disk whose image keeps snapshots, and gives the image."""
     image = folder / "disk.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "8M"], check=True)
-    for module in _MODULES:
-        guest.run(f"modprobe {module} 2>/dev/null || true")
-        guest.ask(f"load {module}")
+    plug_card(guest)
     monitor = guest.monitor
-    for line in ('netdev_add "user,id=wire"', "device_add virtio-net-pci,netdev=wire,id=nic0"):
-        said = monitor.human(line)
-        assert said == "", said
     monitor.execute(
         "blockdev-add",
         driver="qcow2",
         **{"node-name": "disk0", "file": {"driver": "file", "filename": str(image)}},
     )
     monitor.execute("device_add", driver="virtio-blk-pci", drive="disk0", id="disk")
-    loop = "i=0; until [ -e /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); "
-    said_in_guest = guest.run(f"{loop} [ $i -lt {_LOOKS} ] || break; done; echo $i")
-    assert int(said_in_guest) < _LOOKS
-    guest.run("ip link set eth0 up")
     return image
-
-
-def carrier(guest: Guest) -> str:
-    """This is whether the guest's own kernel sees the NIC's link: 1 or 0."""
-    return guest.run("cat /sys/class/net/eth0/carrier").decode().strip()
 
 
 def snapshots(image: Path) -> list[str]:

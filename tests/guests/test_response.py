@@ -41,8 +41,9 @@ from tests.asynchronous import asynchronous, until
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest, Lab
+from tests.guests.network_card import carrier
 from tests.guests.pool import GuestPool
-from tests.guests.response_guest import CONFIG, acting, carrier, documented, plugged, snapshots
+from tests.guests.response_guest import CONFIG, acting, documented, plugged, snapshots
 from tests.guests.rootkit import hide_process, show_process
 from tests.repository.tree import ROOT
 

@@ -1,6 +1,8 @@
-"""The demo works, and leaves nothing behind."""
+"""The demo works, and leaves nothing behind but the evidence it tells of."""
 
+import json
 import os
+import re
 import subprocess
 import uuid
 from pathlib import Path
@@ -28,7 +30,9 @@ def running_with(mark: str) -> list[str]:
 
 
 @pytest.mark.timeout(DEMO_S)
-def test_shows_everything_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_shows_everything_to_the_report_of_a_response_and_leaves_nothing_running(
+    tmp_path: Path,
+) -> None:
     mark = uuid.uuid4().hex
     shown = subprocess.run(
         [ROOT / "scripts" / "demo"],
@@ -42,6 +46,51 @@ def test_shows_everything_and_leaves_nothing_running(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     for step in ("$ qvmi info", "$ qvmi tree", "$ qvmi ps", "$ qvmi modules"):
         assert shown.stdout.count(step) == 2
-    assert '"kind":"alert"' in shown.stdout.replace(" ", "")
+    pid = check_story(shown.stdout)
+    (left,) = tmp_path.iterdir()
+    (report,) = re.findall(r"^the report stays: (.+)$", shown.stdout, re.MULTILINE)
+    assert Path(report).parent.parent == left
+    check_evidence(Path(report).parent, pid)
     assert running_with(mark) == []
-    assert list(tmp_path.iterdir()) == []
+
+
+def check_story(said: str) -> int:
+    """This looks for what has to happen, in this order, and gives the pid of what was hidden."""
+    story = re.search(
+        r"""(?msx)
+        ^[^\n]*\ status\ +hidden-processes:\ sight\ full$ .*
+        ^process\ (?P<pid>\d+)\ \(orphan\)\ is\ hidden$ .*
+        ^[^\n]*\ alert\ +high\ T1014\ hidden-processes:\ process\ (?P=pid)\ \(orphan\)[^\n]*\n
+        \ {4}[^\n]*:\ present\ at\ 0x[^\n]*pid\ (?P=pid),[^\n]*\n .*
+        ^\ {4}init_task\.tasks:\ absent .*
+        ^[^\n]*step\ 1\ \(nic-down\)\ done .*
+        ^[^\n]*step\ 2\ \(pause\)\ done .*
+        ^[^\n]*step\ 3\ \(evidence\)\ done .*
+        ^[^\n]*step\ 4\ \(resume\)\ done .*
+        ^[^\n]*step\ 5\ \(message\)\ done .*
+        ^\d+\ records,\ as\ they\ were\ written;""",
+        said,
+    )
+    assert story is not None, said
+    carrier = re.findall(r"^\$ cat /sys/class/net/eth0/carrier .*\n(.*)$", said, re.MULTILINE)
+    assert carrier == ["1", "0", "1"]  # before, after the response, and after it was undone
+    return int(story["pid"])
+
+
+def check_evidence(folder: Path, pid: int) -> None:
+    """This checks the hashes of all files by a stock tool, and that they are of this process."""
+    files = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+    assert files == {"alerts.json", "bundle.json", "records.json", "report.html"}
+    checked = subprocess.run(
+        ["sha256sum", "-c", "--strict", "SHA256SUMS"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert checked.stdout.count(": OK\n") == len(files)
+    (alert,) = json.loads((folder / "alerts.json").read_bytes())
+    assert alert["finding"]["evidence"][0]["facts"]["pid"] == pid
+    report = (folder / "report.html").read_text()
+    assert "<h1>hidden-process on " in report
+    assert f"process {pid} (orphan)" in report

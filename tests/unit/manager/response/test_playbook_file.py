@@ -5,8 +5,21 @@ import pytest
 from qvmi.codepacks.codepack import Severity
 from qvmi.errors import BadSettings
 from qvmi.manager.response.playbook import Agreement, AtExit, OnFailure, OnRestart, Question, Same
-from qvmi.manager.response.playbook_file import parse_playbooks
-from qvmi.manager.response.steps import STEPS, DiskSnapshot, Dump, NicDown, Pause, Resume, Say
+from qvmi.manager.response.playbook_file import parse_playbooks, read_playbooks
+from qvmi.manager.response.steps import (
+    STEPS,
+    DiskSnapshot,
+    Dump,
+    Evidence,
+    NicDown,
+    Pause,
+    Resume,
+    Say,
+)
+from qvmi.policy import Grant, read_policies
+from tests.repository.tree import ROOT
+
+EXAMPLES = ROOT / "examples" / "playbooks"
 
 WHOLE = """\
 version = 1
@@ -136,7 +149,12 @@ def test_a_pause_within_a_pause_is_refused() -> None:
 
 
 def test_every_step_is_documented() -> None:
-    from tests.repository.tree import ROOT  # noqa: PLC0415 - of this test alone
-
     told = (ROOT / "docs/response.md").read_text()
     assert all(f"`{word}`" in told for word in STEPS)
+
+
+def test_the_example_is_granted_what_its_steps_need_and_nothing_else() -> None:
+    (book,) = read_playbooks(EXAMPLES / "hidden_process.toml")
+    assert [type(step) for step in book.then] == [NicDown, Pause, Evidence, Resume, Say]
+    policy = read_policies(EXAMPLES / "policy.toml").named["response"]
+    assert policy.grants == {Grant.NIC, Grant.PAUSE, Grant.READ_MEMORY}

@@ -1,0 +1,43 @@
+"""A NIC that is plugged into a guest while it runs."""
+
+from contextlib import suppress
+from typing import Final
+
+from tests.guests.lab import Guest, GuestRefused, LabError
+
+__all__ = ["carrier", "plug_card"]
+
+_MODULES: Final = (
+    *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
+    *("failover", "net_failover", "virtio_net"),
+)
+_LOOKS: Final = 600
+"""Of 0.1 s each in the guest, for a card to appear."""
+
+
+def plug_card(guest: Guest) -> None:
+    """This plugs a NIC named nic0 into a machine of type pc; its wire leads to nobody.
+
+    Raises:
+        LabError: QEMU does not take it, or the guest has no driver for it.
+    """
+    for module in _MODULES:
+        with suppress(GuestRefused):  # it is there already, or built in
+            guest.ask(f"load {module}")
+    for line in (
+        "netdev_add hubport,id=wire,hubid=0",
+        "device_add virtio-net-pci,netdev=wire,id=nic0",
+    ):
+        said = guest.monitor.human(line)
+        if said:
+            raise LabError(f"no card: {said.strip()}", fix="plug it into a machine of type pc")
+    loop = "i=0; until [ -e /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); "
+    looks = guest.run(f"{loop} [ $i -lt {_LOOKS} ] || break; done; echo $i")
+    if int(looks) >= _LOOKS:
+        raise LabError("no card appeared in the guest", fix="give it the driver virtio_net")
+    guest.run("ip link set eth0 up")
+
+
+def carrier(guest: Guest) -> str:
+    """This is whether the guest's own kernel sees the NIC's link: 1 or 0."""
+    return guest.run("cat /sys/class/net/eth0/carrier").decode().strip()
