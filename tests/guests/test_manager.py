@@ -56,7 +56,7 @@ def guest(lab: Lab) -> Iterator[Guest]:
 @pytest.fixture
 def state() -> Iterator[Path]:
     """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-manager5-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qvmi-state-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
 
