@@ -253,9 +253,8 @@ class Broker:
         """This connects in the name of an account, which ends the connection that it has."""
         try:
             await (await MqttBus.connect(self._own_socket, account)).close()
-        except (
-            BusError
-        ) as error:  # it is revoked, or the broker has ended and it has no connection any more
+        except BusError as error:
+            # It is revoked, or the broker has ended and it has no connection any more.
             _log.debug("%s is not thrown out: %s", account.name, error)
 
     async def _have_accounts_read(self) -> None:

@@ -369,6 +369,11 @@ def watch(parser: ArgumentParser) -> None:
         type=values.given,
         help="the folder of keys; qvmi/keys in $XDG_CONFIG_HOME, or in ~/.config",
     )
+    _placement(parser)
+
+
+def _placement(parser: ArgumentParser) -> None:
+    """This adds what says where codepacks run, and over which broker they are heard."""
     parser.add_argument(
         "--bus",
         metavar="URL",

@@ -125,14 +125,13 @@ def socket_owners(inodes: Collection[int], *, timeout_s: float) -> dict[int, int
     for pid in pids():
         if len(owners) == len(inodes) or time.monotonic() > deadline:
             break
-        for inode in open_sockets(pid):
+        for inode in _open_sockets(pid):
             if inode in inodes:
                 owners.setdefault(inode, pid)
     return owners
 
 
-def open_sockets(pid: int) -> Iterator[int]:
-    """These are the inodes of a process's sockets; none of one of another user's."""
+def _open_sockets(pid: int) -> Iterator[int]:
     with suppress(OSError):
         for descriptor in islice((_PROC / str(pid) / "fd").iterdir(), _MAX_FDS):
             with suppress(OSError):

@@ -197,9 +197,8 @@ class BreakpointControl:
         guardian.drop_stub()
         status = await commands.run_state(self._monitor)
         if not status.running and status.status in {"paused", "debug"}:
-            with suppress(
-                QmpCommandFailed
-            ):  # another client of a gateway holds it, and lets it run
+            # Where another client of a gateway holds it, that lets it run.
+            with suppress(QmpCommandFailed):
                 await commands.cont(self._monitor)
         guardian.note_stopped(stopped=False)
 

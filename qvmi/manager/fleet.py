@@ -20,7 +20,7 @@ from qvmi.manager.pack_accounts import PackAccounts
 from qvmi.manager.pack_code import sealed
 from qvmi.manager.pack_process import PackProcess, Place, start
 from qvmi.manager.pack_spec import PackSpec
-from qvmi.manager.qemu_sockets import qemu_sockets
+from qvmi.manager.qemu_sockets import QemuSockets, qemu_sockets
 from qvmi.policy import Grant
 from qvmi.remote.handed_memory import HandedMemory
 
@@ -135,7 +135,7 @@ class Fleet:
         )
         pid = self._machine.monitor.peer_pid()
         sockets = await asyncio.to_thread(qemu_sockets, pid, self._machine.address)
-        place = Place(folder, uid, gid, sockets)
+        place = Place(folder, uid, gid, sockets.places)
         orders = self._orders(spec, confinement, sockets, probe=probe)
         if spec.code is None or probe:
             return await start(orders, place)
@@ -146,7 +146,7 @@ class Fleet:
             os.close(code)
 
     def _orders(
-        self, spec: PackSpec, confinement: Confinement, sockets: tuple[str, ...], *, probe: bool
+        self, spec: PackSpec, confinement: Confinement, sockets: QemuSockets, *, probe: bool
     ) -> Orders:
         qemu = self._machine.monitor.peer_pid()
         speaks, sends = self.accounts.of(spec.name)
@@ -165,7 +165,8 @@ class Fleet:
             descriptors=self._descriptors,
             landlock=confinement.landlock,
             writers=tuple(pid for pid in (qemu, os.getpid()) if pid is not None),
-            sockets=sockets,
+            sockets=sockets.places,
+            unseen=sockets.unseen,
             memory_bytes=spec.memory_bytes,
             look_s=spec.look_s,
             triggers=replace(spec.triggers, answers=spec.is_asked),

@@ -36,6 +36,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         landlock: whether to give up writing outside of the codepack's own folder.
         writers: processes that may write the RAM, such as QEMU.
         sockets: those of QEMU, which nobody but the manager is to reach.
+        unseen: why QEMU may have others; empty where it has none.
         memory_bytes: how much memory of its own the process may take; None for any.
         look_s: longest look.
         triggers: what it looks for besides its interval.
@@ -59,6 +60,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     landlock: bool
     writers: tuple[int, ...]
     sockets: tuple[str, ...] = ()
+    unseen: str = ""
     memory_bytes: int | None
     look_s: float
     caveats: tuple[str, ...]
@@ -85,7 +87,8 @@ class Hello(msgspec.Struct, frozen=True):
     Args:
         pid: its process id.
         uid: who it is.
-        ways_out: the ways that were tried and lead to writing guest RAM or to QEMU's own sockets.
+        ways_out: the ways that were tried and lead to writing guest RAM or to QEMU's own sockets, and those
+            that could not be tried.
     """
 
     pid: int

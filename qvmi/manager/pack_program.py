@@ -67,7 +67,8 @@ def _confine(orders: Orders) -> None:
 
 def _ways_out(orders: Orders) -> tuple[str, ...]:
     ways = ways_to_write(orders.descriptors, orders.writers)
-    return (*ways, *ways_to_connect(orders.sockets))
+    untried = [f"QEMU may have other sockets: {orders.unseen}"] if orders.unseen else []
+    return (*ways, *ways_to_connect(orders.sockets), *untried)
 
 
 def _pid() -> int:

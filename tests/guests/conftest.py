@@ -1,5 +1,6 @@
 """Guests that the tests of this folder look at, each beside its own truth."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,3 +22,11 @@ def guest(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """This is a running guest of each kernel, the same for all tests of a module."""
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig(kernel=request.param))
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """This is a folder that other users' processes can reach, as those below pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="qvmi-state-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)

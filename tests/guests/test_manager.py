@@ -53,14 +53,6 @@ def guest(lab: Lab) -> Iterator[Guest]:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
 
 
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-manager5-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
-
-
 @asynccontextmanager
 async def managing(
     guest: Guest, state: Path, *packs: PackSpec, proven: bool = False, allowed: bool = True

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,14 +31,6 @@ STRAYING = PackSpec("straying", "tests.guests.straying_pack:Straying", 0.05, max
 def guest(lab: Lab) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-mgr6-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
 
 
 KNOCKING = PackSpec("knocking", "tests.guests.straying_pack:Knocking", 0.05, memory_bytes=512 << 20)

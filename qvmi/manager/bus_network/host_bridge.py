@@ -20,13 +20,11 @@ from typing import Final
 from qvmi.errors import BusNetworkFailed
 from qvmi.manager.bus_network.bridge import Bridge
 from qvmi.manager.bus_network.command import COMMAND_TIMEOUT_S, run
+from qvmi.manager.bus_network.holder import TAKEN
 
 __all__ = ["Holder", "HostBridge", "bridge_name", "filter_rules", "free_subnet", "host_bridge"]
 
 _HOLDER: Final = Path(__file__).with_name("holder.py")
-
-_TAKEN: Final = "taken"
-"""What the holder says of a subnet that another one has."""
 
 _NAME_DIGITS: Final = 8
 """Hex digits of an instance's name in those of its interfaces, which have 15 characters in all."""
@@ -121,7 +119,7 @@ class Holder:
             BusNetworkFailed: the holder is gone.
         """
         said = await self._said(("claim", str(subnet)), "", COMMAND_TIMEOUT_S)
-        if said not in {"", _TAKEN}:
+        if said not in {"", TAKEN}:
             raise BusNetworkFailed("claim", said)
         return not said
 

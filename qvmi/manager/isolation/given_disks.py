@@ -24,9 +24,8 @@ _LOOPS: Final = "/sys/block"
 _MAX_FAMILY: Final = 1024
 """Partitions of a disk, and what lies on them; a disk has at most 256 partitions."""
 _MAX_LOOPS: Final = 4096
-_MAX_MOUNTS: Final = (
-    16 << 20
-)  # bytes of a table; a host full of containers has some hundred kilobytes
+_MAX_MOUNTS: Final = 16 << 20
+"""Bytes of a table; that of a host full of containers has some hundred kilobytes."""
 _MAX_NAMESPACES: Final = 1024
 _MAX_NUMBER: Final = 64  # bytes of a file in sysfs that holds a device number
 _NETWORK_DISK: Final = 43

@@ -265,7 +265,7 @@ def existing_broker(folder: Path) -> Iterator[str]:
 
 def test_a_broker_that_exists_is_used_and_whoever_listens_there_hears_the_alert() -> None:
     with (
-        tempfile.TemporaryDirectory(prefix="qvmi-wire5-") as folder,
+        tempfile.TemporaryDirectory(prefix="qvmi-state-") as folder,
         existing_broker(Path(folder)) as url,
     ):
         listening = ["mosquitto_sub", "--unix", url.removeprefix("unix://"), "-V", "5", "-C", "1"]
