@@ -84,7 +84,8 @@ class DumpFile:
             pause = None if live else await stack.enter_async_context(run_control.paused())
             vcpus = await commands.registers(monitor)
             written = await self._written(core_notes(vcpus, vmcoreinfo))
-        size = await asyncio.to_thread(self._file.put_in_place)
+        # Nothing is awaited behind this: a dump that was cancelled has not replaced anything.
+        size = self._file.put_in_place()
         return Dump(self._path, size, written, _provenance(pause, at))
 
     def close(self) -> None:
