@@ -10,6 +10,7 @@ from qvmi.codepacks.confirmation import ROUNDS_TO_RAISE, Confirmation, Confirmed
 from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker
 from qvmi.codepacks.status import Sight
+from qvmi.policy import READ_ONLY, Policy
 
 __all__ = ["MAX_ROUNDS", "Inspection", "inspect_guest"]
 
@@ -53,6 +54,7 @@ async def inspect_guest(
     *,
     rounds: int | None = None,
     deadline_s: float = LOOK_DEADLINE_S,
+    policy: Policy = READ_ONLY,
 ) -> Inspection:
     """This lets a codepack look until what it finds is confirmed or gone.
 
@@ -61,11 +63,13 @@ async def inspect_guest(
         machine: at what.
         rounds: how many looks; None for as many as that takes, two at least and a minute at most.
         deadline_s: the longest look.
+        policy: what the codepack may be shown beside memory.
 
     Raises:
+        CodepackError: what the codepack wants of that cannot be used.
         MachineGone: there is no machine any more.
     """
-    looker = Looker(codepack, machine, deadline_s=deadline_s)
+    looker = Looker(codepack, machine, deadline_s=deadline_s, policy=policy)
     confirmation = Confirmation()
     confirmed: dict[str, Confirmed] = {}
     ends = time.monotonic() + PATIENCE_S
