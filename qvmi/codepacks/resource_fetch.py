@@ -2,16 +2,18 @@
 
 import logging
 import time
-from typing import Final, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, TypeGuard, runtime_checkable
 
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.resources import ResourcePack, Resources, wanted_of
 from qvmi.errors import CodepackRefused, PolicyDenied, UsageError
-from qvmi.machine.disk_differences import DiskDifference
 from qvmi.machine.flow_owners import LEAST_LOOKS
-from qvmi.machine.flow_watch import Flow
 from qvmi.policy import Grant, Policy, PolicyGate, refuse
 from qvmi.semantics.guest_os import Gap, Listing
+
+if TYPE_CHECKING:  # import time, in every process of a codepack
+    from qvmi.machine.disk_differences import DiskDifference
+    from qvmi.machine.flow_watch import Flow
 
 __all__ = [
     "ResourceFetch",
@@ -41,7 +43,7 @@ class ResourceMachine(Protocol):
         """This is why there is nothing that the grant would show; empty where there is something."""
         ...
 
-    async def disk_differences(self, under: str = "") -> Listing[DiskDifference]:
+    async def disk_differences(self, under: str = "") -> "Listing[DiskDifference]":
         """This compares the page cache with the disks."""
         ...
 
@@ -51,7 +53,7 @@ class ResourceMachine(Protocol):
 
     async def flows(
         self, seconds: float, *, netdev: str | None = None, least_looks: int = 1
-    ) -> Listing[Flow]:
+    ) -> "Listing[Flow]":
         """This watches what passes a network card for so long."""
         ...
 
@@ -99,7 +101,7 @@ class ResourceFetch:
         _audit.info("%s: %s", self._gate.holder, action)
 
 
-async def _flows(machine: ResourceMachine, seconds: float) -> Listing[Flow]:
+async def _flows(machine: ResourceMachine, seconds: float) -> "Listing[Flow]":
     """These are the flows of all cards, which are watched one after the other."""
     rows: list[Flow] = []
     gaps: dict[Gap, None] = {}

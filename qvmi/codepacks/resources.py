@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.errors import CodepackError, UsageError
-from qvmi.machine.disk_differences import DiskDifference
-from qvmi.machine.flow_watch import Flow
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, Listing
+
+if TYPE_CHECKING:  # import time, in every process of a codepack
+    from qvmi.machine.disk_differences import DiskDifference
+    from qvmi.machine.flow_watch import Flow
 
 __all__ = [
     "MAX_FLOWS_S",
@@ -71,14 +73,14 @@ class Resources:
     def __init__(
         self,
         *,
-        disk_differences: Listing[DiskDifference] | None = None,
-        flows: Listing[Flow] | None = None,
+        disk_differences: "Listing[DiskDifference] | None" = None,
+        flows: "Listing[Flow] | None" = None,
     ) -> None:
         self._disk_differences = disk_differences
         self._flows = flows
 
     @property
-    def disk_differences(self) -> Listing[DiskDifference]:
+    def disk_differences(self) -> "Listing[DiskDifference]":
         """This lists the pages of cached files that are not what the disk has.
 
         Raises:
@@ -89,7 +91,7 @@ class Resources:
         return self._disk_differences
 
     @property
-    def flows(self) -> Listing[Flow]:
+    def flows(self) -> "Listing[Flow]":
         """This lists the flows that passed the machine's network cards.
 
         Raises:
