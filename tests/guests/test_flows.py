@@ -25,7 +25,6 @@ from qvmi.semantics.guest_os import Listing
 from qvmi.symbols.layout import field_offset
 from tests.asynchronous import asynchronous, until
 from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_document
-from tests.command_line import qvmi as command
 from tests.guests.lab import Guest, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.test_documented_fields import check
@@ -38,8 +37,10 @@ LINKS: Final = struct.Struct("<QQ")
 
 Result = TypeVar("Result")
 
-INTERVALS_S: Final = ("1", "20")
-"""Of the codepack, which watches for at least six looks; the second one as below."""
+INTERVALS_S: Final = ("1", "8", "20")
+"""Of the codepack, which watches for at least six looks; the later ones as below."""
+LOOKING_S: Final = 200.0
+"""Longest run of a codepack: what it finds is followed for a minute, beside a look and an attach."""
 WATCHED_S: Final = (5.0, 60.0)
 """How long is watched; the second time only where the first was not enough, as the host is busy."""
 LOOKS: Final = 600
@@ -58,6 +59,7 @@ PASSING: Final = (
     "(while [ -e /run/go ]; do echo x | nc -w 1 {host} {port}; done) > /dev/null 2>&1 &"
 )
 MAY: Final = OBSERVE.plus(Grant.NETWORK_CAPTURE)
+pytestmark = pytest.mark.timeout(900)  # a fixture of several watchings counts for the first test
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,14 @@ async def forging(guest: Guest, forged: bytes, work: Coroutine[Any, Any, Result]
     return await working
 
 
+def output(*arguments: str) -> bytes:
+    """This is what the command prints, however it ends."""
+    command = (*QVMI, *arguments)
+    return subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, timeout=LOOKING_S, check=False
+    ).stdout
+
+
 async def found_by_codepack(
     guest: Guest, forged: bytes, folder: Path, wanted: set[str]
 ) -> dict[str, Any]:
@@ -185,9 +195,8 @@ async def found_by_codepack(
     found: dict[str, Any] = {}
     for seconds in INTERVALS_S:
         words = ("pack", "run", "flows-without-owner", "--policy", str(policy), "--json")
-        running = asyncio.to_thread(command, "--qmp", guest.qmp, *words, "--interval", seconds)
-        done = await forging(guest, forged, running)
-        items = json.loads(done.stdout)["items"]
+        running = asyncio.to_thread(output, "--qmp", guest.qmp, *words, "--interval", seconds)
+        items = json.loads(await forging(guest, forged, running))["items"]
         found = {one["finding"]["evidence"][0]["facts"]["remote"]: one for one in items}
         if wanted <= {remote for remote, one in found.items() if one["confirmed"]}:
             break
