@@ -26,6 +26,8 @@ _MOST_FLOWS: Final = 100
 """Flows that are told of one by one; a guest can send as many as it likes: the rest is told of as one."""
 _SETTLE_S: Final = 5.0
 """Longest time for which a socket is believed to be under way in a message, or being closed."""
+_SHARE: Final = 0.8
+"""Of an interval, for which flows are watched: with the look behind that it must not miss the next one."""
 _ON_THE_WIRE: Final = (
     *("protocol", "local", "remote", "name"),
     *("packets_out", "packets_in", "bytes_out", "bytes_in"),
@@ -38,7 +40,7 @@ class FlowsWithoutOwner:
     """This tells of flows that nobody in the guest has.
 
     Args:
-        interval_s: from the beginning of one watching of flows to the next, and how long each is.
+        interval_s: from the beginning of one watching of flows to the next.
     """
 
     interval_s: float = 10.0
@@ -55,8 +57,8 @@ class FlowsWithoutOwner:
 
     @property
     def wanted(self) -> Wanted:
-        """It is shown flows, those of nearly all the time."""
-        return Wanted(flows_s=min(self.interval_s, MAX_FLOWS_S))
+        """It is shown flows, those of most of the time."""
+        return Wanted(flows_s=min(_SHARE * self.interval_s, MAX_FLOWS_S))
 
     def inspect(
         self,

@@ -106,6 +106,11 @@ def test_a_name_without_end_makes_a_finding_that_fits() -> None:
     assert len(msgspec.json.encode(finding)) < MAX_FINDING_BYTES
 
 
+@pytest.mark.parametrize(("interval_s", "watched_s"), [(10.0, 8.0), (1000.0, 300.0)])
+def test_flows_are_watched_for_less_than_the_interval(interval_s: float, watched_s: float) -> None:
+    assert FlowsWithoutOwner(interval_s).wanted.flows_s == watched_s
+
+
 def test_without_a_watching_it_says_so() -> None:
     with pytest.raises(UsageError, match="was not shown flows"):
         list(FlowsWithoutOwner().inspect(guest_with(), FakeMemory({})))
