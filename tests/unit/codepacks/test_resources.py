@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -50,10 +51,13 @@ from qvmi.testing import (
     fake_disk_difference,
     fake_flow,
     fake_resources,
+    load_pack,
+    looks,
 )
 from tests.asynchronous import asynchronous
 from tests.unit.codepacks.packs import finding
 from tests.unit.codepacks.recording_bus import RecordingBus
+from tests.unit.codepacks.signed_packs import MANIFEST, pack_folder
 
 MAY = READ_ONLY.plus(Grant.DISK, Grant.NETWORK_CAPTURE)
 BOTH = Wanted(disk_differences=True, flows_s=1.0)
@@ -297,6 +301,40 @@ def test_for_one_look_it_is_what_it_was() -> None:
     guest = ObservedGuest(FakeGuest(), pack.name)
     assert (shown.name, shown.interval_s, shown.grants) == (pack.name, 0.001, pack.grants)
     assert [one.key for one in shown.inspect(guest, FakeMemory({}))] == ["/bin/su", "far:1"]
+
+
+FOREIGN = """
+from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.resources import NO_RESOURCES, Wanted
+from qvmi.policy import Grant
+
+
+class WatchInit:
+    name = "watch-init"
+    grants = frozenset({Grant.READ_MEMORY, Grant.DISK})
+    wanted = Wanted(disk_differences=True)
+
+    def __init__(self, *, interval_s, pid):
+        self.interval_s = interval_s
+
+    def inspect(self, guest, memory, resources=NO_RESOURCES):
+        for row in resources.disk_differences:
+            seen = (Observation(view="disk", present=True),)
+            yield Finding(
+                claim=row.path, severity=Severity.LOW, technique="T1565", key=row.path, evidence=seen
+            )
+"""
+
+
+def test_a_codepack_of_somebody_elses_is_shown_what_its_manifest_grants(tmp_path: Path) -> None:
+    manifest = MANIFEST.replace('"read-memory"', '"read-memory", "disk"')
+    pack = load_pack(
+        pack_folder(tmp_path / "pack", manifest=manifest, code=FOREIGN), interval_s=0.01
+    )
+    (found,) = looks(pack, FakeGuest(), resources=resources()).confirmed
+    assert found.finding.claim == "/bin/su"
+    with pytest.raises(CodepackRefused, match="asks for more than its manifest: disk"):
+        load_pack(pack_folder(tmp_path / "other", code=FOREIGN))
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), MAX_FLOWS_S + 1])
