@@ -27,7 +27,11 @@ STABLE_S: Final = 60.0
 """One that lived for so long was well; its end does not count as one of a row."""
 
 _FIRST_PAUSE_S: Final = 0.1
+"""Until one that has ended is started again; then twice as long each time."""
 _MAX_PAUSE_S: Final = 30.0
+"""Longest of them: what it waited for may be there again."""
+_MAX_DOUBLINGS: Final = 10
+"""With more of them it is the longest anyway, and in the end too large a number."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -102,7 +106,8 @@ class ServiceRunner:
             if self.given_up:
                 await self._tell(bus, Sight.FAILED, self.given_up)
                 return
-            await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _MAX_PAUSE_S))
+            doublings = min(self._failures - 1, _MAX_DOUBLINGS)
+            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**doublings, _MAX_PAUSE_S))
 
     async def _live(self, bus: Bus, publisher: Publisher) -> tuple[str, bool]:
         """This is one life: how it ended, and whether that was a failure; MachineGone with the machine."""

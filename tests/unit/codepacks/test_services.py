@@ -271,6 +271,20 @@ async def test_more_alerts_than_anybody_reads_are_not_raised(
     assert raised == [True, True, True, False, False]
 
 
+@asynchronous
+async def test_one_alert_that_is_raised_and_cleared_twice_at_a_time_is_said_once() -> None:
+    done: list[bool] = []
+
+    async def twice(bus: ServiceBus, machine: InspectedMachine) -> None:
+        done.extend(await asyncio.gather(*(bus.raise_alert(finding("k"), LABEL) for _ in "12")))
+        done.extend(await asyncio.gather(*(bus.clear_alert("k", because="over") for _ in "12")))
+        await forever(bus, machine)
+
+    async with watching(Service(twice), opened=mosquitto):
+        await until(lambda: len(done) == 4)
+    assert done == [True, False, True, False]
+
+
 CODE = """\
 from qvmi.policy import Grant
 
