@@ -21,6 +21,7 @@ from qvmi.codepacks.privileges import (
     unexplained_root,
 )
 from qvmi.codepacks.process_evidence import by_address, identity, seen, short, told
+from qvmi.codepacks.system_folders import SYSTEM_FOLDERS
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import Credentials, GuestOS, Listing, Process, Program
@@ -37,10 +38,6 @@ _MAX_REMEMBERED: Final = 1 << 16
 """Processes that are remembered though a gap may only hide them: a guest that has one for ever, and forks,
 would fill our memory. With more, those that are not listed are forgotten."""
 
-SYSTEM_FOLDERS: Final = (
-    *("/usr/", "/bin/", "/sbin/", "/lib/", "/opt/", "/snap/", "/nix/store/", "/run/wrappers/"),
-)
-"""Where programs that make whoever runs them root are expected."""
 SHELLS: Final = (
     *(
         "sh",
