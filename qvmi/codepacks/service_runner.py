@@ -125,8 +125,7 @@ class ServiceRunner:
                 await asyncio.wait({life}, timeout=ASK_INTERVAL_S)
                 await self._require_machine()
         finally:
-            if not life.done():
-                await self._end(life)
+            await self._end(life)
         if life.cancelled():
             return "it cancelled itself", True
         error = life.exception()
@@ -151,9 +150,10 @@ class ServiceRunner:
             _log.debug("%s: %s", self.name, error)
 
     async def _end(self, life: "asyncio.Task[None]") -> None:
-        """This cancels it, and leaves it to itself where it does not end."""
-        life.cancel()
-        await asyncio.wait({life}, timeout=CANCEL_S)
+        """This cancels it where it lives, and leaves it to itself where it does not end."""
+        if not life.done():
+            life.cancel()
+            await asyncio.wait({life}, timeout=CANCEL_S)
         if life.done():
             if not life.cancelled():
                 life.exception()  # it is of no use any more what went wrong

@@ -1,6 +1,7 @@
 """Services: started, supervised, cancelled, started again, and told of where they misbehave."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -208,6 +209,25 @@ async def test_it_is_cancelled_when_the_watch_ends_and_the_machine_with_it() -> 
         await ServiceRunner(Service(live), machine, vm="web").run(bus, bus)  # type: ignore[arg-type] # only publishes
     assert left == ["service"] * 2
     assert bus.of_kind("status")[-1].read_body(Status).sight is Sight.ENDED
+
+
+@asynchronous
+async def test_one_that_fails_as_the_machine_goes_leaves_nothing_for_asyncio_to_complain_of() -> (
+    None
+):
+    complaints: list[dict[str, object]] = []
+
+    async def fail(_: ServiceBus, __: InspectedMachine) -> None:
+        raise ZeroDivisionError
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    machine, bus = FakeMachine(), RecordingBus()
+    machine.fail_next("run_state", MachineGone("query-status"))
+    async with asyncio.timeout(WAIT_S):
+        await ServiceRunner(Service(fail), machine, vm="web").run(bus, bus)  # type: ignore[arg-type] # only publishes
+    gc.collect()
+    assert bus.of_kind("status")[-1].read_body(Status).sight is Sight.ENDED
+    assert complaints == []
 
 
 @asynchronous
