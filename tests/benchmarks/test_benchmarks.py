@@ -13,6 +13,7 @@ BENCHMARKS = [
     "files_and_maps",
     "gdbstub",
     "guest_size",
+    "inspection",
     "isf",
     "live_listing",
     "pause",
@@ -43,6 +44,19 @@ def test_both_sides_give_the_same_answer(name: str) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "both sides gave the same answer" in ended.stdout
     assert ": reached" in ended.stdout or ": missed" in ended.stdout
+
+
+@pytest.mark.timeout(FIRST_S)
+def test_the_time_from_tamper_to_action_is_measured() -> None:
+    ended = run("respond", "--quick")
+    assert ended.returncode == 0, ended.stderr
+    told = [line for line in ended.stdout.splitlines() if "from tamper to link down" in line]
+    assert [line.partition(": p50 ")[0] for line in told] == [
+        "looks each 0.05 s, without a question",
+        "looks each 0.05 s, with a question",
+        "looks each 1 s, without a question",
+        "looks each 1 s, with a question",
+    ]
 
 
 def test_every_benchmark_of_both_sides_is_run() -> None:
