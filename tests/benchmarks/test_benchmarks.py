@@ -46,19 +46,6 @@ def test_both_sides_give_the_same_answer(name: str) -> None:
     assert ": reached" in ended.stdout or ": missed" in ended.stdout
 
 
-@pytest.mark.timeout(FIRST_S)
-def test_the_time_from_tamper_to_action_is_measured() -> None:
-    ended = run("respond", "--quick")
-    assert ended.returncode == 0, ended.stderr
-    told = [line for line in ended.stdout.splitlines() if "from tamper to link down" in line]
-    assert [line.partition(": p50 ")[0] for line in told] == [
-        "looks each 0.05 s, without a question",
-        "looks each 0.05 s, with a question",
-        "looks each 1 s, without a question",
-        "looks each 1 s, with a question",
-    ]
-
-
 def test_every_benchmark_of_both_sides_is_run() -> None:
     scripts = (ROOT / "benchmarks").glob("*.py")
     runnable = {script.stem for script in scripts if "__main__" in script.read_text()}
