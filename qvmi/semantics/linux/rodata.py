@@ -7,6 +7,7 @@ while the kernel starts lies among the constants, and may point anywhere.
 import hashlib
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from qvmi.addr import Va
@@ -73,15 +74,16 @@ class ConstantPointers:
     def _out_of(self, start: Va, data: bytes) -> Iterator[HookPlace]:
         low, high = self._image.start, self._image.end
         words = array("Q", data[: len(data) // _WORD * _WORD])
-        candidates = [
+        every = (
             (start + number * _WORD, word)
             for number, word in enumerate(words)
             if word >= _CANONICAL and word < _ERRORS and not low <= word < high
-        ]
-        self._left_out = max(0, len(candidates) - _MAX_CANDIDATES)
+        )
+        candidates = list(islice(every, _MAX_CANDIDATES))
+        self._left_out = sum(1 for _ in every)
         find = self._symbols.find
         written = find("__start_ro_after_init") or 0, find("__end_ro_after_init") or 0
-        for place, target in candidates[:_MAX_CANDIDATES]:
+        for place, target in candidates:
             if not written[0] <= place < written[1] and self._is_code(target):
                 yield HookPlace(CONSTANTS, symbol_text(self._symbols, place), place, target)
 

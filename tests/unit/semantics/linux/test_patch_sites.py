@@ -28,8 +28,8 @@ class Kernel:
 
     def add(self, name: bytes, labels: int, *, count: int | None = None) -> list[int]:
         """This adds a module with so many labels, which says that it has another number of them."""
-        module = self.memory.add_module(name, base=BASE, sizes=[0x1000])
         table = self.memory.allocate_bytes(16 * labels)
+        module = self.memory.add_module(name, base=table, sizes=[0x1000])  # the sites lie behind
         for number in range(labels):
             self.memory.write(table + 16 * number, struct.pack("<iiq", 0x100, 0x200, 0))
         self.memory.u64(module + 0x200, table)
