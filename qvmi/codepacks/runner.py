@@ -186,13 +186,14 @@ class Runner:
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
         complete = result.sight is Sight.FULL
-        clock = time.monotonic()
+        now = asyncio.get_running_loop().time()
         changes = self._confirmation.update(
             result.findings,
             complete=complete,
             at=result.provenance.at,
-            clock=clock,
-            room=self._budget.room(clock),
+            clock=self._began,
+            took_s=now - self._began,
+            room=self._budget.room(now),
         )
         self._budget.spend(len(changes.raised))
         self._suppressed += changes.suppressed
