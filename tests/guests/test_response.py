@@ -39,6 +39,7 @@ from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
 from tests.asynchronous import asynchronous, until
 from tests.command_line import qvmi as qvmi_command
+from tests.documented_schemas import require_documented
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest, Lab
 from tests.guests.network_card import carrier
@@ -189,6 +190,7 @@ class Told:
 
     def take(self, message: Message) -> None:
         self.messages.append(message)
+        require_documented(message, body=message.kind)
         if message.kind == RESPONSE:
             self.records.append(message.read_body(Record))
 
