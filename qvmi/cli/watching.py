@@ -89,6 +89,10 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
+_NOT_HELD: Final = (
+    "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
+    " (--placement process does)"
+)
 
 
 async def watch(  # noqa: PLR0913 - one for each argument of the command
@@ -244,6 +248,8 @@ def _opened(
             companions=response.companions,
             asked=response.asked,
         )
+    for other in chosen.others:
+        output.message(_NOT_HELD.format(other.folder.manifest.name))
     running = [
         PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
         for one in chosen.manifests[: len(chosen.own)]

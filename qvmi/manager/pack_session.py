@@ -186,6 +186,7 @@ class _PackSession:
                 vm=self._orders.vm,
                 restart=Restart.NEVER,
                 caveats=lambda: self._caveats,
+                held_by=self._orders.held_by,
             )
         return Runner(
             cast("Codepack", self._pack),
@@ -193,6 +194,7 @@ class _PackSession:
             vm=self._orders.vm,
             look_deadline_s=self._orders.look_s,
             caveats=lambda: self._caveats,
+            held_by=self._orders.held_by,
             kept=self._kept,
             triggers=self._orders.triggers,
         )

@@ -145,6 +145,7 @@ async def test_an_alert_tells_where_it_is_from_and_how_it_was_taken() -> None:
     assert message.topic.text == "qvmi/v1/web/pack/alert"
     alert = message.read_body(Alert)
     assert (alert.codepack, alert.rounds, alert.finding) == ("pack", 2, finding("k"))
+    assert alert.held_by == "guard rails"
     assert alert.provenance == message.provenance == FakeGuest().provenance
 
 
