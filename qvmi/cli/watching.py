@@ -96,7 +96,7 @@ _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
 _NOT_ALL: Final = (
     f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
-    f" `watch all` runs all {len(PACKS)}"
+    f" `watch all` runs all {len(PACKS)}, but those that the policy or the machine does not let"
 )
 _NOT_HELD: Final = (
     "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
