@@ -1,13 +1,12 @@
 """The command about what playbooks have done: ``respond``."""
 
-import time
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from qvmi.bus.topic import name_from
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.moments import local_moment
 from qvmi.cli.output import Output
 from qvmi.cli.responding import granted, opened_journal
 from qvmi.errors import UsageError
@@ -19,8 +18,6 @@ from qvmi.manager.response.run import audit, undo_run
 from qvmi.policy import Policies, PolicyGate, read_policies
 
 __all__ = ["respond"]
-
-_CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
 async def respond(  # noqa: PLR0913 - one for each argument of the command
@@ -55,10 +52,9 @@ def _list(output: Output, journal: Journal) -> ExitCode:
             output.document(msgspec.to_builtins(noted, str_keys=True))
             continue
         at = min((alert.last_seen for alert in noted.alerts), default=0.0)
-        moment = time.strftime(_CLOCK, time.localtime(at))
         how = "undone" if noted.undone else "over" if noted.over else "cut off"
         steps = ", ".join(f"{number} {outcome}" for number, outcome in noted.ended.items())
-        output.line(f"{noted.name}  {how}  alert of {moment}  steps: {steps or 'none'}")
+        output.line(f"{noted.name}  {how}  alert of {local_moment(at)}  steps: {steps or 'none'}")
     return ExitCode.FINE
 
 
