@@ -61,6 +61,8 @@ def _list(output: Output, journal: Journal) -> ExitCode:
 async def _undo(
     machine: Machine, output: Output, journal: Journal, noted: Run, policy: str | None
 ) -> ExitCode:
+    if noted.undone:
+        raise UsageError(f"respond undo: {noted.name} is undone already")
     if not noted.undo:
         raise UsageError(f"respond undo: {noted.name} has done nothing that can be undone")
     policies = Policies() if policy is None else read_policies(Path(policy))
