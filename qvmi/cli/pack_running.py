@@ -59,6 +59,8 @@ async def run(  # noqa: PLR0913 - one for each argument of the command
         raise UsageError(f"pack {action}: give its folder, or the name of one that comes with qvmi")
     if key is not None or days is not None:
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
+    if rounds == 0:
+        raise UsageError("pack run --rounds 0: who does not look sees nothing")
     policies = Policies() if policy is None else read_policies(Path(policy))
     codepack, manifest = _chosen(what, policies, keys, interval)
     require_usable(codepack, policies.of(codepack.name))

@@ -36,6 +36,8 @@ async def respond(  # noqa: PLR0913 - one for each argument of the command
         UsageError: there is no such run, or the journal cannot be used.
     """
     del respond  # it is what lets the session write
+    if action == "list" and run is not None:
+        raise UsageError(f"respond list takes nothing: {run!r}")
     with opened_journal(state, name_from(machine.address)) as journal:
         if action == "list":
             return _list(output, journal)
