@@ -16,7 +16,7 @@ from qvmi.cli.output import Output
 from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
-from qvmi.codepacks.alert import evidence_hash
+from qvmi.codepacks.alert import GUARD_RAILS, evidence_hash
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmed
 from qvmi.codepacks.inspection import Inspection, inspect_guest
@@ -59,8 +59,6 @@ async def run(  # noqa: PLR0913 - one for each argument of the command
         raise UsageError(f"pack {action}: give its folder, or the name of one that comes with qvmi")
     if key is not None or days is not None:
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
-    if rounds == 0:
-        raise UsageError("pack run --rounds 0: who does not look sees nothing")
     policies = Policies() if policy is None else read_policies(Path(policy))
     codepack, manifest = _chosen(what, policies, keys, interval)
     require_usable(codepack, policies.of(codepack.name))
@@ -126,6 +124,7 @@ def _document(codepack: str, inspection: Inspection, note: str) -> dict[str, obj
         "gaps": last.gaps,
         "gap_count": last.gap_count,
         "provenance": last.provenance,
+        "held_by": GUARD_RAILS,
         "note": note,
     }
 

@@ -20,7 +20,7 @@ from qvmi.policy import Policies, PolicyGate, read_policies
 __all__ = ["respond"]
 
 
-async def respond(  # noqa: PLR0913 - one for each argument of the command
+async def respond(
     machine: Machine,
     output: Output,
     *,
@@ -28,14 +28,12 @@ async def respond(  # noqa: PLR0913 - one for each argument of the command
     run: str | None,
     policy: str | None,
     state: str | None,
-    respond: bool,
 ) -> ExitCode:
     """This lists what was done, or undoes a run.
 
     Raises:
         UsageError: there is no such run, or the journal cannot be used.
     """
-    del respond  # it is what lets the session write
     if action == "list" and run is not None:
         raise UsageError(f"respond list takes nothing: {run!r}")
     with opened_journal(state, name_from(machine.address)) as journal:

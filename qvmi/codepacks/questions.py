@@ -4,6 +4,7 @@ One that says nothing is told what the look found; one that asks whether it sees
 """
 
 import logging
+import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Final
@@ -13,11 +14,11 @@ import msgspec
 from qvmi.bus.requests import Request, Requests
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.look import MAX_FINDING_BYTES, Look
-from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion
+from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion
 from qvmi.codepacks.status import Sight
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BusError
-from qvmi.view import Provenance
+from qvmi.view import Provenance, Taken
 
 __all__ = ["MAX_ASKING", "LookAnswer", "Questions", "SeenFinding"]
 
@@ -105,10 +106,15 @@ class Questions:
 
 def _refusal(request: Request, problem: str) -> dict[str, object]:
     if "what" in request.body:
-        unknown = ConfirmAnswer(answer=Confirmation.UNKNOWN, why=problem)
+        unknown = ConfirmAnswer(answer=Answer.UNKNOWN, why=problem)
         answer: dict[str, object] = msgspec.to_builtins(unknown)
         return answer
-    return {"sight": Sight.BLIND.value, "problem": problem}
+    label = Provenance(Taken.LIVE, time.time())
+    blind = LookAnswer(
+        sight=Sight.BLIND, problem=problem, items=(), left_out=0, gap_count=0, provenance=label
+    )
+    refusal: dict[str, object] = msgspec.to_builtins(blind)
+    return refusal
 
 
 def _reply(request: Request, look: Look, confirmed: Collection[str]) -> dict[str, object]:
@@ -123,14 +129,14 @@ def _confirmed(request: Request, look: Look) -> ConfirmAnswer:
     try:
         question = msgspec.convert(dict(request.body), ConfirmQuestion, strict=True)
     except msgspec.ValidationError as error:
-        return ConfirmAnswer(answer=Confirmation.UNKNOWN, why=f"no question: {error}")
+        return ConfirmAnswer(answer=Answer.UNKNOWN, why=f"no question: {error}")
     for finding in look.findings:
         if question.is_about(finding):
-            return ConfirmAnswer(answer=Confirmation.CONFIRMED, why=finding.claim)
+            return ConfirmAnswer(answer=Answer.CONFIRMED, why=finding.claim)
     if look.sight is Sight.FULL:
-        return ConfirmAnswer(answer=Confirmation.DENIED, why="it saw everything, and not this")
+        return ConfirmAnswer(answer=Answer.DENIED, why="it saw everything, and not this")
     why = f"sight {look.sight}: {look.problem}"
-    return ConfirmAnswer(answer=Confirmation.UNKNOWN, why=why)
+    return ConfirmAnswer(answer=Answer.UNKNOWN, why=why)
 
 
 def _answer(look: Look, confirmed: Collection[str]) -> LookAnswer:

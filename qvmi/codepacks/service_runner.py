@@ -10,6 +10,7 @@ import msgspec
 
 from qvmi.bus.bus import Bus, Publisher
 from qvmi.bus.message import Message
+from qvmi.codepacks.alert import GUARD_RAILS
 from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.look import in_words
 from qvmi.codepacks.looker import ASK_INTERVAL_S, InspectedMachine
@@ -27,7 +28,11 @@ STABLE_S: Final = 60.0
 """One that lived for so long was well; its end does not count as one of a row."""
 
 _FIRST_PAUSE_S: Final = 0.1
+"""Until one that has ended is started again; then twice as long each time."""
 _MAX_PAUSE_S: Final = 30.0
+"""Longest of them: what it waited for may be there again."""
+_MAX_DOUBLINGS: Final = 10
+"""With more of them it is the longest anyway, and in the end too large a number."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ class ServiceRunner:
         restart: when it is started again.
         max_failures: how often in a row; None for any number.
         caveats: tells what whoever reads its alerts must know.
+        held_by: what holds it to its policy.
 
     Attributes:
         given_up: why it is not started again; empty while it lives.
@@ -53,7 +59,7 @@ class ServiceRunner:
         left: whether it went on after it was cancelled.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but three have a default
         self,
         pack: ServicePack,
         machine: InspectedMachine,
@@ -62,8 +68,10 @@ class ServiceRunner:
         restart: Restart = Restart.ON_FAILURE,
         max_failures: int | None = None,
         caveats: Callable[[], tuple[str, ...]] = tuple,
+        held_by: str = GUARD_RAILS,
     ) -> None:
         self._caveats = caveats
+        self._held_by = held_by
         self.failed = False
         self.given_up = ""
         self.left = False
@@ -102,7 +110,8 @@ class ServiceRunner:
             if self.given_up:
                 await self._tell(bus, Sight.FAILED, self.given_up)
                 return
-            await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _MAX_PAUSE_S))
+            doublings = min(self._failures - 1, _MAX_DOUBLINGS)
+            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**doublings, _MAX_PAUSE_S))
 
     async def _live(self, bus: Bus, publisher: Publisher) -> tuple[str, bool]:
         """This is one life: how it ended, and whether that was a failure; MachineGone with the machine."""
@@ -113,6 +122,7 @@ class ServiceRunner:
             codepack=self.name,
             budget=self._budget,
             caveats=self._caveats,
+            held_by=self._held_by,
         )
         life = asyncio.create_task(self._serve(own), name=f"qvmi-service-{self.name}")
         try:
@@ -120,8 +130,7 @@ class ServiceRunner:
                 await asyncio.wait({life}, timeout=ASK_INTERVAL_S)
                 await self._require_machine()
         finally:
-            if not life.done():
-                await self._end(life)
+            await self._end(life)
         if life.cancelled():
             return "it cancelled itself", True
         error = life.exception()
@@ -146,9 +155,10 @@ class ServiceRunner:
             _log.debug("%s: %s", self.name, error)
 
     async def _end(self, life: "asyncio.Task[None]") -> None:
-        """This cancels it, and leaves it to itself where it does not end."""
-        life.cancel()
-        await asyncio.wait({life}, timeout=CANCEL_S)
+        """This cancels it where it lives, and leaves it to itself where it does not end."""
+        if not life.done():
+            life.cancel()
+            await asyncio.wait({life}, timeout=CANCEL_S)
         if life.done():
             if not life.cancelled():
                 life.exception()  # it is of no use any more what went wrong

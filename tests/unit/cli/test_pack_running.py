@@ -60,14 +60,6 @@ async def test_one_round_is_told_to_confirm_nothing() -> None:
 
 
 @asynchronous
-async def test_no_round_at_all_is_wrong_usage() -> None:
-    machine = infected()
-    with pytest.raises(UsageError, match="--rounds 0"):
-        await ran(machine, Captured(), rounds=0)
-    assert not machine.guest.calls
-
-
-@asynchronous
 async def test_as_json_it_is_one_document() -> None:
     output = Captured(json=True)
     assert await ran(infected(), output, rounds=3) is ExitCode.FOUND

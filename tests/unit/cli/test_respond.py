@@ -18,7 +18,7 @@ from tests.unit.manager.response.alerts import alert
 
 async def responded(place: Path, machine: object, **words: str | None) -> None:
     its: Any = machine
-    more: dict[str, Any] = {"policy": None, "state": str(place), "respond": True} | words
+    more: dict[str, Any] = {"policy": None, "state": str(place)} | words
     await respond(its, Captured(), **more)
 
 

@@ -1,4 +1,4 @@
-"""The report of a response is made whatever the guest says of itself."""
+"""The report of a response says what speaks against an alert, and is made whatever the guest says of itself."""
 
 import msgspec
 import pytest
@@ -8,6 +8,7 @@ from qvmi.manager.response.scene import Story
 from qvmi.testing import FakeGuest, fake_process
 from tests.unit.manager.response.alerts import alert
 
+CAVEAT = "policy: advisory <b>"
 STORY = Story("book on web", (alert(),), (), ())
 
 
@@ -24,3 +25,14 @@ def test_an_alert_of_a_moment_that_no_calendar_has_is_reported(at: float) -> Non
     page = response_page(None, Story("book on web", (told,), (), (), unseen="<it> may not be"))
     assert f"seen at {at:g};" in page
     assert "not seen: the guest: &lt;it&gt; may not be" in page
+
+
+def test_what_held_a_codepack_and_each_caveat_are_in_the_report_and_nothing_of_them_acts() -> None:
+    sure = msgspec.structs.replace(alert("sure"), held_by="another uid")
+    unsure = msgspec.structs.replace(alert("unsure"), held_by="nothing", caveats=(CAVEAT,))
+    page = response_page(None, Story("a title", (sure, unsure), (), ()))
+    of_sure, _, of_unsure = page.partition("alert 2 of unsure")
+    assert "held to its policy by another uid" in of_sure
+    assert "advisory" not in of_sure
+    assert "held to its policy by nothing" in of_unsure
+    assert "policy: advisory &lt;b&gt;" in of_unsure
