@@ -1,4 +1,4 @@
-"""The report of a response says what speaks against an alert, and is made whatever the guest says of itself."""
+"""The report of a response says what speaks against an alert, and is made whatever the guest says."""
 
 import msgspec
 import pytest
