@@ -4,6 +4,7 @@ import pytest
 
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.hidden_sockets import HiddenSockets
+from qvmi.codepacks.question import ConfirmQuestion
 from qvmi.semantics.guest_os import Gap, Socket
 from qvmi.testing import FakeGuest, FakeMemory, fake_process, fake_socket
 
@@ -28,6 +29,19 @@ def test_a_socket_that_a_program_made_and_nobody_has_is_found(protocol: str) -> 
     [finding] = inspect(shown(fake_socket(None, protocol=protocol, inode=99)))
     assert (finding.severity, finding.technique, finding.settle_s) == ("high", "T1014", 5.0)
     assert [one.present for one in finding.evidence] == [True, False]
+
+
+def test_who_has_it_and_has_a_pid_is_named_so_that_others_can_be_asked_about_the_process() -> None:
+    rat = fake_process(666, name="rat\x1b[2J")
+    sock = fake_socket(None, inode=99)
+    its = fake_socket(666, fd=7, inode=99, address=sock.address)
+    guest = FakeGuest(processes=[WEB], process_ids=[WEB, rat], sockets=[sock, its])
+    [finding] = inspect(guest)
+    assert finding.claim.endswith(
+        "has it: process 666 (rat\x1b[2J) has, which is off the task list"
+    )
+    assert ConfirmQuestion.of([finding]).pids == (666,)
+    assert finding.evidence[2].facts["fd"] == 7
 
 
 @pytest.mark.parametrize(
