@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from qvmi.cli.report_page import head, table, text, timeline
+from qvmi.cli.watch_report import facts_in_words
 from qvmi.codepacks.alert import Alert
 from qvmi.manager.response.scene import Story
 from qvmi.semantics.guest_os import GuestOS
@@ -44,7 +45,7 @@ def _alert(number: int, alert: Alert) -> Iterator[str]:
             "present" if one.present else "absent",
             "" if one.address is None else f"{one.address:#x}",
             one.data,
-            ", ".join(f"{name} {value}" for name, value in one.facts.items()),
+            ", ".join(facts_in_words(one.facts)),
         )
         for one in finding.evidence
     ]

@@ -17,8 +17,10 @@ import pytest
 
 from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import watch
 from qvmi.cli.words import ALL_PACKS, PACKS, USUAL_PACKS
+from qvmi.codepacks.codepack import Observation
 from qvmi.errors import BusError, MachineGone, UsageError, WalkFailed
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
@@ -77,6 +79,13 @@ async def test_an_alert_is_printed_with_its_evidence_and_harmless() -> None:
     assert lines[at + 1].startswith(f"    init_pid_ns.idr: present at {EVIL.address:#x}, pid 666")
     assert lines[at + 2].startswith("    init_task.tasks: absent")
     assert all(line.isprintable() for line in lines)
+
+
+def test_an_address_among_the_facts_is_told_as_one_and_a_number_as_a_number() -> None:
+    seen = Observation(
+        view="v", present=True, facts={"pid": 7, "memory": EVIL.address, "gone": True}
+    )
+    assert observed(seen) == f"v: present, pid 7, memory {EVIL.address:#x}, gone True"
 
 
 @asynchronous
