@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from qvmi.manager.response.playbook import Playbook
     from qvmi.manager.response.responder import Responder
 
-__all__ = ["Response", "Wishes", "granted", "opened_journal", "responding"]
+__all__ = [
+    "Response",
+    "Wishes",
+    "granted",
+    "journal_path",
+    "opened_journal",
+    "responding",
+    "ungranted",
+]
 
 _FOLDER: Final = "response"
 _JOURNAL: Final = "journal"
@@ -96,10 +104,17 @@ async def responding(
     acts = wishes.respond
     noting = opened_journal(wishes.state, name_from(live.address)) if acts else nullcontext()
     with noting as journal:
-        responder = _responder(live, playbooks, granted(policies), journal, tell)
+        policy = granted(policies)
+        responder = _responder(live, playbooks, policy, journal, tell)
         names = ", ".join(one.name for one in playbooks)
         how = "done as far as it is granted" if acts else "told and not done: --respond does it"
         output.message(f"playbooks: {names}; what they say is {how}")
+        if missing := ungranted(playbooks, policy):
+            lacks = f"not granted to {RESPONSE_HOLDER}: {', '.join(missing)}"
+            table = f"[codepacks.{RESPONSE_HOLDER}]"
+            output.message(
+                f"{lacks}: steps that need it are refused; {table} in --policy FILE grants it"
+            )
         try:
             yield Response(responder, {one.when.ask.codepack for one in playbooks if one.when.ask})
         finally:
@@ -147,14 +162,30 @@ def granted(policies: Policies) -> Policy:
     return policies.named.get(RESPONSE_HOLDER, Policy(frozenset()))
 
 
+def ungranted(playbooks: "Sequence[Playbook]", policy: Policy) -> list[str]:
+    """These are the grants that steps of playbooks need and that are not there, by name."""
+    from qvmi.manager.response.steps import NEEDS
+
+    needed = {
+        grant for one in playbooks for step in one.then for grant in NEEDS.get(type(step), ())
+    }
+    return sorted(grant for grant in needed if not policy.allows(grant))
+
+
 def opened_journal(state: str | None, vm: str) -> "Journal":
     """This opens the journal of what was done to a machine.
 
     Raises:
         UsageError: it cannot be opened, or somebody else has it.
     """
-    from qvmi.manager.home import default_state_folder
     from qvmi.manager.response.journal import Journal
 
+    return Journal(journal_path(state, vm))
+
+
+def journal_path(state: str | None, vm: str) -> Path:
+    """This is where the journal of what was done to a machine is, or would be."""
+    from qvmi.manager.home import default_state_folder
+
     folder = default_state_folder() if state is None else Path(state)
-    return Journal(folder / vm / _FOLDER / _JOURNAL)
+    return folder / vm / _FOLDER / _JOURNAL

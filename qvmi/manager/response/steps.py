@@ -5,8 +5,11 @@ from typing import Final
 
 import msgspec
 
+from qvmi.policy import Grant
+
 __all__ = [
     "MAX_LONGEST_S",
+    "NEEDS",
     "STEPS",
     "DiskSnapshot",
     "Dump",
@@ -111,3 +114,13 @@ STEPS: Final[Mapping[str, type[Step]]] = {
     "message": Say,
 }
 """The steps by the word that asks for them."""
+
+NEEDS: Final[Mapping[type[Step], frozenset[Grant]]] = {
+    NicDown: frozenset({Grant.NIC}),
+    NicUp: frozenset({Grant.NIC}),
+    Pause: frozenset({Grant.PAUSE}),
+    Dump: frozenset({Grant.PAUSE, Grant.READ_MEMORY}),
+    DiskSnapshot: frozenset({Grant.CONTROL}),
+    Restore: frozenset({Grant.WRITE}),
+}
+"""Without what a step is refused; the others are not."""
