@@ -344,7 +344,7 @@ def watch(parser: ArgumentParser) -> None:
         "--interval",
         metavar="S",
         type=values.seconds,
-        help="seconds from look to look of qvmi's own codepacks; 1. Others have it in their manifest",
+        help="seconds from look to look of qvmi's own codepacks; else, and of others, as in the manifest",
     )
     parser.add_argument(
         "--for",

@@ -1,6 +1,6 @@
 """Acting on alerts while watching: what the options of ``watch`` make of the responder."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,10 @@ __all__ = [
     "Response",
     "Wishes",
     "granted",
+    "in_vain",
     "journal_path",
     "opened_journal",
     "responding",
-    "ungranted",
 ]
 
 _FOLDER: Final = "response"
@@ -109,12 +109,8 @@ async def responding(
         names = ", ".join(one.name for one in playbooks)
         how = "done as far as it is granted" if acts else "told and not done: --respond does it"
         output.message(f"playbooks: {names}; what they say is {how}")
-        if missing := ungranted(playbooks, policy):
-            lacks = f"not granted to {RESPONSE_HOLDER}: {', '.join(missing)}"
-            table = f"[codepacks.{RESPONSE_HOLDER}]"
-            output.message(
-                f"{lacks}: steps that need it are refused; {table} in --policy FILE grants it"
-            )
+        for words in in_vain(playbooks, policy, packs):
+            output.message(words)
         try:
             yield Response(responder, {one.when.ask.codepack for one in playbooks if one.when.ask})
         finally:
@@ -162,14 +158,26 @@ def granted(policies: Policies) -> Policy:
     return policies.named.get(RESPONSE_HOLDER, Policy(frozenset()))
 
 
-def ungranted(playbooks: "Sequence[Playbook]", policy: Policy) -> list[str]:
-    """These are the grants that steps of playbooks need and that are not there, by name."""
+def in_vain(
+    playbooks: "Sequence[Playbook]", policy: Policy, packs: Collection[str]
+) -> Iterator[str]:
+    """These are words on what of playbooks cannot come to pass: a file may be for other watches, too."""
     from qvmi.manager.response.steps import NEEDS
+    from qvmi.settings import nearest
 
     needed = {
         grant for one in playbooks for step in one.then for grant in NEEDS.get(type(step), ())
     }
-    return sorted(grant for grant in needed if not policy.allows(grant))
+    if missing := sorted(grant for grant in needed if not policy.allows(grant)):
+        lacks = f"not granted to {RESPONSE_HOLDER}: {', '.join(missing)}"
+        table = f"[codepacks.{RESPONSE_HOLDER}]"
+        yield f"{lacks}: steps that need it are refused; {table} in --policy FILE grants it"
+    for one in playbooks:
+        others = [other.codepack for other in (one.when.agree, one.when.ask) if other is not None]
+        for name in dict.fromkeys([one.when.codepack, *others]):
+            if name is not None and name not in packs:
+                near = nearest(name, list(packs))
+                yield f"playbook {one.name} waits for codepack {name!r}, which is not here{near}"
 
 
 def opened_journal(state: str | None, vm: str) -> "Journal":

@@ -9,12 +9,10 @@ import pytest
 from qvmi.bus.topic import name_from
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.respond import respond
-from qvmi.cli.responding import journal_path, opened_journal, ungranted
+from qvmi.cli.responding import journal_path, opened_journal
 from qvmi.errors import UsageError
 from qvmi.manager.response.journal import Undo
-from qvmi.manager.response.playbook_file import parse_playbooks
 from qvmi.manager.response.records import Outcome
-from qvmi.policy import Grant, Policy
 from qvmi.testing import FakeMachine
 from tests.asynchronous import asynchronous
 from tests.unit.cli.streams import Captured
@@ -26,19 +24,6 @@ if TYPE_CHECKING:
 MACHINE = cast("Machine", FakeMachine())  # nothing is asked of it where nothing is undone
 VM = name_from(MACHINE.address)
 RUN = "hidden-20261129-153644-2fa3"
-BOOK = b"""\
-version = 1
-[playbooks.one]
-folder = "/var/lib/evidence"
-[playbooks.one.when]
-[[playbooks.one.then]]
-do = "nic-down"
-[[playbooks.one.then]]
-do = "dump"
-[[playbooks.one.then]]
-do = "message"
-text = "over"
-"""
 
 
 @pytest.fixture
@@ -105,16 +90,3 @@ async def test_what_was_undone_is_not_undone_again(state: str) -> None:
         assert await told(each, action="undo", run=RUN, state=state) is ExitCode.FINE
     assert output.messages == f"qvmi: {RUN} was undone already\n"
     assert json.loads(document.result) == {"run": RUN, "undone": True, "items": []}
-
-
-@pytest.mark.parametrize(
-    ("grants", "missing"),
-    [
-        (frozenset(), ["nic", "pause", "read-memory"]),
-        (frozenset({Grant.NIC, Grant.PAUSE, Grant.READ_MEMORY}), []),
-    ],
-)
-def test_what_the_steps_of_a_playbook_need_and_is_not_granted_is_known_before(
-    grants: frozenset[Grant], missing: list[str]
-) -> None:
-    assert ungranted(parse_playbooks("book.toml", BOOK), Policy(grants)) == missing
