@@ -26,7 +26,8 @@ def _pieces(guest: GuestOS | None, story: Story) -> Iterator[str]:
         for told in story.records
     ]
     yield table("steps", ("step", "what", "outcome", "told", "problem", "stood_still_s"), rows)
-    yield table("files", ("name",), [(name,) for name in story.files])
+    if story.files:
+        yield table("files", ("name",), [(name,) for name in story.files])
     if guest is None:
         yield '<p class="gap">not seen: the guest, as it may not be read or is not understood'
         return
