@@ -54,6 +54,8 @@ async def respond(  # noqa: PLR0913 - one for each argument of the command
         noted = journal.runs.get(run or "")
         if noted is None:
             return _refuse(run, list(journal.runs), path)
+        if noted.undone:
+            return _leave(output, noted)
         return await _undo(machine, output, journal, noted, policy)
 
 
@@ -75,6 +77,14 @@ def _refuse(run: str | None, known: Sequence[str], path: Path) -> NoReturn:
     if run is None:
         raise UsageError(f"respond undo: which run? There are {', '.join(known)}")
     raise UsageError(f"respond undo: there is no run {run!r}{nearest(run, known)}")
+
+
+def _leave(output: Output, noted: Run) -> ExitCode:
+    """This says that a run was undone already; what was done since is no part of it."""
+    output.message(f"{noted.name} was undone already")
+    if output.json:
+        output.document({"run": noted.name, "undone": True, "items": []})
+    return ExitCode.FINE
 
 
 def _list(output: Output, runs: Sequence[Run], path: Path) -> ExitCode:
@@ -103,11 +113,6 @@ async def _undo(
 ) -> ExitCode:
     if not noted.undo:
         raise UsageError(f"respond undo: {noted.name} has done nothing that can be undone")
-    if noted.undone:
-        output.message(f"{noted.name} was undone already")
-        if output.json:
-            output.document({"run": noted.name, "undone": True, "items": []})
-        return ExitCode.FINE
     policies = Policies() if policy is None else read_policies(Path(policy))
     gate = PolicyGate(HOLDER, granted(policies))
 
@@ -123,6 +128,10 @@ async def _undo(
         """This says nothing: there is no bus."""
 
     well = await undo_run(noted, Actor(machine, gate, say), journal, tell)
+    if not well and policy is None:
+        output.message(
+            f"what is granted says [codepacks.{HOLDER}] in --policy FILE: none was given"
+        )
     if output.json:
         output.document({"run": noted.name, "undone": well, "items": said})
     return ExitCode.FINE if well else ExitCode.NOT_SEEN

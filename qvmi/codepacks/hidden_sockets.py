@@ -110,7 +110,8 @@ class HiddenSockets:
 
 
 def _named(socket: Socket) -> str:
-    remote = f" to {short(socket.remote)}" if socket.remote else ""
+    connected = socket.remote and not socket.remote.endswith(":0")
+    remote = f" to {short(socket.remote)}" if connected else ""
     return f"the {socket.protocol} socket {short(socket.local)}{remote} ({socket.state})"
 
 

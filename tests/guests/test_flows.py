@@ -21,6 +21,7 @@ from qvmi.policy import OBSERVE, Grant
 from qvmi.semantics.guest_os import Listing
 from tests.asynchronous import asynchronous, until
 from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_document
+from tests.guests.bare_qemu import bare_qemu
 from tests.guests.lab import Guest, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.test_documented_fields import check
@@ -266,6 +267,14 @@ async def test_a_netdev_that_is_not_there_is_named(guest: Guest) -> None:
     async with qvmi.attach(guest.qmp, policy=MAY) as machine:
         with pytest.raises(UsageError, match="no netdev 'other'; there are: bus"):
             await machine.flows(0.1, netdev="other")
+
+
+@asynchronous
+async def test_a_machine_without_a_netdev_is_told_to_have_none() -> None:
+    with bare_qemu() as bare:
+        async with qvmi.attach(bare.qmp, policy=MAY) as machine:
+            with pytest.raises(UsageError, match="no netdev that could be captured at"):
+                await machine.flows(0.1)
 
 
 def test_the_fields_are_those_documented(watched: Watched) -> None:

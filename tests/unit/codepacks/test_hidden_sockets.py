@@ -31,6 +31,15 @@ def test_a_socket_that_a_program_made_and_nobody_has_is_found(protocol: str) -> 
     assert [one.present for one in finding.evidence] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("remote", "named"),
+    [("0.0.0.0:0", "0.0.0.0:80 (LISTEN)"), ("10.0.0.9:443", "0.0.0.0:80 to 10.0.0.9:443 (LISTEN)")],
+)
+def test_where_a_socket_leads_is_told_of_one_that_leads_somewhere(remote: str, named: str) -> None:
+    [finding] = inspect(shown(fake_socket(None, inode=99, remote=remote)))
+    assert finding.claim.startswith(f"the tcp socket {named} is open")
+
+
 def test_who_has_it_and_has_a_pid_is_named_so_that_others_can_be_asked_about_the_process() -> None:
     rat = fake_process(666, name="rat\x1b[2J")
     sock = fake_socket(None, inode=99)
