@@ -19,6 +19,8 @@ from qvmi.manager.response.records import HOLDER, RESPONSE, Record
 __all__ = ["WatchReport", "facts_in_words", "observed"]
 
 _CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
+_KIND: Final = len(RESPONSE)
+"""Letters of the longest kind of message, so that what is said stands in a column."""
 _MOST_DECIMAL: Final = 0xFFFFFFFF
 """What is larger is an address, and nobody knows those by their decimal digits."""
 
@@ -68,7 +70,9 @@ class WatchReport:
         else:
             moment = time.strftime(_CLOCK, time.localtime(message.time))
             for number, line in enumerate(lines):
-                self._output.line(f"    {line}" if number else f"{moment} {message.kind:<7} {line}")
+                self._output.line(
+                    f"    {line}" if number else f"{moment} {message.kind:<{_KIND}} {line}"
+                )
         self._output.flush()
         if self.file is not None:
             self._keep(self.file, message)
