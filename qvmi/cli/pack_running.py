@@ -17,7 +17,7 @@ from qvmi.cli.packs import require_pack
 from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
-from qvmi.codepacks.alert import evidence_hash
+from qvmi.codepacks.alert import GUARD_RAILS, evidence_hash
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmed
 from qvmi.codepacks.inspection import Inspection, inspect_guest
@@ -126,6 +126,7 @@ def _document(codepack: str, inspection: Inspection, note: str) -> dict[str, obj
         "gaps": last.gaps,
         "gap_count": last.gap_count,
         "provenance": last.provenance,
+        "held_by": GUARD_RAILS,
         "note": note,
     }
 

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from qvmi.manager.response.records import NOTICE
 from qvmi.policy import Grant
 
 __all__ = [
@@ -99,7 +100,7 @@ class Say(Step, frozen=True):
     """
 
     text: str
-    kind: str = "notice"
+    kind: str = NOTICE
 
 
 STEPS: Final[Mapping[str, type[Step]]] = {
