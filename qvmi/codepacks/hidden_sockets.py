@@ -140,7 +140,11 @@ class _Holder:
 def _hidden_holders(guest: GuestOS, listed: Mapping[int, Process]) -> dict[Va, _Holder]:
     """These are who have sockets among those who have a pid and are not on the list of tasks."""
     known = {identity(process) for process in listed.values()}
-    hidden = (one for one in guest.process_ids() if identity(one) not in known)
+    try:
+        numbered = guest.process_ids()
+    except WalkFailed:  # whose socket it is stays unknown, but that it is nobody's does not
+        return {}
+    hidden = (one for one in numbered if identity(one) not in known)
     holders: dict[Va, _Holder] = {}
     for process in islice(hidden, MAX_ASKED):
         try:

@@ -5,6 +5,7 @@ import pytest
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.hidden_sockets import HiddenSockets
 from qvmi.codepacks.question import ConfirmQuestion
+from qvmi.errors import WalkFailed
 from qvmi.semantics.guest_os import Gap, Socket
 from qvmi.testing import FakeGuest, FakeMemory, fake_process, fake_socket
 
@@ -51,6 +52,12 @@ def test_who_has_it_and_has_a_pid_is_named_so_that_others_can_be_asked_about_the
     )
     assert ConfirmQuestion.of([finding]).pids == (666,)
     assert finding.evidence[2].facts["fd"] == 7
+
+
+def test_a_table_of_pids_that_cannot_be_walked_hides_no_socket() -> None:
+    guest = shown(fake_socket(None, inode=99))
+    guest.fail_next("process_ids", WalkFailed("init_pid_ns.idr", "its root is not readable"))
+    assert [one.severity for one in inspect(guest)] == ["high"]
 
 
 @pytest.mark.parametrize(
