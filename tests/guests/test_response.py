@@ -539,6 +539,8 @@ read-memory = true
 pause = {{longest-s = 60}}
 nic = true
 """
+STORY_S = 600
+"""Longest time for all of it, on a host with far too much to do: it takes some 20 s."""
 DONE = [
     *(("nic-down", "done"), ("pause", "done"), ("dump", "done"), ("disk-snapshot", "refused")),
     *(("resume", "done"), ("evidence", "done")),
@@ -578,6 +580,7 @@ def is_of_network(message: dict[str, Any]) -> bool:
     return bool(message["body"]["finding"]["severity"] == "high")
 
 
+@pytest.mark.timeout(STORY_S)
 def test_a_network_codepack_tells_a_memory_codepack_that_is_killed_and_the_playbook_completes(
     guest: Guest, image: Path, place: Path
 ) -> None:
