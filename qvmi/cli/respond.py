@@ -28,7 +28,7 @@ _NONE: Final = (
 )
 
 
-async def respond(  # noqa: PLR0913 - one for each argument of the command
+async def respond(
     machine: Machine,
     output: Output,
     *,
@@ -36,14 +36,12 @@ async def respond(  # noqa: PLR0913 - one for each argument of the command
     run: str | None,
     policy: str | None,
     state: str | None,
-    respond: bool,
 ) -> ExitCode:
     """This lists what was done, or undoes a run.
 
     Raises:
         UsageError: there is no such run, or the journal cannot be used.
     """
-    del respond  # it is what lets the session write
     vm = name_from(machine.address)
     path = journal_path(state, vm)
     if not _is_there(path):  # to ask makes no folder

@@ -39,7 +39,7 @@ def state(tmp_path: Path) -> str:
 
 async def told(output: Captured, **changes: object) -> ExitCode:
     given: dict[str, Any] = {"action": "list", "run": None, "policy": None, "state": None}
-    return await respond(MACHINE, output, respond=True, **(given | changes))
+    return await respond(MACHINE, output, **(given | changes))
 
 
 @asynchronous
