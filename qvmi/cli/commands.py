@@ -206,7 +206,7 @@ COMMANDS: Final = (
         "watch",
         "codepacks on, alerts as they come",
         "Runs codepacks until Ctrl-C, and prints alerts and their clearing as they come; with\n"
-        "--json one document a line, each with its kind: alert, cleared or status. Ends with 1\n"
+        "--json one document a line, each with its kind: alert, cleared, status, response. Ends with 1\n"
         "when there was an alert, else with 4 when a codepack could not see all it wanted to.\n"
         "Without a name it runs hidden-processes alone; `all` runs all that come with qvmi.\n"
         f"{_PACKS_TEXT}\n"

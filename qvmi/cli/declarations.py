@@ -1,6 +1,6 @@
 """The arguments of each command, named as the parameters of what runs it."""
 
-from argparse import REMAINDER, Action, ArgumentParser, Namespace
+from argparse import REMAINDER, Action, ArgumentParser, ArgumentTypeError, Namespace
 
 from qvmi.cli import values
 from qvmi.cli.words import PACK_GROUPS, PACKS, PLACEMENTS, SHELLS, USUAL_PACKS
@@ -319,12 +319,23 @@ def doctor(parser: ArgumentParser) -> None:
     )
 
 
+def _pack_name(text: str) -> str:
+    """This reads the name of a codepack that comes with qvmi, or of a group of them."""
+    known = (*PACK_GROUPS, *PACKS)
+    if text in known:
+        return text
+    from qvmi.settings import nearest
+
+    raise ArgumentTypeError(f"there is no codepack {text!r}{nearest(text, known)}")
+
+
 def watch(parser: ArgumentParser) -> None:
     """This adds the arguments of ``watch``."""
     parser.add_argument(
         "packs",
         metavar="PACK",
         nargs="*",
+        type=_pack_name,
         choices=(*PACK_GROUPS, *PACKS),
         default=USUAL_PACKS,
         help="codepacks, or all of them; the usual one, which is hidden-processes",
@@ -333,7 +344,7 @@ def watch(parser: ArgumentParser) -> None:
         "--interval",
         metavar="S",
         type=values.seconds,
-        help="seconds from look to look of qvmi's own codepacks; 1. Others have it in their manifest",
+        help="seconds from look to look of qvmi's own codepacks; else, and of others, as in the manifest",
     )
     parser.add_argument(
         "--for",

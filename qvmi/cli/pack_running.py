@@ -14,6 +14,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.left_out import require_possible
 from qvmi.cli.output import Output
+from qvmi.cli.packs import require_pack
 from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
@@ -93,6 +94,7 @@ def _chosen(
     if what in PACKS:
         manifest = built_in_manifest(what)
         return PACK_MAKERS[what](interval_s or manifest.management.interval_s), manifest
+    require_pack("run", what)
     verified = require_signed(
         Path(what),
         ring=key_ring(keys),

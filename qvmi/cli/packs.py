@@ -19,7 +19,7 @@ from qvmi.codepacks.pack_signature import sign, verify
 from qvmi.errors import BadSettings, CodepackRefused, UsageError
 from qvmi.settings import nearest
 
-__all__ = ["pack"]
+__all__ = ["pack", "require_pack"]
 
 _DAY_S: Final = 86400.0
 _MAX_DAYS: Final = 36500
@@ -83,9 +83,7 @@ def _list(output: Output, what: str | None) -> ExitCode:
 
 def _info(output: Output, what: str) -> ExitCode:
     built_in = what in PACKS
-    if not built_in and not Path(what).exists():
-        near = nearest(what, PACKS)
-        raise UsageError(f"pack info {what}: neither a folder nor a codepack of qvmi's{near}")
+    require_pack("info", what)
     manifest = built_in_manifest(what) if built_in else _folder(Path(what)).manifest
     document = _document(manifest)
     if output.json:
@@ -101,6 +99,13 @@ def _info(output: Output, what: str) -> ExitCode:
             "that is what it says of itself: qvmi pack verify tells whether to believe it"
         )
     return ExitCode.FINE
+
+
+def require_pack(action: str, what: str) -> None:
+    """This raises UsageError for what is neither a codepack of qvmi's nor anything on the disk."""
+    if what not in PACKS and not os.path.lexists(what):
+        near = nearest(what, PACKS)
+        raise UsageError(f"pack {action} {what}: neither a folder nor a codepack of qvmi's{near}")
 
 
 def _verify(output: Output, path: Path, keys: str | None) -> ExitCode:

@@ -1,6 +1,6 @@
 """Acting on alerts while watching: what the options of ``watch`` make of the responder."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from qvmi.manager.response.playbook import Playbook
     from qvmi.manager.response.responder import Responder
 
-__all__ = ["Response", "Wishes", "granted", "opened_journal", "responding"]
+__all__ = [
+    "Response",
+    "Wishes",
+    "granted",
+    "in_vain",
+    "journal_path",
+    "opened_journal",
+    "responding",
+]
 
 _FOLDER: Final = "response"
 _JOURNAL: Final = "journal"
@@ -96,10 +104,13 @@ async def responding(
     acts = wishes.respond
     noting = opened_journal(wishes.state, name_from(live.address)) if acts else nullcontext()
     with noting as journal:
-        responder = _responder(live, playbooks, granted(policies), journal, tell)
+        policy = granted(policies)
+        responder = _responder(live, playbooks, policy, journal, tell)
         names = ", ".join(one.name for one in playbooks)
         how = "done as far as it is granted" if acts else "told and not done: --respond does it"
         output.message(f"playbooks: {names}; what they say is {how}")
+        for words in in_vain(playbooks, policy, packs):
+            output.message(words)
         try:
             yield Response(responder, {one.when.ask.codepack for one in playbooks if one.when.ask})
         finally:
@@ -147,14 +158,42 @@ def granted(policies: Policies) -> Policy:
     return policies.named.get(RESPONSE_HOLDER, Policy(frozenset()))
 
 
+def in_vain(
+    playbooks: "Sequence[Playbook]", policy: Policy, packs: Collection[str]
+) -> Iterator[str]:
+    """These are words on what of playbooks cannot come to pass: a file may be for other watches, too."""
+    from qvmi.manager.response.steps import NEEDS
+    from qvmi.settings import nearest
+
+    needed = {
+        grant for one in playbooks for step in one.then for grant in NEEDS.get(type(step), ())
+    }
+    if missing := sorted(grant for grant in needed if not policy.allows(grant)):
+        lacks = f"not granted to {RESPONSE_HOLDER}: {', '.join(missing)}"
+        table = f"[codepacks.{RESPONSE_HOLDER}]"
+        yield f"{lacks}: steps that need it are refused; {table} in --policy FILE grants it"
+    for one in playbooks:
+        others = [other.codepack for other in (one.when.agree, one.when.ask) if other is not None]
+        for name in dict.fromkeys([one.when.codepack, *others]):
+            if name is not None and name not in packs:
+                near = nearest(name, list(packs))
+                yield f"playbook {one.name} waits for codepack {name!r}, which is not here{near}"
+
+
 def opened_journal(state: str | None, vm: str) -> "Journal":
     """This opens the journal of what was done to a machine.
 
     Raises:
         UsageError: it cannot be opened, or somebody else has it.
     """
-    from qvmi.manager.home import default_state_folder
     from qvmi.manager.response.journal import Journal
 
+    return Journal(journal_path(state, vm))
+
+
+def journal_path(state: str | None, vm: str) -> Path:
+    """This is where the journal of what was done to a machine is, or would be."""
+    from qvmi.manager.home import default_state_folder
+
     folder = default_state_folder() if state is None else Path(state)
-    return Journal(folder / vm / _FOLDER / _JOURNAL)
+    return folder / vm / _FOLDER / _JOURNAL

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from qvmi.cli.moments import duration, utc_moment
 from qvmi.cli.report_page import head, table, text, timeline
+from qvmi.cli.watch_report import facts_in_words
 from qvmi.codepacks.alert import Alert
 from qvmi.manager.response.scene import Story
 from qvmi.semantics.guest_os import GuestOS
@@ -25,7 +26,8 @@ def _pieces(guest: GuestOS | None, story: Story) -> Iterator[str]:
         for told in story.records
     ]
     yield table("steps", ("step", "what", "outcome", "told", "problem", "stood_still_s"), rows)
-    yield table("files", ("name",), [(name,) for name in story.files])
+    if story.files:
+        yield table("files", ("name",), [(name,) for name in story.files])
     if guest is None:
         yield f'<p class="gap">not seen: the guest: {text(story.unseen)}'
         return
@@ -46,7 +48,7 @@ def _alert(number: int, alert: Alert) -> Iterator[str]:
             "present" if one.present else "absent",
             "" if one.address is None else f"{one.address:#x}",
             one.data,
-            ", ".join(f"{name} {value}" for name, value in one.facts.items()),
+            ", ".join(facts_in_words(one.facts)),
         )
         for one in finding.evidence
     ]

@@ -1,6 +1,7 @@
 """What a watch prints of what codepacks say, and what its exit code depends on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,12 @@ from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BadMessage, UsageError
 from qvmi.manager.response.records import HOLDER, RESPONSE, Record
 
-__all__ = ["WatchReport", "observed"]
+__all__ = ["WatchReport", "facts_in_words", "observed"]
+
+_KIND: Final = len(RESPONSE)
+"""Letters of the longest kind of message, so that what is said stands in a column."""
+_MOST_DECIMAL: Final = 0xFFFFFFFF
+"""What is larger is an address, and nobody knows those by their decimal digits."""
 
 
 class WatchReport:
@@ -70,7 +76,9 @@ class WatchReport:
         else:
             moment = local_moment(message.time)
             for number, line in enumerate(lines):
-                self._output.line(f"    {line}" if number else f"{moment} {message.kind:<7} {line}")
+                self._output.line(
+                    f"    {line}" if number else f"{moment} {message.kind:<{_KIND}} {line}"
+                )
         self._output.flush()
         if self.file is not None:
             self._keep(self.file, data)
@@ -129,8 +137,17 @@ class WatchReport:
 def observed(observation: Observation) -> str:
     """This is what one view shows, on a line."""
     place = "" if observation.address is None else f" at {observation.address:#x}"
-    facts = "".join(f", {name} {value}" for name, value in observation.facts.items())
+    facts = "".join(f", {fact}" for fact in facts_in_words(observation.facts))
     present = "present" if observation.present else "absent"
     structure = f" ({observation.structure})" if observation.structure else ""
     data = f", bytes {observation.data}" if observation.data else ""
     return f"{observation.view}: {present}{place}{structure}{facts}{data}"
+
+
+def facts_in_words(facts: Mapping[str, object]) -> list[str]:
+    """These are the facts of an observation, each with its name."""
+    return [f"{name} {_in_words(value)}" for name, value in facts.items()]
+
+
+def _in_words(value: object) -> str:
+    return f"{value:#x}" if isinstance(value, int) and value > _MOST_DECIMAL else str(value)

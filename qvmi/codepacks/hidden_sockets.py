@@ -2,18 +2,22 @@
 
 ``ss`` and /proc/net read the kernel's tables of sockets, and the descriptors of processes lead to them, too.
 A socket that has an inode was made by a program; where no process that is seen has it open, one that is not
-seen has. One that is open, and in no table, is hidden from whoever asks the tables.
+seen has: the table of pids may still lead to it. One that is open, and in no table, is hidden from whoever
+asks the tables.
 
 References: net/ipv4/inet_hashtables.c, net/packet/af_packet.c, net/ipv4/raw.c; MITRE ATT&CK T1014 Rootkit,
 T1040 Network Sniffing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
+from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.errors import WalkFailed
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, Process, Socket
@@ -27,6 +31,9 @@ _RAW: Final = frozenset({"raw", "raw6", "packet"})
 _SETTLE_S: Final = 5.0
 """Longest time for which a socket is believed to be under way in a message, or being closed."""
 _FACTS: Final = ("protocol", "local", "remote", "state", "inode", "namespace")
+
+MAX_ASKED: Final = 64
+"""Processes off the task list that are asked for their sockets; `hidden-processes` tells of each of them."""
 
 SNIFFERS: Final = (
     *("dhclient", "dhcpcd", "udhcpc", "NetworkManager", "systemd-networkd", "systemd-network"),
@@ -78,10 +85,12 @@ class HiddenSockets:
         every = guest.sockets()
         tables = guest.tabled_sockets()
         tabled = {socket.address for socket in tables}
-        findings: list[Finding] = []
+        unheld = [socket for socket in every if socket.pid is None and _is_a_programs(socket)]
+        holders = _hidden_holders(guest, processes) if unheld else {}
+        gaps = len(every.gaps)
+        findings = [_unheld(one, holders.get(one.address), gaps=gaps) for one in unheld]
         for socket in every:
             if socket.pid is None:
-                findings += _unheld(socket, gaps=len(every.gaps))
                 continue
             if socket.address not in tabled and not tables.gaps:
                 findings += _untabled(socket, processes.get(socket.pid), count=len(tabled))
@@ -101,7 +110,8 @@ class HiddenSockets:
 
 
 def _named(socket: Socket) -> str:
-    remote = f" to {short(socket.remote)}" if socket.remote else ""
+    connected = socket.remote and not socket.remote.endswith(":0")
+    remote = f" to {short(socket.remote)}" if connected else ""
     return f"the {socket.protocol} socket {short(socket.local)}{remote} ({socket.state})"
 
 
@@ -114,19 +124,55 @@ def _is_in_a_table(socket: Socket) -> bool:
     return socket.protocol in _RAW
 
 
-def _unheld(socket: Socket, *, gaps: int) -> Iterator[Finding]:
-    """This tells of a socket that a program made, and that nobody has open."""
-    if not socket.inode or socket.protocol not in _CONNECTED | _DATAGRAMS | _RAW:
-        return
-    yield Finding(
-        claim=f"{_named(socket)} is open, but no process that is seen has it",
-        severity=Severity.MEDIUM if gaps else Severity.HIGH,
+def _is_a_programs(socket: Socket) -> bool:
+    """This tells whether a program made a socket, and not the kernel for itself or for what is over."""
+    return bool(socket.inode) and socket.protocol in _CONNECTED | _DATAGRAMS | _RAW
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """This is who has a socket, and at which descriptor."""
+
+    process: Process
+    fd: int | None
+
+
+def _hidden_holders(guest: GuestOS, listed: Mapping[int, Process]) -> dict[Va, _Holder]:
+    """These are who have sockets among those who have a pid and are not on the list of tasks."""
+    known = {identity(process) for process in listed.values()}
+    try:
+        numbered = guest.process_ids()
+    except WalkFailed:  # whose socket it is stays unknown, but that it is nobody's does not
+        return {}
+    hidden = (one for one in numbered if identity(one) not in known)
+    holders: dict[Va, _Holder] = {}
+    for process in islice(hidden, MAX_ASKED):
+        try:
+            rows = guest.sockets(process)
+        except WalkFailed:  # it has ended meanwhile
+            continue
+        for socket in rows:
+            holders.setdefault(socket.address, _Holder(process, socket.fd))
+    return holders
+
+
+def _unheld(socket: Socket, holder: _Holder | None, *, gaps: int) -> Finding:
+    """This tells of a socket that a program made, and that nobody who is listed has open."""
+    claim = f"{_named(socket)} is open, but no process that is seen has it"
+    evidence = [
+        seen("tables of sockets", socket, _FACTS),
+        Observation(view="files_struct.fdt", present=False, facts={"gaps": gaps}),
+    ]
+    if holder is not None:
+        claim += f": {told(holder.process)} has, which is off the task list"
+        who = ("pid", "ppid", "uid", "name")
+        evidence.append(seen("init_pid_ns.idr", holder.process, who, fd=holder.fd))
+    return Finding(
+        claim=claim,
+        severity=Severity.MEDIUM if gaps and holder is None else Severity.HIGH,
         technique="T1014",
         key=f"unheld socket: {socket.address:#x} {socket.inode}",
-        evidence=(
-            seen("tables of sockets", socket, _FACTS),
-            Observation(view="files_struct.fdt", present=False, facts={"gaps": gaps}),
-        ),
+        evidence=tuple(evidence),
         settle_s=_SETTLE_S,
     )
 

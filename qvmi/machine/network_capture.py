@@ -143,7 +143,9 @@ async def netdevs(monitor: Monitor) -> tuple[str, ...]:
 
 
 def _chosen(found: tuple[str, ...], wanted: str | None) -> str:
-    choices = ", ".join(found) or "none"
+    if not found:
+        raise UsageError("this machine has no netdev that could be captured at")
+    choices = ", ".join(found)
     if wanted is None and len(found) == 1:
         return found[0]
     if wanted is None:

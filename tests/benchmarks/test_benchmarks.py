@@ -1,5 +1,6 @@
 """Each benchmark runs, and its sides give the same answer; how fast they are is not asked here."""
 
+import re
 import subprocess
 import sys
 
@@ -44,6 +45,14 @@ def test_both_sides_give_the_same_answer(name: str) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "both sides gave the same answer" in ended.stdout
     assert ": reached" in ended.stdout or ": missed" in ended.stdout
+
+
+@pytest.mark.timeout(FIRST_S)
+def test_from_a_tamper_to_the_link_that_is_down_for_it_p50_and_p99_are_told() -> None:
+    ended = run("respond", "--quick")
+    assert ended.returncode == 0, ended.stderr
+    times = r"p50 \d+\.\d{3} s, p99 \d+\.\d{3} s from tamper to link down"
+    assert re.findall(rf"(with\w*) a question: {times}", ended.stdout) == ["without", "with"]
 
 
 def test_every_benchmark_of_both_sides_is_run() -> None:

@@ -4,18 +4,19 @@ import json
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from tests.command_line import QVMI, environment
 from tests.guests.lab import Guest, GuestConfig
 from tests.guests.network_card import plug_card
 from tests.repository.tree import ROOT
 
-__all__ = ["CONFIG", "Acting", "acting", "documented", "plugged", "snapshots"]
+__all__ = ["CONFIG", "Acting", "acting", "documented", "plugged", "process_of", "snapshots"]
 
 CONFIG: Final = GuestConfig("6.1", "pc")
 """NICs and disks can be plugged into this machine while it runs."""
@@ -55,11 +56,25 @@ def documented(folder: Path) -> tuple[Path, Path]:
     return places
 
 
+def process_of(codepack: str, state: Path) -> int:
+    """This is the process of a codepack, by the kernel's account: what runs one in its folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            place = (entry / "cwd").readlink()
+            if place.name == codepack and place.is_relative_to(state):
+                found += [int(entry.name)] * (words[4:5] == [b"qvmi.manager.pack_program"])
+    (pid,) = found
+    return pid
+
+
 @dataclass(slots=True)
 class Acting:
     """This is a watch that runs."""
 
     process: "subprocess.Popen[str]"
+    errors: IO[str]
     said: list[dict[str, Any]] = field(default_factory=list)
 
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -69,7 +84,7 @@ class Acting:
             self.said.append(json.loads(line))
             if wanted(self.said[-1]):
                 return self.said[-1]
-        raise AssertionError(f"the watch ended: {self.said}")
+        raise AssertionError(f"the watch ended: {self.said} {self.messages}")
 
     def until_step(self, number: int) -> dict[str, Any]:
         """This reads until a step is told of."""
@@ -78,6 +93,18 @@ class Acting:
         )
         body: dict[str, Any] = message["body"]
         return body
+
+    @property
+    def messages(self) -> list[str]:
+        """These are the lines that it has written for people so far."""
+        self.errors.seek(0)
+        return self.errors.read().splitlines()
+
+    @property
+    def sighted(self) -> set[str]:
+        """These are the codepacks that have told that they see everything."""
+        told = (one for one in self.said if one["kind"] == "status")
+        return {one["codepack"] for one in told if one["body"]["sight"] == "full"}
 
     @property
     def steps(self) -> list[tuple[str, str]]:
@@ -90,11 +117,19 @@ class Acting:
 def acting(guest: Guest, *words: str) -> Iterator[Acting]:
     """This watches with ``--json`` for as long as the block lasts, and ends it by Ctrl-C."""
     command = (*QVMI, "--qmp", guest.qmp, "--json", "watch", "--interval", "0.2", *words)
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
         try:
-            watch = Acting(process)
+            watch = Acting(process, errors)
             watch.until(lambda one: one["kind"] == "status" and one["body"]["sight"] == "full")
             yield watch
         finally:

@@ -26,6 +26,7 @@ from qvmi.semantics.guest_os import Listing
 from qvmi.symbols.layout import field_offset
 from tests.asynchronous import asynchronous, until
 from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_document
+from tests.guests.bare_qemu import bare_qemu
 from tests.guests.lab import Guest, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.test_documented_fields import check
@@ -362,6 +363,14 @@ async def test_a_netdev_and_a_folder_that_are_not_there_are_named(
         monkeypatch.setattr(SavedMemory, "bases", lambda: iter([Path("/nowhere")]))
         with pytest.raises(UsageError, match="no folder for a capture"):
             await machine.flows(0.1)
+
+
+@asynchronous
+async def test_a_machine_without_a_netdev_is_told_to_have_none() -> None:
+    with bare_qemu() as bare:
+        async with qvmi.attach(bare.qmp, policy=MAY) as machine:
+            with pytest.raises(UsageError, match="no netdev that could be captured at"):
+                await machine.flows(0.1)
 
 
 def test_the_fields_are_those_documented(watched: Watched) -> None:

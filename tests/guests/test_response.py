@@ -3,15 +3,17 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,16 +26,13 @@ from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding, Observation, Severity
 from qvmi.codepacks.confirmation import Confirmed
 from qvmi.codepacks.hidden_processes import HiddenProcesses
-from qvmi.manager.isolation_watch import IsolationVerdict
-from qvmi.manager.manager import manage
-from qvmi.manager.pack_spec import PackSpec
+from qvmi.codepacks.hidden_sockets import HiddenSockets
 from qvmi.manager.response.journal import Journal, Undo
 from qvmi.manager.response.playbook_file import parse_playbooks
 from qvmi.manager.response.records import RESPONSE, Outcome, Record
 from qvmi.manager.response.responder import Responder
 from qvmi.manager.response.scene import ReportMaker, Story
 from qvmi.manager.watch import watch
-from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import OBSERVE, Grant, Policy
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
@@ -45,7 +44,15 @@ from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.lab import Guest, Lab
 from tests.guests.network_card import carrier
 from tests.guests.pool import GuestPool
-from tests.guests.response_guest import CONFIG, acting, documented, plugged, snapshots
+from tests.guests.response_guest import (
+    CONFIG,
+    Acting,
+    acting,
+    documented,
+    plugged,
+    process_of,
+    snapshots,
+)
 from tests.guests.rootkit import hide_process, show_process
 from tests.repository.tree import ROOT
 
@@ -365,28 +372,17 @@ async def test_no_pause_lasts_longer_than_it_may_whatever_the_run_waits_for(
 # ------------------------------------------------------------------------------------------- agreement
 
 
-class Second:
-    """This is the codepack of hidden processes under another name."""
-
-    name = "second"
-    interval_s = 0.2
-    grants = frozenset({Grant.READ_MEMORY})
-
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
-        return HiddenProcesses().inspect(guest, memory)
-
-
 @pytest.mark.usefixtures("image")
 @asynchronous
-async def test_two_codepacks_agree_and_one_of_them_confirms_before_the_link_goes_down(
+async def test_a_network_and_a_memory_codepack_agree_and_one_confirms_before_the_link_goes_down(
     guest: Guest, place: Path
 ) -> None:
     book = a_book(
         'do = "nic-down"',
         more='at-exit = "undo"',
-        when='codepack = "hidden-processes"\n'
-        'agree = {codepack = "second", same = "pid", within-s = 600}\n'
-        'ask = {codepack = "second", deadline-s = 90}',
+        when='codepack = "hidden-sockets"\n'
+        'agree = {codepack = "hidden-processes", same = "pid", within-s = 600}\n'
+        'ask = {codepack = "hidden-processes", deadline-s = 90}',
     )
     told = Told()
     async with qvmi.attach(guest.qmp) as machine:
@@ -399,11 +395,11 @@ async def test_two_codepacks_agree_and_one_of_them_confirms_before_the_link_goes
                 journal=journal,
                 tell=told.take,
             )
-            packs: list[Codepack] = [HiddenProcesses(0.2), Second()]
+            packs: list[Codepack] = [HiddenProcesses(0.2), HiddenSockets(0.2)]
             async with (
                 asyncio.timeout(WAIT_S),
                 watch(
-                    machine, packs=packs, vm="web", companions=[responder], asked={"second"}
+                    machine, packs=packs, vm="web", companions=[responder], asked={MEMORY}
                 ) as messages,
             ):
                 hidden = hide_process(guest, "httpd")
@@ -416,7 +412,7 @@ async def test_two_codepacks_agree_and_one_of_them_confirms_before_the_link_goes
                             break
                 finally:
                     show_process(guest, hidden)
-            assert {("hidden-processes", "alert"), ("second", "alert")} <= heard
+            assert {(MEMORY, "alert"), (NETWORK, "alert")} <= heard
             assert told.outcomes() == [(1, "done")]
             assert len(told.records[0].alerts) == 2
             assert carrier(guest) == "0"
@@ -551,65 +547,91 @@ def write_ram(ram: Path, pa: int, data: bytes) -> None:
 # ----------------------------------------------------------------------------------- processes of their own
 
 
-ANSWERING = PackSpec(
-    "hidden-processes",
-    "qvmi.codepacks.hidden_processes:HiddenProcesses",
-    0.2,
-    max_restarts=100,
-    answers=True,
-)
+NETWORK, MEMORY = "hidden-sockets", "hidden-processes"
+ASKING = f"""\
+codepack = "{NETWORK}"
+severity = "high"
+ask = {{codepack = "{MEMORY}", deadline-s = 300}}
+"""
+GRANTED = f"""\
+version = 1
+[codepacks.{NETWORK}]
+read-memory = true
+[codepacks.{MEMORY}]
+read-memory = true
+[codepacks.response]
+read-memory = true
+pause = {{longest-s = 60}}
+nic = true
+"""
+STORY_S = 600
+"""Longest time for all of it, on a host with far too much to do: it takes some 20 s."""
+DONE = [
+    *(("nic-down", "done"), ("pause", "done"), ("dump", "done"), ("disk-snapshot", "refused")),
+    *(("resume", "done"), ("evidence", "done")),
+]
 
 
-async def proven() -> IsolationVerdict:
-    return IsolationVerdict(proven=True)
+@contextmanager
+def in_processes(guest: Guest, place: Path) -> Iterator[Acting]:
+    """This watches with two codepacks, each in a process of its own, and acts as far as is granted."""
+    book, policy = place / "book.toml", place / "policy.toml"
+    more = f'folder = "{place}/evidence"\nat-most-per-hour = 1'
+    steps = [f'do = "{word}"' + "\nlongest-s = 60" * (word == "pause") for word, _ in DONE]
+    book.write_text(a_book(*steps, when=ASKING, more=more))
+    policy.write_text(GRANTED)
+    words = ("--playbook", str(book), "--policy", str(policy), "--respond")
+    kept = ("--state", str(place / "state"), "--audit", str(place / "audit.log"))
+    placed = ("--placement", "process", "--allow-unproven-isolation")
+    with acting(guest, NETWORK, MEMORY, *words, *kept, *placed) as watch:
+        watch.until(lambda _: watch.sighted >= {NETWORK, MEMORY})
+        yield watch
 
 
-@pytest.mark.usefixtures("image")
-@asynchronous
-async def test_a_codepack_killed_before_it_confirms_is_started_again_and_the_playbook_completes(
-    guest: Guest, place: Path
+def undone_as_granted(guest: Guest, run: str, place: Path) -> None:
+    """This undoes a run, which needs the policy that it was done by."""
+    undo = ("--qmp", guest.qmp, "respond", "undo", run, "--state", str(place / "state"))
+    refused = qvmi_command(*undo)
+    assert (refused.returncode, carrier(guest)) == (4, "0")
+    assert "[codepacks.response] in --policy FILE" in refused.stderr
+    undone = qvmi_command(*undo, "--policy", str(place / "policy.toml"))
+    assert (undone.returncode, carrier(guest)) == (0, "1"), undone.stderr
+
+
+def is_of_network(message: dict[str, Any]) -> bool:
+    """This tells whether a message is an alert of sockets that are hidden."""
+    if (message["codepack"], message["kind"]) != (NETWORK, "alert"):
+        return False
+    return bool(message["body"]["finding"]["severity"] == "high")
+
+
+@pytest.mark.timeout(STORY_S)
+def test_a_network_codepack_tells_a_memory_codepack_that_is_killed_and_the_playbook_completes(
+    guest: Guest, image: Path, place: Path
 ) -> None:
-    book = a_book(
-        *('do = "nic-down"', 'do = "nic-up"'),
-        when='codepack = "hidden-processes"\nask = {codepack = "hidden-processes", deadline-s = 90}',
-    )
-    told = Told()
-    async with qvmi.attach(guest.qmp) as machine:
-        with Journal(place / "journal") as journal:
-            responder = Responder(
-                machine,
-                parse_playbooks("book.toml", book.encode()),
-                vm="web",
-                policy=Policy(frozenset({Grant.NIC})),
-                journal=journal,
-                tell=told.take,
-            )
-            async with (
-                asyncio.timeout(WAIT_S),
-                manage(
-                    machine,
-                    [ANSWERING],
-                    vm="web",
-                    state=place / "state",
-                    isolation=lambda _: proven,
-                    companions=[responder],
-                ) as manager,
-            ):
-                hidden = hide_process(guest, "httpd")
-                try:
-                    async for message in manager:
-                        if message.kind == "alert":
-                            first = manager.fleet.running["hidden-processes"]
-                            first.kill()
-                            responder.take(message)
-                            break
-                    await told.until(2)
-                    second = manager.fleet.running["hidden-processes"]
-                    assert second.pid != first.pid
-                finally:
-                    show_process(guest, hidden)
-    assert told.outcomes() == [(1, "done"), (2, "done")]
-    assert carrier(guest) == "1"
+    with in_processes(guest, place) as watch:
+        first = process_of(MEMORY, place)
+        os.kill(first, signal.SIGSTOP)  # it will have answered nothing that it is asked from now on
+        hidden = hide_process(guest, "httpd")
+        try:
+            watch.until(is_of_network)
+            os.kill(first, signal.SIGKILL)
+            run = watch.until_step(len(DONE))["run"]
+        finally:
+            show_process(guest, hidden)
+        assert process_of(MEMORY, place) != first
+        told = [line for line in watch.messages if " granted" in line or "response " in line]
+    assert watch.steps == DONE
+    assert told[1].startswith("qvmi: not granted to response: control: ")
+    assert told[2:] == [
+        "qvmi: refused: response: snapshot disks: not granted (needs grant 'control')"
+    ]
+    assert guest.monitor.running()
+    assert (carrier(guest), snapshots(image)) == ("0", [])
+    (alert,) = json.loads((place / "evidence" / run / "alerts.json").read_bytes())
+    assert f": process {hidden.pid} (httpd) has, " in alert["finding"]["claim"]
+    assert "(disk-snapshot) refused" in (place / "audit.log").read_text()
+    undone_as_granted(guest, run, place)
 
 
 # --------------------------------------------------------------------------------------- other machines

@@ -5,7 +5,7 @@ Also all detectors about processes together, in a guest in good health that make
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,8 @@ def unhashed(its: Watched, node: int) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ hidden sockets
 
 SOCKETS: Final = HiddenSockets()
+POISON: Final = POINTER.pack(0xDEAD000000000100) + POINTER.pack(0xDEAD000000000122)
+"""What ``list_del`` leaves in an entry: include/linux/poison.h, with x86-64's POISON_POINTER_DELTA."""
 
 
 def test_sockets_of_a_guest_at_rest_are_held_and_tabled(its: Watched) -> None:
@@ -56,12 +58,19 @@ def test_sockets_of_a_guest_at_rest_are_held_and_tabled(its: Watched) -> None:
     assert told(findings) == {("sockets", "T1040")}
 
 
-def test_the_sockets_of_a_process_off_the_task_list_are_nobodys(its: Watched) -> None:
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_the_sockets_of_a_process_off_the_task_list_are_nobodys_and_say_whose_they_are(
+    its: Watched,
+    poisoned: bool,  # noqa: FBT001 - a parameter
+) -> None:
     process = its.process("httpd")
-    with unlinked(its, process.address + its.member("task_struct", "tasks")):
+    entry = process.address + its.member("task_struct", "tasks")
+    with unlinked(its, entry), its.written(entry, POISON) if poisoned else nullcontext():
         finding = its.sees(SOCKETS, lambda one: ":8080 " in one.claim)
         shown = its.guest.run("grep ' 0A ' /proc/net/tcp6; grep ' 0A ' /proc/net/tcp").decode()
-    assert finding.claim.endswith("(LISTEN) is open, but no process that is seen has it")
+    assert "(LISTEN) is open, but no process that is seen has it: " in finding.claim
+    assert finding.claim.endswith(f"process {process.pid} (httpd) has, which is off the task list")
+    assert finding.evidence[2].facts["pid"] == process.pid
     assert str(finding.evidence[0].facts["inode"]) in shown.split()
     its.misses(SOCKETS, lambda one: ":8080 " in one.claim)
 

@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         step: the number of the step, from 1; 0 for what is said of the run as a whole.
         word: the step, as the playbook names it; empty for step 0.
         outcome: what became of it.
-        what: what was done, or would be, in words.
+        what: what was done, or would be, in words; empty where nothing was.
         problem: why it was not; empty where it was.
         alerts: the hashes of the evidence of the alerts that led to it.
         paused_s: for how long the guest has stood still for this run so far, in seconds.
@@ -60,9 +60,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def in_words(self) -> str:
         """This is the record as one line."""
         step = f"step {self.step} ({self.word})" if self.step else "the run"
-        why = f": {self.problem}" if self.problem else ""
+        why = "".join(f": {words}" for words in (self.what, self.problem) if words)
         still = f"; the guest stood still for {self.paused_s:.3f} s" if self.paused_s else ""
-        return f"{self.playbook} {self.run}: {step} {self.outcome}: {self.what}{why}{still}"
+        return f"{self.run}: {step} {self.outcome}{why}{still}"
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):

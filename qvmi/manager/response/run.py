@@ -4,14 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Final
 
 from qvmi.audit import LOGGER
 from qvmi.codepacks.alert import Alert
-from qvmi.errors import AuditFailed, PolicyDenied, QvmiError, StepRefused
+from qvmi.errors import PolicyDenied, QvmiError, StepRefused
 from qvmi.machine.completion import to_the_end
-from qvmi.manager.records import record
+from qvmi.manager.records import note, record
 from qvmi.manager.response.actor import Actor
 from qvmi.manager.response.journal import Journal, Run
 from qvmi.manager.response.playbook import OnFailure, Playbook
@@ -108,7 +107,7 @@ class PlaybookRun:
 
     async def _take(self, number: int, step: Step) -> Outcome:
         """This takes one step; whatever becomes of it is told."""
-        done = "nothing"
+        done = ""
         try:
             prepared = await self._actor.prepare(step, self.scene)
             if self._journal is None:
@@ -131,9 +130,9 @@ class PlaybookRun:
         Raises:
             UsageError, AuditFailed: that cannot be kept; but a guest is let run all the same.
         """
-        words = f"{self.scene.playbook} {self.scene.run}: step {number} begins: {prepared.what}"
+        words = f"{self.scene.run}: step {number} begins: {prepared.what}"
         if isinstance(step, Resume):
-            record("response %s", words)
+            note("response %s", words)
             return
         _audit.info("response %s", words)
         if self._noted is not None:
@@ -148,7 +147,7 @@ class PlaybookRun:
 
     def _leave_out(self, steps: list[tuple[int, Step]]) -> None:
         for number, step in steps:
-            self._tell(number, step, Outcome.LEFT_OUT, "nothing", "a step before it was not done")
+            self._tell(number, step, Outcome.LEFT_OUT, "", "a step before it was not done")
 
     async def _let_run(self) -> None:
         """This ends the pause that the run is in, if any, and says so."""
@@ -238,10 +237,8 @@ async def undo_run(
 
 
 def audit(told: Record) -> None:
-    """This tells the audit log what became of a step; it never raises, as it cannot be taken back."""
-    level = logging.WARNING if told.outcome in _BAD else logging.INFO
-    with suppress(AuditFailed):
-        _audit.log(level, "response %s", told.in_words)
+    """This tells the audit log what became of a step, as everybody else is told; it cannot be taken back."""
+    note("response %s", told.in_words)
 
 
 def _outcome_of(error: QvmiError) -> Outcome:

@@ -6,9 +6,11 @@ from typing import Final
 import msgspec
 
 from qvmi.manager.response.records import NOTICE
+from qvmi.policy import Grant
 
 __all__ = [
     "MAX_LONGEST_S",
+    "NEEDS",
     "STEPS",
     "DiskSnapshot",
     "Dump",
@@ -113,3 +115,13 @@ STEPS: Final[Mapping[str, type[Step]]] = {
     "message": Say,
 }
 """The steps by the word that asks for them."""
+
+NEEDS: Final[Mapping[type[Step], frozenset[Grant]]] = {
+    NicDown: frozenset({Grant.NIC}),
+    NicUp: frozenset({Grant.NIC}),
+    Pause: frozenset({Grant.PAUSE}),
+    Dump: frozenset({Grant.PAUSE, Grant.READ_MEMORY}),
+    DiskSnapshot: frozenset({Grant.CONTROL}),
+    Restore: frozenset({Grant.WRITE}),
+}
+"""Without what a step is refused; the others are not."""

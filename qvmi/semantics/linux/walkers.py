@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from qvmi.errors import StaleView
+from qvmi.errors import StaleView, WalkFailed
 from qvmi.semantics.guest_os import BpfProgram, Listing, Process, Socket
 from qvmi.semantics.linux.bpf import BpfPrograms
 from qvmi.semantics.linux.cgroup import CgroupTable
@@ -240,8 +240,18 @@ class Walkers:
         """This does a walk over one process, which must still be there, or over all."""
         if process is None:
             return self._of_all(walk)
-        self._tasks.require_there(process)
+        try:
+            self._tasks.require_there(process)
+        except WalkFailed:  # off the list of tasks it may be hidden, and have a pid all the same
+            if not self._has_pid(process):
+                raise
         return walk((process,))
+
+    def _has_pid(self, process: Process) -> bool:
+        """This tells whether the table of pids leads to a process."""
+        its = process.address, process.pid, process.start_time_s
+        known = self._pid_table.processes().rows.values()
+        return its in ((one.address, one.pid, one.start_time_s) for one in known)
 
     def _of_all(self, walk: Callable[[Iterable[Process]], ListWalk[Row]]) -> ListWalk[Row]:
         """This does a walk over all processes; what could not be seen of them counts as its own."""

@@ -178,6 +178,11 @@ def test_the_help_says_what_the_timeout_bounds_and_what_not() -> None:
     assert f"each later answer: {ANSWER_TIMEOUT_S:g}" in text
 
 
+def test_a_codepack_whose_name_was_misspelt_is_told_the_right_one() -> None:
+    with pytest.raises(UsageError, match=r"'hiden-sockets'; is 'hidden-sockets' meant\?"):
+        parse(["watch", "hiden-sockets"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

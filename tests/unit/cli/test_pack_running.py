@@ -101,6 +101,12 @@ async def test_what_cannot_be_run_is_refused(changes: dict[str, object], error: 
 
 
 @asynchronous
+async def test_a_name_that_was_misspelt_is_told_the_right_one() -> None:
+    with pytest.raises(UsageError, match="is 'hidden-processes' meant"):
+        await ran(infected(), Captured(), what="hiden-processes")
+
+
+@asynchronous
 async def test_an_unsigned_folder_is_refused_and_none_of_it_runs(tmp_path: Path) -> None:
     folder = pack_folder(tmp_path / "pack")
     (tmp_path / "keys").mkdir()

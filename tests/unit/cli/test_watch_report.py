@@ -54,7 +54,7 @@ def test_a_moment_that_no_calendar_has_is_shown_as_the_number_it_is(time: float)
     output = Captured()
     report = WatchReport(output, [PACK])
     report.add(said("alert", msgspec.to_builtins(alert(PACK)), time=time))
-    assert output.result.startswith(f"{time:g} alert   high T1014 theirs: ")
+    assert output.result.startswith(f"{time:g} alert    high T1014 theirs: ")
     assert report.exit_code is ExitCode.FOUND
 
 

@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from qvmi.addr import Va
+from qvmi.bus.message import Message
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.watch_report import WatchReport, observed
 from qvmi.cli.watching import watch
 from qvmi.cli.words import ALL_PACKS, PACKS, USUAL_PACKS
+from qvmi.codepacks.codepack import Observation
+from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import (
     BusError,
     CodepackRefused,
@@ -27,6 +32,7 @@ from qvmi.errors import (
     UsageError,
     WalkFailed,
 )
+from qvmi.manager.response.records import RESPONSE, Outcome, Record
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import (
@@ -102,6 +108,24 @@ async def test_an_alert_is_printed_with_its_evidence_and_harmless() -> None:
     assert lines[at + 1].startswith(f"    init_pid_ns.idr: present at {EVIL.address:#x}, pid 666")
     assert lines[at + 2].startswith("    init_task.tasks: absent")
     assert all(line.isprintable() for line in lines)
+
+
+def test_an_address_among_the_facts_is_told_as_one_and_a_number_as_a_number() -> None:
+    seen = Observation(
+        view="v", present=True, facts={"pid": 7, "memory": EVIL.address, "gone": True}
+    )
+    assert observed(seen) == f"v: present, pid 7, memory {EVIL.address:#x}, gone True"
+
+
+def test_what_is_said_stands_in_a_column_whatever_kind_of_message_it_is() -> None:
+    output = Captured()
+    report = WatchReport(output, ["one"])
+    step = Record(playbook="p", run="run-1", step=0, word="", outcome=Outcome.DONE, what="it runs")
+    for kind, body in ((STATUS, Status(sight=Sight.FULL)), (RESPONSE, step)):
+        said: dict[str, object] = msgspec.to_builtins(body)
+        report.add(Message(vm="vm", codepack="one", kind=kind, time=0.0, body=said))
+    first, second = output.result.splitlines()
+    assert first.index("one: sight full") == second.index("run-1: the run done: it runs")
 
 
 @asynchronous

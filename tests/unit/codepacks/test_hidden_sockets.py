@@ -4,6 +4,8 @@ import pytest
 
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.hidden_sockets import HiddenSockets
+from qvmi.codepacks.question import ConfirmQuestion
+from qvmi.errors import WalkFailed
 from qvmi.semantics.guest_os import Gap, Socket
 from qvmi.testing import FakeGuest, FakeMemory, fake_process, fake_socket
 
@@ -28,6 +30,34 @@ def test_a_socket_that_a_program_made_and_nobody_has_is_found(protocol: str) -> 
     [finding] = inspect(shown(fake_socket(None, protocol=protocol, inode=99)))
     assert (finding.severity, finding.technique, finding.settle_s) == ("high", "T1014", 5.0)
     assert [one.present for one in finding.evidence] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("remote", "named"),
+    [("0.0.0.0:0", "0.0.0.0:80 (LISTEN)"), ("10.0.0.9:443", "0.0.0.0:80 to 10.0.0.9:443 (LISTEN)")],
+)
+def test_where_a_socket_leads_is_told_of_one_that_leads_somewhere(remote: str, named: str) -> None:
+    [finding] = inspect(shown(fake_socket(None, inode=99, remote=remote)))
+    assert finding.claim.startswith(f"the tcp socket {named} is open")
+
+
+def test_who_has_it_and_has_a_pid_is_named_so_that_others_can_be_asked_about_the_process() -> None:
+    rat = fake_process(666, name="rat\x1b[2J")
+    sock = fake_socket(None, inode=99)
+    its = fake_socket(666, fd=7, inode=99, address=sock.address)
+    guest = FakeGuest(processes=[WEB], process_ids=[WEB, rat], sockets=[sock, its])
+    [finding] = inspect(guest)
+    assert finding.claim.endswith(
+        "has it: process 666 (rat\x1b[2J) has, which is off the task list"
+    )
+    assert ConfirmQuestion.of([finding]).pids == (666,)
+    assert finding.evidence[2].facts["fd"] == 7
+
+
+def test_a_table_of_pids_that_cannot_be_walked_hides_no_socket() -> None:
+    guest = shown(fake_socket(None, inode=99))
+    guest.fail_next("process_ids", WalkFailed("init_pid_ns.idr", "its root is not readable"))
+    assert [one.severity for one in inspect(guest)] == ["high"]
 
 
 @pytest.mark.parametrize(
