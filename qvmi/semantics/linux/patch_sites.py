@@ -31,6 +31,7 @@ from qvmi.semantics.linux.ftrace_ops import FtraceOps
 from qvmi.semantics.linux.ftrace_records import FtraceRecords
 from qvmi.semantics.linux.jump_label import jump_labels
 from qvmi.semantics.linux.kprobes import Kprobes
+from qvmi.semantics.linux.module_text import ModuleText
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.static_call import static_calls
 from qvmi.symbols.layout import Symbols, field_offset
@@ -57,6 +58,8 @@ _LOCKS: Final = {b"\xf0", b"\x3e"}
 """A lock prefix, and what stands for it while there is one CPU (``alternatives_smp_module_add``)."""
 _NOTHING_X86_64: Final = b"\x0f\x1f\x44\x00\x00"
 _NOTHING_AARCH64: Final = b"\x1f\x20\x03\xd5"
+_ANYWHERE: Final = (0, 1 << 64)
+_NOWHERE: Final = (0, 0)
 
 
 class Verdict(NamedTuple):
@@ -107,6 +110,7 @@ class PatchSites:
         self._branch = 5 if self._is_x86_64 else 4
         self._read_pointer = space.unpacker(_POINTER)
         self._modules = tuple(modules)
+        self._text = ModuleText(space, symbols)
         records = FtraceRecords(space, symbols)
         self._places = records.places()
         self._direct = records.direct_calls()
@@ -317,38 +321,49 @@ class PatchSites:
     def _read_tables(self) -> None:
         """This reads the kernel's own tables of jump labels and static calls, and the modules'."""
         find = self._symbols.find
-        self._add(self._add_labels, find("__start___jump_table"), find("__stop___jump_table"))
-        start, stop = find("__start_static_call_sites"), find("__stop_static_call_sites")
-        self._add(self._add_calls, start, stop)
-        for add, members, size in (
-            (self._add_labels, ("jump_entries", "num_jump_entries"), 16),
-            (self._add_calls, ("static_call_sites", "num_static_call_sites"), 8),
+        for sites, table, start, stop in (
+            (self._labels, jump_labels, "__start___jump_table", "__stop___jump_table"),
+            (self._calls, static_calls, "__start_static_call_sites", "__stop_static_call_sites"),
+        ):
+            self._add(sites, table, (find(start), find(stop)), _ANYWHERE)
+        for sites, table, first, number, size in (
+            (self._labels, jump_labels, "jump_entries", "num_jump_entries", 16),
+            (self._calls, static_calls, "static_call_sites", "num_static_call_sites", 8),
         ):
             try:
                 read = compile_reader(
                     self._space,
-                    (field_offset(self._symbols, "module", members[0]), "Q"),
-                    (field_offset(self._symbols, "module", members[1]), "I"),
+                    (field_offset(self._symbols, "module", first), "Q"),
+                    (field_offset(self._symbols, "module", number), "I"),
                 )
             except SymbolsError:
                 continue
             for module in self._modules:
                 try:
                     at, count = read(module.struct_address)
+                    text = next(self._text.of(module), _NOWHERE)
                 except MemoryFault:
                     continue  # it was unloaded in the meantime
-                self._add(add, at or None, at + count * size)
+                self._add(sites, table, (at or None, at + count * size), text)
 
-    def _add(self, add: Callable[[Va, int], None], start: int | None, end: int | None) -> None:
+    def _add(
+        self,
+        sites: dict[int, int],
+        table: Callable[[AddressSpace, Va, int], Iterable[tuple[int, int]]],
+        run: tuple[int | None, int | None],
+        text: tuple[int, int],
+    ) -> None:
+        """This adds what a table has of its owner's text.
+
+        A module's table still has what was in its text for initialisation, which is freed: other modules'
+        code may lie there now.
+        """
+        start, end = run
         if start is None or end is None:
             return
         try:
-            add(Va(start), end - start)
+            rows = table(self._space, Va(start), end - start)
         except MemoryFault as fault:
             self.gaps.append(Gap("patch sites", Va(start), str(fault)))
-
-    def _add_labels(self, start: Va, size: int) -> None:
-        self._labels.update(jump_labels(self._space, start, size))
-
-    def _add_calls(self, start: Va, size: int) -> None:
-        self._calls.update(static_calls(self._space, start, size))
+        else:
+            sites.update((at, its) for at, its in rows if text[0] <= at < text[1])

@@ -99,6 +99,16 @@ def labels(kernel: Tampered, table: int) -> list[int]:
     return [at for at in places if kernel.read(at, len(nothing)) == nothing]
 
 
+def test_a_place_in_code_that_a_module_has_freed_is_anybodys_now(kernel: Tampered) -> None:
+    module = kernel.symbols["nf_tables:__this_module"]
+    count = kernel.read(module + kernel.offset("module", "num_jump_entries"), 4)
+    assert int.from_bytes(count, "little") > 0
+    table = kernel.pointer(module + kernel.offset("module", "jump_entries"))
+    elsewhere = kernel.symbols["veth_open"] + 32
+    with kernel.altered(table, struct.pack("<i", elsewhere - table)):  # struct jump_entry.code
+        assert kernel.look(KernelText()) == []
+
+
 def test_code_of_a_module_is_watched(kernel: Tampered, pack: KernelText) -> None:
     place = kernel.symbols["veth_open"] + 32
     code = RET_X86_64 if is_x86_64(kernel) else RET_ARM64
