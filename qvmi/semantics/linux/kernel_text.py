@@ -147,7 +147,7 @@ class _Look:
         try:
             known = baseline.regions.get(region.key)
             if known is None:
-                known = CodeMemory(bytearray(self._space.read(region.start, size)))
+                known = CodeMemory(self._first_sight(region))
                 self._judge(region, known, known.kept)
                 baseline.regions[region.key] = known
             else:
@@ -158,12 +158,20 @@ class _Look:
             return
         self.result.rows |= {row.address: row for row in known.problems}
 
+    def _first_sight(self, region: _Region) -> bytearray:
+        """This reads a region piece by piece: of the largest, twice its size at once is a lot of memory."""
+        code = bytearray(region.end - region.start)
+        for at in range(0, len(code), _CHUNK):
+            size = min(_CHUNK, len(code) - at)
+            code[at : at + size] = self._space.read(Va(region.start + at), size)
+        return code
+
     def _compare_known(self, region: _Region, known: CodeMemory) -> None:
         known.looks += 1
         pages = dict(self._otherwise(region, known))
         if pages == known.judged and known.looks < _LOOKS:
             return
-        now = bytearray(known.kept)
+        now = bytearray(known.kept) if pages else known.kept
         for at, page in pages.items():
             now[at : at + len(page)] = page
         self._judge(region, known, now)

@@ -27,6 +27,7 @@ _CANONICAL: Final = 0xFF << 56
 _ERRORS: Final = (1 << 64) - 4096
 """``IS_ERR_VALUE``: small negative numbers."""
 _WORD: Final = 8
+_PIECE: Final = 1 << 20
 
 
 class ConstantPointers:
@@ -52,24 +53,29 @@ class ConstantPointers:
         if start is None or end is None or not 0 < end - start <= _MAX_SIZE:
             return
         try:
-            data = self._space.read(start, end - start)
+            digest = self._digest(start, end)
+            # What changes in between is read again in the next look, as it has another digest.
+            if digest != self._seen:
+                self._found = tuple(self._out_of(start, end, places))
+                self._seen = digest
         except MemoryFault as fault:
             places.gap("constants", start, str(fault))
             return
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        if digest != self._seen:
-            self._found = tuple(self._out_of(start, data, places))
-            self._seen = digest
         places.found += self._found
 
-    def _out_of(self, start: Va, data: bytes, places: HookPlaces) -> Iterator[HookPlace]:
-        low, high = self._image.start, self._image.end
-        words = array("Q", data[: len(data) // _WORD * _WORD])
-        candidates = [
-            (start + number * _WORD, word)
-            for number, word in enumerate(words)
-            if word >= _CANONICAL and word < _ERRORS and not low <= word < high
-        ]
+    def _digest(self, start: Va, end: Va) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        for _, data in self._pieces(start, end):
+            digest.update(data)
+        return digest.digest()
+
+    def _pieces(self, start: Va, end: Va) -> Iterator[tuple[Va, bytes]]:
+        """This reads all constants: all at once would take twice as much memory as all else."""
+        for at in range(start, end, _PIECE):
+            yield Va(at), self._space.read(Va(at), min(_PIECE, end - at))
+
+    def _out_of(self, start: Va, end: Va, places: HookPlaces) -> Iterator[HookPlace]:
+        candidates = [one for at, data in self._pieces(start, end) for one in self._in(at, data)]
         if len(candidates) > _MAX_CANDIDATES:
             places.gap("constants", start, f"{len(candidates)} addresses outside of the kernel")
         find = self._symbols.find
@@ -77,6 +83,16 @@ class ConstantPointers:
         for place, target in candidates[:_MAX_CANDIDATES]:
             if not written[0] <= place < written[1] and self._is_code(target):
                 yield HookPlace("constants", symbol_text(self._symbols, place), place, target)
+
+    def _in(self, start: Va, data: bytes) -> Iterator[tuple[int, int]]:
+        """This iterates what looks like addresses outside of the image, with where they are."""
+        low, high = self._image.start, self._image.end
+        words = array("Q", data[: len(data) // _WORD * _WORD])
+        return (
+            (start + number * _WORD, word)
+            for number, word in enumerate(words)
+            if word >= _CANONICAL and word < _ERRORS and not low <= word < high
+        )
 
     def _is_code(self, va: int) -> bool:
         try:
