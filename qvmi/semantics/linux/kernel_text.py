@@ -109,6 +109,7 @@ class _Look:
         self._symbols = symbols
         self._code = code
         self._architecture = architecture
+        self._modules = modules
         walk = modules.modules()
         self._live = [row for row in walk.rows.values() if row.state == _LIVE]
         self.result: ListWalk[CodeChange] = ListWalk(gaps=list(walk.gaps), retries=walk.retries)
@@ -148,6 +149,8 @@ class _Look:
             known = baseline.regions.get(region.key)
             if known is None:
                 known = CodeMemory(self._first_sight(region))
+                if not self._is_still(region):
+                    return  # what was read may be of memory that was freed meanwhile
                 self._judge(region, known, known.kept)
                 baseline.regions[region.key] = known
             else:
@@ -157,6 +160,15 @@ class _Look:
                 self._gap(region.name, region.start, str(fault))
             return
         self.result.rows |= {row.address: row for row in known.problems}
+
+    def _is_still(self, region: _Region) -> bool:
+        """This tells whether what was read is the kernel's, or of a module that is loaded yet."""
+        if region.name in {KERNEL, CONSTANTS}:
+            return True
+        text = ModuleText(self._space, self._symbols)
+        rows = self._modules.modules().rows.values()
+        now = [row for row in rows if row.state == _LIVE and row.name == region.name]
+        return any(self._text_of(row, text) == region for row in now)
 
     def _first_sight(self, region: _Region) -> bytearray:
         """This reads a region piece by piece: of the largest, twice its size at once is a lot of memory."""

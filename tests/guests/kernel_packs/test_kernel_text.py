@@ -7,6 +7,12 @@ import pytest
 
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.kernel_text import KernelText
+from qvmi.semantics.code_baseline import CodeBaseline
+from qvmi.semantics.linux.extable import KnownCode
+from qvmi.semantics.linux.kernel_text import KernelText as LinuxKernelText
+from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.rows.modules import Module
 from tests.guests.kernel_packs.tampered_kernel import NOBODYS, Tampered
 
 SYSCALL: Final = ("__x64_sys_execve", "__arm64_sys_execve")
@@ -107,6 +113,31 @@ def test_a_place_in_code_that_a_module_has_freed_is_anybodys_now(kernel: Tampere
     elsewhere = kernel.symbols["veth_open"] + 32
     with kernel.altered(table, struct.pack("<i", elsewhere - table)):  # struct jump_entry.code
         assert kernel.look(KernelText()) == []
+
+
+class Vanishing(Modules):
+    """These are the modules of a kernel, one of which is unloaded behind the first listing."""
+
+    listings = 0
+
+    def modules(self) -> ListWalk[Module]:
+        walk = super().modules()
+        self.listings += 1
+        if self.listings > 1:
+            walk.rows = {at: row for at, row in walk.rows.items() if row.name != "veth"}
+        return walk
+
+
+def test_a_module_that_goes_while_it_is_seen_first_is_not_remembered(kernel: Tampered) -> None:
+    space, symbols = kernel.linux.kernel.space, kernel.linux.kernel.symbols
+    modules, baseline = Vanishing(space, symbols), CodeBaseline()
+    architecture = kernel.linux.kernel.image.architecture
+    text = LinuxKernelText(space, symbols, modules, architecture=architecture)
+    known = KnownCode(space, symbols, Modules(space, symbols))
+    assert not text.changes(baseline, known).rows
+    names = {name for name, _, _ in baseline.regions}
+    assert "nf_tables" in names
+    assert "veth" not in names
 
 
 def test_code_of_a_module_is_watched(kernel: Tampered, pack: KernelText) -> None:
