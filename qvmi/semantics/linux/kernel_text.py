@@ -32,7 +32,7 @@ _MAX_REGION: Final = 64 << 20
 _MAX_MODULES: Final = 64 << 20
 """Bytes of the code of all modules; a full distribution's have some 10 MiB."""
 _LOOKS: Final = 10
-"""After so many looks that which is not as it was is judged anew: where a call leads to may be gone."""
+"""After so many looks that which was right is judged anew: where a call leads to may be gone."""
 _MAX_CHANGES: Final = 200
 """Of one region; who overwrites more is told by those."""
 _MAX_SHOWN: Final = 64
@@ -181,8 +181,8 @@ class _Look:
     def _compare_known(self, region: _Region, known: CodeMemory) -> None:
         known.looks += 1
         pages = dict(self._otherwise(region, known))
-        if pages == known.judged and known.looks < _LOOKS:
-            return
+        if pages == known.judged and known.looks < _LOOKS and not known.problems:
+            return  # what is wrong may be so no more: where a call leads to is known a moment later
         now = bytearray(known.kept) if pages else known.kept
         for at, page in pages.items():
             now[at : at + len(page)] = page

@@ -13,7 +13,7 @@ from qvmi.semantics.linux.kernel_text import KernelText as LinuxKernelText
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.rows.modules import Module
-from tests.guests.kernel_packs.tampered_kernel import NOBODYS, Tampered
+from tests.guests.kernel_packs.tampered_kernel import NOBODYS, X86_64, Tampered
 
 SYSCALL: Final = ("__x64_sys_execve", "__arm64_sys_execve")
 RET_X86_64: Final = b"\x31\xc0\xc3\x90"
@@ -116,28 +116,50 @@ def test_a_place_in_code_that_a_module_has_freed_is_anybodys_now(kernel: Tampere
 
 
 class Vanishing(Modules):
-    """These are the modules of a kernel, one of which is unloaded behind the first listing."""
+    """These are the modules of a kernel, one of which is listed only so many times."""
 
-    listings = 0
+    left = 1
 
     def modules(self) -> ListWalk[Module]:
         walk = super().modules()
-        self.listings += 1
-        if self.listings > 1:
+        self.left -= 1
+        if self.left < 0:
             walk.rows = {at: row for at, row in walk.rows.items() if row.name != "veth"}
         return walk
 
 
+def text_of(kernel: Tampered, modules: Modules | None = None) -> LinuxKernelText:
+    its = kernel.linux.kernel
+    modules = modules or Modules(its.space, its.symbols)
+    return LinuxKernelText(its.space, its.symbols, modules, architecture=its.image.architecture)
+
+
+def known(kernel: Tampered, kind: type[Modules] = Modules) -> KnownCode:
+    its = kernel.linux.kernel
+    return KnownCode(its.space, its.symbols, kind(its.space, its.symbols))
+
+
 def test_a_module_that_goes_while_it_is_seen_first_is_not_remembered(kernel: Tampered) -> None:
-    space, symbols = kernel.linux.kernel.space, kernel.linux.kernel.symbols
-    modules, baseline = Vanishing(space, symbols), CodeBaseline()
-    architecture = kernel.linux.kernel.image.architecture
-    text = LinuxKernelText(space, symbols, modules, architecture=architecture)
-    known = KnownCode(space, symbols, Modules(space, symbols))
-    assert not text.changes(baseline, known).rows
+    its, baseline = kernel.linux.kernel, CodeBaseline()
+    text = text_of(kernel, Vanishing(its.space, its.symbols))
+    assert not text.changes(baseline, known(kernel)).rows
     names = {name for name, _, _ in baseline.regions}
     assert "nf_tables" in names
     assert "veth" not in names
+
+
+@pytest.mark.parametrize("kernel", X86_64, indirect=True)
+def test_a_call_to_what_is_known_a_moment_later_is_told_once(kernel: Tampered) -> None:
+    class Unknown(Vanishing):
+        left = 0
+
+    text, baseline = text_of(kernel), CodeBaseline()
+    assert not text.changes(baseline, known(kernel)).rows
+    place = kernel.symbols["ftrace_call"]
+    with kernel.altered(place, call_to(kernel, place, kernel.symbols["veth_open"])):
+        [row] = text.changes(baseline, known(kernel, Unknown)).rows.values()
+        assert row.address == place
+        assert not text.changes(baseline, known(kernel)).rows
 
 
 def test_code_of_a_module_is_watched(kernel: Tampered, pack: KernelText) -> None:
