@@ -33,8 +33,9 @@ _MAX_MODULES: Final = 64 << 20
 """Bytes of the code of all modules; a full distribution's have some 10 MiB."""
 _LOOKS: Final = 10
 """After so many looks that which was right is judged anew: where a call leads to may be gone."""
-_MAX_CHANGES: Final = 200
-"""Of one region; who overwrites more is told by those."""
+_MAX_CHANGES: Final = 300
+"""Of one region: the kernel itself sets traps at 256 places at once (``TP_VEC_MAX``); who overwrites more is
+told by those."""
 _MAX_SHOWN: Final = 64
 """Bytes that are shown of one change."""
 _NEAR: Final = 8
