@@ -11,6 +11,7 @@ from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.semantics.guest_os import Process, TaskView
+from qvmi.semantics.linux.task_slab import TaskSlabs
 from tests.guests.aarch64_guests import aarch64
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.pool import GuestPool
@@ -87,6 +88,24 @@ def test_a_process_that_is_in_no_list_at_all_is_found_in_its_slab(its: Watched) 
         findings = [its.sees(PACK, missing(process.pid, view)) for view in (LIST, PIDS, CHILDREN)]
         assert str(process.pid).encode() not in its.guest.run("ps -o pid").split()
     assert {view for finding in findings for view in views(finding)} == {TaskView.SLAB}
+
+
+def test_a_search_that_time_runs_out_for_goes_on_in_the_next_look(its: Watched) -> None:
+    guest, now, passing = its.machine.guest, 0.0, 60.0
+
+    def clock() -> float:
+        nonlocal now
+        now += passing
+        return now
+
+    with its.machine.paused():
+        of_all = (guest.kernel.space, guest.kernel.symbols, guest.memmap)
+        everybody = set(TaskSlabs(*of_all).objects())
+        slabs = TaskSlabs(*of_all, clock=clock)
+        in_a_hurry = set(slabs.objects())
+        passing = 0.0
+        with_time = set(slabs.objects())
+    assert in_a_hurry < with_time == everybody
 
 
 def test_a_process_in_no_list_is_found_where_it_runs(its: Watched) -> None:
