@@ -26,14 +26,13 @@ from qvmi.arch.branches import (
 from qvmi.errors import MemoryFault, SymbolsError
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Module
+from qvmi.semantics.linux import jump_label, static_call
 from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.ftrace_ops import FtraceOps
 from qvmi.semantics.linux.ftrace_records import FtraceRecords
-from qvmi.semantics.linux.jump_label import jump_labels
 from qvmi.semantics.linux.kprobes import Kprobes
 from qvmi.semantics.linux.module_text import ModuleText
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.semantics.linux.static_call import static_calls
 from qvmi.symbols.layout import Symbols, field_offset
 
 __all__ = ["CODE_AHEAD", "PatchSites", "Verdict"]
@@ -60,6 +59,48 @@ _NOTHING_X86_64: Final = b"\x0f\x1f\x44\x00\x00"
 _NOTHING_AARCH64: Final = b"\x1f\x20\x03\xd5"
 _ANYWHERE: Final = (0, 1 << 64)
 _NOWHERE: Final = (0, 0)
+
+
+_MAX_ENTRIES: Final = 1 << 20
+"""Of all tables of jump labels and static calls together; a kernel has some 15,000, a module dozens."""
+
+
+class _Table(NamedTuple):
+    """This is a kind of table of sites, of which the kernel has one, and each module.
+
+    Args:
+        read: reads the entries: each the site, and where it leads or what says so.
+        entry_size: bytes of one.
+        start: symbol of the kernel's own.
+        stop: symbol behind it.
+        at_member: of a ``struct module``, which says where its own is.
+        count_member: which says how many entries that has.
+    """
+
+    read: Callable[[AddressSpace, Va, int], Iterable[tuple[int, int]]]
+    entry_size: int
+    start: str
+    stop: str
+    at_member: str
+    count_member: str
+
+
+_LABELS: Final = _Table(
+    jump_label.jump_labels,
+    jump_label.ENTRY_SIZE,
+    "__start___jump_table",
+    "__stop___jump_table",
+    "jump_entries",
+    "num_jump_entries",
+)
+_CALLS: Final = _Table(
+    static_call.static_calls,
+    static_call.ENTRY_SIZE,
+    "__start_static_call_sites",
+    "__stop_static_call_sites",
+    "static_call_sites",
+    "num_static_call_sites",
+)
 
 
 class Verdict(NamedTuple):
@@ -117,6 +158,7 @@ class PatchSites:
         self._labels: dict[int, int] = {}
         self._calls: dict[int, int] = {}
         self._functions: dict[int, int] = {}
+        self._room = _MAX_ENTRIES
         self.gaps: list[Gap] = records.gaps
         self._read_tables()
         self._hubs = self._found(_CALLED_BY_CALLERS)
@@ -321,20 +363,15 @@ class PatchSites:
     def _read_tables(self) -> None:
         """This reads the kernel's own tables of jump labels and static calls, and the modules'."""
         find = self._symbols.find
-        for sites, table, start, stop in (
-            (self._labels, jump_labels, "__start___jump_table", "__stop___jump_table"),
-            (self._calls, static_calls, "__start_static_call_sites", "__stop_static_call_sites"),
-        ):
-            self._add(sites, table, (find(start), find(stop)), _ANYWHERE)
-        for sites, table, first, number, size in (
-            (self._labels, jump_labels, "jump_entries", "num_jump_entries", 16),
-            (self._calls, static_calls, "static_call_sites", "num_static_call_sites", 8),
-        ):
+        for table, into in ((_LABELS, self._labels), (_CALLS, self._calls)):
+            start, stop = find(table.start), find(table.stop)
+            if start is not None and stop is not None:
+                self._add(table, into, start, (stop - start) // table.entry_size, _ANYWHERE)
             try:
                 read = compile_reader(
                     self._space,
-                    (field_offset(self._symbols, "module", first), "Q"),
-                    (field_offset(self._symbols, "module", number), "I"),
+                    (field_offset(self._symbols, "module", table.at_member), "Q"),
+                    (field_offset(self._symbols, "module", table.count_member), "I"),
                 )
             except SymbolsError:
                 continue
@@ -344,26 +381,25 @@ class PatchSites:
                     text = next(self._text.of(module), _NOWHERE)
                 except MemoryFault:
                     continue  # it was unloaded in the meantime
-                self._add(sites, table, (at or None, at + count * size), text)
+                if at:
+                    self._add(table, into, at, count, text)
 
     def _add(
-        self,
-        sites: dict[int, int],
-        table: Callable[[AddressSpace, Va, int], Iterable[tuple[int, int]]],
-        run: tuple[int | None, int | None],
-        text: tuple[int, int],
+        self, table: _Table, into: dict[int, int], start: int, count: int, text: tuple[int, int]
     ) -> None:
         """This adds what a table has of its owner's text.
 
         A module's table still has what was in its text for initialisation, which is freed: other modules'
         code may lie there now.
         """
-        start, end = run
-        if start is None or end is None:
+        if not 0 <= count <= self._room:
+            why = f"{count} entries, where there is room for {self._room}"
+            self.gaps.append(Gap("patch sites", Va(start), why))
             return
+        self._room -= count
         try:
-            rows = table(self._space, Va(start), end - start)
+            rows = table.read(self._space, Va(start), count * table.entry_size)
         except MemoryFault as fault:
             self.gaps.append(Gap("patch sites", Va(start), str(fault)))
         else:
-            sites.update((at, its) for at, its in rows if text[0] <= at < text[1])
+            into.update((at, its) for at, its in rows if text[0] <= at < text[1])

@@ -7,6 +7,7 @@ while the kernel starts lies among the constants, and may point anywhere.
 import hashlib
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from qvmi.addr import Va
@@ -17,8 +18,10 @@ from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.syscall import symbol_text
 from qvmi.symbols.layout import Symbols
 
-__all__ = ["ConstantPointers"]
+__all__ = ["CONSTANTS", "ConstantPointers"]
 
+CONSTANTS: Final = "constants"
+"""What they are called where code and hooks are told of."""
 _MAX_SIZE: Final = 64 << 20
 """Bytes of all constants; those of 7.x are 13 MiB, BTF included."""
 _MAX_CANDIDATES: Final = 100_000
@@ -45,23 +48,29 @@ class ConstantPointers:
         self._image = image
         self._seen = b""
         self._found: tuple[HookPlace, ...] = ()
+        self._left_out = 0
 
     def hooks(self, places: HookPlaces) -> None:
         """This adds what it finds; where the constants are the same, what it found."""
         find = self._symbols.find
         start, end = find("__start_rodata"), find("__end_rodata")
-        if start is None or end is None or not 0 < end - start <= _MAX_SIZE:
+        if start is None or end is None:
+            return
+        if not 0 < end - start <= _MAX_SIZE:
+            places.gap(CONSTANTS, start, f"{end - start} bytes of constants")
             return
         try:
             digest = self._digest(start, end)
             # What changes in between is read again in the next look, as it has another digest.
             if digest != self._seen:
-                self._found = tuple(self._out_of(start, end, places))
+                self._found = tuple(self._out_of(start, end))
                 self._seen = digest
         except MemoryFault as fault:
-            places.gap("constants", start, str(fault))
+            places.gap(CONSTANTS, start, str(fault))
             return
         places.found += self._found
+        if self._left_out:
+            places.gap(CONSTANTS, start, f"{self._left_out} addresses more than are looked at")
 
     def _digest(self, start: Va, end: Va) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
@@ -74,15 +83,15 @@ class ConstantPointers:
         for at in range(start, end, _PIECE):
             yield Va(at), self._space.read(Va(at), min(_PIECE, end - at))
 
-    def _out_of(self, start: Va, end: Va, places: HookPlaces) -> Iterator[HookPlace]:
-        candidates = [one for at, data in self._pieces(start, end) for one in self._in(at, data)]
-        if len(candidates) > _MAX_CANDIDATES:
-            places.gap("constants", start, f"{len(candidates)} addresses outside of the kernel")
+    def _out_of(self, start: Va, end: Va) -> Iterator[HookPlace]:
+        every = (one for at, data in self._pieces(start, end) for one in self._in(at, data))
+        candidates = list(islice(every, _MAX_CANDIDATES))
+        self._left_out = sum(1 for _ in every)
         find = self._symbols.find
         written = find("__start_ro_after_init") or 0, find("__end_ro_after_init") or 0
-        for place, target in candidates[:_MAX_CANDIDATES]:
+        for place, target in candidates:
             if not written[0] <= place < written[1] and self._is_code(target):
-                yield HookPlace("constants", symbol_text(self._symbols, place), place, target)
+                yield HookPlace(CONSTANTS, symbol_text(self._symbols, place), place, target)
 
     def _in(self, start: Va, data: bytes) -> Iterator[tuple[int, int]]:
         """This iterates what looks like addresses outside of the image, with where they are."""
