@@ -16,6 +16,7 @@ from qvmi.codepacks.status import Sight
 from qvmi.codepacks.thread_call import call_in_thread
 from qvmi.errors import MachineGone, NotDirect, QueryTimeout, QvmiError, StaleView, UnknownGuest
 from qvmi.memory.physical import PhysicalMemory
+from qvmi.memory.resident import let_go
 from qvmi.policy import READ_ONLY, Policy
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
@@ -182,9 +183,13 @@ class Looker:
         self, codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory
     ) -> Look:
         """This looks in a thread, so that a codepack that hangs stops nobody else."""
-        looking = self._looking = call_in_thread(
-            lambda: look(codepack, guest, memory), name=f"qvmi-{codepack.name}"
-        )
+
+        def inspect() -> Look:
+            result = look(codepack, guest, memory)
+            let_go(memory)
+            return result
+
+        looking = self._looking = call_in_thread(inspect, name=f"qvmi-{codepack.name}")
         try:
             await asyncio.wait({looking}, timeout=self._deadline_s)
         except asyncio.CancelledError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from struct import Struct
 from typing import Final
 
@@ -286,13 +287,13 @@ class Kallsyms:
         return found
 
     @cached_property
-    def _index_by_address(self) -> list[int]:
+    def _index_by_address(self) -> "array[int]":
         """The numbers of symbols at kernel addresses, by rising address."""
-        addresses = list(map(self.address_at, range(self.tables.count)))
-        at_kernel_addresses = (
-            index for index, address in enumerate(addresses) if address >= _KERNEL_HALF
-        )
-        return sorted(at_kernel_addresses, key=addresses.__getitem__)
+        addresses = array("Q", map(self.address_at, range(self.tables.count)))
+        found = array("I", (one for one, at in enumerate(addresses) if at >= _KERNEL_HALF))
+        if all(addresses[one] <= addresses[after] for one, after in pairwise(found)):
+            return found  # as kernels have them; a list to sort them in takes 15 MiB
+        return array("I", sorted(found, key=addresses.__getitem__))
 
     @cached_property
     def _addresses(self) -> "array[int]":

@@ -14,7 +14,7 @@ BENCHMARKS = [
     "files_and_maps",
     "gdbstub",
     "guest_size",
-    "inspection",
+    "inspection_round",
     "isf",
     "live_listing",
     "pause",

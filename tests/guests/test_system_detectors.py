@@ -1,31 +1,20 @@
-"""Sockets, files and containers that are not as they should be, planted in running guests.
+"""Sockets, files and containers that are not as they should be, planted in running guests."""
 
-Also all detectors about processes together, in a guest in good health that makes and ends them all the time.
-"""
-
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.confirmation import Confirmation
 from qvmi.codepacks.container_escape import ContainerEscape
-from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.codepacks.file_watch import FileWatch
 from qvmi.codepacks.hidden_sockets import HiddenSockets
-from qvmi.codepacks.impostors import Impostors
-from qvmi.codepacks.injection import Injection
 from qvmi.codepacks.persistence import Persistence
-from qvmi.codepacks.unusual_code import UnusualCode
 from qvmi.semantics.guest_os import Process
 from tests.guests.lab import GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.watched import POINTER, Watched, of_pid, told, unlinked, watched
-from tests.proofs import proof_size
 
 KERNELS: Final = ("6.1", "7.x")
 
@@ -200,40 +189,3 @@ def test_a_program_that_the_kernel_runs_for_an_empty_cgroup_is_found(its: Watche
         its.guest.run("echo >/run/cgroup/pids/release_agent")
     assert finding.evidence[0].facts["release_agent"] == "/run/escape"
     its.misses(BOXES, lambda one: one.key.startswith("release_agent"))
-
-
-# ------------------------------------------------------------------------------------------------ all of them
-
-
-def packs() -> list[Codepack]:
-    """These are all of them as they are after some looks."""
-    files = FileWatch(every_s=0.0)
-    return [
-        UnusualCode(),
-        CredentialWatch(steady_s=0.0),
-        Injection(files=files),
-        Impostors(),
-        SOCKETS,
-        BOXES,
-    ]
-
-
-def test_in_a_storm_of_forks_nothing_is_believed_that_is_not_so_at_rest(
-    its: Watched, proof_count: Callable[[int], None]
-) -> None:
-    rounds = proof_size(ci=20, full=2000)
-    watching = [(pack, Confirmation()) for pack in (*packs(), Persistence())]
-    at_rest = {pack.name: set(its.look(pack)) for pack, _ in watching}
-    its.guest.start_storm()
-    try:
-        for number in range(rounds):
-            for pack, confirmation in watching:
-                now = time.monotonic()
-                found = its.look(pack).values()
-                changes = confirmation.update(found, complete=True, at=now, clock=now)
-                new = [one.finding for one in changes.raised]
-                assert [one.claim for one in new if one.key not in at_rest[pack.name]] == [], number
-    finally:
-        storm = its.guest.stop_storm()
-    assert storm.count > 10
-    proof_count(rounds * len(watching))

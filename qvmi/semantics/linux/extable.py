@@ -2,8 +2,9 @@
 
 References: Linux kernel/extable.c (``kernel_text_address``, ``core_kernel_text``), kernel/bpf/core.c
 (``bpf_kallsyms``, ``struct bpf_ksym``, since 5.7: images of trampolines and dispatchers are in it, too),
-kernel/trace/ftrace.c (``ftrace_ops_list``, ``is_ftrace_trampoline``), kernel/kprobes.c
-(``kprobe_insn_slots``, ``kprobe_optinsn_slots``).
+kernel/trace/ftrace.c (``ftrace_ops_list``, ``is_ftrace_trampoline``; ``ftrace_ops_trampoline_list``, since
+5.9, keeps a trampoline until it is freed), kernel/kprobes.c (``kprobe_insn_slots``,
+``kprobe_optinsn_slots``).
 """
 
 from bisect import bisect_right
@@ -33,6 +34,12 @@ _MAX_BPF_SIZE: Final = 1 << 26
 """Bytes of one of them."""
 _MAX_PAGES: Final = 1 << 16
 """Pages of instructions that kprobes have moved away; tracing every function takes some thousand."""
+_TRAMPOLINE: Final = "ftrace trampoline"
+_TRAMPOLINES: Final = "ftrace_ops_trampoline_list"
+_MAX_TRAMPOLINES: Final = 10_000
+"""As many as there may be who trace functions."""
+_MAX_TRAMPOLINE: Final = 1 << 16
+"""Bytes of one trampoline; x86-64's have some 300."""
 _SLOT_CACHES: Final = ("kprobe_insn_slots", "kprobe_optinsn_slots")
 
 
@@ -126,11 +133,27 @@ class KnownCode:
         self.gaps += ops.gaps
         for one in ops.rows.values():
             if one.trampoline:
-                yield CodeRange(one.trampoline, one.trampoline_end, "ftrace trampoline")
+                yield CodeRange(one.trampoline, one.trampoline_end, _TRAMPOLINE)
+        yield from self._trampolines()
         for name in _SLOT_CACHES:
             cache = self._symbols.find(name)
             if cache is not None:
                 yield from self._slots(name, cache)
+
+    def _trampolines(self) -> Iterator[CodeRange]:
+        """These are also of those who trace no more, while functions still lead there."""
+        head = self._symbols.find(_TRAMPOLINES)
+        if head is None:
+            return
+        try:
+            link = field_offset(self._symbols, "ftrace_ops", "list")
+            start = field_offset(self._symbols, "ftrace_ops", "trampoline")
+            size = field_offset(self._symbols, "ftrace_ops", "trampoline_size")
+        except SymbolsError:
+            return
+        read = compile_reader(self._space, (link, "Q"), (link + 8, "Q"), (start, "Q"), (size, "Q"))
+        shape = ListShape(_TRAMPOLINES, link, read, _trampoline_range, _MAX_TRAMPOLINES)
+        yield from self._listed(shape, head)
 
     def _slots(self, name: str, cache: Va) -> Iterator[CodeRange]:
         try:
@@ -159,6 +182,10 @@ def _bpf_range(_: Va, values: tuple[Any, ...]) -> CodeRange:
         raise Implausible(f"code from {start:#x} to {end:#x}")
     text = name.partition(b"\0")[0].decode("utf-8", "backslashreplace")
     return CodeRange(start, end, f"bpf {text}")
+
+
+def _trampoline_range(_: Va, values: tuple[Any, ...]) -> CodeRange:
+    return CodeRange(values[2], values[2] + min(values[3], _MAX_TRAMPOLINE), _TRAMPOLINE)
 
 
 def _slot_range(_: Va, values: tuple[Any, ...]) -> CodeRange:

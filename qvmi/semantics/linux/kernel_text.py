@@ -31,9 +31,10 @@ _MAX_REGION: Final = 64 << 20
 _MAX_MODULES: Final = 64 << 20
 """Bytes of the code of all modules; a full distribution's have some 10 MiB."""
 _LOOKS: Final = 10
-"""After so many looks that which is not as it was is judged anew: where a call leads to may be gone."""
-_MAX_CHANGES: Final = 200
-"""Of one region; who overwrites more is told by those."""
+"""After so many looks that which was right is judged anew: where a call leads to may be gone."""
+_MAX_CHANGES: Final = 300
+"""Of one region: the kernel itself sets traps at 256 places at once (``TP_VEC_MAX``); who overwrites more is
+told by those."""
 _MAX_SHOWN: Final = 64
 """Bytes that are shown of one change."""
 _NEAR: Final = 8
@@ -108,6 +109,7 @@ class _Look:
         self._symbols = symbols
         self._code = code
         self._architecture = architecture
+        self._modules = modules
         walk = modules.modules()
         self._live = [row for row in walk.rows.values() if row.state == _LIVE]
         self.result: ListWalk[CodeChange] = ListWalk(gaps=list(walk.gaps), retries=walk.retries)
@@ -146,7 +148,9 @@ class _Look:
         try:
             known = baseline.regions.get(region.key)
             if known is None:
-                known = CodeMemory(bytearray(self._space.read(region.start, size)))
+                known = CodeMemory(self._first_sight(region))
+                if not self._is_still(region):
+                    return  # what was read may be of memory that was freed meanwhile
                 self._judge(region, known, known.kept)
                 baseline.regions[region.key] = known
             else:
@@ -157,12 +161,29 @@ class _Look:
             return
         self.result.rows |= {row.address: row for row in known.problems}
 
+    def _is_still(self, region: _Region) -> bool:
+        """This tells whether what was read is the kernel's, or of a module that is loaded yet."""
+        if region.name in {KERNEL, CONSTANTS}:
+            return True
+        text = ModuleText(self._space, self._symbols)
+        rows = self._modules.modules().rows.values()
+        now = [row for row in rows if row.state == _LIVE and row.name == region.name]
+        return any(self._text_of(row, text) == region for row in now)
+
+    def _first_sight(self, region: _Region) -> bytearray:
+        """This reads a region piece by piece: of the largest, twice its size at once is a lot of memory."""
+        code = bytearray(region.end - region.start)
+        for at in range(0, len(code), _CHUNK):
+            size = min(_CHUNK, len(code) - at)
+            code[at : at + size] = self._space.read(Va(region.start + at), size)
+        return code
+
     def _compare_known(self, region: _Region, known: CodeMemory) -> None:
         known.looks += 1
         pages = dict(self._otherwise(region, known))
-        if pages == known.judged and known.looks < _LOOKS:
-            return
-        now = bytearray(known.kept)
+        if pages == known.judged and known.looks < _LOOKS and not known.problems:
+            return  # what is wrong may be so no more: where a call leads to is known a moment later
+        now = bytearray(known.kept) if pages else known.kept
         for at, page in pages.items():
             now[at : at + len(page)] = page
         self._judge(region, known, now)

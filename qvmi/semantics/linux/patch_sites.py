@@ -31,6 +31,7 @@ from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.ftrace_ops import FtraceOps
 from qvmi.semantics.linux.ftrace_records import FtraceRecords
 from qvmi.semantics.linux.kprobes import Kprobes
+from qvmi.semantics.linux.module_text import ModuleText
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.symbols.layout import Symbols, field_offset
 
@@ -56,6 +57,8 @@ _LOCKS: Final = {b"\xf0", b"\x3e"}
 """A lock prefix, and what stands for it while there is one CPU (``alternatives_smp_module_add``)."""
 _NOTHING_X86_64: Final = b"\x0f\x1f\x44\x00\x00"
 _NOTHING_AARCH64: Final = b"\x1f\x20\x03\xd5"
+_ANYWHERE: Final = (0, 1 << 64)
+_NOWHERE: Final = (0, 0)
 
 
 _MAX_ENTRIES: Final = 1 << 20
@@ -148,6 +151,7 @@ class PatchSites:
         self._branch = 5 if self._is_x86_64 else 4
         self._read_pointer = space.unpacker(_POINTER)
         self._modules = tuple(modules)
+        self._text = ModuleText(space, symbols)
         records = FtraceRecords(space, symbols)
         self._places = records.places()
         self._direct = records.direct_calls()
@@ -362,7 +366,7 @@ class PatchSites:
         for table, into in ((_LABELS, self._labels), (_CALLS, self._calls)):
             start, stop = find(table.start), find(table.stop)
             if start is not None and stop is not None:
-                self._add(table, into, start, (stop - start) // table.entry_size)
+                self._add(table, into, start, (stop - start) // table.entry_size, _ANYWHERE)
             try:
                 read = compile_reader(
                     self._space,
@@ -374,18 +378,28 @@ class PatchSites:
             for module in self._modules:
                 try:
                     at, count = read(module.struct_address)
+                    text = next(self._text.of(module), _NOWHERE)
                 except MemoryFault:
                     continue  # it was unloaded in the meantime
                 if at:
-                    self._add(table, into, at, count)
+                    self._add(table, into, at, count, text)
 
-    def _add(self, table: "_Table", into: dict[int, int], start: int, count: int) -> None:
+    def _add(
+        self, table: _Table, into: dict[int, int], start: int, count: int, text: tuple[int, int]
+    ) -> None:
+        """This adds what a table has of its owner's text.
+
+        A module's table still has what was in its text for initialisation, which is freed: other modules'
+        code may lie there now.
+        """
         if not 0 <= count <= self._room:
             why = f"{count} entries, where there is room for {self._room}"
             self.gaps.append(Gap("patch sites", Va(start), why))
             return
         self._room -= count
         try:
-            into.update(table.read(self._space, Va(start), count * table.entry_size))
+            rows = table.read(self._space, Va(start), count * table.entry_size)
         except MemoryFault as fault:
             self.gaps.append(Gap("patch sites", Va(start), str(fault)))
+        else:
+            into.update((at, its) for at, its in rows if text[0] <= at < text[1])

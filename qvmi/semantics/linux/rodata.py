@@ -30,6 +30,7 @@ _CANONICAL: Final = 0xFF << 56
 _ERRORS: Final = (1 << 64) - 4096
 """``IS_ERR_VALUE``: small negative numbers."""
 _WORD: Final = 8
+_PIECE: Final = 1 << 20
 
 
 class ConstantPointers:
@@ -59,26 +60,31 @@ class ConstantPointers:
             places.gap(CONSTANTS, start, f"{end - start} bytes of constants")
             return
         try:
-            data = self._space.read(start, end - start)
+            digest = self._digest(start, end)
+            # What changes in between is read again in the next look, as it has another digest.
+            if digest != self._seen:
+                self._found = tuple(self._out_of(start, end))
+                self._seen = digest
         except MemoryFault as fault:
             places.gap(CONSTANTS, start, str(fault))
             return
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        if digest != self._seen:
-            self._found = tuple(self._out_of(start, data))
-            self._seen = digest
         places.found += self._found
         if self._left_out:
             places.gap(CONSTANTS, start, f"{self._left_out} addresses more than are looked at")
 
-    def _out_of(self, start: Va, data: bytes) -> Iterator[HookPlace]:
-        low, high = self._image.start, self._image.end
-        words = array("Q", data[: len(data) // _WORD * _WORD])
-        every = (
-            (start + number * _WORD, word)
-            for number, word in enumerate(words)
-            if word >= _CANONICAL and word < _ERRORS and not low <= word < high
-        )
+    def _digest(self, start: Va, end: Va) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        for _, data in self._pieces(start, end):
+            digest.update(data)
+        return digest.digest()
+
+    def _pieces(self, start: Va, end: Va) -> Iterator[tuple[Va, bytes]]:
+        """This reads all constants: all at once would take twice as much memory as all else."""
+        for at in range(start, end, _PIECE):
+            yield Va(at), self._space.read(Va(at), min(_PIECE, end - at))
+
+    def _out_of(self, start: Va, end: Va) -> Iterator[HookPlace]:
+        every = (one for at, data in self._pieces(start, end) for one in self._in(at, data))
         candidates = list(islice(every, _MAX_CANDIDATES))
         self._left_out = sum(1 for _ in every)
         find = self._symbols.find
@@ -86,6 +92,16 @@ class ConstantPointers:
         for place, target in candidates:
             if not written[0] <= place < written[1] and self._is_code(target):
                 yield HookPlace(CONSTANTS, symbol_text(self._symbols, place), place, target)
+
+    def _in(self, start: Va, data: bytes) -> Iterator[tuple[int, int]]:
+        """This iterates what looks like addresses outside of the image, with where they are."""
+        low, high = self._image.start, self._image.end
+        words = array("Q", data[: len(data) // _WORD * _WORD])
+        return (
+            (start + number * _WORD, word)
+            for number, word in enumerate(words)
+            if word >= _CANONICAL and word < _ERRORS and not low <= word < high
+        )
 
     def _is_code(self, va: int) -> bool:
         try:

@@ -26,7 +26,7 @@ _SYMBOLS: Final = (
     *("sys_call_table", "tcp4_seq_ops", "__start___jump_table", "x64_sys_call", "vfs_read"),
     *("netdev_chain", "init_net", "__tracepoint_sched_switch", "ftrace_ops_list", "kprobe_table"),
     *("security_hook_heads", "static_calls_table", "poweroff_cmd", "__this_module", "veth_open"),
-    *("modprobe_path", "core_pattern", "idt_table"),
+    *("modprobe_path", "core_pattern", "idt_table", "ftrace_call"),
     *(f"__x64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
     *(f"__arm64_sys_{name}" for name in ("read", "write", "execve", "ni_syscall")),
 )

@@ -32,7 +32,7 @@ from qvmi.errors import (
     UsageError,
     WalkFailed,
 )
-from qvmi.manager.response.records import RESPONSE, Outcome, Record
+from qvmi.manager.response.records import HOLDER, RESPONSE, Outcome, Record
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import Gap
 from qvmi.testing import (
@@ -121,9 +121,9 @@ def test_what_is_said_stands_in_a_column_whatever_kind_of_message_it_is() -> Non
     output = Captured()
     report = WatchReport(output, ["one"])
     step = Record(playbook="p", run="run-1", step=0, word="", outcome=Outcome.DONE, what="it runs")
-    for kind, body in ((STATUS, Status(sight=Sight.FULL)), (RESPONSE, step)):
+    for who, kind, body in (("one", STATUS, Status(sight=Sight.FULL)), (HOLDER, RESPONSE, step)):
         said: dict[str, object] = msgspec.to_builtins(body)
-        report.add(Message(vm="vm", codepack="one", kind=kind, time=0.0, body=said))
+        report.add(Message(vm="vm", codepack=who, kind=kind, time=0.0, body=said))
     first, second = output.result.splitlines()
     assert first.index("one: sight full") == second.index("run-1: the run done: it runs")
 

@@ -29,6 +29,16 @@ def test_only_what_cannot_be_right_is_a_finding() -> None:
     assert [one.present for one in finding.evidence] == [True, False]
 
 
+def test_code_that_is_as_it_should_be_a_moment_later_is_no_finding() -> None:
+    guest = FakeGuest(code_changes=[OVERWRITTEN])
+    guest.show("code_changes", [OVERWRITTEN, TRAPPED], once=True)
+    [finding] = KernelText().inspect(guest, MEMORY)
+    assert finding.claim.startswith("vfs_read+0x4")
+    guest.show("code_changes", [])
+    guest.show("code_changes", [OVERWRITTEN], once=True)
+    assert not list(KernelText().inspect(guest, MEMORY))
+
+
 def test_what_should_be_there_is_told_beside_what_is_where_it_is_known() -> None:
     found, right_bytes = bytes.fromhex("0020000000000000"), bytes.fromhex("00200081ffffffff")
     known = replace(WRONG, found=found, expected=right_bytes)
