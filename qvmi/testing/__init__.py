@@ -17,6 +17,7 @@ from qvmi.testing.packs import load_pack, looks
 from qvmi.testing.rows import (
     fake_cached_file,
     fake_credentials,
+    fake_mapping,
     fake_module,
     fake_mount,
     fake_process,
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryRead",
     "fake_cached_file",
     "fake_credentials",
+    "fake_mapping",
     "fake_module",
     "fake_mount",
     "fake_process",
