@@ -9,7 +9,7 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,8 +21,10 @@ from qvmi.bus.mqtt import broker_at
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
+from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.responding import Response, Wishes, responding
 from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.values import PackSetting
 from qvmi.cli.watch_report import WatchReport
 from qvmi.cli.words import (
     GATEWAY_HOLDER,
@@ -47,9 +49,11 @@ from qvmi.codepacks.kernel_hooks import KernelHooks
 from qvmi.codepacks.kernel_settings import KernelSettings
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
+from qvmi.codepacks.known_malware import KnownMalware
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load_any
+from qvmi.codepacks.pack_options import PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.persistence import Persistence
 from qvmi.codepacks.system_calls import SystemCalls
@@ -71,7 +75,7 @@ from qvmi.settings import nearest
 
 __all__ = ["PACK_MAKERS", "require_fitting", "watch"]
 
-PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
+PACK_MAKERS: Final[Mapping[str, Callable[..., Codepack]]] = {
     "hidden-processes": HiddenProcesses,
     "system-calls": SystemCalls,
     "kernel-text": KernelText,
@@ -86,12 +90,13 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "hidden-sockets": HiddenSockets,
     "persistence": Persistence,
     "container-escape": ContainerEscape,
+    "known-malware": KnownMalware,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
 _NOT_ALL: Final = (
     f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
-    f" `watch all` runs all {len(PACKS)}"
+    f" `watch all` runs all {len(PACKS)}, known-malware where it is given rules"
 )
 _NOT_HELD: Final = (
     "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
@@ -117,6 +122,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     log: str | None = None,
     playbook: str | None = None,
     respond: bool = False,
+    settings: Sequence[PackSetting] = (),
 ) -> ExitCode:
     """This watches until Ctrl-C, until the time is up, or until the machine is gone.
 
@@ -139,14 +145,21 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
         _warn_of_unmatched(output, policy, policies, others)
     if only:
         own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
-    chosen = _Chosen.of(own, others, policies, interval)
+    chosen = _Chosen.of(
+        ready(own, (*_words(packs), *only), settings, output), others, policies, interval
+    )
     report = WatchReport(output, chosen.names)
     try:
         with _opened_log(log) as file, stop_signal() as stop:
             report.file = file
             await require_fitting(machine, chosen.manifests)
             wishes = Wishes(playbook, respond, state)
-            async with _responded(machine, output, chosen, placed, report, wishes) as messages:
+            async with (
+                prepared_options(chosen.manifests, settings) as options,
+                _responded(
+                    machine, output, replace(chosen, options=options), placed, report, wishes
+                ) as messages,
+            ):
                 usual = packs == USUAL_PACKS and not only
                 _tell_beginning(output, machine.address, chosen, usual=usual)
                 await _follow(messages, report, stop, duration_s)
@@ -198,6 +211,7 @@ class _Chosen:
     manifests: Sequence[Manifest]
     policies: Policies
     interval_s: float | None
+    options: Mapping[str, PackOptions] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -253,6 +267,7 @@ def _opened(
             chosen.manifests[: len(chosen.own)],
             chosen.others,
             interval_s=chosen.interval_s,
+            options=chosen.options,
             policies=chosen.policies,
             state=placed.state,
             allow_unproven=placed.allow_unproven,
@@ -262,12 +277,18 @@ def _opened(
     for other in chosen.others:
         output.message(_NOT_HELD.format(other.folder.manifest.name))
     running = [
-        PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
+        PACK_MAKERS[one.name](
+            chosen.interval_s or one.management.interval_s, **chosen.options[one.name].values
+        )
         for one in chosen.manifests[: len(chosen.own)]
+    ]
+    loaded = [
+        load_any(other.folder, **chosen.options[other.folder.manifest.name].values)
+        for other in chosen.others
     ]
     return watch_machine(
         machine,
-        packs=[*running, *(load_any(other.folder) for other in chosen.others)],
+        packs=[*running, *loaded],
         policy=chosen.policies,
         bus=placed.bus,
         management={one.name: one.management for one in chosen.manifests},
@@ -308,8 +329,13 @@ def _chosen(
 
 def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
     """These are the codepacks that words stand for, each once."""
-    words = [packs] if isinstance(packs, str) else packs
-    return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
+    return tuple(
+        dict.fromkeys(name for word in _words(packs) for name in PACK_GROUPS.get(word, (word,)))
+    )
+
+
+def _words(packs: str | Sequence[str]) -> Sequence[str]:
+    return [packs] if isinstance(packs, str) else packs
 
 
 def _opened_log(path: str | None) -> AbstractContextManager[AlertFile | None]:

@@ -21,7 +21,7 @@ PACKS: Final = (
     *("system-calls", "kernel-text", "hidden-modules", "interrupt-table"),
     *("kernel-hooks", "kernel-settings"),
     *("unusual-code", "credentials", "injection", "impostors", "hidden-sockets"),
-    *("persistence", "container-escape"),
+    *("persistence", "container-escape", "known-malware"),
 )
 """The names of the codepacks that ``watch`` can run."""
 
