@@ -12,6 +12,7 @@ from qvmi import __version__
 from qvmi.cli.dumped import AskedDump
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
+from qvmi.cli.left_out import require_possible
 from qvmi.cli.output import Output
 from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.values import PackSetting
@@ -27,12 +28,17 @@ from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
 from qvmi.codepacks.pack_options import PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.codepacks.third_party import require_signed
-from qvmi.errors import UsageError
+from qvmi.errors import CodepackRefused, UsageError
 from qvmi.manager.packs_here import require_usable
 from qvmi.policy import Policies, read_policies
 
 __all__ = ["run"]
+
+_NOT_IN_A_DUMP: Final = (
+    "it is shown more than memory, which is all that a dump has: run it on the machine, by --qmp"
+)
 
 _ONE_LOOK: Final = (
     "one look at a dump, in which nothing changes: a second could confirm nothing of what is found"
@@ -66,19 +72,23 @@ async def run(  # noqa: PLR0913 - one for each argument of the command
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
     policies = Policies() if policy is None else read_policies(Path(policy))
     manifest, verified = _found(what, policies, keys)
+    on_dump = isinstance(machine, AskedDump)
+    if on_dump and (shown := manifest.grants & RESOURCE_GRANTS):
+        raise CodepackRefused(manifest.name, f"{_NOT_IN_A_DUMP} ({', '.join(sorted(shown))})")
     if verified is None:
         ready([what], [what], settings, output)
+        await require_possible(machine, what, policies)
     async with prepared_options([manifest], settings) as options:
         codepack = _made(manifest, verified, options[manifest.name], interval)
-        require_usable(codepack, policies.of(codepack.name))
+        require_usable(codepack, policies.of(codepack.name), machine)
         await require_fitting(machine, [manifest])
-        on_dump = isinstance(machine, AskedDump)
         inspection = await inspect_guest(
             codepack,
             machine,
             rounds=None if on_dump else rounds,
             least=1 if on_dump else ROUNDS_TO_RAISE,
             deadline_s=manifest.management.deadline_s,
+            policy=policies.of(codepack.name),
         )
     if on_dump:
         every = inspection.confirmed + inspection.unconfirmed

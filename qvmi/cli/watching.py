@@ -20,6 +20,7 @@ from qvmi.bus.message import Message
 from qvmi.bus.mqtt import broker_at
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
+from qvmi.cli.left_out import possible
 from qvmi.cli.output import Output
 from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.responding import Response, Wishes, responding
@@ -39,6 +40,8 @@ from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.container_escape import ContainerEscape
 from qvmi.codepacks.credentials import CredentialWatch
+from qvmi.codepacks.disk_differences import DiskDifferences
+from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.hidden_sockets import HiddenSockets
@@ -90,13 +93,15 @@ PACK_MAKERS: Final[Mapping[str, Callable[..., Codepack]]] = {
     "hidden-sockets": HiddenSockets,
     "persistence": Persistence,
     "container-escape": ContainerEscape,
+    "disk-differences": DiskDifferences,
+    "flows-without-owner": FlowsWithoutOwner,
     "known-malware": KnownMalware,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
 _NOT_ALL: Final = (
     f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
-    f" `watch all` runs all {len(PACKS)}, known-malware where it is given rules"
+    f" `watch all` runs all {len(PACKS)}, but those that lack rules or that policy or machine do not let"
 )
 _NOT_HELD: Final = (
     "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
@@ -140,14 +145,18 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
+    _warn_of_unmatched(output, policy, policies, others)
     own = _named(packs)
-    if policy is not None:
-        _warn_of_unmatched(output, policy, policies, others)
     if only:
         own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
-    chosen = _Chosen.of(
-        ready(own, (*_words(packs), *only), settings, output), others, policies, interval
+    named = (*only, *_words(packs))
+    own = await possible(
+        *(machine, output, ready(own, named, settings, output)),
+        named=named,
+        policies=policies,
+        in_process=placed.process,
     )
+    chosen = _Chosen.of(own, others, policies, interval)
     report = WatchReport(output, chosen.names)
     try:
         with _opened_log(log) as file, stop_signal() as stop:
@@ -160,8 +169,9 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
                     machine, output, replace(chosen, options=options), placed, report, wishes
                 ) as messages,
             ):
-                usual = packs == USUAL_PACKS and not only
-                _tell_beginning(output, machine.address, chosen, usual=usual)
+                _tell_beginning(
+                    output, machine.address, chosen, usual=packs == USUAL_PACKS and not only
+                )
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
         if not report.found_anything:
@@ -299,7 +309,7 @@ def _opened(
 
 
 def _warn_of_unmatched(
-    output: Output, path: str, policies: Policies, others: Sequence[VerifiedPack]
+    output: Output, path: str | None, policies: Policies, others: Sequence[VerifiedPack]
 ) -> None:
     """This tells of tables that are of nobody here: the name is misspelt, or is loaded another time."""
     known = (*PACKS, *(one.folder.manifest.name for one in others), GATEWAY_HOLDER, RESPONSE_HOLDER)
@@ -329,9 +339,8 @@ def _chosen(
 
 def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
     """These are the codepacks that words stand for, each once."""
-    return tuple(
-        dict.fromkeys(name for word in _words(packs) for name in PACK_GROUPS.get(word, (word,)))
-    )
+    words = _words(packs)
+    return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
 
 
 def _words(packs: str | Sequence[str]) -> Sequence[str]:

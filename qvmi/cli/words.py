@@ -21,7 +21,8 @@ PACKS: Final = (
     *("system-calls", "kernel-text", "hidden-modules", "interrupt-table"),
     *("kernel-hooks", "kernel-settings"),
     *("unusual-code", "credentials", "injection", "impostors", "hidden-sockets"),
-    *("persistence", "container-escape", "known-malware"),
+    *("persistence", "container-escape"),
+    *("disk-differences", "flows-without-owner", "known-malware"),
 )
 """The names of the codepacks that ``watch`` can run."""
 

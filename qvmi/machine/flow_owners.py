@@ -13,10 +13,13 @@ from typing import Final
 from qvmi.network.flows import FlowKey, FlowRecord
 from qvmi.semantics.guest_os import Process, Socket
 
-__all__ = ["FlowOwners", "Owner"]
+__all__ = ["LEAST_LOOKS", "FlowOwners", "Owner"]
 
 _NEEDED_LOOKS: Final = 2
 """Looks that a flow must have lived through without a socket before it is said to have none."""
+LEAST_LOOKS: Final = 3 * _NEEDED_LOOKS
+"""Looks that a watching must have for whoever wants to know of flows without a socket: those, the two
+behind them that show that it still lived, and some for a flow that begins later than the watching."""
 _STATELESS: Final = frozenset({(68, 67), (67, 68)})
 """Ports of DHCP over IPv4, whose clients send by sockets for whole packets, without a socket of UDP."""
 
