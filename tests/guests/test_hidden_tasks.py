@@ -19,6 +19,7 @@ from tests.guests.watched import POINTER, Watched, unlinked, watched
 
 PACK: Final = HiddenProcesses()
 KERNELS: Final = ("6.1", "7.x")
+EXIT_DEAD: Final = (0x10).to_bytes(4, "little")
 CHILDREN, LIST, PIDS, THREADS = TaskView.CHILDREN, TaskView.LIST, TaskView.PIDS, TaskView.THREADS
 
 
@@ -90,6 +91,19 @@ def test_a_process_that_is_in_no_list_at_all_is_found_in_its_slab(its: Watched) 
     assert {view for finding in findings for view in views(finding)} == {TaskView.SLAB}
 
 
+def test_a_process_in_no_list_that_says_it_is_dead_is_found_all_the_same(its: Watched) -> None:
+    process = its.process("nc")
+    task = process.address
+    with (
+        unlinked(its, task + its.member("task_struct", "tasks")),
+        unlinked(its, task + its.member("task_struct", "sibling")),
+        without_pid(its, process),
+        its.written(task + its.member("task_struct", "exit_state"), EXIT_DEAD),
+    ):
+        finding = its.sees(PACK, missing(process.pid, LIST))
+    assert views(finding) == {TaskView.SLAB}
+
+
 def test_a_search_that_time_runs_out_for_goes_on_in_the_next_look(its: Watched) -> None:
     guest, now, passing = its.machine.guest, 0.0, 60.0
 
@@ -124,6 +138,8 @@ def test_a_process_in_no_list_is_found_where_it_runs(its: Watched) -> None:
                     and views(finding) >= {TaskView.RUNNING, TaskView.RUNNABLE, TaskView.LOADED}
                 ),
             )
+            with its.written(task + its.member("task_struct", "pid"), bytes(4)):  # as the idle have
+                its.sees(PACK, lambda finding: finding.claim.startswith("thread 0 (sh) is in rq."))
     finally:
         its.guest.run(f"kill -9 {process.pid}")
     assert {one.address for one in seen.evidence if one.present} == {process.address}

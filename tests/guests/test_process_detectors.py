@@ -4,6 +4,7 @@ The lab's guest has a few such processes of its own from the start (tests/guests
 a detector says of the guest at rest must be about just those.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -172,6 +173,26 @@ def test_capabilities_out_of_nowhere_are_found(its: Watched, rights: CredentialW
         status = its.guest.run(f"grep CapPrm /proc/{process.pid}/status").split()
     assert status[1] == b"00000000ffffffff"
     assert finding.evidence[1].facts["permitted"] == "0xffffffff"
+
+
+@pytest.mark.parametrize("member", ["cap_effective", "group_info"])
+def test_what_is_overwritten_alone_is_found(
+    its: Watched, rights: CredentialWatch, member: str
+) -> None:
+    """Of capabilities the kernel asks for the effective ones, of groups for those in a list, too."""
+    with as_user(its, "exec sleep 2998", "sleep") as process:
+        assert its.look(rights) == {}
+        place = cred_of(its, process) + its.member("cred", member)
+        if member == "cap_effective":
+            data = (1 << 21).to_bytes(8, "little")  # CAP_SYS_ADMIN
+        else:
+            place = its.pointer(place) + its.member("group_info", "gid")
+            data = (42).to_bytes(4, "little")
+        with its.written(place, data):
+            finding = its.sees(rights, of_pid(process.pid, "T1068"))
+            status = its.guest.run(f"grep -E 'CapEff|Groups' /proc/{process.pid}/status").decode()
+    assert re.search(r"CapEff:\s0*200000$|Groups:.*\b42\b", status, re.MULTILINE)
+    assert "effective capabilities 0x200000" in finding.claim or "group 42" in finding.claim
 
 
 def test_a_promise_that_is_taken_back_is_found(its: Watched, rights: CredentialWatch) -> None:
