@@ -32,11 +32,11 @@ from race import (
 )
 
 import qvmi
-from qvmi.cli.watching import PACK_MAKERS
 from qvmi.codepacks.fellows import Fellows
 from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import Looker
 from qvmi.machine.machine import Machine
+from tests.built_in_packs import MEMORY_PACKS, made
 from tests.guests.lab import Guest, GuestConfig
 
 KERNEL: Final = "7.x"
@@ -59,7 +59,7 @@ class Rounds:
 
     def __init__(self, machine: Machine) -> None:
         shared = Fellows().shared
-        self._lookers = [Looker(make(1.0), machine, shared=shared) for make in PACK_MAKERS.values()]
+        self._lookers = [Looker(made(name, 1.0), machine, shared=shared) for name in MEMORY_PACKS]
 
     async def look(self) -> Sequence[Look]:
         """This is one round."""
@@ -150,7 +150,7 @@ def main(size: Size) -> None:
             runner.run(attachment.__aexit__(None, None, None))
         peak = peak_mib(guest, Path(name), size.of(full=10, quick=2))
     what = (
-        f"CPU of a round of {len(PACK_MAKERS)} codepacks after the first ({first:.2f} s), {KERNEL}"
+        f"CPU of a round of {len(MEMORY_PACKS)} codepacks after the first ({first:.2f} s), {KERNEL}"
     )
     tell(what, ours, limit_s=LIMIT_S, peer="comparing text and constants alone", theirs=least)
     tell_ratio(

@@ -18,6 +18,7 @@ __all__ = [
     "listing_of_process",
     "listing_of_processes",
     "nothing",
+    "pack_settings",
     "percpu",
     "read",
     "recover",
@@ -380,7 +381,21 @@ def watch(parser: ArgumentParser) -> None:
         type=values.given,
         help="the folder of keys; qvmi/keys in $XDG_CONFIG_HOME, or in ~/.config",
     )
+    pack_settings(parser)
     _placement(parser)
+
+
+def pack_settings(parser: ArgumentParser) -> None:
+    """This adds the options of codepacks."""
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        metavar="PACK.OPTION=VALUE",
+        type=values.pack_setting,
+        action="append",
+        default=[],
+        help="an option of a codepack, as its manifest names it; of a list, one of its values",
+    )
 
 
 def _placement(parser: ArgumentParser) -> None:

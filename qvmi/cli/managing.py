@@ -1,12 +1,13 @@
 """Watching with codepacks in processes of their own: what the command makes of the manager."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from qvmi.bus.message import Message
 from qvmi.cli.output import Output
 from qvmi.codepacks.manifest import Manifest
+from qvmi.codepacks.pack_options import PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
@@ -27,6 +28,7 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
     others: Sequence[VerifiedPack],
     *,
     interval_s: float | None,
+    options: Mapping[str, PackOptions],
     policies: Policies,
     state: str | None,
     allow_unproven: bool,
@@ -43,12 +45,20 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
         raise UsageError("codepacks in processes of their own watch a live machine")
     specs = [
         PackSpec.of_manifest(
-            one, policies.of(one.name), interval_s=interval_s, answers=one.name in asked
+            one,
+            policies.of(one.name),
+            interval_s=interval_s,
+            answers=one.name in asked,
+            options=options[one.name],
         )
         for one in own
     ] + [
         PackSpec.of_manifest(
-            manifest, policies.of(manifest.name), code=pack, answers=manifest.name in asked
+            manifest,
+            policies.of(manifest.name),
+            code=pack,
+            answers=manifest.name in asked,
+            options=options[manifest.name],
         )
         for pack in others
         for manifest in [pack.folder.manifest]

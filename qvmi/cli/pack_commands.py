@@ -5,6 +5,7 @@ from typing import Final
 
 from qvmi.cli import values
 from qvmi.cli.command import Command, Needs
+from qvmi.cli.declarations import pack_settings
 
 __all__ = ["PACK_COMMANDS"]
 
@@ -42,6 +43,7 @@ def _pack(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--policy", metavar="FILE", type=values.given, help="run: what codepacks are granted"
     )
+    pack_settings(parser)
     _keys_folder(parser)
 
 
@@ -82,6 +84,10 @@ PACK_COMMANDS: Final = (
         (
             ("qvmi pack info hidden-processes", "what it needs"),
             ("qvmi --qmp /run/vm/qmp.sock pack run hidden-processes", "what does it find?"),
+            (
+                "qvmi pack run known-malware --set known-malware.rules=./rules",
+                "with your YARA rules; with QVMI_QMP set",
+            ),
             ("qvmi --dump guest.core pack run ./my-pack --json", "in a dump, for a program"),
             ("qvmi pack sign ./my-pack --key alice --days 365", "so that others can run it"),
             ("qvmi pack verify ./my-pack --json", "for a program"),

@@ -1,8 +1,8 @@
 """The command that runs one codepack a few times and tells what it found: ``pack run``."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +14,21 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.left_out import require_possible
 from qvmi.cli.output import Output
+from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.packs import require_pack
+from qvmi.cli.values import PackSetting
 from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
 from qvmi.codepacks.alert import GUARD_RAILS, evidence_hash
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.confirmation import Confirmed
+from qvmi.codepacks.confirmation import ROUNDS_TO_RAISE, Confirmed
 from qvmi.codepacks.inspection import Inspection, inspect_guest
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.pack_options import PackOptions
+from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import CodepackRefused, UsageError
@@ -54,6 +58,7 @@ async def run(  # noqa: PLR0913 - one for each argument of the command
     rounds: int | None,
     interval: float | None,
     policy: str | None,
+    settings: Sequence[PackSetting],
 ) -> ExitCode:
     """This runs a codepack here and tells what it found.
 
@@ -67,33 +72,38 @@ async def run(  # noqa: PLR0913 - one for each argument of the command
     if key is not None or days is not None:
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
     policies = Policies() if policy is None else read_policies(Path(policy))
-    codepack, manifest = _chosen(what, policies, keys, interval)
+    manifest, verified = _found(what, policies, keys)
     on_dump = isinstance(machine, AskedDump)
     if on_dump and (shown := manifest.grants & RESOURCE_GRANTS):
-        raise CodepackRefused(codepack.name, f"{_NOT_IN_A_DUMP} ({', '.join(sorted(shown))})")
-    if what in PACKS:
+        raise CodepackRefused(manifest.name, f"{_NOT_IN_A_DUMP} ({', '.join(sorted(shown))})")
+    if verified is None:
+        ready([what], [what], settings, output)
         await require_possible(machine, what, policies)
-    require_usable(codepack, policies.of(codepack.name), machine)
-    await require_fitting(machine, [manifest])
-    inspection = await inspect_guest(
-        codepack,
-        machine,
-        rounds=1 if on_dump else rounds,
-        deadline_s=manifest.management.deadline_s,
-        policy=policies.of(codepack.name),
-    )
+    async with prepared_options([manifest], settings) as options:
+        codepack = _made(manifest, verified, options[manifest.name], interval)
+        require_usable(codepack, policies.of(codepack.name), machine)
+        await require_fitting(machine, [manifest])
+        inspection = await inspect_guest(
+            codepack,
+            machine,
+            rounds=None if on_dump else rounds,
+            least=1 if on_dump else ROUNDS_TO_RAISE,
+            deadline_s=manifest.management.deadline_s,
+            policy=policies.of(codepack.name),
+        )
+    if on_dump:
+        every = inspection.confirmed + inspection.unconfirmed
+        inspection = replace(inspection, confirmed=(), unconfirmed=every)
     _tell(output, codepack.name, inspection, note=_ONE_LOOK if on_dump else "")
     if inspection.found_anything:
         return ExitCode.FOUND
     return ExitCode.FINE if inspection.saw_all else ExitCode.NOT_SEEN
 
 
-def _chosen(
-    what: str, policies: Policies, keys: str | None, interval_s: float | None
-) -> tuple[Codepack, Manifest]:
+def _found(what: str, policies: Policies, keys: str | None) -> tuple[Manifest, VerifiedPack | None]:
+    """This is what comes with qvmi, or is in a folder and verified."""
     if what in PACKS:
-        manifest = built_in_manifest(what)
-        return PACK_MAKERS[what](interval_s or manifest.management.interval_s), manifest
+        return built_in_manifest(what), None
     require_pack("run", what)
     verified = require_signed(
         Path(what),
@@ -102,8 +112,16 @@ def _chosen(
         qvmi_version=__version__,
         now=time.time(),
     )
-    options = {} if interval_s is None else {"interval_s": interval_s}
-    return load(verified, **options), verified.folder.manifest
+    return verified.folder.manifest, verified
+
+
+def _made(
+    manifest: Manifest, verified: VerifiedPack | None, its: PackOptions, interval_s: float | None
+) -> Codepack:
+    interval_s = interval_s or manifest.management.interval_s
+    if verified is None:
+        return PACK_MAKERS[manifest.name](interval_s, **its.values)
+    return load(verified, **{**its.values, "interval_s": interval_s})
 
 
 def _tell(output: Output, codepack: str, inspection: Inspection, *, note: str) -> None:

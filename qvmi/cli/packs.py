@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
+from qvmi.cli.values import PackSetting
 from qvmi.cli.words import PACKS
 from qvmi.codepacks.manifest import ENFORCEMENT, Manifest, built_in_manifest
 from qvmi.codepacks.pack_folder import SIGNATURE_FILE, PackFolder
@@ -38,6 +39,7 @@ def pack(  # noqa: PLR0913 - one for each argument of the command
     rounds: int | None,
     interval: float | None,
     policy: str | None,
+    settings: Sequence[PackSetting],
 ) -> ExitCode:
     """This lists codepacks, tells of one, signs one or verifies one.
 
@@ -46,9 +48,9 @@ def pack(  # noqa: PLR0913 - one for each argument of the command
     """
     if action != "sign" and (key is not None or days is not None):
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
-    if (rounds, interval, policy) != (None, None, None):
+    if (rounds, interval, policy) != (None, None, None) or settings:
         raise UsageError(
-            f"pack {action} takes no --rounds, --interval or --policy: they are for run"
+            f"pack {action} takes no --rounds, --interval, --policy or --set: they are for run"
         )
     if action == "list":
         return _list(output, what)

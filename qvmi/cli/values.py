@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "FileName",
+    "PackSetting",
     "Place",
     "RawRam",
     "Space",
@@ -17,6 +18,7 @@ __all__ = [
     "given",
     "names",
     "new_file",
+    "pack_setting",
     "place",
     "raw_ram",
     "seconds",
@@ -35,7 +37,16 @@ _BARE_ADDRESS: Final = re.compile(r"[0-9a-f]{16}")
 """As /proc/kallsyms and the kernel's own messages print addresses."""
 _SIZE: Final = re.compile(rf"({_NUMBER.pattern})([KMG]?)")
 _INODE: Final = re.compile(r"(?:([0-9]+:[0-9]+):)?([0-9]+)")
+_SETTING: Final = re.compile(r"([a-z0-9-]{1,63})\.([A-Za-z_][A-Za-z0-9_]{0,63})=(.+)", re.DOTALL)
 _SYMBOL: Final = re.compile(rf"([^\s+]+)(?:\+({_NUMBER.pattern}))?")
+
+
+class PackSetting(NamedTuple):
+    """This is an option of a codepack as it was typed."""
+
+    pack: str
+    option: str
+    value: str
 
 
 class Place(NamedTuple):
@@ -178,6 +189,14 @@ def names(text: str) -> tuple[str, ...]:
     if "" in found:
         raise ArgumentTypeError(f"{text!r}: give names with commas between them")
     return found
+
+
+def pack_setting(text: str) -> PackSetting:
+    """This reads an option of a codepack."""
+    found = _SETTING.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(f"{text!r}: give PACK.OPTION=VALUE")
+    return PackSetting(*found.groups())
 
 
 def sha256(text: str) -> str:

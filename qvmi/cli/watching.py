@@ -9,7 +9,7 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -22,8 +22,10 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
 from qvmi.cli.left_out import possible
 from qvmi.cli.output import Output
+from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.responding import Response, Wishes, responding
 from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.values import PackSetting
 from qvmi.cli.watch_report import WatchReport
 from qvmi.cli.words import (
     GATEWAY_HOLDER,
@@ -50,9 +52,11 @@ from qvmi.codepacks.kernel_hooks import KernelHooks
 from qvmi.codepacks.kernel_settings import KernelSettings
 from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
+from qvmi.codepacks.known_malware import KnownMalware
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load_any
+from qvmi.codepacks.pack_options import PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.persistence import Persistence
 from qvmi.codepacks.system_calls import SystemCalls
@@ -74,7 +78,7 @@ from qvmi.settings import nearest
 
 __all__ = ["PACK_MAKERS", "require_fitting", "watch"]
 
-PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
+PACK_MAKERS: Final[Mapping[str, Callable[..., Codepack]]] = {
     "hidden-processes": HiddenProcesses,
     "system-calls": SystemCalls,
     "kernel-text": KernelText,
@@ -91,12 +95,13 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "container-escape": ContainerEscape,
     "disk-differences": DiskDifferences,
     "flows-without-owner": FlowsWithoutOwner,
+    "known-malware": KnownMalware,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
 _NOT_ALL: Final = (
     f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
-    f" `watch all` runs all {len(PACKS)}, but those that the policy or the machine does not let"
+    f" `watch all` runs all {len(PACKS)}, but those that lack rules or that policy or machine do not let"
 )
 _NOT_HELD: Final = (
     "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
@@ -122,6 +127,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     log: str | None = None,
     playbook: str | None = None,
     respond: bool = False,
+    settings: Sequence[PackSetting] = (),
 ) -> ExitCode:
     """This watches until Ctrl-C, until the time is up, or until the machine is gone.
 
@@ -139,16 +145,14 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
-    if policy is not None:
-        _warn_of_unmatched(output, policy, policies, others)
+    _warn_of_unmatched(output, policy, policies, others)
     own = _named(packs)
     if only:
         own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
+    named = (*only, *_words(packs))
     own = await possible(
-        machine,
-        output,
-        own,
-        named=(*only, *_words(packs)),
+        *(machine, output, ready(own, named, settings, output)),
+        named=named,
         policies=policies,
         in_process=placed.process,
     )
@@ -159,7 +163,12 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
             report.file = file
             await require_fitting(machine, chosen.manifests)
             wishes = Wishes(playbook, respond, state)
-            async with _responded(machine, output, chosen, placed, report, wishes) as messages:
+            async with (
+                prepared_options(chosen.manifests, settings) as options,
+                _responded(
+                    machine, output, replace(chosen, options=options), placed, report, wishes
+                ) as messages,
+            ):
                 _tell_beginning(
                     output, machine.address, chosen, usual=packs == USUAL_PACKS and not only
                 )
@@ -212,6 +221,7 @@ class _Chosen:
     manifests: Sequence[Manifest]
     policies: Policies
     interval_s: float | None
+    options: Mapping[str, PackOptions] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -267,6 +277,7 @@ def _opened(
             chosen.manifests[: len(chosen.own)],
             chosen.others,
             interval_s=chosen.interval_s,
+            options=chosen.options,
             policies=chosen.policies,
             state=placed.state,
             allow_unproven=placed.allow_unproven,
@@ -276,12 +287,18 @@ def _opened(
     for other in chosen.others:
         output.message(_NOT_HELD.format(other.folder.manifest.name))
     running = [
-        PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
+        PACK_MAKERS[one.name](
+            chosen.interval_s or one.management.interval_s, **chosen.options[one.name].values
+        )
         for one in chosen.manifests[: len(chosen.own)]
+    ]
+    loaded = [
+        load_any(other.folder, **chosen.options[other.folder.manifest.name].values)
+        for other in chosen.others
     ]
     return watch_machine(
         machine,
-        packs=[*running, *(load_any(other.folder) for other in chosen.others)],
+        packs=[*running, *loaded],
         policy=chosen.policies,
         bus=placed.bus,
         management={one.name: one.management for one in chosen.manifests},
@@ -292,7 +309,7 @@ def _opened(
 
 
 def _warn_of_unmatched(
-    output: Output, path: str, policies: Policies, others: Sequence[VerifiedPack]
+    output: Output, path: str | None, policies: Policies, others: Sequence[VerifiedPack]
 ) -> None:
     """This tells of tables that are of nobody here: the name is misspelt, or is loaded another time."""
     known = (*PACKS, *(one.folder.manifest.name for one in others), GATEWAY_HOLDER, RESPONSE_HOLDER)

@@ -22,7 +22,7 @@ PACKS: Final = (
     *("kernel-hooks", "kernel-settings"),
     *("unusual-code", "credentials", "injection", "impostors", "hidden-sockets"),
     *("persistence", "container-escape"),
-    *("disk-differences", "flows-without-owner"),
+    *("disk-differences", "flows-without-owner", "known-malware"),
 )
 """The names of the codepacks that ``watch`` can run."""
 

@@ -22,6 +22,7 @@ __all__ = [
     "Finding",
     "Observation",
     "Severity",
+    "Unseen",
     "hexadecimal",
 ]
 
@@ -119,6 +120,21 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"settle_s is {self.settle_s}; give 0 to {MAX_SETTLE_S:g}")
 
 
+class Unseen(msgspec.Struct, frozen=True, kw_only=True):
+    """This is something that a codepack has not looked at, though the guest would have answered.
+
+    Args:
+        what: was to be looked at, such as ``memory of processes``.
+        reason: why not, and how much.
+        goes_on: whether the next look goes on with it. Until nothing does, what is not found proves
+            nothing; what is left out for good says nothing about what the codepack finds no more.
+    """
+
+    what: str
+    reason: str
+    goes_on: bool = False
+
+
 class Codepack(Protocol):
     """This is a piece of detection logic.
 
@@ -142,8 +158,8 @@ class Codepack(Protocol):
         """These are the grants it needs."""
         ...
 
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
-        """This looks once, and gives what is abnormal.
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding | Unseen]:
+        """This looks once, and gives what is abnormal, and what it has left out itself.
 
         It may raise what the guest and the memory raise: then the look is incomplete, which is
         reported as such. Parts of a listing that could not be read (gaps) are noted by who runs it;

@@ -54,6 +54,7 @@ async def inspect_guest(
     machine: InspectedMachine,
     *,
     rounds: int | None = None,
+    least: int = ROUNDS_TO_RAISE,
     deadline_s: float = LOOK_DEADLINE_S,
     policy: Policy = READ_ONLY,
 ) -> Inspection:
@@ -62,8 +63,9 @@ async def inspect_guest(
     Args:
         codepack: which looks.
         machine: at what.
-        rounds: how many looks, from 1 to :data:`MAX_ROUNDS`; None for as many as that takes, two at
-            least and a minute at most.
+        rounds: how many looks, from 1 to :data:`MAX_ROUNDS`; None for as many as that takes, and a
+            minute at most.
+        least: so many looks at least; where one is enough, nothing is waited for to be confirmed.
         deadline_s: the longest look, in seconds.
         policy: what the codepack may be shown beside memory.
 
@@ -86,14 +88,15 @@ async def inspect_guest(
         result = await looker.look()
         changes = confirmation.update(
             result.findings,
-            complete=result.sight is Sight.FULL,
+            complete=result.is_complete,
             at=result.provenance.at,
             clock=began,
             took_s=time.monotonic() - began,
         )
         confirmed |= {one.finding.key: one for one in changes.raised}
-        settled = number >= ROUNDS_TO_RAISE and not confirmation.waiting
+        waited_for = least > 1 and confirmation.waiting
+        settled = number >= least and not waited_for and not result.goes_on
         if number >= (rounds or MAX_ROUNDS) or (rounds is None and (settled or due > ends)):
             break
-        await asyncio.sleep(due - time.monotonic())
+        await asyncio.sleep(0.0 if result.goes_on else due - time.monotonic())
     return Inspection(tuple(confirmed.values()), confirmation.waiting, number, result)

@@ -5,11 +5,11 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
-from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.codepacks.codepack import Codepack, Finding, Unseen
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.codepacks.status import Sight
 from qvmi.errors import CodepackError, QvmiError, UsageError
@@ -25,6 +25,8 @@ MAX_FINDINGS: Final = 1000
 MAX_FINDING_BYTES: Final = 32 * 1024
 """Longest finding as JSON: half of what fits into one message."""
 
+Given = TypeVar("Given", Finding, Unseen)
+
 _MAX_PROBLEM: Final = 500
 """Characters of an error that are passed on."""
 
@@ -39,6 +41,8 @@ class Look:
         findings: what it found; also an incomplete look may have found something.
         gaps: the first parts of the guest that could not be seen.
         gap_count: how many could not be seen.
+        left_out: how many of them the codepack has left out itself.
+        goes_on: whether the next look goes on where this one has ended.
         problem: what was wrong, in words.
         error: the same as it was raised; None if nothing was.
     """
@@ -50,6 +54,15 @@ class Look:
     gap_count: int = 0
     problem: str = ""
     error: BaseException | None = None
+    left_out: int = 0
+    goes_on: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """This tells whether what it did not find, of what had been found before, is gone."""
+        if self.sight is Sight.GAPS:
+            return self.gap_count == self.left_out and not self.goes_on
+        return self.sight is Sight.FULL
 
 
 def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Look:
@@ -60,10 +73,11 @@ def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Lo
     """
     began = time.time()
     findings: list[Finding] = []
+    unseen: list[Unseen] = []
     error: BaseException | None = None
     gaps: list[Gap] = []
     try:
-        gaps += _collect(codepack, guest, memory, findings)
+        gaps += _collect(codepack, guest, memory, (findings, unseen))
     except BaseException as caught:  # noqa: BLE001 - the marked door of the codepack runner
         error = caught
     gap_count = guest.gap_count + len(gaps)
@@ -75,6 +89,8 @@ def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Lo
         gap_count=gap_count,
         problem="" if error is None else in_words(error),
         error=error,
+        left_out=len(unseen),
+        goes_on=any(one.goes_on for one in unseen),
     )
 
 
@@ -91,26 +107,35 @@ def in_words(error: BaseException) -> str:
 
 
 def _collect(
-    codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory, findings: list[Finding]
+    codepack: Codepack,
+    guest: ObservedGuest,
+    memory: PhysicalMemory,
+    seen: tuple[list[Finding], list[Unseen]],
 ) -> Iterator[Gap]:
-    """This takes what a codepack finds, and gives what it was not asked for any more."""
-    for finding in islice(codepack.inspect(guest, memory), MAX_FINDINGS + 1):
-        if len(findings) == MAX_FINDINGS:
+    """This takes what a codepack gives, and gives what it was not asked for any more."""
+    findings, unseen = seen
+    for number, given in enumerate(islice(codepack.inspect(guest, memory), MAX_FINDINGS + 1)):
+        if number == MAX_FINDINGS:
             yield Gap(
                 "findings", None, f"more than {MAX_FINDINGS} in one look: others are not told"
             )
             return
-        findings.append(_checked(finding, codepack.name))
+        if isinstance(given, Unseen):
+            one = _checked(given, Unseen, codepack.name)
+            guest.note_gap(Gap(one.what, None, one.reason))
+            unseen.append(one)
+        else:
+            findings.append(_checked(given, Finding, codepack.name))
 
 
-def _checked(finding: Finding, codepack: str) -> Finding:
-    """This is a copy of the finding that holds nothing but what its type says."""
-    if not isinstance(finding, Finding):
-        raise CodepackError(codepack, f"gave a {type(finding).__name__} for a finding")
-    data = msgspec.json.encode(finding)
+def _checked(given: Given, kind: type[Given], codepack: str) -> Given:
+    """This is a copy of what was given that holds nothing but what its type says."""
+    if not isinstance(given, kind):
+        raise CodepackError(codepack, f"gave a {type(given).__name__} for a finding")
+    data = msgspec.json.encode(given)
     if len(data) > MAX_FINDING_BYTES:
         raise CodepackError(codepack, f"gave a finding of {len(data)} bytes")
-    return msgspec.json.decode(data, type=Finding)
+    return msgspec.json.decode(data, type=kind)
 
 
 def _sight(error: BaseException | None, *, gaps: int) -> Sight:

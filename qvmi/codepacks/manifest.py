@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from qvmi.bus.topic import is_name
+from qvmi.codepacks.pack_options import Option
 from qvmi.codepacks.triggers import MIN_GAP_S, Triggers
 from qvmi.errors import CodepackRefused, UsageError
 from qvmi.policy import Grant, Policy
@@ -178,7 +179,7 @@ class _Whole(_Form, frozen=True):
     grants: tuple[Grant, ...] = ()
     requires: Requirements = Requirements()
     management: Management = Management()
-    baseline: dict[str, bool | int | float | str | list[bool | int | float | str]] = {}
+    baseline: dict[str, Option] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ class Manifest:
     grants: frozenset[Grant]
     requires: Requirements
     management: Management
-    baseline: Mapping[str, object]
+    baseline: Mapping[str, Option]
     kind: Kind = Kind.INSPECT
 
     def require_qvmi(self, version: str) -> None:

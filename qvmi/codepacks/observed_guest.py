@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from qvmi.addr import Va
 from qvmi.codepacks.shared_answers import SharedAnswers, question_of
 from qvmi.errors import CodepackError, WalkFailed
 from qvmi.semantics.guest_os import (
@@ -25,6 +26,7 @@ from qvmi.semantics.guest_os import (
     Listing,
     LogRecord,
     MemoryMapping,
+    MemoryRun,
     Module,
     ModuleSighting,
     Mount,
@@ -137,6 +139,13 @@ class ObservedGuest:
         """This lists the memory mappings of a process, or of all."""
         return self._noted(partial(self._guest.mappings, process))
 
+    def memory_content(
+        self, process: Process, mapping: MemoryMapping, start: Va, limit: int
+    ) -> Listing[MemoryRun]:
+        """This gives what is in memory of a mapping from an address on."""
+        # A function, so that nobody keeps what may be megabytes.
+        return self._noted(lambda: self._guest.memory_content(process, mapping, start, limit))
+
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
         """This lists how a process was called, or how all were."""
         return self._noted(partial(self._guest.command_lines, process))
@@ -208,6 +217,10 @@ class ObservedGuest:
     def settings(self) -> Listing[KernelSetting]:
         """This lists the settings that name programs which the kernel starts itself."""
         return self._noted(self._guest.settings)
+
+    def note_gap(self, gap: Gap) -> None:
+        """This notes what the codepack itself could not look at."""
+        self._note_gap(gap)
 
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()

@@ -207,7 +207,7 @@ class Runner:
 
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
-        complete = result.sight is Sight.FULL
+        complete = result.is_complete
         now = asyncio.get_running_loop().time()
         changes = self._confirmation.update(
             result.findings,
@@ -225,7 +225,9 @@ class Runner:
         problems = [result.problem, self._not_kept, self._no_events]
         if changes.overflow:
             problems.insert(0, f"{changes.overflow} findings more than can be followed")
-            result = replace(result, sight=Sight.GAPS if complete else result.sight)
+            result = replace(
+                result, sight=Sight.GAPS if result.sight is Sight.FULL else result.sight
+            )
         if changes.held_back:
             problems.append(_TOO_MANY)
         return replace(result, problem="; ".join(filter(None, problems)))

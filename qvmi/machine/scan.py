@@ -21,14 +21,14 @@ from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.linux.scan_area import cached_stretches, kernel_stretches, process_stretches
 from qvmi.semantics.rows.scan import Owner, ScanHit
 
-__all__ = ["HITS_PER_RULE", "Scan", "ScanArea", "ScanProgress"]
+__all__ = ["BEFORE", "HITS_PER_RULE", "LONGEST", "Scan", "ScanArea", "ScanProgress"]
 
 HITS_PER_RULE: Final = 10_000
 """Hits of one rule that are told unless told otherwise: one that is everywhere has millions."""
 LONGEST: Final = 1 << 16
 """Bytes of a match that are looked at and told at most. Windows overlap by as much, so that what is found
 does not depend on where they end; a match that needs more bytes than these may be missed."""
-_BEFORE: Final = 1 << 12
+BEFORE: Final = 1 << 12
 """Bytes before a window that are seen with it: whether a word begins there depends on one or two."""
 _IN_FLIGHT: Final = 2
 """Requests that the scanning process has: it need not wait for the next while hits are looked up here."""
@@ -143,7 +143,7 @@ class Scan:
         view = self._target.view
         stretches = await self._stretches()
         self._tell(0, size=sum(stretch.size for stretch in stretches))
-        cut = windows(stretches, source.request_size, before=_BEFORE, behind=LONGEST)
+        cut = windows(stretches, source.request_size, before=BEFORE, behind=LONGEST)
         waiting: deque[list[StretchWindow]] = deque()
         for batch in _batches(cut, source.request_size):
             orders, gaps = await source.orders(batch)

@@ -1,8 +1,9 @@
-"""What is scanned for: YARA rules in files or as text, or literal patterns that need no rules."""
+"""What is scanned for: YARA rules in files, folders or as text, or literal patterns that need no rules."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -12,6 +13,10 @@ __all__ = ["RuleSource", "ScanRules"]
 
 _HEX: Final = re.compile(r"[0-9A-Fa-f?~()\[\]|\s-]+")
 """What YARA's hexadecimal patterns are made of; nothing in it ends one."""
+_MAX_FILES: Final = 20_000
+"""Files of rules in a folder and below; the largest public collections have a quarter of it."""
+_SUFFIXES: Final = frozenset({".yar", ".yara"})
+"""What files of rules are called."""
 _MAX_SOURCE: Final = 64 << 20
 """Bytes of rules; the largest public collections have a tenth of it."""
 
@@ -68,6 +73,22 @@ class ScanRules:
         return cls(tuple(map(_read, paths)))
 
     @classmethod
+    def of_places(cls, paths: Iterable[Path]) -> Self:
+        """This reads rules from files, and from all files of rules in folders and below.
+
+        Raises:
+            UsageError: one cannot be read, is too large, or a folder has none.
+        """
+        files = [file for path in paths for file in _files(path.expanduser())]
+        sources, left = [], _MAX_SOURCE
+        for file in files:
+            sources.append(_read(file))
+            left -= len(sources[-1].text)
+            if left < 0:
+                raise UsageError(f"the rules up to {file} are more than {_MAX_SOURCE >> 20} MiB")
+        return cls(tuple(sources))
+
+    @classmethod
     def of_patterns(cls, strings: Iterable[str] = (), hexes: Iterable[str] = ()) -> Self:
         """This makes one rule, ``string`` or ``hex``, of all patterns of a kind.
 
@@ -100,6 +121,22 @@ def _read(path: Path) -> RuleSource:
     if len(data) > _MAX_SOURCE:
         raise UsageError(f"the rules in {path} are more than {_MAX_SOURCE >> 20} MiB")
     return RuleSource(text, str(path), str(path.absolute().parent))
+
+
+def _files(path: Path) -> list[Path]:
+    """These are the files of rules that a path leads to: itself, or those in the folder, by name."""
+    try:
+        if not path.is_dir():
+            return [path]  # whether it can be read shows when it is
+        found = (one for one in path.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
+        files = sorted(islice(found, _MAX_FILES + 1))
+    except OSError as error:
+        raise UsageError(f"cannot read the rules in {path}: {error.strerror}") from error
+    if not files:
+        raise UsageError(f"no rules in {path}: it has no file that ends in .yar or .yara")
+    if len(files) > _MAX_FILES:
+        raise UsageError(f"more than {_MAX_FILES} files of rules in {path}: name a part of them")
+    return files
 
 
 def _literal(text: str) -> str:

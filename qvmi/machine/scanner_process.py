@@ -20,7 +20,11 @@ NO_FILE: Final = -1
 """In place of a descriptor: the piece is a hole, which reads as zeros."""
 
 SHOWN: Final = 32
-"""Bytes of a hit that are told."""
+"""Bytes of a hit that are told, unless more are asked for."""
+MOST_META: Final = 16
+"""What an author says of a rule, of each: more is of no use to anybody."""
+MOST_TEXT: Final = 256
+"""Letters of each."""
 
 _NO_PATTERN: Final = "no rule has a pattern, so that there is nothing to search for"
 
@@ -31,11 +35,18 @@ def main() -> None:
     order = received(requests)
     if order is None:
         return
-    rules, answer = compiled(order["sources"])
+    rules, answer = loaded(order["compiled"]) if "compiled" in order else compiled(order["sources"])
+    if rules is not None and "save" in order:
+        with os.fdopen(order["save"], "wb", closefd=False) as file:
+            rules.serialize_into(file)
+    if rules is not None and order.get("describe"):
+        answer["rules"] = [described(rule) for rule in rules]
     send(answers, answer)
     if rules is None:
         return
     scanner = WindowScanner(rules, order["hits_per_rule"], order["longest"])
+    if "told_per_window" in order:
+        scanner.tell_of_each_window(order["told_per_window"], order["shown"])
     scanner.set_timeout(order["window_timeout_s"])
     while (request := received(requests)) is not None:
         send(answers, [scanner.scan(window) for window in request])
@@ -61,6 +72,28 @@ def compiled(sources: list[dict[str, str]]) -> tuple[yara_x.Rules | None, dict[s
     return rules, {"errors": [], "warnings": warnings, "placeless": placeless}
 
 
+def loaded(descriptor: int) -> tuple[yara_x.Rules | None, dict[str, Any]]:
+    """This takes rules that this very program has compiled before, and their host vouches for."""
+    try:
+        with open(f"/proc/self/fd/{descriptor}", "rb") as file:  # noqa: PTH123 - a descriptor
+            return yara_x.Rules.deserialize_from(file), {"errors": []}
+    except (OSError, ValueError, yara_x.CompileError) as error:
+        return None, {"errors": [f"what was compiled cannot be used: {error}"]}
+
+
+def described(rule: yara_x.Rule) -> dict[str, Any]:
+    """This is what a rule says of itself."""
+    meta = [[key, worded(value)] for key, value in rule.metadata[:MOST_META]]
+    return {"name": rule.identifier, "tags": list(rule.tags[:MOST_META]), "meta": meta}
+
+
+def worded(value: object) -> object:
+    """This is a value that an author gave, in a form that JSON has."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return value[:MOST_TEXT] if isinstance(value, str) else value
+
+
 class WindowScanner:
     """This scans one window after another.
 
@@ -77,7 +110,13 @@ class WindowScanner:
         self._scanner.max_matches_per_pattern(self._most)
         self._left: dict[str, int] = {}
         self._hits_per_rule = hits_per_rule
+        self._told: int | None = None
+        self._shown = SHOWN
         self.set_timeout = self._scanner.set_timeout
+
+    def tell_of_each_window(self, told: int, shown: int) -> None:
+        """This has each window stand for itself: so many hits of a rule are told, however many there were."""
+        self._told, self._shown = told, shown
 
     def scan(self, window: dict[str, Any]) -> dict[str, Any]:
         """This scans a window, of which the first bytes and the last are there for their neighbours."""
@@ -99,6 +138,8 @@ class WindowScanner:
     ) -> tuple[list[tuple[int, str, str, int, str]], list[str]]:
         hits: list[tuple[int, str, str, int, str]] = []
         cut: list[str] = []
+        if self._told is not None:
+            self._left.clear()
         for rule in found.matching_rules:
             name = rule.identifier
             left = self._left.setdefault(name, self._hits_per_rule)
@@ -106,8 +147,8 @@ class WindowScanner:
             if left >= 0 and (more or len(fresh) > left):
                 cut.append(name)
             hits += [
-                (at - skip, name, pattern, length, data[at : at + min(length, SHOWN)].hex())
-                for at, pattern, length in fresh[: max(left, 0)]
+                (at - skip, name, pattern, length, data[at : at + min(length, self._shown)].hex())
+                for at, pattern, length in fresh[: max(left, 0)][: self._told]
             ]
             self._left[name] = -1 if name in cut else left - len(fresh)
         return hits, cut

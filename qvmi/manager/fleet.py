@@ -171,6 +171,8 @@ class Fleet:
             look_s=spec.look_s,
             triggers=replace(spec.triggers, answers=spec.is_asked),
             asks=self.accounts.asked_by(spec),
+            options=dict(spec.options.values),
+            handed=spec.options.descriptors,
             caveats=self.caveats,
             held_by=self.jail.held_by,
             probe=probe,

@@ -4,6 +4,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from qvmi.codepacks.pack_options import Option
 from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import BadMessage
 from qvmi.remote.handed_memory import HandedMemory
@@ -41,6 +42,8 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         look_s: longest look.
         triggers: what it looks for besides its interval.
         asks: other codepacks that a service may ask.
+        options: what the entry is called with besides the interval.
+        handed: descriptors among them.
         caveats: what must be said with each alert.
         held_by: what keeps the process, as each alert tells.
         probe: whether only the first answer is wanted.
@@ -70,11 +73,14 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None = None
     triggers: Triggers = NO_TRIGGERS
     asks: tuple[str, ...] = ()
+    options: dict[str, Option] = {}
+    handed: tuple[int, ...] = ()
 
     @property
     def inherited(self) -> tuple[int, ...]:
         """These are all descriptors that are handed over."""
-        return self.descriptors if self.code is None else (*self.descriptors, self.code)
+        own = () if self.code is None else (self.code,)
+        return (*self.descriptors, *own, *self.handed)
 
 
 class Caveats(msgspec.Struct, frozen=True):

@@ -236,10 +236,14 @@ class _Publisher:
 def _codepack(orders: Orders) -> Codepack | ServicePack:
     """This makes the codepack; whatever its module does wrong is an error of the codepack's."""
     if orders.code is not None:
-        return load_any(received(orders.code), interval_s=orders.interval_s)
+        return load_any(
+            received(orders.code), **{**orders.options, "interval_s": orders.interval_s}
+        )
     module, _, name = orders.entry.partition(":")
     try:
-        pack: Codepack | ServicePack = getattr(import_module(module), name)(orders.interval_s)
+        pack: Codepack | ServicePack = getattr(import_module(module), name)(
+            orders.interval_s, **orders.options
+        )
     except Exception as error:
         raise CodepackError(orders.codepack, f"{orders.entry} cannot be loaded: {error}") from error
     if pack.name != orders.codepack:

@@ -7,6 +7,7 @@ from typing import Final, Self
 from qvmi.bus.topic import is_name
 from qvmi.codepacks.looker import LOOK_DEADLINE_S
 from qvmi.codepacks.manifest import Kind, Manifest, Restart
+from qvmi.codepacks.pack_options import NO_OPTIONS, PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
@@ -45,6 +46,7 @@ class PackSpec:
         is_service: whether it lives, instead of being asked to look.
         code: the verified bytes that its entry is in; None where it is installed beside qvmi.
         answers: whether it answers what it is asked over the bus, though it does not name that itself.
+        options: what its entry is called with besides the interval; its descriptors stay open meanwhile.
 
     Raises:
         CodepackError: a value cannot be used.
@@ -62,6 +64,7 @@ class PackSpec:
     is_service: bool = False
     code: VerifiedPack | None = None
     answers: bool = False
+    options: PackOptions = NO_OPTIONS
 
     @classmethod
     def of_manifest(
@@ -72,6 +75,7 @@ class PackSpec:
         interval_s: float | None = None,
         code: VerifiedPack | None = None,
         answers: bool = False,
+        options: PackOptions | None = None,
     ) -> Self:
         """This is a codepack that is run as its manifest says.
 
@@ -97,6 +101,7 @@ class PackSpec:
             is_service=manifest.kind is Kind.SERVICE,
             code=code,
             answers=answers,
+            options=PackOptions(manifest.baseline) if options is None else options,
         )
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.codepacks.codepack import Codepack, Finding, Unseen
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 
@@ -50,7 +50,7 @@ class TimedPack:
         self._codepack = codepack
         self._look_s = look_s
 
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding]:
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding | Unseen]:
         """This looks; the process ends by SIGALRM if that takes too long."""
         with ended_after(self._look_s + max(self._look_s, MIN_GRACE_S)):
             yield from self._codepack.inspect(guest, memory)

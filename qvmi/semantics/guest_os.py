@@ -16,7 +16,7 @@ from qvmi.semantics.rows.containers import Cgroup, CgroupHierarchy, Namespaces
 from qvmi.semantics.rows.credentials import CapabilitySet, Credentials
 from qvmi.semantics.rows.files import Mount, OpenFile
 from qvmi.semantics.rows.log import LogRecord
-from qvmi.semantics.rows.mappings import MemoryMapping
+from qvmi.semantics.rows.mappings import MemoryMapping, MemoryRun
 from qvmi.semantics.rows.modules import Module, ModuleSighting
 from qvmi.semantics.rows.processes import CommandLine, Process, Thread, Variable
 from qvmi.semantics.rows.programs import Program
@@ -46,6 +46,7 @@ __all__ = [
     "Listing",
     "LogRecord",
     "MemoryMapping",
+    "MemoryRun",
     "Module",
     "ModuleSighting",
     "Mount",
@@ -226,6 +227,19 @@ class GuestOS(Protocol):
 
     def mappings(self, process: Process | None = None) -> Listing[MemoryMapping]:
         """This lists the memory mappings of a process by address, or those of all processes."""
+        ...
+
+    def memory_content(
+        self, process: Process, mapping: MemoryMapping, start: Va, limit: int
+    ) -> Listing[MemoryRun]:
+        """This gives what is in memory of a mapping from an address on, run behind run.
+
+        Args:
+            process: whose it is; of one that has ended there is nothing, and no gap.
+            mapping: a row of :meth:`mappings`.
+            start: where in it to begin.
+            limit: how many bytes at most. Who goes on asks from the end of the last run on.
+        """
         ...
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:

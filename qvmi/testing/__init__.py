@@ -28,6 +28,7 @@ from qvmi.testing.resources import fake_disk_difference, fake_flow, fake_resourc
 from qvmi.testing.rows import (
     fake_cached_file,
     fake_credentials,
+    fake_mapping,
     fake_module,
     fake_mount,
     fake_process,
@@ -44,6 +45,7 @@ __all__ = [
     "fake_credentials",
     "fake_disk_difference",
     "fake_flow",
+    "fake_mapping",
     "fake_module",
     "fake_mount",
     "fake_process",

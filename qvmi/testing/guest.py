@@ -1,12 +1,13 @@
 """A guest that answers with the rows it is given."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
+from qvmi.addr import Va
 from qvmi.errors import UsageError
 from qvmi.semantics.guest_os import (
     BpfProgram,
@@ -25,6 +26,7 @@ from qvmi.semantics.guest_os import (
     Listing,
     LogRecord,
     MemoryMapping,
+    MemoryRun,
     Module,
     ModuleSighting,
     Mount,
@@ -66,7 +68,7 @@ _QUESTIONS: Final = (
     *("sockets", "mappings", "command_lines", "environment", "log", "cached_files"),
     *("credentials", "namespaces", "cgroups", "bpf_programs", "stack"),
     *("task_sightings", "programs", "file_content", "tabled_sockets"),
-    *("cgroup_hierarchies",),
+    *("cgroup_hierarchies", "memory_content"),
     *("system_calls", "code_changes", "module_sightings", "interrupts", "hooks", "settings"),
 )
 
@@ -107,6 +109,7 @@ class FakeGuest:
     Attributes:
         calls: the methods that were called, in order, also those that failed.
         contents: of files, by path.
+        memory: of processes: what is at an address, by that and the pid.
         provenance: what listings say of how they were taken.
         guest_facts: what :meth:`facts` answers.
     """
@@ -175,6 +178,7 @@ class FakeGuest:
         )
         self._cgroup_hierarchies = _Answers(cgroup_hierarchies)
         self.contents = dict(contents or {})
+        self.memory: dict[tuple[int, Va], bytes] = {}
         self._faults = Faults(_QUESTIONS)
 
     def fail_next(self, method: str, error: Exception) -> None:
@@ -198,6 +202,12 @@ class FakeGuest:
     ) -> None:
         """This changes the threads, for good or for one call."""
         self._threads.change(rows, gaps, once=once)
+
+    def show_mappings(
+        self, rows: Iterable[MemoryMapping], *, gaps: Iterable[Gap] = (), once: bool = False
+    ) -> None:
+        """This changes the mappings of all processes, for good or for one call."""
+        self._mappings.change(rows, gaps, once=once)
 
     def show_modules(
         self, rows: Iterable[Module], *, gaps: Iterable[Gap] = (), once: bool = False
@@ -306,6 +316,14 @@ class FakeGuest:
         pieces = (FilePiece(0, data),) if data else ()
         return Listing(items=pieces, gaps=(), provenance=self.provenance)
 
+    def memory_content(
+        self, process: Process, mapping: MemoryMapping, start: Va, limit: int
+    ) -> Listing[MemoryRun]:
+        """This gives what was put into the memory of a process; the rest of a mapping is none."""
+        self._called("memory_content")
+        runs = _runs(self.memory, process.pid, (start, mapping.end), limit)
+        return Listing(items=tuple(runs), gaps=(), provenance=self.provenance)
+
     def stack(self, task: Process | Thread) -> Listing[StackFrame]:
         """This unwinds the kernel stack of a task."""
         return _owned(self._answer("stack", self._stack), task)
@@ -349,6 +367,23 @@ def _owned(listing: Listing[OwnedRow], process: Process | Thread | None) -> List
         return listing
     require_task(process)
     return replace(listing, items=tuple(row for row in listing if row.pid == process.pid))
+
+
+def _runs(
+    memory: Mapping[tuple[int, Va], bytes], pid: int, bounds: tuple[Va, Va], limit: int
+) -> Iterator[MemoryRun]:
+    """This cuts what is in a range out of the memory of a process."""
+    reached, end = bounds
+    for (owner, at), data in sorted(memory.items()):
+        first, last = max(at, reached), min(at + len(data), end)
+        if owner == pid and first < last and limit:
+            if reached < first:
+                yield MemoryRun(reached, Va(first), b"")
+            last = min(last, first + limit)
+            yield MemoryRun(Va(first), Va(last), data[first - at : last - at])
+            reached, limit = Va(last), limit - (last - first)
+    if limit and reached < end:
+        yield MemoryRun(reached, end, b"")
 
 
 class _Answers(Generic[Row]):

@@ -9,6 +9,7 @@ from qvmi.semantics.guest_os import (
     CachedFile,
     CapabilitySet,
     Credentials,
+    MemoryMapping,
     Module,
     Mount,
     Process,
@@ -19,6 +20,7 @@ from qvmi.semantics.guest_os import (
 __all__ = [
     "fake_cached_file",
     "fake_credentials",
+    "fake_mapping",
     "fake_module",
     "fake_mount",
     "fake_process",
@@ -161,6 +163,25 @@ def fake_cached_file(path: str, *, size: int = 0, **changes: object) -> CachedFi
         address=Va(_INODES + inode * _SPACING),
     )
     return msgspec.structs.replace(file, **changes)
+
+
+def fake_mapping(
+    process: Process, start: int = 0x5555_0000_0000, **changes: object
+) -> MemoryMapping:
+    """This makes a page of heap; ``changes`` are fields."""
+    mapping = MemoryMapping(
+        pid=process.pid,
+        start=Va(start),
+        end=Va(start + _SPACING),
+        permissions="rw-p",
+        offset=0,
+        device="",
+        inode=0,
+        name="[heap]",
+        deleted=False,
+        address=Va(process.address + start % _SPACING),
+    )
+    return msgspec.structs.replace(mapping, **changes)
 
 
 def fake_module(name: str, *, place: int = 0, **changes: object) -> Module:

@@ -12,9 +12,8 @@ from typing import Final
 import pytest
 
 import qvmi
-from qvmi.cli.watching import PACK_MAKERS
 from qvmi.codepacks.alert import Alert
-from qvmi.codepacks.codepack import Codepack, Finding
+from qvmi.codepacks.codepack import Codepack, Finding, Unseen
 from qvmi.codepacks.file_watch import FileWatch
 from qvmi.codepacks.manifest import built_in_manifest
 from qvmi.codepacks.observed_guest import ObservedGuest
@@ -24,6 +23,7 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS
 from tests.asynchronous import asynchronous, until
+from tests.built_in_packs import MEMORY_PACKS, made
 from tests.guests.aarch64_guests import aarch64
 from tests.guests.healthy_guest import (
     BOXES,
@@ -88,7 +88,7 @@ class Counted:
     def grants(self) -> frozenset[Grant]:
         return self.pack.grants
 
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding | Unseen]:
         yield from self.pack.inspect(guest, memory)
         assert isinstance(guest, ObservedGuest)
         self.looks += 1
@@ -134,8 +134,8 @@ class Rounds:
 @asynccontextmanager
 async def rounds_over(guest: Guest, profiles: Path) -> AsyncIterator[Rounds]:
     """This runs all codepacks for the length of the block; an error of listening ends it."""
-    packs = [Counted(make(INTERVAL_S)) for make in PACK_MAKERS.values()]
-    management = {name: built_in_manifest(name).management for name in PACK_MAKERS}
+    packs = [Counted(made(name, INTERVAL_S)) for name in MEMORY_PACKS]
+    management = {name: built_in_manifest(name).management for name in MEMORY_PACKS}
     async with (
         qvmi.attach(guest.qmp, cache=profiles) as machine,
         watch(machine, packs=packs, vm="guest", management=management) as documents,

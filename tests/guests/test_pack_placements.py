@@ -21,6 +21,7 @@ from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
 from tests.asynchronous import asynchronous, until
+from tests.built_in_packs import RULES
 from tests.command_line import QVMI, environment
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.lab import Guest, GuestConfig, Lab
@@ -167,7 +168,11 @@ OF_MEMORY = {name for name in PACKS if not built_in_manifest(name).grants & RESO
 def test_all_that_come_with_qvmi_see_a_guest_together_wherever_they_run(
     guest: Guest, state: Path, placement: tuple[str, ...]
 ) -> None:
+    rules = state / "rules"
+    rules.mkdir(mode=0o700)  # which no codepack of another uid can enter
+    (rules / "nothing.yar").write_text(RULES)
     command = (*QVMI, "--qmp", guest.qmp, "--json", "watch", "all", *placement)
+    command += ("--set", f"known-malware.rules={rules}", "--set", "known-malware.window_s=60")
     sights: dict[str, str] = {}
     with subprocess.Popen(
         (*command, "--state", str(state / "watch"), "--for", str(WAIT_S)),

@@ -10,6 +10,8 @@ from typing import Final
 import pytest
 
 import qvmi
+from qvmi.semantics.guest_os import MemoryMapping, Process
+from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.rows.process_memory import Held
 from tests.command_line import qvmi as command
 from tests.guests.lab import Guest, GuestConfig, Lab
@@ -64,15 +66,27 @@ def test_a_file_is_missing_where_it_is_swapped_out(swapping: Guest, tmp_path: Pa
     assert found == true
 
 
+def pages_elsewhere(guest: LinuxGuest, process: Process, mapping: MemoryMapping) -> int:
+    """This is how many pages of a mapping its content is told to lack, asked for bit by bit."""
+    at, reasons = mapping.start, []
+    while at < mapping.end:
+        listing = guest.memory_content(process, mapping, at, 16 * PAGE)
+        reasons += [gap.reason for gap in listing.gaps if "swapped out" in gap.reason]
+        at = listing[-1].end
+    return sum(int(reason.rpartition(": ")[2].split()[0]) for reason in reasons)
+
+
 def test_of_a_process_as_much_is_missing_as_it_says_itself(swapping: Guest, tmp_path: Path) -> None:
     pid = int(swapping.run(f"cat {FOLDER}/pid"))
     with qvmi.attach_sync(swapping.qmp) as machine:
         guest = machine.guest
         process = next(row for row in guest.processes() if row.pid == pid)
         pieces = guest.process_memory(process).items
+        elsewhere = sum(pages_elsewhere(guest, process, one) for one in guest.mappings(process))
     missing = sum(piece.end - piece.start for piece in pieces if piece.held is Held.MISSING)
     said = swapping.run(f"sed -n 's/VmSwap:\\(.*\\)kB/\\1/p' /proc/{pid}/status")
     assert missing == int(said) << 10 > 1 << 20
+    assert elsewhere * PAGE == missing
     path = tmp_path / "core"
     done = command("--qmp", swapping.qmp, "--json", "dump", "--pid", str(pid), str(path))
     assert done.returncode == 4

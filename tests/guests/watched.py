@@ -32,7 +32,7 @@ class Watched:
     def look(self, pack: Codepack) -> dict[str, Finding]:
         """This lets a codepack look once, and gives what it finds by key."""
         found = pack.inspect(self.machine.guest, self.machine.machine.memory)
-        return {finding.key: finding for finding in found}
+        return {one.key: one for one in found if isinstance(one, Finding)}
 
     def sees(self, pack: Codepack, wanted: Callable[[Finding], bool]) -> Finding:
         """This lets a codepack look until it has found something."""

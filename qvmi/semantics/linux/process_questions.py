@@ -2,7 +2,7 @@
 
 from functools import cached_property
 
-from qvmi.addr import PAGE_SIZE
+from qvmi.addr import PAGE_SIZE, Va
 from qvmi.errors import SymbolsError
 from qvmi.semantics.guest_os import (
     CachedFile,
@@ -10,6 +10,8 @@ from qvmi.semantics.guest_os import (
     FilePiece,
     Gap,
     Listing,
+    MemoryMapping,
+    MemoryRun,
     Process,
     Program,
     Socket,
@@ -20,6 +22,7 @@ from qvmi.semantics.linux.cgroup_roots import CgroupRoots
 from qvmi.semantics.linux.exec import Programs
 from qvmi.semantics.linux.file_content import FileContents
 from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.memory_content import MemoryContents
 from qvmi.semantics.linux.pid import PidNamespaces
 from qvmi.semantics.linux.run_queue import RunQueues
 from qvmi.semantics.linux.task_family import TaskFamily
@@ -99,6 +102,25 @@ class ProcessQuestions(Walkers):
             return ListWalk(dict(enumerate(pieces)), gaps, retries)
 
         return self._listing(walk)
+
+    def memory_content(
+        self, process: Process, mapping: MemoryMapping, start: Va, limit: int
+    ) -> Listing[MemoryRun]:
+        """This gives what is in memory of a mapping from an address on, run behind run.
+
+        Args:
+            process: whose it is; of one that has ended there is nothing, and no gap.
+            mapping: a row of :meth:`mappings`.
+            start: where in it to begin.
+            limit: how many bytes at most. Who goes on asks from the end of the last run on.
+
+        Raises:
+            SymbolsError: the profile lacks what this needs.
+            WalkFailed: its page tables cannot be found.
+        """
+        kernel = self.kernel
+        contents = MemoryContents(kernel.space, kernel.symbols, self._tasks)
+        return self._listing(lambda: contents.of(process, mapping, start, limit))
 
     @cached_property
     def _cgroup_roots(self) -> CgroupRoots:

@@ -1,10 +1,10 @@
-"""Rows about the memory of processes."""
+"""Rows about the memory of processes: how it is mapped, and what is in it."""
 
 import msgspec
 
 from qvmi.addr import Va
 
-__all__ = ["MemoryMapping"]
+__all__ = ["MemoryMapping", "MemoryRun"]
 
 
 class MemoryMapping(msgspec.Struct, frozen=True, gc=False):
@@ -33,3 +33,17 @@ class MemoryMapping(msgspec.Struct, frozen=True, gc=False):
     name: str
     deleted: bool
     address: Va
+
+
+class MemoryRun(msgspec.Struct, frozen=True, gc=False):
+    """This is a run of a process's memory, and what is in it.
+
+    Args:
+        start: its first address.
+        end: the first address behind it.
+        data: the bytes; empty where none are in memory.
+    """
+
+    start: Va
+    end: Va
+    data: bytes

@@ -124,6 +124,7 @@ class WindowsGuest:
     sockets = _not_answered("sockets", "windows.netscan.NetScan")
     tabled_sockets = _not_answered("tabled_sockets")
     mappings = _not_answered("mappings", "windows.vadinfo.VadInfo")
+    memory_content = _not_answered("memory_content", "windows.memmap.Memmap")
     command_lines = _not_answered("command_lines", "windows.cmdline.CmdLine")
     programs = _not_answered("programs")
     environment = _not_answered("environment", "windows.envars.Envars")

@@ -12,6 +12,7 @@ from qvmi.cli.watching import PACK_MAKERS
 from qvmi.cli.words import EVENT_KINDS, PACKS, RESPONSE_HOLDER
 from qvmi.manager.response.records import HOLDER
 from qvmi.semantics.rows.events import EventKind
+from tests.built_in_packs import made
 from tests.unit.cli.test_arguments import typed
 
 # The public commands, as documented; taking one away breaks somebody's script.
@@ -60,8 +61,9 @@ def test_a_handler_of_one_action_takes_the_same(command: Command, action: str) -
 
 def test_every_codepack_that_is_offered_can_be_made() -> None:
     assert tuple(PACK_MAKERS) == PACKS
-    assert [make(2.5).name for make in PACK_MAKERS.values()] == list(PACKS)
-    assert [make(2.5).interval_s for make in PACK_MAKERS.values()] == [2.5 for _ in PACKS]
+    packs = [made(name, 2.5) for name in PACKS]
+    assert [pack.name for pack in packs] == list(PACKS)
+    assert [pack.interval_s for pack in packs] == [2.5 for _ in PACKS]
 
 
 def test_every_kind_of_event_can_be_named() -> None:

@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "rounds": None,
     "interval": 0.005,
     "policy": None,
+    "settings": (),
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.pack_running import run
+from qvmi.cli.values import PackSetting
 from qvmi.cli.watching import watch
 from qvmi.cli.words import PACKS
 from qvmi.errors import BadSettings, CodepackRefused, PolicyDenied, UsageError
@@ -224,6 +226,29 @@ async def test_only_those_codepacks_run_that_are_asked_for(
     assert f": {watching}; Ctrl-C ends it" in output.messages
     assert speakers <= set(watching.split(", "))
     assert code is ExitCode.FOUND
+
+
+@asynchronous
+async def test_an_option_of_a_signed_codepack_can_be_set_by_whoever_runs_it(
+    tmp_path: Path, keys: Path
+) -> None:
+    signed(tmp_path, keys)
+    output = Captured(json=True)
+    code = await run(
+        FakeMachine(FakeGuest(processes=[INIT, fake_process(2, name="other")])),
+        output,
+        action="run",
+        what=str(tmp_path / "pack"),
+        key=None,
+        days=None,
+        keys=str(keys),
+        rounds=2,
+        interval=0.01,
+        policy=None,
+        settings=[PackSetting("watch-init", "pid", "2")],
+    )
+    (item,) = json.loads(output.result)["items"]
+    assert (code, item["finding"]["claim"]) == (ExitCode.FOUND, "other runs")
 
 
 @asynchronous

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.codepack import Finding, Observation, Severity, Unseen
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS
@@ -31,7 +31,7 @@ def quiet(guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa:
 class ScriptedPack:
     """A codepack that runs a function of the test."""
 
-    inspect: Callable[[GuestOS, PhysicalMemory], Iterable[Finding]] = quiet
+    inspect: Callable[[GuestOS, PhysicalMemory], Iterable[Finding | Unseen]] = quiet
     name: str = "scripted"
     interval_s: float = 0.001
     grants: frozenset[Grant] = field(default_factory=frozenset)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Finding, Unseen
 from qvmi.codepacks.inspection import MAX_ROUNDS, Inspection, inspect_guest
 from qvmi.codepacks.status import Sight
 from qvmi.errors import MachineGone, UsageError, WalkFailed
@@ -87,6 +87,32 @@ async def test_a_machine_that_ends_ends_it() -> None:
     machine.fail_next("run_state", MachineGone("watch"))
     with pytest.raises(MachineGone):
         await inspect_guest(ScriptedPack(Looks("a")), machine)
+
+
+class Slow:
+    """This has seen all in its third look, and finds something in the second one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, _: GuestOS, __: PhysicalMemory) -> Iterable[Finding | Unseen]:
+        self.count += 1
+        found: list[Finding | Unseen] = [finding("a")] if self.count >= 2 else []
+        if self.count < 3:
+            found.append(Unseen(what="memory", reason="later", goes_on=True))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"), [(1, (3, ("a", ""))), (5, (5, ("a", "")))], ids=["on a dump", "live"]
+)
+@asynchronous
+async def test_it_looks_until_a_codepack_that_goes_on_has_seen_all(
+    least: int, expected: tuple[int, tuple[str, str]]
+) -> None:
+    inspection = await inspect_guest(ScriptedPack(Slow()), FakeMachine(), least=least)
+    assert (inspection.rounds, found(inspection)) == expected
+    assert inspection.saw_all
 
 
 @pytest.mark.parametrize("rounds", [0, -1, MAX_ROUNDS + 1])

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.codepack import Finding, Observation, Severity, Unseen
 from qvmi.codepacks.look import MAX_FINDING_BYTES, MAX_FINDINGS, Look, in_words, look
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.codepacks.status import Sight
@@ -26,7 +26,7 @@ from qvmi.semantics.guest_os import Gap, GuestOS
 from qvmi.testing import FakeGuest, FakeMemory
 from tests.unit.codepacks.packs import ScriptedPack, finding
 
-Inspect = Callable[[GuestOS, PhysicalMemory], Iterable[Finding]]
+Inspect = Callable[[GuestOS, PhysicalMemory], Iterable[Finding | Unseen]]
 
 
 def look_with(inspect: Inspect, guest: FakeGuest | None = None) -> Look:
@@ -179,3 +179,31 @@ def test_an_error_of_ours_is_put_into_its_own_words() -> None:
 
 def test_of_an_error_of_others_the_class_is_said() -> None:
     assert in_words(ZeroDivisionError("by accident")) == "ZeroDivisionError: by accident"
+
+
+def test_what_a_codepack_leaves_out_itself_is_a_gap_that_proves_the_rest_gone() -> None:
+    result = look_with(lambda _, __: [finding("a"), Unseen(what="memory", reason="too much")])
+    assert (result.sight, result.gaps) == (Sight.GAPS, (Gap("memory", None, "too much"),))
+    assert (result.is_complete, result.goes_on) == (True, False)
+
+
+def test_what_it_goes_on_with_proves_nothing_gone_yet() -> None:
+    result = look_with(lambda _, __: [Unseen(what="memory", reason="later", goes_on=True)])
+    assert (result.sight, result.is_complete, result.goes_on) == (Sight.GAPS, False, True)
+
+
+def test_beside_a_gap_of_the_guest_nothing_is_proven_gone() -> None:
+    guest = FakeGuest()
+    guest.show_processes([], gaps=[Gap("tasks", None, "torn")])
+
+    def inspect(seen: GuestOS, _: PhysicalMemory) -> Iterator[Finding | Unseen]:
+        seen.processes()
+        yield Unseen(what="memory", reason="too much")
+
+    result = look_with(inspect, guest)
+    assert (result.gap_count, result.left_out, result.is_complete) == (2, 1, False)
+
+
+def test_more_of_what_was_left_out_than_fits_into_a_look_proves_nothing_gone() -> None:
+    result = look_with(lambda _, __: (Unseen(what="memory", reason=f"{n}") for n in count()))
+    assert (result.left_out, result.is_complete) == (MAX_FINDINGS, False)

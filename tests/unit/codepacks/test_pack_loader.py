@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.codepacks.codepack import Codepack, Severity
+from qvmi.codepacks.codepack import Codepack, Finding, Severity
 from qvmi.codepacks.pack_loader import load
 from qvmi.errors import CodepackRefused, PolicyDenied
 from qvmi.policy import READ_ONLY, Grant
@@ -19,7 +19,8 @@ EVIL = "raise SystemExit('this was not verified')\n"
 
 def findings(pack: Codepack) -> list[tuple[str, Severity]]:
     guest = FakeGuest(processes=[fake_process(1, name="init"), fake_process(2, name="other")])
-    return [(one.claim, one.severity) for one in pack.inspect(guest, FakeMemory({}))]
+    found = pack.inspect(guest, FakeMemory({}))
+    return [(one.claim, one.severity) for one in found if isinstance(one, Finding)]
 
 
 def loaded(path: Path, **pack: str) -> Codepack:

@@ -300,7 +300,8 @@ def test_for_one_look_it_is_what_it_was() -> None:
     shown = equipped(pack, resources())
     guest = ObservedGuest(FakeGuest(), pack.name)
     assert (shown.name, shown.interval_s, shown.grants) == (pack.name, 0.001, pack.grants)
-    assert [one.key for one in shown.inspect(guest, FakeMemory({}))] == ["/bin/su", "far:1"]
+    found = shown.inspect(guest, FakeMemory({}))
+    assert [getattr(one, "key", "") for one in found] == ["/bin/su", "far:1"]
 
 
 FOREIGN = """
