@@ -19,7 +19,15 @@ from qvmi.symbols.layout import field_offset
 from tests.guests.lab import Guest
 from tests.guests.tampering import GuestRam, guest_ram
 
-__all__ = ["EVERY", "HIDDEN_MODULE", "NOBODYS", "X86_64", "Tampered", "tampered_kernel"]
+__all__ = [
+    "EVERY",
+    "HIDDEN_MODULE",
+    "NOBODYS",
+    "X86_64",
+    "Tampered",
+    "kernel_symbols",
+    "tampered_kernel",
+]
 
 _POINTER: Final = struct.Struct("<Q")
 _SYMBOLS: Final = (
@@ -117,17 +125,22 @@ class Tampered:
             yield
 
 
-@contextmanager
-def tampered_kernel(guest: Guest, profiles: Path) -> Iterator[Tampered]:
-    """This stops a guest, after it has told where its symbols lie, until the block ends."""
+def kernel_symbols(guest: Guest) -> dict[str, int]:
+    """This loads the module to hide, and asks the guest where the symbols lie."""
     guest.ask(f"load {HIDDEN_MODULE}")
     pattern = "\\|".join(_SYMBOLS)
     said = guest.run(f"grep -w '{pattern}' /proc/kallsyms").decode()
     found = re.findall(r"^([0-9a-f]+) \w (\w+)(?:\t\[(\w+)\])?$", said, re.MULTILINE)
-    symbols = {
+    return {
         f"{module}:{name}" if name == "__this_module" else name: int(digits, 16)
         for digits, name, module in reversed(found)
     }
+
+
+@contextmanager
+def tampered_kernel(guest: Guest, profiles: Path) -> Iterator[Tampered]:
+    """This stops a guest, after it has told where its symbols lie, until the block ends."""
+    symbols = kernel_symbols(guest)
     guest.monitor.execute("stop")
     try:
         with guest_ram(guest) as ram, qvmi.attach_sync(guest.qmp, cache=profiles) as machine:
