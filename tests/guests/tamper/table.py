@@ -27,6 +27,9 @@ ELSEWHERE: Final = frozenset({"known-malware"})
 
 def documented() -> str:
     """This is the table as docs/codepacks.md has it."""
-    head = ("| what is done | how | codepack that tells it | technique |", "|---|---|---|---|")
-    rows = (f"| {one.name} | {one.way} | `{one.codepack}` | {one.technique} |" for one in SCENARIOS)
+    head = ("| what is done | how | told by | technique | arm64 |", "|---|---|---|---|---|")
+    rows = (
+        f"| {one.name} | {one.way} | `{one.codepack}` | {one.technique} | {'yes' * one.on_arm64} |"
+        for one in SCENARIOS
+    )
     return "\n".join((*head, *rows)) + "\n"
