@@ -209,7 +209,10 @@ SYSTEM_ROWS: Final = (
     Scenario(
         *("a cron table that downloads and runs is made", "persistence", "T1053.003"),
         *(_INSIDE, _cron, _files),
-        mutations=(*_NOT_MADE, *_mutation("persistence", "bad and bad[0]", "None")),
+        mutations=(
+            *_NOT_MADE,
+            *_mutation("persistence", "HIGH if bad is not None", "HIGH if bad is None"),
+        ),
     ),
     Scenario(
         *("a key is put into authorized_keys", "persistence", "T1098.004"),
