@@ -307,7 +307,7 @@ def _of_modules(name: str, tamper: Tamper, *mutations: Mutation) -> Scenario:
 
 def _of_hooks(name: str, tamper: Tamper, *mutations: Mutation) -> Scenario:
     words = (name, "kernel-hooks", "T1014", Way.OUTSIDE, tamper, KernelHooks)
-    return Scenario(*words, on_arm64=True, mutations=mutations, still=True, at_first_sight=True)
+    return Scenario(*words, on_arm64=True, mutations=mutations, still=True)
 
 
 KERNEL_ROWS: Final = (

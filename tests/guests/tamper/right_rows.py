@@ -178,6 +178,7 @@ RIGHT_ROWS: Final = (
                 "before is None or before.exec_id ==",
             ),
         ),
+        learns=True,
         stays=True,
     ),
     Scenario(
@@ -186,6 +187,7 @@ RIGHT_ROWS: Final = (
             Mutation(_CREDENTIALS, "same = was.real_cred == its", "same = was.real_cred != its"),
             Mutation(_CREDENTIALS, "if not its.shared_with:", "if its.shared_with:"),
         ),
+        learns=True,
         stays=True,
     ),
     Scenario(
@@ -201,6 +203,7 @@ RIGHT_ROWS: Final = (
                 "getattr(was, kind).number & ~getattr(now, kind)",
             ),
         ),
+        learns=True,
         stays=True,
     ),
     Scenario(
@@ -213,11 +216,12 @@ RIGHT_ROWS: Final = (
                 "if not was.no_new_privs and now.no_new_privs",
             ),
         ),
+        learns=True,
         stays=True,
     ),
     Scenario(
         *("a user starts a set-uid shell", "credentials", "T1548.001", Way.INSIDE),
-        *(_set_uid_shell, _steady),
+        *(_set_uid_shell, CredentialWatch),
         mutations=(Mutation(_PRIVILEGES, "program.owner == _ROOT", "program.owner != _ROOT"),),
     ),
     Scenario(

@@ -101,10 +101,9 @@ class Scenario:
         pack: makes the codepack as it is after some looks.
         on_arm64: whether it is done to an arm64 guest as well.
         mutations: of the detector, each of which must make the scenario fail.
-        at_first_sight: whether a codepack that never saw the guest before must tell it.
+        learns: whether the codepack must have seen the guest before; all others tell it at first sight.
         still: whether the guest stands still meanwhile; nothing else may then be found.
         depends: whether the evidence depends on the moment, and later looks may have it, too.
-        remembers: whether the codepack compares with what it remembers: a further look must tell the same.
         stays: whether it is told on when it was undone: rights that somebody had are not forgotten.
     """
 
@@ -116,10 +115,9 @@ class Scenario:
     pack: Callable[[], Codepack]
     on_arm64: bool = False
     mutations: tuple[Mutation, ...] = ()
-    at_first_sight: bool = False
+    learns: bool = False
     still: bool = False
     depends: bool = False
-    remembers: bool = False
     stays: bool = False
 
     def told(self, signs: Sequence[Sign], findings: Iterable[Finding]) -> list[Finding | None]:

@@ -209,6 +209,7 @@ SYSTEM_ROWS: Final = (
     Scenario(
         *("a cron table that downloads and runs is made", "persistence", "T1053.003"),
         *(_INSIDE, _cron, _files),
+        learns=True,
         mutations=(
             *_NOT_MADE,
             *_mutation("persistence", "HIGH if bad is not None", "HIGH if bad is None"),
@@ -217,11 +218,13 @@ SYSTEM_ROWS: Final = (
     Scenario(
         *("a key is put into authorized_keys", "persistence", "T1098.004"),
         *(_INSIDE, _keys, _files),
+        learns=True,
         mutations=_NOT_MADE,
     ),
     Scenario(
         *("a second root is added to /etc/passwd", "persistence", "T1136.001"),
         *(_INSIDE, _account, _files),
+        learns=True,
         mutations=_mutation(
             "persistence", "is not None and _differs", "is not None and not _differs"
         ),

@@ -139,15 +139,12 @@ _ANYBODYS: Final = Mutation(
 )
 
 
-def _of_text(
-    name: str, tamper: Tamper, *mutations: Mutation, at_first_sight: bool = False
-) -> Scenario:
+def _of_text(name: str, tamper: Tamper, *mutations: Mutation, learns: bool = True) -> Scenario:
     return Scenario(
         *(name, "kernel-text", "T1014", Way.OUTSIDE, tamper, KernelText),
         on_arm64=True,
         mutations=mutations,
-        at_first_sight=at_first_sight,
-        remembers=not at_first_sight,
+        learns=learns,
         still=True,
     )
 
@@ -165,13 +162,13 @@ TEXT_ROWS: Final = (
         "a function is led to nobody's code at its beginning",
         _call,
         Mutation(_SITES, "Kind.JUMP} and self._may_trace(at, found):", "Kind.JUMP} and found:"),
-        at_first_sight=True,
+        learns=False,
     ),
     _of_text(
         "a jump label leads elsewhere",
         _label,
         Mutation(_SITES, "found.kind is Kind.JUMP and found.target == target", "found.target"),
-        at_first_sight=True,
+        learns=False,
     ),
     _of_settings("modprobe is one in /tmp", _setting("modprobe_path", "/tmp/x"), _ANYBODYS),  # noqa: S108
     _of_settings(
