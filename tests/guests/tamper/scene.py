@@ -12,7 +12,7 @@ from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.errors import WalkFailed
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from tests.guests.kernel_packs.tampered_kernel import Tampered, kernel_symbols
+from tests.guests.kernel_packs.tampered_kernel import KnownSymbols, Tampered, kernel_symbols
 from tests.guests.lab import Guest
 from tests.guests.tampering import guest_ram
 from tests.guests.watched import Watched, watched
@@ -75,9 +75,9 @@ class Scene:
 
 
 @contextmanager
-def scene_of(guest: Guest, profiles: Path) -> Iterator[Scene]:
+def scene_of(guest: Guest, profiles: Path, known: KnownSymbols) -> Iterator[Scene]:
     """This attaches to a guest for the length of the block."""
-    symbols = kernel_symbols(guest)
+    symbols = kernel_symbols(guest, known)
     with watched(guest, profiles) as its:
         pid = its.start("su user -c 'exec sleep 2998'")
         yield Scene(its, symbols, its.process("sleep", pid=pid))

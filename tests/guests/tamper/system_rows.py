@@ -91,8 +91,9 @@ def _sniffer(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 
 @contextmanager
 def _made(scene: Scene, path: str, line: str, *, bad: str = "") -> Iterator[tuple[Sign, ...]]:
-    # ctime counts whole seconds.
-    scene.run(f"sleep 1; mkdir -p {path.rpartition('/')[0]}; echo '{line}' >{path}")
+    # ctime counts whole seconds: the file must be younger than any that there was.
+    scene.run("now=$(date +%s); until [ $(date +%s) != $now ]; do sleep 0.1; done")
+    scene.run(f"mkdir -p {path.rpartition('/')[0]}; echo '{line}' >{path}")
     try:
         digest = scene.run(f"sha256sum {path}").split()[0]
         facts = {"path": path, "sha256": digest} | ({"text": bad} if bad else {})

@@ -30,10 +30,8 @@ def test_the_table_is_in_the_documents() -> None:
 
 
 @pytest.mark.parametrize("mutation", {one for row in SCENARIOS for one in row.mutations}, ids=str)
-def test_every_change_of_a_detector_changes_it_and_is_undone(mutation: Mutation) -> None:
+def test_every_change_of_a_detector_fits_its_source_and_changes_it(mutation: Mutation) -> None:
     with mutated(mutation):
-        pass
-    with mutated(mutation):  # else its source would not be the same any more
         pass
 
 
