@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -9,9 +10,24 @@ from hypothesis import settings
 from tests.guests.lab import Lab, chosen_qemu
 from tests.guests.pool import GuestPool
 
+UNITS = Path(__file__).parent / "unit"
+
 # How long an example takes says how busy the host is, nothing about the subject.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """This puts tests without a guest behind what begins to run beside the others, which has a core then."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("first"):
+        return 0
+    if item.get_closest_marker("last"):
+        return 3
+    return 1 if item.path.is_relative_to(UNITS) else 2
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,7 @@ COMMANDS: Final = (
         "Runs codepacks until Ctrl-C, and prints alerts and their clearing as they come; with\n"
         "--json one document a line, each with its kind: alert, cleared or status. Ends with 1\n"
         "when there was an alert, else with 4 when a codepack could not see all it wanted to.\n"
+        "Without a name it runs hidden-processes alone; `all` runs all that come with qvmi.\n"
         f"{_PACKS_TEXT}\n"
         "Others' are in folders, and must be signed by a key that is trusted. What they are granted\n"
         "says the policy: without one, they may only read.",

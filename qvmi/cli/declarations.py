@@ -327,7 +327,7 @@ def watch(parser: ArgumentParser) -> None:
         nargs="*",
         choices=(*PACK_GROUPS, *PACKS),
         default=USUAL_PACKS,
-        help="codepacks, or all of them; the usual ones",
+        help="codepacks, or all of them; the usual one, which is hidden-processes",
     )
     parser.add_argument(
         "--interval",

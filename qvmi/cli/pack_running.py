@@ -16,7 +16,7 @@ from qvmi.cli.output import Output
 from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
-from qvmi.codepacks.alert import evidence_hash
+from qvmi.codepacks.alert import GUARD_RAILS, evidence_hash
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmed
 from qvmi.codepacks.inspection import Inspection, inspect_guest
@@ -124,6 +124,7 @@ def _document(codepack: str, inspection: Inspection, note: str) -> dict[str, obj
         "gaps": last.gaps,
         "gap_count": last.gap_count,
         "provenance": last.provenance,
+        "held_by": GUARD_RAILS,
         "note": note,
     }
 

@@ -38,6 +38,9 @@ def _alert(number: int, alert: Alert) -> Iterator[str]:
     yield f"<h2>alert {number} of {text(alert.codepack)}</h2><p>{text(finding.claim)}"
     yield f"<p>{text(finding.severity)}, {text(finding.technique)}, seen at {at};"
     yield f"evidence {text(alert.evidence_hash)}"
+    if alert.held_by:
+        yield f"; held to its policy by {text(alert.held_by)}"
+    yield from (f'<p class="gap">{text(caveat)}' for caveat in alert.caveats)
     rows = [
         (
             one.view,

@@ -89,6 +89,14 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
+_NOT_ALL: Final = (
+    f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
+    f" `watch all` runs all {len(PACKS)}"
+)
+_NOT_HELD: Final = (
+    "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
+    " (--placement process does)"
+)
 
 
 async def watch(  # noqa: PLR0913 - one for each argument of the command
@@ -139,14 +147,21 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
             await require_fitting(machine, chosen.manifests)
             wishes = Wishes(playbook, respond, state)
             async with _responded(machine, output, chosen, placed, report, wishes) as messages:
-                names = ", ".join(chosen.names)
-                output.message(f"watching {machine.address}: {names}; Ctrl-C ends it")
+                usual = packs == USUAL_PACKS and not only
+                _tell_beginning(output, machine.address, chosen, usual=usual)
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
         if not report.found_anything:
             raise
         output.message(str(error))
     return report.exit_code
+
+
+def _tell_beginning(output: Output, address: str, chosen: "_Chosen", *, usual: bool) -> None:
+    """This tells what watches, and that there is more where nobody has said what should."""
+    output.message(f"watching {address}: {', '.join(chosen.names)}; Ctrl-C ends it")
+    if usual:
+        output.message(_NOT_ALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +259,8 @@ def _opened(
             companions=response.companions,
             asked=response.asked,
         )
+    for other in chosen.others:
+        output.message(_NOT_HELD.format(other.folder.manifest.name))
     running = [
         PACK_MAKERS[one.name](chosen.interval_s or one.management.interval_s)
         for one in chosen.manifests[: len(chosen.own)]

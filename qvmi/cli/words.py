@@ -28,8 +28,8 @@ PACKS: Final = (
 ALL_PACKS: Final = "all"
 USUAL_PACKS: Final = "usual"
 PACK_GROUPS: Final = {ALL_PACKS: PACKS, USUAL_PACKS: ("hidden-processes",)}
-"""What stands for several of them; without a word ``watch`` runs the usual ones: those that a guest in good
-health gives no reason to speak."""
+"""What stands for several of them; without a word ``watch`` runs the usual one: the one that sees a guest
+through any memory, and that a guest in good health gives no reason to speak."""
 
 GATEWAY_HOLDER: Final = "gateway"
 """What a policy file calls the clients of a gateway."""

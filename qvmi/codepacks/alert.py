@@ -2,7 +2,7 @@
 
 import hashlib
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
@@ -10,7 +10,10 @@ from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.confirmation import Confirmed
 from qvmi.view import Provenance
 
-__all__ = ["Alert", "AlertState", "evidence_hash"]
+__all__ = ["GUARD_RAILS", "Alert", "AlertState", "evidence_hash"]
+
+GUARD_RAILS: Final = "guard rails"
+"""What holds codepacks to their policy in the process of qvmi itself: code that wants to goes around it."""
 
 
 class AlertState(StrEnum):
@@ -34,6 +37,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         last_seen: when it was last seen.
         reason: why it was cleared; empty for a raised one.
         caveats: what speaks against relying on it, such as ``policy: advisory``; none as a rule.
+        held_by: what held the codepack to its policy: ``guard rails`` in the process of qvmi itself; in one
+            of its own what kept that, such as ``another uid``, or ``nothing``. Empty where it is not told.
     """
 
     state: AlertState
@@ -46,6 +51,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: float
     reason: str = ""
     caveats: tuple[str, ...] = ()
+    held_by: str = ""
 
     @classmethod
     def of(
@@ -56,6 +62,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         provenance: Provenance,
         cleared_because: str = "",
         caveats: tuple[str, ...] = (),
+        held_by: str = "",
     ) -> Self:
         """This makes the alert of a confirmed finding; one that is cleared says why."""
         return cls(
@@ -69,6 +76,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
             last_seen=confirmed.last_seen,
             reason=cleared_because,
             caveats=caveats,
+            held_by=held_by,
         )
 
 

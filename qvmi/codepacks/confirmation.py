@@ -61,7 +61,12 @@ class Changes:
 
 @dataclass(slots=True)
 class _Case:
-    """What is known of one key."""
+    """What is known of one key.
+
+    Args:
+        finding: as it was seen last.
+        since: when the first look that saw it was over, on a clock that is never set.
+    """
 
     finding: Finding
     since: float
@@ -74,7 +79,7 @@ class _Case:
     raised: Confirmed | None = None
 
     def is_due(self, clock: float) -> bool:
-        """This tells whether it is to be confirmed."""
+        """This tells whether a look that began now, and saw it, is to confirm it."""
         settled = clock - self.since >= self.finding.settle_s
         return self.raised is None and self.seen >= ROUNDS_TO_RAISE and settled
 
@@ -114,6 +119,7 @@ class Confirmation:
         complete: bool,
         at: float,
         clock: float,
+        took_s: float = 0.0,
         room: int = MAX_KEYS,
     ) -> Changes:
         """This takes in what one look found.
@@ -123,6 +129,8 @@ class Confirmation:
             complete: whether it saw all it wanted to; an incomplete look proves nothing absent.
             at: when it began, seconds since the Unix epoch.
             clock: the same on a clock that is never set, in seconds.
+            took_s: how long it took. Somewhere within it saw what it saw: what a look saw is known to
+                have lasted only from the end of that look to the beginning of another.
             room: how many may be confirmed now; the others wait for a later look that finds them.
         """
         by_key: dict[str, Finding] = {}
@@ -135,7 +143,7 @@ class Confirmation:
             if key not in self._cases and len(self._cases) >= MAX_KEYS:
                 overflow += 1
                 continue
-            case = self._note_present(finding, at, clock)
+            case = self._note_present(finding, at, clock + took_s)
             if not case.is_due(clock):
                 continue
             if len(raised) >= room:
@@ -154,9 +162,9 @@ class Confirmation:
         self._cases.clear()
         return confirmed
 
-    def _note_present(self, finding: Finding, at: float, clock: float) -> _Case:
-        """This notes a sighting."""
-        case = self._cases.setdefault(finding.key, _Case(finding, clock, at, at))
+    def _note_present(self, finding: Finding, at: float, over: float) -> _Case:
+        """This notes a sighting of a look that began at a time, and was over at another."""
+        case = self._cases.setdefault(finding.key, _Case(finding, over, at, at))
         case.finding = finding
         case.seen += 1
         case.missed = case.unseen = 0

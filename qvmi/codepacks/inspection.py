@@ -72,13 +72,15 @@ async def inspect_guest(
     number = 0
     while True:
         number += 1
-        due = time.monotonic() + codepack.interval_s
+        began = time.monotonic()
+        due = began + codepack.interval_s
         result = await looker.look()
         changes = confirmation.update(
             result.findings,
             complete=result.sight is Sight.FULL,
             at=result.provenance.at,
-            clock=time.monotonic(),
+            clock=began,
+            took_s=time.monotonic() - began,
         )
         confirmed |= {one.finding.key: one for one in changes.raised}
         settled = number >= ROUNDS_TO_RAISE and not confirmation.waiting

@@ -141,6 +141,13 @@ class Management(_Form, frozen=True):
 
 
 ENFORCEMENT: Final[Mapping[str, Mapping[str, str]]] = {
+    "run": {
+        "grants": "not enforced: it is the process of qvmi pack run",
+        "interval-s": "kept, unless --interval says another; on-events and answers are not used",
+        "deadline-s": "told when over; the look is left to itself",
+        "restart": "not used: a look that fails is told, and the next one begins",
+        "memory": "not enforced",
+    },
     "here": {
         "grants": "not enforced: all packs are one process",
         "interval-s": "kept; so are on-events and min-gap-s, with one watching of events for all",

@@ -4,6 +4,7 @@ One that says nothing is told what the look found; one that asks whether it sees
 """
 
 import logging
+import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Final
@@ -17,7 +18,7 @@ from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion
 from qvmi.codepacks.status import Sight
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BusError
-from qvmi.view import Provenance
+from qvmi.view import Provenance, Taken
 
 __all__ = ["MAX_ASKING", "LookAnswer", "Questions", "SeenFinding"]
 
@@ -108,7 +109,12 @@ def _refusal(request: Request, problem: str) -> dict[str, object]:
         unknown = ConfirmAnswer(answer=Confirmation.UNKNOWN, why=problem)
         answer: dict[str, object] = msgspec.to_builtins(unknown)
         return answer
-    return {"sight": Sight.BLIND.value, "problem": problem}
+    label = Provenance(Taken.LIVE, time.time())
+    blind = LookAnswer(
+        sight=Sight.BLIND, problem=problem, items=(), left_out=0, gap_count=0, provenance=label
+    )
+    refusal: dict[str, object] = msgspec.to_builtins(blind)
+    return refusal
 
 
 def _reply(request: Request, look: Look, confirmed: Collection[str]) -> dict[str, object]:

@@ -11,7 +11,7 @@ import msgspec
 
 from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
-from qvmi.codepacks.alert import Alert
+from qvmi.codepacks.alert import GUARD_RAILS, Alert
 from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.confirmation import Confirmation, Confirmed
@@ -60,6 +60,7 @@ class Runner:
         triggers: what it looks for besides its interval; None for what the codepack itself names.
         max_failures: looks in a row in which the codepack itself may fail; after one more it is given
             up. None for any number.
+        held_by: what holds it to its policy.
 
     Attributes:
         given_up: why it is; empty while it is not.
@@ -84,13 +85,14 @@ class Runner:
         fellows: Fellows | None = None,
         triggers: Triggers | None = None,
         max_failures: int | None = None,
+        held_by: str = GUARD_RAILS,
     ) -> None:
         self.given_up = ""
         self.triggers = triggers or triggers_of(codepack)
         self.wake = Wake()
         self.questions = Questions(self.wake)
         self._no_events = ""
-        self._caveats = caveats
+        self._caveats, self._held_by = caveats, held_by
         self._max_failures = max_failures
         self._failures = 0
         self._codepack = codepack
@@ -186,13 +188,14 @@ class Runner:
     def _judge(self, result: Look) -> Look:
         """This confirms what was found, and notes what was too much."""
         complete = result.sight is Sight.FULL
-        clock = time.monotonic()
+        now = asyncio.get_running_loop().time()
         changes = self._confirmation.update(
             result.findings,
             complete=complete,
             at=result.provenance.at,
-            clock=clock,
-            room=self._budget.room(clock),
+            clock=self._began,
+            took_s=now - self._began,
+            room=self._budget.room(now),
         )
         self._budget.spend(len(changes.raised))
         self._suppressed += changes.suppressed
@@ -217,6 +220,7 @@ class Runner:
                 provenance=provenance,
                 cleared_because=cleared_because,
                 caveats=self._caveats(),
+                held_by=self._held_by,
             )
             self._queue(alert.state, alert, provenance)
 

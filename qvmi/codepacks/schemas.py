@@ -13,9 +13,11 @@ from qvmi.bus.message import MESSAGE_VERSION, Message
 from qvmi.bus.receipt import RECEIPT, Receipt
 from qvmi.bus.topic import NAME_PATTERN, REPLY, REQUEST
 from qvmi.codepacks.alert import Alert, AlertState
+from qvmi.codepacks.question import ConfirmAnswer, ConfirmQuestion
+from qvmi.codepacks.questions import LookAnswer
 from qvmi.codepacks.status import STATUS, Status
 
-__all__ = ["BODIES", "ENVELOPE", "schemas"]
+__all__ = ["BODIES", "ENVELOPE", "QUESTIONS", "schemas"]
 
 ENVELOPE: Final = "envelope"
 """The schema that every message follows."""
@@ -28,18 +30,33 @@ BODIES: Final[Mapping[str, type]] = {
 }
 """What the body of a message is, by its kind. That of a request and of a reply is its service's own."""
 
+QUESTIONS: Final[Mapping[str, tuple[str, type]]] = {
+    "look-answer": ("a reply to a codepack's request whose body is empty", LookAnswer),
+    "confirm-question": ("a request to a codepack whether it sees something", ConfirmQuestion),
+    "confirm-answer": ("the reply to that", ConfirmAnswer),
+}
+"""What the bodies of requests to codepacks are, and of their replies, by the name of the schema."""
+
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NAMES: Final = ("id", "vm", "codepack", "kind")
 
 
-def schemas() -> Mapping[str, dict[str, object]]:
-    """These are the schemas by name: of the envelope, and of each kind's body."""
-    bodies = {kind: _of_body(kind, body) for kind, body in BODIES.items()}
-    return {ENVELOPE: _of_envelope()} | bodies
+def schemas(further: Mapping[str, type] | None = None) -> Mapping[str, dict[str, object]]:
+    """These are the schemas by name: of the envelope, and of the bodies that messages have.
+
+    Args:
+        further: what the bodies of further kinds are, of which nothing is known here.
+    """
+    kinds = {**BODIES, **(further or {})}
+    bodies = {
+        kind: _of_body(f"qvmi's messages of the kind {kind}", body) for kind, body in kinds.items()
+    }
+    questions = {name: _of_body(about, body) for name, (about, body) in QUESTIONS.items()}
+    return {ENVELOPE: _of_envelope()} | bodies | questions
 
 
-def _of_body(kind: str, body: type) -> dict[str, object]:
-    about = f"The body of qvmi's messages of the kind {kind}"
+def _of_body(whose: str, body: type) -> dict[str, object]:
+    about = f"The body of {whose}"
     schema = _without_margins(msgspec.json.schema(body, schema_hook=_anything))
     return {"$schema": _DIALECT, "title": about, **schema}
 

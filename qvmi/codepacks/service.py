@@ -40,9 +40,10 @@ class ServiceBus:
         codepack: the service's own.
         budget: how many alerts it may raise.
         caveats: tells what whoever reads an alert must know of how it was found.
+        held_by: what holds the service to its policy.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - whom it speaks for, and what is said with it
         self,
         bus: Bus,
         publisher: Publisher,
@@ -51,8 +52,10 @@ class ServiceBus:
         codepack: str,
         budget: AlertBudget,
         caveats: Callable[[], tuple[str, ...]],
+        held_by: str,
     ) -> None:
         self._caveats = caveats
+        self._held_by = held_by
         self.vm = vm
         self.codepack = codepack
         self._bus = bus
@@ -75,7 +78,11 @@ class ServiceBus:
         now = time.time()
         confirmed = Confirmed(finding, 1, now, now)
         alert = Alert.of(
-            confirmed, codepack=self.codepack, provenance=provenance, caveats=self._caveats()
+            confirmed,
+            codepack=self.codepack,
+            provenance=provenance,
+            caveats=self._caveats(),
+            held_by=self._held_by,
         )
         await self._say(alert)
         self._budget.spend(1)
@@ -95,6 +102,7 @@ class ServiceBus:
                 provenance=raised.provenance,
                 cleared_because=because or "no longer so",
                 caveats=self._caveats(),
+                held_by=self._held_by,
             )
         )
         del self._standing[key]

@@ -10,6 +10,7 @@ import msgspec
 
 from qvmi.bus.bus import Bus, Publisher
 from qvmi.bus.message import Message
+from qvmi.codepacks.alert import GUARD_RAILS
 from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.look import in_words
 from qvmi.codepacks.looker import ASK_INTERVAL_S, InspectedMachine
@@ -46,6 +47,7 @@ class ServiceRunner:
         restart: when it is started again.
         max_failures: how often in a row; None for any number.
         caveats: tells what whoever reads its alerts must know.
+        held_by: what holds it to its policy.
 
     Attributes:
         given_up: why it is not started again; empty while it lives.
@@ -53,7 +55,7 @@ class ServiceRunner:
         left: whether it went on after it was cancelled.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but three have a default
         self,
         pack: ServicePack,
         machine: InspectedMachine,
@@ -62,8 +64,10 @@ class ServiceRunner:
         restart: Restart = Restart.ON_FAILURE,
         max_failures: int | None = None,
         caveats: Callable[[], tuple[str, ...]] = tuple,
+        held_by: str = GUARD_RAILS,
     ) -> None:
         self._caveats = caveats
+        self._held_by = held_by
         self.failed = False
         self.given_up = ""
         self.left = False
@@ -113,6 +117,7 @@ class ServiceRunner:
             codepack=self.name,
             budget=self._budget,
             caveats=self._caveats,
+            held_by=self._held_by,
         )
         life = asyncio.create_task(self._serve(own), name=f"qvmi-service-{self.name}")
         try:

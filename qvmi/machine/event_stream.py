@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 import msgspec
 
@@ -120,6 +120,7 @@ class EventStream(AsyncIterator[GuestEvent]):
             return self._waiting.popleft()
 
 
+@runtime_checkable
 class EventSource(Protocol):
     """This is whatever tells what happens in a guest: a machine, or what stands for one in a test.
 

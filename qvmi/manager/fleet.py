@@ -172,5 +172,6 @@ class Fleet:
             triggers=replace(spec.triggers, answers=spec.is_asked),
             asks=self.accounts.asked_by(spec),
             caveats=self.caveats,
+            held_by=self.jail.held_by,
             probe=probe,
         )

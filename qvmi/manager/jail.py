@@ -15,6 +15,8 @@ __all__ = ["ADVISORY", "Jail", "find_jail"]
 ADVISORY: Final = "policy: advisory"
 """What is said with each alert where nothing keeps a codepack from writing guest RAM or reaching QEMU."""
 
+_NOTHING: Final = "nothing"
+
 _log: Final = logging.getLogger(__name__)
 
 Try = Callable[[Confinement], Awaitable[PackProcess]]
@@ -34,6 +36,11 @@ class Jail:
     confinement: Confinement
     holds: bool
     reasons: tuple[str, ...] = ()
+
+    @property
+    def held_by(self) -> str:
+        """This is what holds codepacks to their policy, as each of their alerts tells."""
+        return self.confinement.name if self.holds else _NOTHING
 
     @property
     def in_words(self) -> str:

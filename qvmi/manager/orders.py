@@ -42,6 +42,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         triggers: what it looks for besides its interval.
         asks: other codepacks that a service may ask.
         caveats: what must be said with each alert.
+        held_by: what keeps the process, as each alert tells.
         probe: whether only the first answer is wanted.
     """
 
@@ -64,6 +65,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None
     look_s: float
     caveats: tuple[str, ...]
+    held_by: str = ""
     probe: bool = False
     code: int | None = None
     triggers: Triggers = NO_TRIGGERS

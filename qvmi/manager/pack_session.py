@@ -40,7 +40,6 @@ from qvmi.manager.pack_code import received
 from qvmi.manager.runner_end import run_with_questions
 from qvmi.manager.timed_pack import START_S, TimedPack, ended_after
 from qvmi.remote.messages import MachineState
-from qvmi.remote.remote_events import RemoteEvents
 from qvmi.remote.remote_machine import RemoteMachine
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.profile import ProfileCache
@@ -161,7 +160,7 @@ class _PackSession:
             if isinstance(self._runner, ServiceRunner):
                 await self._runner.run(bus, publisher)
                 return self._require_alive(self._runner)
-            bell = EventBell(RemoteEvents(self.machine), [self._runner])
+            bell = EventBell(self.machine, [self._runner])
             ringing = asyncio.create_task(bell.run(), name="qvmi-events")
             stack.push_async_callback(_cancelled, ringing)
             await run_with_questions(self._runner, bus, publisher, vm=self._orders.vm)
@@ -187,6 +186,7 @@ class _PackSession:
                 vm=self._orders.vm,
                 restart=Restart.NEVER,
                 caveats=lambda: self._caveats,
+                held_by=self._orders.held_by,
             )
         return Runner(
             cast("Codepack", self._pack),
@@ -194,6 +194,7 @@ class _PackSession:
             vm=self._orders.vm,
             look_deadline_s=self._orders.look_s,
             caveats=lambda: self._caveats,
+            held_by=self._orders.held_by,
             kept=self._kept,
             triggers=self._orders.triggers,
         )

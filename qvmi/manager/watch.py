@@ -28,7 +28,6 @@ from qvmi.codepacks.service import ServicePack
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone
 from qvmi.machine.event_stream import EventSource
-from qvmi.machine.guest_watching import GuestWatching
 from qvmi.manager.accounts import throttle_account
 from qvmi.manager.companion import Companion
 from qvmi.manager.losses import TELL_S, loss_status
@@ -361,4 +360,4 @@ class Watch:
 
 def _events_of(machine: WatchedMachine) -> EventSource | None:
     """This is the machine, if it tells what happens in its guest; a fake one may not."""
-    return machine if isinstance(machine, GuestWatching) else None
+    return machine if isinstance(machine, EventSource) else None

@@ -1,36 +1,52 @@
 """What happens in a guest, as a process sees it that has the guest's RAM: it looks at that by itself."""
 
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
+from qvmi.errors import QvmiError
 from qvmi.machine.event_control import EventControl
 from qvmi.machine.event_stream import EventStream
-from qvmi.remote.remote_machine import RemoteMachine
+from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.rows.events import kinds_named
 
 __all__ = ["RemoteEvents"]
 
 
 class RemoteEvents:
-    """This tells what happens in the guest of a remote machine; an `EventSource`.
+    """This tells what happens in the guest of a remote machine, and who waits for that.
+
+    Nothing is asked of the manager for it: whoever was handed all memory may look at it.
 
     Args:
-        machine: its memory is looked at here, by a thread that uses at most a tenth of a core.
+        guest: the system that runs; raises why none is known.
+        refresh: looks again which system runs.
+        epoch: counts resets.
     """
 
-    def __init__(self, machine: RemoteMachine) -> None:
-        self._machine = machine
+    def __init__(
+        self,
+        guest: Callable[[], LinuxGuest],
+        refresh: Callable[[], Awaitable[object]],
+        epoch: Callable[[], int],
+    ) -> None:
+        self._control = partial(EventControl, guest, refresh, epoch)
+        self._watching: set[EventControl] = set()
 
     @asynccontextmanager
-    async def events(self, kinds: Collection[str] | None = None) -> AsyncIterator[EventStream]:
+    async def watched(self, kinds: Collection[str] | None) -> AsyncIterator[EventStream]:
         """This iterates what happens while the block lasts; raises as `Machine.events`."""
-        wanted = kinds_named(kinds)
-        machine = self._machine
-        control = EventControl(
-            lambda: machine.guest, machine.refresh, lambda: machine.epoch, wanted
-        )
+        control = self._control(kinds_named(kinds))
+        self._watching.add(control)
         try:
             await control.begin()
             yield control.stream
         finally:
+            self._watching.discard(control)
             await control.close()
+
+    async def close(self) -> None:
+        """This ends whatever is watched: who iterates it comes to its end."""
+        for control in tuple(self._watching):
+            with suppress(QvmiError):  # which its stream raises
+                await control.close()

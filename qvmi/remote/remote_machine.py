@@ -6,16 +6,17 @@ themselves when this process does, or stands still.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from qvmi.addr import Va
 from qvmi.arch.registers import Registers
-from qvmi.errors import MachineGone, PolicyDenied, StaleView
+from qvmi.errors import MachineGone, PolicyDenied, StaleView, UsageError
 from qvmi.machine.capture import Capture
+from qvmi.machine.event_stream import EventStream
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.guest_tools import GuestTools
 from qvmi.machine.pause import Pause
@@ -40,6 +41,7 @@ from qvmi.remote.messages import (
     SetBreakpoint,
     SystemRegistersTold,
 )
+from qvmi.remote.remote_events import RemoteEvents
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.selection import Choices
@@ -88,6 +90,7 @@ class RemoteMachine(GuestTools):
         self._pauses = LeasedPauses(self._asking)
         self._stills = StillLooks()
         self._state = MachineState(0)
+        self._events = RemoteEvents(self._recognition.require, self.refresh, lambda: self.epoch)
         self._vcpus: tuple[Registers, ...] = ()
 
     @property
@@ -243,8 +246,34 @@ class RemoteMachine(GuestTools):
         async with leased_breakpoint(self._asking, question, condition) as hits:
             yield hits
 
+    @asynccontextmanager
+    async def events(self, kinds: Collection[str] | None = None) -> AsyncIterator[EventStream]:
+        """This iterates what happens in the guest while the block lasts; see `Machine.events`.
+
+        A thread of this process looks for it, with at most a tenth of a core. The manager is asked
+        for nothing, and the policy for no more than the memory that this was handed.
+        """
+        _ = self.guest  # which may be stale
+        async with self._events.watched(kinds) as stream:
+            yield stream
+
+    def exact_events(
+        self, kinds: Collection[str] | None = None
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """This is what `Machine.exact_events` is for whoever holds QEMU's sockets.
+
+        Raises:
+            UsageError: always; it names the ways that there are here.
+        """
+        del kinds
+        raise UsageError(
+            "exact events are for whoever holds QEMU's sockets, as each of them stops the guest: use"
+            " events() here, or breakpoints() at a function of the kernel where the policy grants them"
+        )
+
     async def close(self) -> None:
         """This lets go of the memory; what was learned of the guest is kept where that may be."""
+        await self._events.close()
         self._recognition.remember()
         self.memory.close()
 

@@ -16,7 +16,7 @@ from qvmi.semantics.selection import Choices
 from qvmi.symbols.profile import ProfileCache
 from tests.guests.lab import Guest
 
-__all__ = ["MACHINES", "PACK", "Open", "remote_machine"]
+__all__ = ["MACHINES", "PACK", "Open", "by_manager", "remote_machine"]
 
 PACK: Final = "pack"
 

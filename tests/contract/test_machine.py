@@ -4,22 +4,35 @@ The oracle is the lab's own monitor, the guest's /proc and its serial line.
 """
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from qvmi.errors import MachineGone, PauseError, PolicyDenied, StaleView, SymbolNotFound
+from qvmi.errors import (
+    MachineGone,
+    PauseError,
+    PolicyDenied,
+    StaleView,
+    SymbolNotFound,
+    UsageError,
+)
+from qvmi.machine.event_stream import EventStream
 from qvmi.policy import OBSERVE, READ_ONLY
+from qvmi.semantics.rows.events import EventKind, NotSeen, ProcessExited, ProcessStarted
 from qvmi.view import Taken
 from tests.asynchronous import asynchronous, until
-from tests.contract.machines import MACHINES, Open
+from tests.contract.machines import MACHINES, Open, by_manager
 from tests.guests.agreement import assert_processes_agree
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 
 ENDS_S = 60.0
+BACKGROUND = "sleep 1000 >/dev/null 2>&1 & echo $!"
+Told = TypeVar("Told", ProcessStarted, ProcessExited)
 FORK = "kernel_clone"
 PSLIST = "linux.pslist.PsList"
 OVERLAPPING = 6
@@ -34,6 +47,19 @@ def guest(lab: Lab) -> Iterator[Guest]:
 @pytest.fixture(scope="module")
 def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("profiles")
+
+
+async def event_of(stream: EventStream, kind: type[Told], pid: int) -> Told:
+    """This waits for what is told of a process."""
+    async with asyncio.timeout(ENDS_S):
+        async for event in stream:
+            if isinstance(event, kind) and event.process.pid == pid:
+                return event
+    raise AssertionError(f"the events ended without a {kind.__name__} of {pid}")
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
 
 
 every_machine = pytest.mark.parametrize("open_machine", MACHINES.values(), ids=MACHINES)
@@ -234,6 +260,48 @@ async def test_what_the_policy_does_not_grant_is_refused_and_says_so(
                 pass
         assert breakpoint_.value.grant == "breakpoint"
         assert guest.monitor.running()
+
+
+@every_machine
+@asynchronous
+async def test_tells_what_happens_in_the_guest_and_accounts_for_each_fork(
+    open_machine: Open, guest: Guest, profiles: Path
+) -> None:
+    async with open_machine(guest, profiles, READ_ONLY) as machine:
+        with pytest.raises(UsageError, match="no-such"):
+            async with machine.events(["no-such"]):
+                pass
+        async with machine.events([EventKind.STARTED, EventKind.EXITED]) as stream:
+            pid = int(await asyncio.to_thread(guest.run, BACKGROUND))
+            started = await event_of(stream, ProcessStarted, pid)
+            await asyncio.to_thread(guest.run, f"kill {pid}")
+            await event_of(stream, ProcessExited, pid)
+        account = stream.account
+    assert started.provenance.taken is Taken.LIVE
+    assert account.forks == account.found + account.missed > 0
+
+
+@every_machine
+@asynchronous
+async def test_whoever_waits_for_events_comes_to_an_end_where_the_machine_is_closed(
+    open_machine: Open, guest: Guest, profiles: Path
+) -> None:
+    async with open_machine(guest, profiles, READ_ONLY) as machine:
+        watching = machine.events()
+        stream = await watching.__aenter__()
+        assert "qvmi events" in threads()
+    assert "qvmi events" not in threads()
+    assert [event async for event in stream if isinstance(event, NotSeen)] == []
+    await watching.__aexit__(None, None, None)
+
+
+@asynchronous
+async def test_of_exact_events_a_machine_seen_over_the_bus_names_what_else_there_is(
+    guest: Guest, profiles: Path
+) -> None:
+    async with by_manager(guest, profiles, READ_ONLY) as machine:
+        with pytest.raises(UsageError, match=r"events\(\) here, or breakpoints\(\)"):
+            machine.exact_events()
 
 
 @every_machine

@@ -8,9 +8,12 @@ from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.questions import LookAnswer
 from qvmi.codepacks.service import ServiceBus
 from qvmi.errors import BusError
+from qvmi.machine.event_stream import EventSource
 from qvmi.policy import Grant
+from qvmi.semantics.rows.events import EventKind, ProcessExeced
+from qvmi.semantics.rows.processes import Process
 
-__all__ = ["Asking", "Blocking", "Staying"]
+__all__ = ["Asking", "Blocking", "Following", "Staying"]
 
 
 class _Service:
@@ -47,6 +50,29 @@ def _agreed(finding: Finding) -> Finding:
         technique=finding.technique,
         key=finding.key,
         evidence=(Observation(view="pid table", present=True, address=place),),
+    )
+
+
+class Following(_Service):
+    """It says of each program of a name that it began."""
+
+    name = "following"
+
+    async def serve(self, bus: ServiceBus, machine: InspectedMachine) -> None:
+        assert isinstance(machine, EventSource)
+        async with machine.events([EventKind.EXECED]) as events:
+            async for event in events:
+                if isinstance(event, ProcessExeced) and event.process.name == "sleep":
+                    await bus.raise_alert(_began(event.process), event.provenance)
+
+
+def _began(process: Process) -> Finding:
+    return Finding(
+        claim=f"process {process.pid} sleeps",
+        severity=Severity.LOW,
+        technique="T1059",
+        key=f"{process.pid}",
+        evidence=(Observation(view="events", present=True, address=process.address),),
     )
 
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,15 @@ async def save_isf(guest: Guest, path: Path, profiles: Path) -> None:
         write_isf(kernel.symbols, path, slide=kernel.slide, banner=kernel.banner)
 
 
-def volatility(ram: Path, symbols: Path, cache: Path, plugin: str) -> list[dict[str, Any]]:
-    """This is what the command `vol` says of a RAM file."""
-    cache.mkdir(exist_ok=True)
+def volatility(ram: Path, symbols: Path, caches: Path, *plugins: str) -> list[list[dict[str, Any]]]:
+    """This is what the command `vol` says of a RAM file: rows by plugin, which look side by side."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(_rows, ram, symbols, caches), plugins))
+
+
+def _rows(ram: Path, symbols: Path, caches: Path, plugin: str) -> list[dict[str, Any]]:
+    cache = caches / plugin  # each has its own: two that fill one get into each other's way
+    cache.mkdir(parents=True)
     options = ["-q", "-r", "json", "--offline", "--cache-path", str(cache), "-s", str(symbols)]
     done = subprocess.run(
         [sys.executable, Path(sys.executable).with_name("vol"), *options, "-f", str(ram), plugin],

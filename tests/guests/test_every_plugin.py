@@ -28,12 +28,12 @@ from tests.guests.volatility_survey import (
 
 EVERY = (*X86_64, *AARCH64)
 ALL_S = OBSERVE_S * len(EVERY)
-"""The guests are observed side by side, but on a machine of one core."""
+"""The guests are observed one after the other, beside all other tests."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def observed(lab: Lab) -> Iterator[Mapping[str, Future[Observation]]]:
-    """This is what was seen in a guest of each kernel, as it comes."""
+    """This is what was seen in a guest of each kernel, as it comes: whoever asks first begins it."""
     try:
         for kernel in EVERY:
             lab.provide(kernel)  # where it is seen what it fetches
@@ -54,6 +54,7 @@ def seen(
         pytest.skip(str(missing))
 
 
+@pytest.mark.last
 @pytest.mark.timeout(ALL_S)
 def test_every_linux_plugin_does_what_the_document_says(
     seen: Observation, proof_count: Callable[[int], None]
@@ -67,6 +68,7 @@ def test_every_linux_plugin_does_what_the_document_says(
     proof_count(len(outcomes))
 
 
+@pytest.mark.last
 @pytest.mark.timeout(ALL_S)
 @pytest.mark.parametrize("seen", X86_64, indirect=True)
 def test_a_plugin_finds_what_was_planted_for_it_and_nothing_else(
@@ -76,6 +78,8 @@ def test_a_plugin_finds_what_was_planted_for_it_and_nothing_else(
     proof_count(sum(len(one.appears) for one in seen.planted.values()))
 
 
+@pytest.mark.first
+@pytest.mark.usefixtures("observed")
 @pytest.mark.parametrize("table", [X86_64, AARCH64], ids=["x86_64", "aarch64"])
 def test_the_document_has_every_plugin_and_no_other(table: Guests) -> None:
     written = columns_of_document(table)

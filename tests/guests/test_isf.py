@@ -67,8 +67,9 @@ async def test_stock_volatility_lists_the_guests_own_processes_and_modules(
     await save_isf(guest, folder / "linux" / "guest.json.xz", tmp_path)
     truth = guest.settled_truth()
     guest.monitor.execute("stop")
-    seen = volatility(guest.ram_paths[0], folder, tmp_path / "cache", "linux.pslist")
-    modules = volatility(guest.ram_paths[0], folder, tmp_path / "cache", "linux.lsmod")
+    seen, modules = volatility(
+        guest.ram_paths[0], folder, tmp_path / "caches", "linux.pslist", "linux.lsmod"
+    )
     guest.monitor.execute("cont")
     later = guest.truth()
     lasting = {

@@ -20,6 +20,7 @@ from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process, show_process
 
 WAIT_S = 100.0
+SLEEPER = "sleep 1000 >/dev/null 2>&1 & echo $!"
 HIDDEN = PackSpec(
     "hidden-processes",
     "qvmi.codepacks.hidden_processes:HiddenProcesses",
@@ -86,6 +87,31 @@ async def test_a_service_asks_another_codepack_and_raises_an_alert_that_both_sta
     assert finding["claim"].startswith(f"two agree: process {hidden.pid} (httpd)")
     assert finding["evidence"][0]["address"] == hidden.address
     assert alert.topic.text == "qvmi/v1/web/asking/alert"
+
+
+@asynchronous
+async def test_a_service_in_a_process_of_its_own_is_told_what_happens_in_the_guest(
+    guest: Guest, state: Path
+) -> None:
+    pids: list[int] = []
+    told = asyncio.Event()
+
+    async def start_sleepers() -> None:
+        """This starts one after the other, as nobody knows when the service begins to watch."""
+        while not told.is_set():
+            pids.append(int(await asyncio.to_thread(guest.run, SLEEPER)))
+
+    async with managing(guest, state, service("following", "Following")) as manager:
+        starting = asyncio.create_task(start_sleepers())
+        try:
+            alert = await next_of(manager, "following", "alert")
+        finally:
+            told.set()
+            await starting
+    guest.run(f"kill {' '.join(map(str, pids))}")
+    finding = alert.body["finding"]
+    assert isinstance(finding, dict)
+    assert finding["claim"] in {f"process {pid} sleeps" for pid in pids}
 
 
 @asynchronous

@@ -16,6 +16,7 @@ from qvmi.manager.response.evidence import write_bundle
 from qvmi.manager.response.hardware import Hardware
 from qvmi.manager.response.journal import Undo
 from qvmi.manager.response.prepared import Prepared
+from qvmi.manager.response.records import Notice
 from qvmi.manager.response.restoring import Repair, problem_of, repairs
 from qvmi.manager.response.scene import ReportMaker, Scene, Story
 from qvmi.manager.response.steps import (
@@ -222,15 +223,15 @@ class Actor:
     # ------------------------------------------------------------------------------------------- words
 
     async def _say(self, step: Say, scene: Scene) -> Prepared:
-        body: dict[str, object] = {
-            "text": step.text,
-            "playbook": scene.playbook,
-            "run": scene.run,
-            "alerts": [alert.evidence_hash for alert in scene.alerts],
-        }
+        notice = Notice(
+            text=step.text,
+            playbook=scene.playbook,
+            run=scene.run,
+            alerts=tuple(alert.evidence_hash for alert in scene.alerts),
+        )
 
         async def act() -> str:
-            self.say(step.kind, body)
+            self.say(step.kind, msgspec.to_builtins(notice))
             return f"said {step.text!r}"
 
         return Prepared(f"say {step.text!r} as {step.kind}", act)

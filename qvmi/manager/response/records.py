@@ -5,13 +5,17 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["HOLDER", "RESPONSE", "Outcome", "Record"]
+__all__ = ["HOLDER", "NOTICE", "RESPONSE", "Notice", "Outcome", "Record"]
 
 HOLDER: Final = "response"
 """Who acts: its name on the bus, and in the policy."""
 
 RESPONSE: Final = "response"
 """The kind of the messages that tell of steps."""
+
+
+NOTICE: Final = "notice"
+"""The kind of the messages that playbooks publish, unless they name another."""
 
 
 class Outcome(StrEnum):
@@ -59,3 +63,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         why = f": {self.problem}" if self.problem else ""
         still = f"; the guest stood still for {self.paused_s:.3f} s" if self.paused_s else ""
         return f"{self.playbook} {self.run}: {step} {self.outcome}: {self.what}{why}{still}"
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """This is the body of what a playbook's step ``message`` publishes, whatever kind it names.
+
+    Args:
+        text: what it says.
+        playbook: which one.
+        run: which run of it.
+        alerts: the hashes of the evidence of the alerts that led to it.
+    """
+
+    text: str
+    playbook: str
+    run: str
+    alerts: tuple[str, ...]

@@ -5,6 +5,8 @@ from typing import Final
 
 import msgspec
 
+from qvmi.manager.response.records import NOTICE
+
 __all__ = [
     "MAX_LONGEST_S",
     "STEPS",
@@ -96,7 +98,7 @@ class Say(Step, frozen=True):
     """
 
     text: str
-    kind: str = "notice"
+    kind: str = NOTICE
 
 
 STEPS: Final[Mapping[str, type[Step]]] = {

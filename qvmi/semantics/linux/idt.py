@@ -36,6 +36,8 @@ _USER: Final = 3
 _CALLED_BY_PROGRAMS: Final = (3, 4, 0x80)
 """Vectors that programs may raise: INT3, INTO, and system calls of 32-bit programs."""
 _FIRST_EXTERNAL: Final = 32
+_SET_BEFORE: Final = 16
+"""More gates of interrupts than a kernel has before it sets all of them: for programs, for hypervisors."""
 _STACKS: Final = {8: 1, 2: 2, 1: 3, 18: 4, 29: 5}
 """Stacks of their own, by exception: the same since exceptions are called ``asm_exc_…`` (Linux 5.8)."""
 _EXCEPTIONS: Final = (
@@ -51,6 +53,7 @@ _ENTRIES: Final = {"irq_entries_start": (8, 16), "spurious_entries_start": (8, 1
 _EARLY: Final = "early_idt_handler_array"
 _EARLY_SIZES: Final = (9, 13)
 """What was there before the first gates were set stays in gates that nobody needs; 13 with IBT."""
+_ABSENT: Final = "it is not present, and was: nothing is handled there"
 _SYSTEM: Final = re.compile(r"asm_sysvec_\w+|asm_exc_\w+|asm_int80_emulation|entry_INT80_compat")
 
 
@@ -123,15 +126,18 @@ class InterruptTable:
         return rows
 
     def _read(self, name: str, base: Va, data: bytes, code: KnownCode) -> Iterator[CodePointer]:
+        exceptions, interrupts = _are_set(data)
         for vector, gate in enumerate(_GATE.iter_unpack(data)):
             low, selector, bits, middle, high, _ = gate
-            if not bits >> 15:
-                continue  # not present: the processor does not use it
+            present = bits >> 15
+            if not present and not (exceptions if vector < _FIRST_EXTERNAL else interrupts):
+                continue  # not set yet
             target = Va(low | middle << 16 | high << 32)
             owner, symbol = code.owner(target), symbol_text(self._symbols, target)
-            problem = self._problem(vector, target, symbol, owner) or _wrong_gate(
-                vector, selector, bits
-            )
+            problem = _ABSENT
+            if present:
+                problem = self._problem(vector, target, symbol, owner)
+                problem = problem or _wrong_gate(vector, selector, bits)
             entry = f"{vector} {_exception(vector)}".rstrip()
             place = Va(base + vector * _GATE.size)
             row = CodePointer(name, entry, place, target, owner, symbol, problem)
@@ -144,7 +150,8 @@ class InterruptTable:
         """
         name = _exception(vector)
         handler = self._symbols.find(f"asm_exc_{name}") if name else None
-        if handler is None or not _is_present(data, _FIRST_EXTERNAL):
+        _, interrupts = _are_set(data)
+        if handler is None or not interrupts:
             return row
         found = data[vector * _GATE.size : (vector + 1) * _GATE.size]
         expected = _exception_gate(vector, handler)
@@ -174,9 +181,14 @@ def _exception(vector: int) -> str:
     return _EXCEPTIONS[vector] if vector < len(_EXCEPTIONS) else ""
 
 
-def _is_present(table: bytes, vector: int) -> bool:
-    bits: int = _GATE.unpack_from(table, vector * _GATE.size)[2]
-    return bool(bits >> 15)
+def _are_set(table: bytes) -> tuple[bool, bool]:
+    """This tells whether the kernel has set the gates of exceptions, and those of interrupts.
+
+    It sets all 32 of the former in one go before it uses the table, all others in another much later, and
+    takes none of them away again (``idt_setup_early_handler``, ``idt_setup_apic_and_irq_gates``).
+    """
+    present = [bool(bits >> 15) for _, _, bits, *_ in _GATE.iter_unpack(table)]
+    return any(present[:_FIRST_EXTERNAL]), sum(present[_FIRST_EXTERNAL:]) > _SET_BEFORE
 
 
 def _exception_gate(vector: int, handler: Va) -> bytes:

@@ -5,7 +5,7 @@ References: Linux kernel/fork.c (``task_struct_cachep``), mm/slab.h (``struct sl
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import Final
 
@@ -24,10 +24,10 @@ _POINTER: Final = Struct("<Q")
 _STEP: Final = 1 << 12
 """Frames whose structs are searched at once: those of 16 MiB of RAM, 256 KiB of structs."""
 _SEARCH_S: Final = 0.5
-"""Longest search of a look, but for its last step: where RAM has to be asked for, it is slow, and a look has
-other things to do. Then the search comes round later."""
+"""Longest search of a look, but for its last step: where RAM has to be asked for, or the host has too much to
+do, it is slow, and a look has other things to do. The next look goes on where it stopped."""
 _FIRST_FRAMES: Final = 1 << 20
-"""Frames searched at first sight, of 4 GiB of RAM: some 50 ms."""
+"""Frames searched at first sight, of 4 GiB of RAM: some 50 ms. What was no time for is the next look's."""
 _FRAMES: Final = 1 << 16
 """Frames searched in each later look, of 256 MiB of RAM: some 3 ms, so that the search of all comes
 round in a minute on a guest of 16 GiB."""
@@ -52,14 +52,23 @@ class TaskSlabs:
         space: the kernel's address space.
         symbols: of the kernel.
         memmap: its memory map.
+        clock: tells how long a search has taken, in seconds.
 
     Raises:
         SymbolsError: the profile lacks what this needs, or describes no possible layout.
     """
 
-    def __init__(self, space: AddressSpace, symbols: Symbols, memmap: MemMap) -> None:
+    def __init__(
+        self,
+        space: AddressSpace,
+        symbols: Symbols,
+        memmap: MemMap,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._space = space
         self._memmap = memmap
+        self._clock = clock
         self._cachep = address(symbols, "task_struct_cachep")
         self._image = address(symbols, "init_task")
         of_slab = "page" if symbols.size_of("slab") is None else "slab"
@@ -73,7 +82,8 @@ class TaskSlabs:
         self._read_slab = compile_reader(space, (flags, "Q"), (self._slab_cache, "Q"))
         self._known: dict[int, None] = {}
         self._steps: Iterator[PaRange] = iter(())
-        self._searched = 0
+        self._whole = sum(ram.size for ram in space.memory.ranges) // PAGE_SIZE
+        self._owed = min(_FIRST_FRAMES, self._whole)
 
     def objects(self) -> Iterator[int]:
         """This iterates the addresses of objects, in use or free.
@@ -110,11 +120,13 @@ class TaskSlabs:
         return start, start + (PAGE_SIZE << order)
 
     def _search(self, cache: int) -> None:
-        """This looks for slabs of the cache in the part of RAM whose turn it is."""
-        room = _FRAMES if self._searched else _FIRST_FRAMES
-        whole = sum(ram.size for ram in self._space.memory.ranges) // PAGE_SIZE
-        room = min(room, whole)
-        end = time.monotonic() + _SEARCH_S
+        """This looks for slabs of the cache in the part of RAM whose turn it is.
+
+        What a look has no time for is searched in the next ones, before RAM is searched anew: a host
+        with too much to do makes the search late, and no part of RAM is left out.
+        """
+        room = max(self._owed, min(_FRAMES, self._whole))
+        end = self._clock() + _SEARCH_S
         while room > 0 and len(self._known) < _MAX_SLABS:
             part = next(self._steps, None)
             if part is None:
@@ -124,8 +136,8 @@ class TaskSlabs:
                 return
             self._known.update(dict.fromkeys(self._slabs_in(part, cache)))
             room -= part.size // PAGE_SIZE
-            self._searched += 1
-            if time.monotonic() > end:
+            self._owed = max(0, self._owed - part.size // PAGE_SIZE)
+            if self._clock() > end:
                 return
 
     def _slabs_in(self, part: PaRange, cache: int) -> Iterator[int]:

@@ -19,6 +19,7 @@ from qvmi.codepacks.injection import Injection
 from qvmi.codepacks.persistence import Persistence
 from qvmi.codepacks.unusual_code import UnusualCode
 from qvmi.semantics.guest_os import TaskView
+from qvmi.semantics.linux.task_slab import TaskSlabs
 from tests.guests.tamper.right_rows import as_user
 from tests.guests.tamper.scene import Scene
 from tests.guests.watched import Watched, of_pid, told
@@ -42,6 +43,24 @@ def test_every_structure_of_a_guest_leads_to_its_processes(its: Watched) -> None
     assert shown[TaskView.RUNNING] <= shown[TaskView.SLAB]
     inner = {its.process(name).pid for name in ("ns-init", "ns-child", "box-init", "box-inner")}
     assert shown[TaskView.INNER_PIDS] == inner
+
+
+def test_a_search_that_time_runs_out_for_goes_on_in_the_next_look(its: Watched) -> None:
+    guest, now, passing = its.machine.guest, 0.0, 60.0
+
+    def clock() -> float:
+        nonlocal now
+        now += passing
+        return now
+
+    with its.machine.paused():
+        of_all = (guest.kernel.space, guest.kernel.symbols, guest.memmap)
+        everybody = set(TaskSlabs(*of_all).objects())
+        slabs = TaskSlabs(*of_all, clock=clock)
+        in_a_hurry = set(slabs.objects())
+        passing = 0.0
+        with_time = set(slabs.objects())
+    assert in_a_hurry < with_time == everybody
 
 
 def test_code_that_is_no_files_is_told_of_whoever_has_it_and_of_nobody_else(its: Watched) -> None:

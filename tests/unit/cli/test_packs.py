@@ -116,7 +116,7 @@ def test_what_comes_with_qvmi_tells_what_it_needs() -> None:
 
 def test_info_says_what_is_only_enforced_in_a_process_of_its_own() -> None:
     enforced = qvmi_document("pack", "info", "hidden-processes")["enforced"]
-    assert enforced["here"].keys() == enforced["process"].keys()
+    assert enforced["run"].keys() == enforced["here"].keys() == enforced["process"].keys()
     assert enforced["here"]["memory"] == "not enforced"
     assert enforced["process"]["memory"] == "RLIMIT_DATA of its process"
     shown = qvmi("pack", "info", "hidden-processes").stdout

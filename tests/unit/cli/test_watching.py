@@ -59,6 +59,17 @@ async def watched(
         return await watching
 
 
+@pytest.mark.parametrize("packs", [USUAL_PACKS, ALL_PACKS])
+@asynchronous
+async def test_says_that_it_runs_one_of_how_many_unless_it_was_told_which(packs: str) -> None:
+    output = Captured()
+    machine = clean_machine()
+    await watched(
+        machine, output, lambda: "watching" in output.messages, end=signal.SIGINT, packs=packs
+    )
+    assert ("`watch all` runs all 14" in output.messages) == (packs == USUAL_PACKS)
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 @asynchronous
 async def test_an_alert_leads_to_1_when_it_is_ended(end: signal.Signals) -> None:

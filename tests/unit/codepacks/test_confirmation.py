@@ -120,6 +120,16 @@ def test_settling_takes_two_looks_even_if_they_are_far_apart() -> None:
         assert len(changes.raised) == raised
 
 
+def test_the_time_that_looks_take_settles_nothing() -> None:
+    confirmation = Confirmation()
+    slow = msgspec.structs.replace(finding("a"), settle_s=5.0)
+    raised = [
+        len(confirmation.update([slow], complete=True, at=0.0, clock=began, took_s=took).raised)
+        for began, took in ((0.0, 4.0), (5.0, 9.0), (8.9, 9.0), (9.0, 0.0))
+    ]
+    assert raised == [0, 0, 0, 1]
+
+
 def test_setting_the_hosts_clock_settles_nothing() -> None:
     confirmation = Confirmation()
     slow = msgspec.structs.replace(finding("a"), settle_s=5.0)

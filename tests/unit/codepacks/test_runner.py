@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qvmi.codepacks.alert import Alert, AlertState
@@ -34,6 +36,7 @@ from tests.unit.codepacks.packs import ScriptedPack, finding
 from tests.unit.codepacks.recording_bus import RecordingBus
 
 WAIT_S = 10.0
+SETTLE_S = 0.1
 
 
 class Findings:
@@ -116,6 +119,25 @@ async def test_a_confirmed_finding_is_published_once_and_once_when_it_is_gone() 
 
 
 @asynchronous
+async def test_what_must_settle_was_there_from_the_end_of_one_look_to_the_beginning_of_another() -> (
+    None
+):
+    looks: list[tuple[float, float]] = []
+
+    def inspect(_: GuestOS, __: PhysicalMemory) -> Iterable[Finding]:
+        began = time.monotonic()
+        # Each takes as long as the finding has to settle: two have taken twice that.
+        threading.Event().wait(SETTLE_S)
+        looks.append((began, time.monotonic()))
+        return [msgspec.structs.replace(finding("k"), settle_s=SETTLE_S)]
+
+    async with running(runner_of(ScriptedPack(inspect))) as (bus, _):
+        await bus.until(lambda: bool(alerts(bus)))
+    [alert] = alerts(bus)
+    assert looks[alert.rounds - 1][0] - looks[0][1] >= SETTLE_S
+
+
+@asynchronous
 async def test_an_alert_tells_where_it_is_from_and_how_it_was_taken() -> None:
     async with running(runner_of(ScriptedPack(Findings("k"), name="pack"))) as (bus, _):
         await bus.until(lambda: bool(alerts(bus)))
@@ -123,6 +145,7 @@ async def test_an_alert_tells_where_it_is_from_and_how_it_was_taken() -> None:
     assert message.topic.text == "qvmi/v1/web/pack/alert"
     alert = message.read_body(Alert)
     assert (alert.codepack, alert.rounds, alert.finding) == ("pack", 2, finding("k"))
+    assert alert.held_by == "guard rails"
     assert alert.provenance == message.provenance == FakeGuest().provenance
 
 

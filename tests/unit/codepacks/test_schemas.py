@@ -1,24 +1,23 @@
 """The JSON Schemas of messages, checked by another implementation than the one that made them."""
 
 import json
-from typing import Any
 
 import msgspec
 import pytest
-from jsonschema_rs import Draft202012Validator, ValidationError, meta
+from jsonschema_rs import Draft202012Validator, ValidationError
 
 from qvmi.bus.local import in_process
 from qvmi.bus.message import Message
 from qvmi.bus.receipt import Receipt
 from qvmi.bus.topic import Topic
 from qvmi.codepacks.hidden_processes import HiddenProcesses
-from qvmi.codepacks.schemas import ENVELOPE, schemas
+from qvmi.codepacks.schemas import ENVELOPE
+from qvmi.manager.schemas import all_schemas
 from qvmi.manager.watch import watch
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous
-from tests.repository.tree import ROOT
+from tests.documented_schemas import SCHEMAS, documented, require_documented
 
-FOLDER = ROOT / "docs" / "schemas"
 REQUEST = Message(
     vm="web", codepack="pack", kind="request", peer="clock", time=1.0, deadline=2.0, body={"x": 1}
 )
@@ -28,23 +27,9 @@ REPLY = Message(
 INIT, EVIL = fake_process(1, name="init"), fake_process(666, name="evil")
 
 
-def documented(name: str) -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
-    meta.validate(schema)
-    return schema
-
-
-def check(message: Message, *, body: str | None = None) -> None:
-    """Checks what travels, as anybody would who has the documented schemas only."""
-    wire = json.loads(message.to_json())
-    Draft202012Validator(documented(ENVELOPE)).validate(wire)
-    if body:
-        Draft202012Validator(documented(body)).validate(wire["body"])
-
-
 def test_the_documented_schemas_are_those_of_the_code() -> None:
-    written = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
-    assert written == json.loads(json.dumps(schemas())), "run scripts/schemas"
+    written = {path.stem: json.loads(path.read_text()) for path in SCHEMAS.glob("*.json")}
+    assert written == json.loads(json.dumps(all_schemas())), "run scripts/schemas"
 
 
 @asynchronous
@@ -53,7 +38,7 @@ async def test_what_codepacks_say_follows_the_schemas() -> None:
     seen = set()
     async with watch(machine, packs=[HiddenProcesses(interval_s=0.005)], bus=in_process) as said:
         async for message in said:
-            check(message, body=message.kind)
+            require_documented(message, body=message.kind)
             seen.add(message.kind)
             if seen == {"alert", "status"}:
                 break
@@ -61,16 +46,16 @@ async def test_what_codepacks_say_follows_the_schemas() -> None:
 
 def test_receipts_follow_their_schema() -> None:
     for receipt in Receipt.split("pack", ["a", "b"]):
-        check(receipt.message(vm="web", consumer="log"), body="receipt")
+        require_documented(receipt.message(vm="web", consumer="log"), body="receipt")
 
 
 @pytest.mark.parametrize("message", [REQUEST, REPLY], ids=["request", "reply"])
 def test_requests_and_replies_follow_the_schema(message: Message) -> None:
-    check(message)
+    require_documented(message)
 
 
 def test_fields_of_later_versions_follow_the_schema() -> None:
-    check(msgspec.structs.replace(REQUEST, further={"signature": [1]}))
+    require_documented(msgspec.structs.replace(REQUEST, further={"signature": [1]}))
 
 
 @pytest.mark.parametrize(

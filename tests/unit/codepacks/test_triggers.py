@@ -1,12 +1,14 @@
 """Codepacks that look because something happened, or because somebody asks."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from qvmi.addr import Va
 from qvmi.bus.account import Account
@@ -38,6 +40,7 @@ from qvmi.semantics.rows.events import (
 )
 from qvmi.testing import FakeGuest, FakeMachine, fake_process
 from tests.asynchronous import asynchronous, until
+from tests.documented_schemas import documented, require_documented
 from tests.unit.codepacks.packs import ScriptedPack, finding
 from tests.unit.codepacks.recording_bus import RecordingBus
 
@@ -193,6 +196,7 @@ async def test_a_question_is_answered_by_a_look_that_began_after_it(opened: Open
         said = []
         for _ in range(3):
             reply = await bus.request(TOPIC, {}, deadline_s=WAIT_S)
+            require_documented(reply, body="look-answer")
             said.append(reply.read_body(LookAnswer))
     assert [len(answer.items) for answer in said] == [1, 1, 1]
     assert [answer.items[0].confirmed for answer in said] == [False, True, True]
@@ -219,7 +223,11 @@ async def test_a_question_whether_something_is_seen_is_answered_by_what_the_look
             for question in questions
         ]
         reply = await bus.request(TOPIC, {"what": "confirm", "addresses": "all"}, deadline_s=WAIT_S)
+        require_documented(reply, body="confirm-answer")
         said.append(reply.read_body(ConfirmAnswer).answer)
+    for question in questions:
+        body = msgspec.to_builtins(question)
+        Draft202012Validator(documented("confirm-question")).validate(json.loads(json.dumps(body)))
     assert said == [Confirmation.CONFIRMED, Confirmation.DENIED, Confirmation.UNKNOWN]
 
 
@@ -246,6 +254,8 @@ async def test_questions_at_once_are_answered_by_one_look_and_too_many_are_refus
         replies = await asyncio.gather(*questions)
     refused = [one for one in replies if "ask again later" in str(one.body.get("problem"))]
     assert (len(refused), looks.count) == (4, 2)
+    for reply in replies:
+        require_documented(reply, body="look-answer")
 
 
 @asynchronous
