@@ -11,12 +11,13 @@ from tests.guests.tamper.scenario import Scenario, Shown, Sign, Way
 from tests.guests.tamper.scene import Scene
 from tests.guests.watched import POINTER, Watched
 
-__all__ = ["RIGHT_ROWS", "as_user"]
+__all__ = ["RIGHT_ROWS", "as_user", "cred_of"]
 
 _USER: Final = 1000
 
 
-def _cred_of(its: Watched, process: Process) -> int:
+def cred_of(its: Watched, process: Process) -> int:
+    """This is where a process's credentials lie."""
     return its.pointer(process.address + its.member("task_struct", "real_cred"))
 
 
@@ -49,7 +50,7 @@ def _ids(scene: Scene, pid: int) -> list[str]:
 def _overwritten(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     its = scene.its
     process = scene.victim
-    cred = _cred_of(its, process)
+    cred = cred_of(its, process)
     with its.written(cred + its.member("cred", "euid"), bytes(4)):
         assert _ids(scene, process.pid) == [f"{_USER}", "0"]
         evidence = (
@@ -66,7 +67,7 @@ def _replaced(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     init_cred = its.machine.symbols.find("init_cred")
     assert init_cred is not None
     process = scene.victim
-    cred = _cred_of(its, process)
+    cred = cred_of(its, process)
     with _given(its, process, init_cred):
         assert _ids(scene, process.pid) == ["0", "0"]
         evidence = (
@@ -86,7 +87,7 @@ def _replaced(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 def _shared(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     its = scene.its
     owner, sharer = its.process("user-1000"), its.process("nobody")
-    cred = _cred_of(its, owner)
+    cred = cred_of(its, owner)
     with _given(its, sharer, cred):
         assert _ids(scene, sharer.pid) == [f"{_USER}", f"{_USER}"]
         yield tuple(
@@ -103,7 +104,7 @@ def _shared(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 def _capable(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     its = scene.its
     process = its.process("ambient-caps")
-    place = _cred_of(its, process) + its.member("cred", "cap_permitted")
+    place = cred_of(its, process) + its.member("cred", "cap_permitted")
     with its.written(place, b"\xff" * 4):
         said = scene.run(f"grep CapPrm /proc/{process.pid}/status").split()
         assert said[1] == "00000000ffffffff"
@@ -147,7 +148,7 @@ def _by_nobody(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     its = scene.its
     with as_user(its, "sleep 2999 & wait", "sh") as parent:
         child = its.process("sleep", ppid=parent.pid)
-        place = _cred_of(its, child) + its.member("cred", "uid")
+        place = cred_of(its, child) + its.member("cred", "uid")
         with its.written(place, bytes(4)):
             assert _ids(scene, child.pid) == ["0", f"{_USER}"]
             evidence = (

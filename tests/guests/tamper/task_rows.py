@@ -11,7 +11,7 @@ from tests.guests.tamper.scenario import Scenario, Shown, Sign, Way
 from tests.guests.tamper.scene import Scene
 from tests.guests.watched import POINTER, Watched, unlinked
 
-__all__ = ["TASK_ROWS"]
+__all__ = ["TASK_ROWS", "without_pid"]
 
 _LIST, _PIDS, _CHILDREN, _THREADS = (
     *(TaskView.LIST, TaskView.PIDS),
@@ -38,7 +38,7 @@ def _off_the_list(its: Watched, process: Process) -> Iterator[None]:
 
 
 @contextmanager
-def _without_pid(its: Watched, process: Process) -> Iterator[None]:
+def without_pid(its: Watched, process: Process) -> Iterator[None]:
     """This makes the pid of a process lead to nobody, neither as a process nor as a thread."""
     pid = its.pointer(process.address + its.member("task_struct", "thread_pid"))
     with its.written(pid + its.member("pid", "tasks"), bytes(2 * POINTER.size)):
@@ -57,7 +57,7 @@ def _unlinked_process(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 @contextmanager
 def _pid_of_nobody(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     process = scene.its.process("nobody")
-    with _without_pid(scene.its, process):
+    with without_pid(scene.its, process):
         assert f"{process.pid}" not in scene.run("ps -o pid").split()
         yield (_missing(process, _PIDS, _LIST, _CHILDREN),)
 
@@ -70,7 +70,7 @@ def _in_no_list(scene: Scene) -> Iterator[tuple[Sign, ...]]:
         undo.enter_context(_off_the_list(its, process))
         sibling = process.address + its.member("task_struct", "sibling")
         undo.enter_context(unlinked(its, sibling))
-        undo.enter_context(_without_pid(its, process))
+        undo.enter_context(without_pid(its, process))
         assert f"{process.pid}" not in scene.run("ps -o pid").split()
         yield tuple(
             _missing(process, whole, TaskView.SLAB, only=True)
