@@ -108,7 +108,7 @@ def same_processes(what: str, guest: Guest, debug_information: Path) -> None:
     agree(what, [msgspec.structs.astuple(process) for process in ours], theirs)
 
 
-def same_as_guest_says(what: str, guest: Guest, machine: SyncMachine) -> None:
+def same_as_guest_says(what: str, guest: Guest, machine: SyncMachine | qvmi.Machine) -> None:
     """This checks the process list against the guest's own, as it stands between two workers' births.
 
     Raises:

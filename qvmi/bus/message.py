@@ -7,7 +7,7 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from qvmi.bus.topic import REPLY, REQUEST, Topic, is_name
-from qvmi.errors import BadMessage
+from qvmi.errors import BadMessage, UsageError
 from qvmi.view import Provenance
 
 __all__ = ["MAX_MESSAGE_BYTES", "MESSAGE_VERSION", "Message"]
@@ -145,11 +145,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """This gives the body as the type that belongs to the message's kind.
 
         Raises:
-            BadMessage: it is no such body.
+            BadMessage: it is no such body, or a field of it is out of bounds.
         """
         try:
             return msgspec.convert(self.body, body_type, strict=True)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UsageError) as error:
             raise BadMessage(f"body of {self.topic.text}: {error}") from error
 
 

@@ -150,7 +150,7 @@ async def _list(
 
 async def _cat(opened: "OpenDisk", output: Output, path: str, to: str | None) -> ExitCode:
     """This writes a file to stdout, to another file, or into a document."""
-    listing = await opened.list(path)
+    listing = await opened.stat(path, follow=True)
     size = listing[0].size
     if output.json:
         content = base64.b64encode(await opened.read(path)).decode()

@@ -31,7 +31,10 @@ def _pack(parser: ArgumentParser) -> None:
         help="sign: how long the signature holds; for ever",
     )
     parser.add_argument(
-        "--rounds", metavar="N", type=values.count, help="run: how many looks, if not what it takes"
+        "--rounds",
+        metavar="N",
+        type=values.count,
+        help="run: how many looks, from 1 on; what it takes",
     )
     parser.add_argument(
         "--interval", metavar="S", type=values.seconds, help="run: seconds between two looks"

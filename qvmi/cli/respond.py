@@ -23,7 +23,7 @@ __all__ = ["respond"]
 _CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
-async def respond(  # noqa: PLR0913 - one for each argument of the command
+async def respond(
     machine: Machine,
     output: Output,
     *,
@@ -31,14 +31,12 @@ async def respond(  # noqa: PLR0913 - one for each argument of the command
     run: str | None,
     policy: str | None,
     state: str | None,
-    respond: bool,
 ) -> ExitCode:
     """This lists what was done, or undoes a run.
 
     Raises:
         UsageError: there is no such run, or the journal cannot be used.
     """
-    del respond  # it is what lets the session write
     with opened_journal(state, name_from(machine.address)) as journal:
         if action == "list":
             return _list(output, journal)

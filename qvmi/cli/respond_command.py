@@ -16,7 +16,6 @@ def _declare(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--state", metavar="FOLDER", type=values.given, help="of the watch, if not the usual one"
     )
-    parser.set_defaults(respond=True)
 
 
 RESPOND: Final = Command(
@@ -36,4 +35,5 @@ RESPOND: Final = Command(
     Needs.GUEST,
     "qvmi.cli.respond:respond",
     _declare,
+    grants=("write",),
 )

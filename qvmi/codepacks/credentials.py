@@ -21,6 +21,7 @@ from qvmi.codepacks.privileges import (
     unexplained_root,
 )
 from qvmi.codepacks.process_evidence import by_address, identity, seen, short, told
+from qvmi.codepacks.system_folders import SYSTEM_FOLDERS
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import Credentials, GuestOS, Listing, Process, Program
@@ -33,11 +34,10 @@ _PROGRAM: Final = ("path", "mode", "owner", "execs")
 _SETTLE_S: Final = 5.0
 """Longest time for which the kernel is believed to act by another's credentials, as binfmt_misc does."""
 _MAX_SHARERS: Final = 8
+_MAX_REMEMBERED: Final = 1 << 16
+"""Processes that are remembered though a gap may only hide them: a guest that has one for ever, and forks,
+would fill our memory. With more, those that are not listed are forgotten."""
 
-SYSTEM_FOLDERS: Final = (
-    *("/usr/", "/bin/", "/sbin/", "/lib/", "/opt/", "/snap/", "/nix/store/", "/run/wrappers/"),
-)
-"""Where programs that make whoever runs them root are expected."""
 SHELLS: Final = (
     *(
         "sh",
@@ -107,13 +107,13 @@ class CredentialWatch:
             yield from self._root(process, its, program, by_pid.get(program.ppid))
 
     def _forget(self, processes: Listing[Process]) -> None:
-        """This forgets those that are there no more; with a gap in the list, they may yet be."""
+        """This forgets those that are there no more; behind a gap they may yet be, up to a bound."""
         epoch = processes.provenance.epoch
         if epoch != self._epoch:
             self._known.clear()
             self._gained.clear()
             self._epoch = epoch
-        if not processes.gaps:
+        if not processes.gaps or len(self._known) > _MAX_REMEMBERED:
             there = {identity(process) for process in processes}
             for memory in (self._known, self._gained):
                 for one in memory.keys() - there:

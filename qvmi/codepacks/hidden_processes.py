@@ -20,6 +20,7 @@ from itertools import islice
 from typing import Final
 
 from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.process_evidence import MAX_NAME, identity
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import (
@@ -65,8 +66,6 @@ A vCPU that the host takes away in the midst of a change makes it last, as above
 
 _MAX_GAPS_TOLD: Final = 16
 """Gaps of one structure that become findings; one with more of them is told by those."""
-_MAX_NAME: Final = 64
-"""Letters of a name in a claim; it has 15 bytes, which may be written as four letters each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +149,10 @@ class _Seen:
         listed, known, others = guest.processes(), guest.process_ids(), guest.task_sightings()
         views: dict[str, dict[str, Task]] = {view: {} for view in TaskView}
         for view, rows in ((TaskView.LIST, listed), (TaskView.PIDS, known)):
-            views[view].update((_identity(row), row) for row in rows)
+            views[view].update((identity(row), row) for row in rows)
         for row in others:
             if row.view is not TaskView.PIDS or _kind(row) == _THREAD:  # processes were asked for
-                views[row.view].setdefault(_identity(row), row)
+                views[row.view].setdefault(identity(row), row)
         gaps: dict[str, list[Gap]] = {
             TaskView.LIST: list(listed.gaps),
             TaskView.PIDS: list(known.gaps),
@@ -181,27 +180,20 @@ def _missing_in(whole: str, kind: str, seen: _Seen) -> Iterator[Finding]:
     hidden = seen.views[whole]
     missing: dict[str, dict[str, Task]] = {}
     for view, tasks in seen.views.items():
-        for identity, task in tasks.items():
+        for which, task in tasks.items():
             passes = task.state == _EXITING and not seen.runs
-            if identity not in hidden and _kind(task) == kind and not passes:
-                missing.setdefault(identity, {})[view] = task
+            if which not in hidden and _kind(task) == kind and not passes:
+                missing.setdefault(which, {})[view] = task
     gaps = len(seen.gaps.get(whole, ()))
-    for identity, shown in missing.items():
-        yield _missing(identity, shown, whole, facts={"tasks": len(hidden), "gaps": gaps})
+    for which, shown in missing.items():
+        yield _missing(which, shown, whole, facts={"tasks": len(hidden), "gaps": gaps})
 
 
 def _kind(task: Task) -> str:
     return _PROCESS if isinstance(task, Process) or task.pid == task.tgid else _THREAD
 
 
-def _identity(task: Task) -> str:
-    """This names one task for as long as the guest runs; its address is used again after it."""
-    return f"{task.address:#x}@{task.start_time_s!r}"
-
-
-def _missing(
-    identity: str, shown: dict[str, Task], whole: str, *, facts: dict[str, int]
-) -> Finding:
+def _missing(which: str, shown: dict[str, Task], whole: str, *, facts: dict[str, int]) -> Finding:
     """This says that a task is not in a structure that should have it."""
     first = TaskView.PIDS if TaskView.PIDS in shown else next(iter(shown))
     task, gaps = shown[first], facts["gaps"]
@@ -211,12 +203,12 @@ def _missing(
         for view, its in sorted(shown.items(), key=lambda one: one[0] != first)
     ]
     return Finding(
-        claim=f"{_kind(task)} {task.pid} ({task.name[:_MAX_NAME]}) is in {first} "
+        claim=f"{_kind(task)} {task.pid} ({task.name[:MAX_NAME]}) is in {first} "
         f"but not in {whole}" + (", which cannot be walked whole" if gaps else ""),
         severity=Severity.HIGH,
         technique=_TECHNIQUE,
         # The same with a gap and without, so that nobody is safe who lets one come and go.
-        key=f"not in {whole}: {identity}",
+        key=f"not in {whole}: {which}",
         evidence=(*present, Observation(view=whole, present=False, facts=dict(facts))),
         settle_s=max(0.0 if prompt else _HALF_DONE_S, _PASSING_GAP_S if gaps else 0.0),
     )

@@ -15,6 +15,7 @@ from typing import Final
 
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.codepacks.system_folders import SYSTEM_FOLDERS
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import CommandLine, GuestOS, Process, Program
@@ -51,16 +52,6 @@ DAEMONS: Final = (
     ),
     *("systemd-journal", "systemd-journald", "systemd-logind", "systemd-udevd", "systemd-network"),
     *("systemd-resolve", "polkitd", "auditd", "chronyd", "ntpd", "udevd", "containerd", "dockerd"),
-)
-SYSTEM_FOLDERS: Final = (
-    "/usr/",
-    "/bin/",
-    "/sbin/",
-    "/lib/",
-    "/lib64/",
-    "/opt/",
-    "/snap/",
-    "/nix/store/",
 )
 HELPERS: Final = (
     *("modprobe", "kmod", "systemd-coredump", "apport", "systemd-cgroups-agent", "request-key"),

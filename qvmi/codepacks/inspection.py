@@ -10,6 +10,7 @@ from qvmi.codepacks.confirmation import ROUNDS_TO_RAISE, Confirmation, Confirmed
 from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker
 from qvmi.codepacks.status import Sight
+from qvmi.errors import UsageError
 
 __all__ = ["MAX_ROUNDS", "Inspection", "inspect_guest"]
 
@@ -59,12 +60,16 @@ async def inspect_guest(
     Args:
         codepack: which looks.
         machine: at what.
-        rounds: how many looks; None for as many as that takes, two at least and a minute at most.
-        deadline_s: the longest look.
+        rounds: how many looks, from 1 to :data:`MAX_ROUNDS`; None for as many as that takes, two at
+            least and a minute at most.
+        deadline_s: the longest look, in seconds.
 
     Raises:
+        UsageError: so many looks cannot be asked for.
         MachineGone: there is no machine any more.
     """
+    if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
+        raise UsageError(f"{rounds} looks: from 1 to {MAX_ROUNDS}")
     looker = Looker(codepack, machine, deadline_s=deadline_s)
     confirmation = Confirmation()
     confirmed: dict[str, Confirmed] = {}

@@ -29,7 +29,7 @@ emulated machine; a host with too much to do may take the vCPU away in the midst
 class KernelText:
     """This compares code and constants with what they were at first sight.
 
-    Unlike other codepacks it keeps something from one look to the next: a copy of the code, some 35 MB.
+    It keeps a copy of the code from one look to the next, some 35 MB.
 
     Args:
         interval_s: from one look to the next.

@@ -10,11 +10,11 @@ Authentication Modules; inode(7) (``st_ctime``).
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from qvmi.codepacks.bad_lines import bad_line
 from qvmi.codepacks.codepack import Finding, Severity
 from qvmi.codepacks.file_watch import MAX_CONTENT, FileWatch, content_of
 from qvmi.codepacks.process_evidence import Fact, seen, short
@@ -57,14 +57,6 @@ TECHNIQUES: Final = {
     "/etc/pam.d/": "T1556.003",
 }
 
-_BAD: Final = re.compile(
-    rb"(?:curl|wget)[^\n|;&]*[|]\s*(?:[a-z/]*/)?(?:ba|da|z|k)?sh\b"
-    rb"|base64\s+(?:-d|--decode)[^\n]*[|]\s*(?:[a-z/]*/)?(?:ba|da|z|k)?sh\b"
-    rb"|/dev/(?:tcp|udp)/[0-9a-zA-Z.]+/[0-9]+"
-    rb"|\bnc(?:at)?\s[^\n]*-[a-z]*e\s+/"
-    rb"|\bbash\s+-i\s*(?:[0-9]*>&|&>)"
-)
-"""What downloads and runs something, or gives a shell away."""
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs", "devtmpfs"})
 _FACTS: Final = ("path", "device", "inode", "size", "changed")
 _MAX_REMEMBERED: Final = 8192
@@ -154,11 +146,11 @@ class Persistence:
         key = _key(file)
         made = known is None and not first and file.changed > (self._mark or 0)
         changed = known is not None and _differs(known, now)
-        bad = _BAD.search(data)
+        bad = bad_line(data)
         self._findings.pop(key, None)
         if bad is not None or made or changed:
             how = "was made" if made else "was changed" if changed else "is there"
-            self._findings[key] = _finding(now, known, how, bad and bad[0])
+            self._findings[key] = _finding(now, known, how, bad)
         better = known is None or bool(now.digest)
         if not changed and better and len(self._known) < _MAX_REMEMBERED:
             self._known[key] = now

@@ -5,7 +5,7 @@ from typing import Final
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Observation
-from qvmi.semantics.guest_os import Listing, Process
+from qvmi.semantics.guest_os import Listing, Process, TaskSighting, Thread
 
 __all__ = ["MAX_NAME", "MAX_TEXT", "Fact", "by_address", "identity", "seen", "short", "told"]
 
@@ -17,9 +17,9 @@ MAX_TEXT: Final = 256
 Fact = str | int | float | bool | None
 
 
-def identity(process: Process) -> str:
-    """This names one process for as long as the guest runs; its address is used again after it."""
-    return f"{process.address:#x}@{process.start_time_s!r}"
+def identity(task: Process | Thread | TaskSighting) -> str:
+    """This names one task for as long as the guest runs; its address is used again after it."""
+    return f"{task.address:#x}@{task.start_time_s!r}"
 
 
 def told(process: Process) -> str:

@@ -14,15 +14,15 @@ from qvmi.bus.bus import Bus
 from qvmi.bus.message import Message
 from qvmi.bus.topic import Topic
 from qvmi.codepacks.codepack import Finding
-from qvmi.errors import BadMessage, BusError, BusRefused, RequestTimeout
+from qvmi.errors import BusError, BusRefused, RequestTimeout
 
-__all__ = ["ConfirmAnswer", "ConfirmQuestion", "Confirmation", "ask_for"]
+__all__ = ["Answer", "ConfirmAnswer", "ConfirmQuestion", "ask_for"]
 
 FIRST_PAUSE_S: Final = 1.0
 """Until a question is asked again; then twice as long each time, a dozen times in an hour at most."""
 
 
-class Confirmation(StrEnum):
+class Answer(StrEnum):
     """This is what a codepack says of it."""
 
     CONFIRMED = "confirmed"
@@ -65,7 +65,7 @@ class ConfirmAnswer(msgspec.Struct, frozen=True, kw_only=True):
         why: the claim of what was found, or why nobody knows.
     """
 
-    answer: Confirmation
+    answer: Answer
     why: str = ""
 
 
@@ -93,10 +93,7 @@ async def ask_for(
             reply = await _first_reply(bus, topic, body, deadline_s=deadline_s)
     except TimeoutError:
         raise RequestTimeout(topic.text, deadline_s) from None
-    try:
-        return msgspec.convert(reply.body, ConfirmAnswer, strict=True)
-    except msgspec.ValidationError as error:
-        raise BadMessage(f"no answer to a question: {error}") from error
+    return reply.read_body(ConfirmAnswer)
 
 
 async def _first_reply(

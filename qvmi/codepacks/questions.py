@@ -14,7 +14,7 @@ import msgspec
 from qvmi.bus.requests import Request, Requests
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.look import MAX_FINDING_BYTES, Look
-from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion
+from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion
 from qvmi.codepacks.status import Sight
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BusError
@@ -106,7 +106,7 @@ class Questions:
 
 def _refusal(request: Request, problem: str) -> dict[str, object]:
     if "what" in request.body:
-        unknown = ConfirmAnswer(answer=Confirmation.UNKNOWN, why=problem)
+        unknown = ConfirmAnswer(answer=Answer.UNKNOWN, why=problem)
         answer: dict[str, object] = msgspec.to_builtins(unknown)
         return answer
     label = Provenance(Taken.LIVE, time.time())
@@ -129,14 +129,14 @@ def _confirmed(request: Request, look: Look) -> ConfirmAnswer:
     try:
         question = msgspec.convert(dict(request.body), ConfirmQuestion, strict=True)
     except msgspec.ValidationError as error:
-        return ConfirmAnswer(answer=Confirmation.UNKNOWN, why=f"no question: {error}")
+        return ConfirmAnswer(answer=Answer.UNKNOWN, why=f"no question: {error}")
     for finding in look.findings:
         if question.is_about(finding):
-            return ConfirmAnswer(answer=Confirmation.CONFIRMED, why=finding.claim)
+            return ConfirmAnswer(answer=Answer.CONFIRMED, why=finding.claim)
     if look.sight is Sight.FULL:
-        return ConfirmAnswer(answer=Confirmation.DENIED, why="it saw everything, and not this")
+        return ConfirmAnswer(answer=Answer.DENIED, why="it saw everything, and not this")
     why = f"sight {look.sight}: {look.problem}"
-    return ConfirmAnswer(answer=Confirmation.UNKNOWN, why=why)
+    return ConfirmAnswer(answer=Answer.UNKNOWN, why=why)
 
 
 def _answer(look: Look, confirmed: Collection[str]) -> LookAnswer:

@@ -4,6 +4,7 @@ What a codepack that only looks can do, it should do by looking: it is simpler, 
 timed, confirmed and told apart from others. A service is for what must wait: for others' alerts, for answers.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from inspect import iscoroutinefunction
@@ -62,6 +63,7 @@ class ServiceBus:
         self._publisher = publisher
         self._budget = budget
         self._standing: dict[str, Alert] = {}
+        self._saying = asyncio.Lock()
 
     async def raise_alert(self, finding: Finding, provenance: Provenance) -> bool:
         """This raises an alert; whether it is sure is the service's own business.
@@ -72,41 +74,43 @@ class ServiceBus:
         Raises:
             BusError: the bus does not take it.
         """
-        has_room = len(self._standing) < MAX_STANDING and self._budget.room(time.monotonic()) > 0
-        if finding.key in self._standing or not has_room:
-            return False
-        now = time.time()
-        confirmed = Confirmed(finding, 1, now, now)
-        alert = Alert.of(
-            confirmed,
-            codepack=self.codepack,
-            provenance=provenance,
-            caveats=self._caveats(),
-            held_by=self._held_by,
-        )
-        await self._say(alert)
-        self._budget.spend(1)
-        self._standing[finding.key] = alert
-        return True
+        async with self._saying:  # who raises it at the same time is told that it stands
+            has_room = (
+                len(self._standing) < MAX_STANDING and self._budget.room(time.monotonic()) > 0
+            )
+            if finding.key in self._standing or not has_room:
+                return False
+            now = time.time()
+            confirmed = Confirmed(finding, 1, now, now)
+            alert = Alert.of(
+                confirmed,
+                codepack=self.codepack,
+                provenance=provenance,
+                caveats=self._caveats(),
+                held_by=self._held_by,
+            )
+            await self._say(alert)
+            self._budget.spend(1)
+            self._standing[finding.key] = alert
+            return True
 
     async def clear_alert(self, key: str, *, because: str) -> bool:
         """This clears an alert; False where none with this key stands. Raises BusError."""
-        raised = self._standing.get(key)
-        if raised is None:
-            return False
-        cleared = Confirmed(raised.finding, 1, raised.first_seen, time.time())
-        await self._say(
-            Alert.of(
-                cleared,
+        async with self._saying:
+            raised = self._standing.get(key)
+            if raised is None:
+                return False
+            cleared = Alert.of(
+                Confirmed(raised.finding, 1, raised.first_seen, time.time()),
                 codepack=self.codepack,
                 provenance=raised.provenance,
                 cleared_because=because or "no longer so",
                 caveats=self._caveats(),
                 held_by=self._held_by,
             )
-        )
-        del self._standing[key]
-        return True
+            await self._say(cleared)
+            del self._standing[key]
+            return True
 
     async def ask(self, service: str, body: Mapping[str, object], *, deadline_s: float) -> Message:
         """This asks another codepack, or the manager; raises as :meth:`~qvmi.bus.bus.Bus.request`."""

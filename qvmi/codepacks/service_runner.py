@@ -28,7 +28,11 @@ STABLE_S: Final = 60.0
 """One that lived for so long was well; its end does not count as one of a row."""
 
 _FIRST_PAUSE_S: Final = 0.1
+"""Until one that has ended is started again; then twice as long each time."""
 _MAX_PAUSE_S: Final = 30.0
+"""Longest of them: what it waited for may be there again."""
+_MAX_DOUBLINGS: Final = 10
+"""With more of them it is the longest anyway, and in the end too large a number."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -106,7 +110,8 @@ class ServiceRunner:
             if self.given_up:
                 await self._tell(bus, Sight.FAILED, self.given_up)
                 return
-            await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _MAX_PAUSE_S))
+            doublings = min(self._failures - 1, _MAX_DOUBLINGS)
+            await asyncio.sleep(min(_FIRST_PAUSE_S * 2**doublings, _MAX_PAUSE_S))
 
     async def _live(self, bus: Bus, publisher: Publisher) -> tuple[str, bool]:
         """This is one life: how it ended, and whether that was a failure; MachineGone with the machine."""
@@ -125,8 +130,7 @@ class ServiceRunner:
                 await asyncio.wait({life}, timeout=ASK_INTERVAL_S)
                 await self._require_machine()
         finally:
-            if not life.done():
-                await self._end(life)
+            await self._end(life)
         if life.cancelled():
             return "it cancelled itself", True
         error = life.exception()
@@ -151,9 +155,10 @@ class ServiceRunner:
             _log.debug("%s: %s", self.name, error)
 
     async def _end(self, life: "asyncio.Task[None]") -> None:
-        """This cancels it, and leaves it to itself where it does not end."""
-        life.cancel()
-        await asyncio.wait({life}, timeout=CANCEL_S)
+        """This cancels it where it lives, and leaves it to itself where it does not end."""
+        if not life.done():
+            life.cancel()
+            await asyncio.wait({life}, timeout=CANCEL_S)
         if life.done():
             if not life.cancelled():
                 life.exception()  # it is of no use any more what went wrong

@@ -106,13 +106,20 @@ class VirtualDisk:
         """
         return self._settled(lambda: self._list(path))
 
-    def stat(self, path: bytes) -> Found[DiskEntry]:
-        """This tells of one thing; a symlink at the path's end is not followed.
+    def stat(self, path: bytes, *, follow: bool = False) -> Found[DiskEntry]:
+        """This tells of one thing.
+
+        Args:
+            path: of it.
+            follow: whether a symlink at its end is followed.
+
+        Returns:
+            One row.
 
         Raises:
             NoSuchFile, UsageError, CorruptDisk: as :meth:`list`.
         """
-        return self._settled(lambda: self._stat(path))
+        return self._settled(lambda: self._stat(path, follow=follow))
 
     def read(self, path: bytes) -> "FileContent":
         """This opens a file.
@@ -206,9 +213,9 @@ class VirtualDisk:
         gap = "it is another one each time it is read: the guest is changing it"
         return Found(before.rows, (*before.gaps, gap), _LOOKS - 1)
 
-    def _stat(self, path: bytes) -> Found[DiskEntry]:
+    def _stat(self, path: bytes, *, follow: bool) -> Found[DiskEntry]:
         walk = _Walk(self._file_system())
-        return Found((walk.described(walk.find(path, follow=False), _absolute(path)),))
+        return Found((walk.described(walk.find(path, follow=follow), _absolute(path)),))
 
     def _list(self, path: bytes) -> Found[DiskEntry]:
         walk = _Walk(self._file_system())

@@ -165,7 +165,7 @@ async def _volumes(
                 continue
             if volume.uuid in found:
                 twice.add(volume.uuid)
-            its = await stack.enter_async_context(disks.open(disk.node, volume=volume.number))
+            its = opened.of_volume(volume.number)
             found[volume.uuid] = _Volume(disk.id, volume.number, its)
     for uuid in twice:
         gaps[Gap("volumes", None, f"several have the file system {uuid}")] = None

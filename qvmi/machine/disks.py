@@ -13,6 +13,7 @@ from qvmi.disk.disk import Found, ImageFile, VirtualDisk
 from qvmi.disk.image import Effort
 from qvmi.disk.rows import DiskEntry, Volume
 from qvmi.errors import DiskRefused, QvmiError, UsageError
+from qvmi.machine.completion import ended
 from qvmi.machine.control import Control
 from qvmi.machine.disk_files import DiskFiles
 from qvmi.policy import Grant
@@ -182,11 +183,16 @@ class OpenDisk:
         made: Callable[[int], DiskProvenance],
     ) -> None:
         self._control = control
+        self._files = files
         self._volume = volume
         self._made = made
         self._chain = tuple(
             ImageFile(image.image.format, image.descriptor) for image in files.images
         )
+
+    def of_volume(self, number: int) -> "OpenDisk":
+        """This is the same disk with the files of another volume; it is open as long as this one is."""
+        return OpenDisk(self._control, self._files, volume=number, made=self._made)
 
     async def volumes(self) -> Listing[Volume]:
         """This lists the partitions, or the whole disk where there are none.
@@ -208,8 +214,12 @@ class OpenDisk:
         found = await self._look(lambda disk: disk.list(name))
         return self._listing(found, f"folder {_shown(name)}")
 
-    async def stat(self, path: str | bytes) -> Listing[DiskEntry]:
-        """This tells of one file or folder; a symlink at the path's end is not followed.
+    async def stat(self, path: str | bytes, *, follow: bool = False) -> Listing[DiskEntry]:
+        """This tells of one file or folder.
+
+        Args:
+            path: of it.
+            follow: whether a symlink at its end is followed.
 
         Returns:
             A listing of one row, which has a gap where the guest goes on changing it.
@@ -218,7 +228,7 @@ class OpenDisk:
             NoSuchFile, UsageError, CorruptDisk: as :meth:`list`.
         """
         name = os.fsencode(path)
-        found = await self._look(lambda disk: disk.stat(name))
+        found = await self._look(lambda disk: disk.stat(name, follow=follow))
         return self._listing(found, f"inode of {_shown(name)}")
 
     async def parts(self, path: str | bytes) -> AsyncGenerator[tuple[int, bytes], None]:
@@ -253,7 +263,7 @@ class OpenDisk:
                 if at + len(data) > _MAX_WHOLE:
                     raise UsageError(f"more than {_MAX_WHOLE} bytes: take its parts")
                 content.extend(bytes(at - len(content)) + data)
-        size = (await self.list(path))[0].size
+        size = (await self.stat(path, follow=True))[0].size
         if size > _MAX_WHOLE:
             raise UsageError(f"{size} bytes: take its parts")
         return bytes(content.ljust(size, b"\0"))
@@ -278,8 +288,11 @@ class OpenDisk:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             effort.stop()
+            await ended(
+                task
+            )  # however often that is cancelled: it reads by descriptors that are closed next
             with suppress(QvmiError):
-                await task
+                task.result()
             raise
 
     def _listing(self, found: Found[Row], structure: str) -> Listing[Row]:

@@ -103,7 +103,8 @@ async def capturing(control: Control, netdev: str | None) -> AsyncIterator[Netwo
 
     Raises:
         PolicyDenied: the session has not the grant ``network-capture``.
-        UsageError: there is no such netdev, or QEMU cannot capture there, or not into a folder of ours.
+        UsageError: there is no such netdev, or QEMU cannot capture there, or not into a folder of ours, or
+            this host has no room for one.
         PauseError: the guardian that is to clean up cannot be started.
         MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
     """
@@ -112,7 +113,7 @@ async def capturing(control: Control, netdev: str | None) -> AsyncIterator[Netwo
     chosen = _chosen(await netdevs(monitor), netdev)
     await _sweep(monitor)
     async with AsyncExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=next(SavedMemory.bases())))
+        folder = _new_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         guardian: Any = await control.run_control.prepare()
         guardian.keep(folder)
@@ -121,7 +122,7 @@ async def capturing(control: Control, netdev: str | None) -> AsyncIterator[Netwo
         files: dict[str, int] = {}
         for queue in _QUEUES:
             path = folder / f"{queue}.pcap"
-            files[queue] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            files[queue] = _new_file(path)
             stack.callback(os.close, files[queue])
             name = f"{_PREFIX}-{_whose(os.getpid())}-{queue}"
             guardian.note_added(name)
@@ -150,6 +151,20 @@ def _chosen(found: tuple[str, ...], wanted: str | None) -> str:
     if wanted not in found:
         raise UsageError(f"there is no netdev {wanted!r}; there are: {choices}")
     return wanted
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=_FOLDER, dir=next(SavedMemory.bases(), None)))
+    except OSError as error:
+        raise UsageError(f"there is no folder for a capture: {error}") from error
+
+
+def _new_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be made: {error.strerror}") from error
 
 
 async def _add(monitor: Monitor, name: str, netdev: str, queue: str, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Who may say and hear what on the bus of one machine: the manager, and each codepack in two roles."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from qvmi.bus.account import Account
@@ -38,7 +38,7 @@ MACHINE: Final = "machine"
 DURABLE_KINDS: Final = (str(AlertState.RAISED), str(AlertState.CLEARED))
 """The kinds of messages that must not be lost: they go through an outbox."""
 
-SERVICES: Final[dict[str, frozenset[Grant]]] = {
+SERVICES: Final[Mapping[str, frozenset[Grant]]] = {
     # Whoever is given the RAM must be able to ask what became of the machine.
     MANAGER: frozenset(
         {Grant.READ_MEMORY, Grant.READ_REGISTERS, Grant.PAUSE, Grant.BREAKPOINT},
@@ -80,7 +80,7 @@ def pack_account(vm: str, codepack: str, policy: Policy, *, asks: Iterable[str] 
         policy: what it may do.
         asks: other codepacks that it may ask, if it may read memory: they tell what is in there.
     """
-    model = Account.of_granted(vm, codepack, policy, services=SERVICES | of_packs(asks))
+    model = Account.of_granted(vm, codepack, policy, services={**SERVICES, **of_packs(asks)})
     reads = (*model.reads, TopicFilter(vm, MANAGER, MACHINE))
     return Account(model.name, model.publishes, reads)
 

@@ -11,7 +11,8 @@ from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import CodepackError
 from qvmi.manager.accounts import ALERTS, MANAGER
-from qvmi.manager.packs_here import MIN_INTERVAL_S
+from qvmi.manager.packs_here import MIN_INTERVAL_S, WATCH
+from qvmi.manager.response.records import HOLDER
 from qvmi.policy import READ_ONLY, Policy
 
 __all__ = ["MAX_RESTARTS", "PackSpec"]
@@ -19,7 +20,7 @@ __all__ = ["MAX_RESTARTS", "PackSpec"]
 MAX_RESTARTS: Final = 5
 """Ends in a row after which something is wrong that another start does not mend."""
 
-_TAKEN: Final = frozenset({MANAGER, ALERTS, "watch", "response"})
+_TAKEN: Final = frozenset({MANAGER, ALERTS, WATCH, HOLDER})
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ _MAX_RECORDS: Final = 256
 """Answers of a message that are looked at; 64 KiB have room for more, which nobody sends in good health."""
 _MAX_LABELS: Final = 128
 """Labels and pointers of a name: it has 255 bytes at most."""
+_MAX_NAME: Final = 255
+"""Bytes of a name, by RFC 1035 (2.3.4): by pointers a few bytes make a long one, and names are kept."""
 _POINTER: Final = 0xC0
 
 
@@ -63,18 +65,19 @@ def _answers(message: bytes) -> Iterator[tuple[str, str]]:
 def _name(message: bytes, at: int) -> tuple[str, int]:
     """This is a name, and where what follows it begins; pointers in it may lead in circles."""
     labels: list[str] = []
-    end = -1
+    end, room = -1, _MAX_NAME
     for _ in range(_MAX_LABELS):
         length = message[at]
         if length & _POINTER == _POINTER:
             end = at + 2 if end < 0 else end
             at = (length & ~_POINTER) << 8 | message[at + 1]
-        elif length & _POINTER:
+        elif length & _POINTER or (length and length + 1 >= room):
             break
         elif length:
             label = message[at + 1 : at + 1 + length]
             labels.append(label.decode("ascii", "backslashreplace"))
             at += 1 + length
+            room -= 1 + length
         else:
             return ".".join(labels), (at + 1 if end < 0 else end)
     raise _Malformed

@@ -102,7 +102,7 @@ class FakeGuest:
             ``bpf_programs``: the kernel's.
         open_files, sockets, mappings, command_lines, environment, credentials, namespaces, cgroups,
             programs, stack: those of all processes; who asks for one gets the rows with its pid.
-        system_calls, code_changes: the kernel's.
+        system_calls, code_changes, module_sightings, interrupts, hooks, settings: the kernel's.
 
     Attributes:
         calls: the methods that were called, in order, also those that failed.

@@ -13,6 +13,7 @@ BENCHMARKS = [
     "files_and_maps",
     "gdbstub",
     "guest_size",
+    "inspection",
     "isf",
     "live_listing",
     "pause",

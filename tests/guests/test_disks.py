@@ -333,6 +333,7 @@ def test_the_command_prints_a_file_as_it_is(running: Running, tmp_path: Path) ->
         (("stat", "/link", "--json"), 0),
         (("cat", "/nothing"), 4),
         (("cat", "/deep"), 2),
+        (("cat", "/lost+found"), 2),
         (("cat",), 2),
         (("list", "/deep"), 2),
         (("ls", "/deep", "--volume", "3"), 4),

@@ -17,6 +17,7 @@ import pytest
 import qvmi
 from qvmi.errors import PolicyDenied, UsageError
 from qvmi.machine.flow_watch import Flow
+from qvmi.machine.monitor_memory import SavedMemory
 from qvmi.policy import OBSERVE, Grant
 from qvmi.semantics.guest_os import Listing
 from tests.asynchronous import asynchronous, until
@@ -262,10 +263,15 @@ async def test_a_session_without_the_grant_captures_nothing(guest: Guest) -> Non
 
 
 @asynchronous
-async def test_a_netdev_that_is_not_there_is_named(guest: Guest) -> None:
+async def test_a_netdev_and_a_folder_that_are_not_there_are_named(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with qvmi.attach(guest.qmp, policy=MAY) as machine:
         with pytest.raises(UsageError, match="no netdev 'other'; there are: bus"):
             await machine.flows(0.1, netdev="other")
+        monkeypatch.setattr(SavedMemory, "bases", lambda: iter([Path("/nowhere")]))
+        with pytest.raises(UsageError, match="no folder for a capture"):
+            await machine.flows(0.1)
 
 
 def test_the_fields_are_those_documented(watched: Watched) -> None:

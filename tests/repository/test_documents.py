@@ -1,7 +1,9 @@
 """The documents name only what exists."""
 
 import ast
+import contextlib
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import qvmi
+from qvmi.cli.arguments import TextWanted, parse
 from tests.repository.tree import ROOT, documents
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
@@ -88,6 +91,18 @@ def test_every_command_shown_is_a_command_of_qvmi(name: str) -> None:
     )
     assert helped.returncode == 0, helped.stderr
     assert f"qvmi {name}" in helped.stdout
+
+
+def shown_lines_of_qvmi() -> list[str]:
+    """These are whole commands, but for one: it names plugins of the reader's own."""
+    cut = [re.split(r"\s+(?:[|&>#]|2>)", line)[0] for line in shown_commands()]
+    return sorted({line for line in cut if line.startswith("qvmi ") and "my.Plugin" not in line})
+
+
+@pytest.mark.parametrize("line", shown_lines_of_qvmi())
+def test_every_command_shown_is_understood_as_it_is_written(line: str) -> None:
+    with contextlib.suppress(TextWanted):
+        parse(shlex.split(line)[1:])
 
 
 def test_every_python_block_uses_public_names() -> None:

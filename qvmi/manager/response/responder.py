@@ -15,7 +15,7 @@ from qvmi.bus.bus import Bus, Channel, first_of
 from qvmi.bus.message import Message
 from qvmi.bus.topic import ANY, REPLY, REQUEST, Topic, TopicFilter
 from qvmi.codepacks.alert import Alert, AlertState
-from qvmi.codepacks.question import Confirmation, ConfirmQuestion, ask_for
+from qvmi.codepacks.question import Answer, ConfirmQuestion, ask_for
 from qvmi.errors import BadMessage, BusError, BusRefused, QvmiError
 from qvmi.machine.completion import to_the_end
 from qvmi.machine.machine import Machine
@@ -186,7 +186,7 @@ class Responder:
             answer = await ask_for(self._require_bus, topic, question, deadline_s=ask.deadline_s)
         except QvmiError as error:
             return f"{ask.codepack} was asked and has not confirmed it: {error}"
-        if answer.answer is Confirmation.CONFIRMED:
+        if answer.answer is Answer.CONFIRMED:
             return ""
         return f"{ask.codepack} was asked and says {answer.answer}: {answer.why}"
 

@@ -2,10 +2,11 @@
 
 Two observations at one address disagree: one in which the thing that was found is present holds the bytes
 that lie there, another in which it is absent those that should. A codepack may lie in both. So they are
-written only where a table of system calls or interrupts is, and only what leads into the kernel's own code.
+written only where a table of system calls or interrupts is, and only what leads into the kernel's own code,
+by a gate that can be the kernel's.
 
-References: Linux arch/x86/include/asm/desc_defs.h (``struct gate_struct``); kernel/kallsyms.c (``_stext``,
-``_etext``).
+References: Linux kernel/kallsyms.c (``_stext``, ``_etext``); what a gate is is in
+:mod:`qvmi.semantics.linux.idt`.
 """
 
 import struct
@@ -15,20 +16,21 @@ from typing import Final
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding
+from qvmi.semantics.linux.idt import GATE_SIZE, gate_problem, gate_target
 
 __all__ = ["Repair", "problem_of", "repairs"]
 
 _ENTRY: Final = struct.Struct("<Q")
-_GATE: Final = struct.Struct("<HHHHII")
 _TABLE_BYTES: Final = 4096
 """Of a table that is looked into: 256 gates, or 512 system calls of 8 bytes; kernels have fewer."""
 
+_GATES: Final = "idt_table"
 _TABLES: Final = {
     "sys_call_table": _ENTRY.size,
     "x32_sys_call_table": _ENTRY.size,
     "ia32_sys_call_table": _ENTRY.size,
     "compat_sys_call_table": _ENTRY.size,
-    "idt_table": _GATE.size,
+    _GATES: GATE_SIZE,
 }
 """Tables of what the kernel calls, with the size of an entry in bytes."""
 
@@ -76,18 +78,12 @@ def problem_of(repair: Repair, find: Find) -> str:
         offset = repair.address - start
         if offset % size or len(repair.wanted) != size:
             return f"{repair.address:#x} is within {name}, but no whole entry of it"
+        gates = name == _GATES
+        if gates and (problem := gate_problem(offset // size, repair.wanted)):
+            return f"what is to be written is no gate of the kernel's: {problem}"
+        target = gate_target(repair.wanted) if gates else _ENTRY.unpack(repair.wanted)[0]
         begin, end = find("_stext"), find("_etext")
-        target = _target(repair.wanted)
         if begin is None or end is None or not begin <= target < end:
             return f"what is to be written leads to {target:#x}, which is not the kernel's own code"
         return ""
     return f"{repair.address:#x} is in no table of system calls or interrupts"
-
-
-def _target(entry: bytes) -> int:
-    """This is where an entry leads."""
-    if len(entry) == _ENTRY.size:
-        target: int = _ENTRY.unpack(entry)[0]
-        return target
-    low, _, _, middle, high, _ = _GATE.unpack(entry)
-    return int(low | middle << 16 | high << 32)

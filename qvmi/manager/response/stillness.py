@@ -9,8 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from qvmi.errors import QvmiError
-
 __all__ = ["Pausable", "Stillness"]
 
 
@@ -67,15 +65,17 @@ class Stillness:
         self._release = asyncio.Event()
         self._ends = asyncio.get_running_loop().time() + longest_s
         stands: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._holding = asyncio.create_task(self._hold(stands, self._ends), name="qvmi-stillness")
+        holding = asyncio.create_task(self._hold(stands, self._ends), name="qvmi-stillness")
+        self._holding = holding
         try:
-            await asyncio.shield(
-                stands
-            )  # whoever waits may be cancelled, and not what is waited for
+            await asyncio.wait({holding, stands}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self._release.set()
-            await asyncio.wait({self._holding})
+            await asyncio.wait({holding})
             raise
+        if not stands.done():
+            self._holding = None
+            await holding  # which says why it does not stand still
 
     async def end(self) -> None:
         """This lets the guest run on, where it stands still for the run.
@@ -100,13 +100,7 @@ class Stillness:
                         await self._release.wait()
                 except TimeoutError:
                     timed_out = True
-        except QvmiError as error:
-            if stands.done():
-                raise
-            stands.set_exception(error)
         finally:
-            if not stands.done():
-                stands.cancel()
             if self._began is not None:
                 self._before_s += time.monotonic() - began
                 self._began = None

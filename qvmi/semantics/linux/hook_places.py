@@ -45,14 +45,17 @@ class HookPlaces:
     found: list[HookPlace] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
 
+    @property
+    def is_full(self) -> bool:
+        """This tells whether there are too many: looking on is of no use."""
+        return len(self.found) > _MAX_PLACES
+
     def add(self, table: str, entry: str, place: int, target: int) -> None:
-        """This adds a place, unless nothing is there."""
-        if not target:
+        """This adds a place, unless nothing is there, or there are too many."""
+        if not target or self.is_full:
             return
-        if len(self.found) < _MAX_PLACES:
-            self.found.append(HookPlace(table, entry, place, target))
-        elif len(self.found) == _MAX_PLACES:
-            self.found.append(HookPlace(table, entry, place, target))
+        self.found.append(HookPlace(table, entry, place, target))
+        if len(self.found) > _MAX_PLACES:
             self.gap(table, place, f"more than {_MAX_PLACES} hooks")
 
     def gap(self, table: str, at: int | None, why: str) -> None:

@@ -21,7 +21,7 @@ from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.netfilter import netfilter_hooks, protocol_hooks
 from qvmi.semantics.linux.notifier import notifier_hooks
-from qvmi.semantics.linux.rodata import ConstantPointers
+from qvmi.semantics.linux.rodata import CONSTANTS, ConstantPointers
 from qvmi.semantics.linux.security import security_hooks
 from qvmi.semantics.linux.syscall import symbol_text
 from qvmi.semantics.linux.tracepoint import Tracepoints
@@ -33,7 +33,8 @@ __all__ = ["KernelHooks"]
 _POINTER: Final = Struct("<Q")
 _MAX_PROGRAMS: Final = 1 << 17
 _IDR_LEVELS: Final = 6
-_CONSTANTS: Final = "constants"
+_MAX_NAMES: Final = 1 << 17
+"""Names that are remembered; a guest may have each look find others."""
 
 
 class KernelHooks:
@@ -92,7 +93,7 @@ class KernelHooks:
     def _row(self, hook: HookPlace, code: KnownCode) -> CodePointer:
         owner = code.owner(hook.target)
         problem = "" if owner else "nobody's code is there"
-        if hook.table == _CONSTANTS:
+        if hook.table == CONSTANTS:
             problem = "a constant of the kernel's leads out of it"
         symbol = self._symbol(hook.target) if owner == KERNEL else ""
         return CodePointer(
@@ -102,6 +103,8 @@ class KernelHooks:
     def _symbol(self, va: int) -> str:
         """This names a function of the kernel's, once."""
         if va not in self._names:
+            if len(self._names) >= _MAX_NAMES:
+                self._names.clear()
             self._names[va] = symbol_text(self._symbols, va)
         return self._names[va]
 

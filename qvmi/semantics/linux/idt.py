@@ -25,10 +25,12 @@ from qvmi.semantics.linux.syscall import symbol_text
 from qvmi.semantics.rows.code import CodePointer
 from qvmi.symbols.layout import Symbols
 
-__all__ = ["InterruptTable"]
+__all__ = ["GATE_SIZE", "InterruptTable", "gate_problem", "gate_target"]
 
 _TABLE: Final = "idt_table"
 _GATE: Final = Struct("<HHHHII")
+GATE_SIZE: Final = _GATE.size
+"""Bytes of a gate."""
 _GATES: Final = 256
 _KERNEL_CS: Final = 0x10
 _INTERRUPT_GATE: Final = 14
@@ -208,3 +210,19 @@ def _wrong_gate(vector: int, selector: int, bits: int) -> str:
     if bits >> 13 & 3 == _USER and vector not in _CALLED_BY_PROGRAMS:
         return "programs may raise it"
     return ""
+
+
+def gate_target(gate: bytes) -> Va:
+    """This is where a gate leads."""
+    low, _, _, middle, high, _ = _GATE.unpack(gate)
+    return Va(low | middle << 16 | high << 32)
+
+
+def gate_problem(vector: int, gate: bytes) -> str:
+    """This says why a gate cannot be the kernel's, wherever it leads; empty where it can."""
+    _, selector, bits, _, _, reserved = _GATE.unpack(gate)
+    if not bits >> 15:
+        return "it is not present"
+    if reserved:
+        return f"what is reserved in it is {reserved:#x}"
+    return _wrong_gate(vector, selector, bits)

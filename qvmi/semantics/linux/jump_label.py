@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 from qvmi.addr import Va
 from qvmi.memory.address_space import AddressSpace
 
-__all__ = ["JumpLabel", "jump_labels"]
+__all__ = ["ENTRY_SIZE", "JumpLabel", "jump_labels"]
 
 _ENTRY: Final = Struct("<iiq")
-_MAX_SIZE: Final = 16 << 20
-"""Bytes of one table; the largest have some 200 KiB."""
+ENTRY_SIZE: Final = _ENTRY.size
+"""Bytes of one entry."""
 
 
 class JumpLabel(NamedTuple):
@@ -30,12 +30,12 @@ def jump_labels(space: AddressSpace, start: Va, size: int) -> list[JumpLabel]:
     Args:
         space: the kernel's address space.
         start: of the table.
-        size: of it in bytes.
+        size: of it in bytes, to which whoever asks has set a bound.
 
     Raises:
         MemoryFault: it cannot be read.
     """
-    data = space.read(start, min(size, _MAX_SIZE) // _ENTRY.size * _ENTRY.size)
+    data = space.read(start, size // _ENTRY.size * _ENTRY.size)
     return [
         JumpLabel(at + code, at + 4 + target)
         for at, (code, target, _) in zip(

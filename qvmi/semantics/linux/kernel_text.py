@@ -18,13 +18,12 @@ from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_text import ModuleText
 from qvmi.semantics.linux.patch_sites import CODE_AHEAD, PatchSites
+from qvmi.semantics.linux.rodata import CONSTANTS
 from qvmi.semantics.linux.syscall import symbol_text
 from qvmi.semantics.rows.code import CodeChange
 from qvmi.symbols.layout import Symbols, address
 
 __all__ = ["KernelText"]
-
-CONSTANTS: Final = "constants"
 
 _CHUNK: Final = 16 * PAGE_SIZE
 _MAX_REGION: Final = 64 << 20

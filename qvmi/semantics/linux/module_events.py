@@ -12,6 +12,7 @@ from qvmi.errors import WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Module
 from qvmi.semantics.linux.event_sink import EventSink
+from qvmi.semantics.linux.known_rows import KnownRows
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.rows.events import EventKind, ModuleLoaded, ModuleUnloaded
@@ -48,7 +49,7 @@ class ModuleEvents:
         self._links = (0, 0)
         self._wants_load = wanted(EventKind.LOADED)
         self._wants_unload = wanted(EventKind.UNLOADED)
-        self._known: dict[tuple[Va, str], Module] = {}
+        self._known: KnownRows[tuple[Va, str], Module] = KnownRows()
 
     def begin(self, sink: EventSink) -> None:
         """This takes note of what is loaded.
@@ -58,7 +59,7 @@ class ModuleEvents:
         """
         self._links = self._head_links()
         walk = self._modules.modules()
-        self._known = _by_identity(walk)
+        self._known = KnownRows(_by_identity(walk))
         sink.gaps("modules", walk.gaps)
 
     def glance(self, sink: EventSink) -> None:
@@ -80,14 +81,11 @@ class ModuleEvents:
             sink.gaps("modules", [Gap("module.list", self._head, str(failed))])
             return
         sink.gaps("modules", walk.gaps)
-        now, before = _by_identity(walk), self._known
-        for key in now.keys() - before.keys() if self._wants_load else ():
-            sink.put(ModuleLoaded(sink.after, sink.label(), now[key]))
-        if walk.gaps:  # what lies behind one is not known to be gone
-            now = before | now
-        for key in before.keys() - now.keys() if self._wants_unload else ():
-            sink.put(ModuleUnloaded(sink.after, sink.label(), before[key]))
-        self._known = now
+        came, gone = self._known.take(_by_identity(walk), is_whole=not walk.gaps)
+        for module in came if self._wants_load else ():
+            sink.put(ModuleLoaded(sink.after, sink.label(), module))
+        for module in gone if self._wants_unload else ():
+            sink.put(ModuleUnloaded(sink.after, sink.label(), module))
 
     def _head_links(self) -> tuple[int, int]:
         following, before = self._read_links(self._head)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
 from typing import Any, Final
 
-from qvmi.addr import Va
+from qvmi.addr import PAGE_SIZE, Va
 from qvmi.arch.paging import extents
 from qvmi.errors import MemoryFault, SymbolsError, TranslationFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
@@ -40,6 +40,8 @@ _WINDOW: Final = 2 << 30
 """Bytes before and behind the image in which modules are loaded: branches must reach the kernel."""
 _MAX_SCANNED: Final = 256 << 20
 """Bytes that are looked through; a full distribution's modules take some 50 MiB."""
+_CHUNK: Final = 4 << 20
+"""Bytes that are read at once: a guest can map all of that in one run."""
 _ADDRESSES: Final = 1 << 64
 _KERNEL_HALF: Final = 1 << 63
 _POINTER: Final = Struct("<Q")
@@ -67,6 +69,8 @@ class ModuleSightings:
         )
         self._sources = field_offset(symbols, "module", "source_list")
         self._targets = field_offset(symbols, "module", "target_list")
+        within = max(self._self, self._sources, self._targets) + _POINTER.size
+        self._overlap = -(-within // PAGE_SIZE) * PAGE_SIZE  # a struct may lie across two chunks
         self._read = compile_reader(
             space,
             (field_offset(symbols, "module", "state"), "I"),
@@ -177,16 +181,18 @@ class ModuleSightings:
     def _in_memory(self, result: ListWalk[ModuleSighting]) -> Iterator[int]:
         """This iterates what looks like a ``struct module`` where modules are loaded."""
         room = _MAX_SCANNED
-        for start, end in self._runs():
+        for start, end in self._runs(result):
             room -= end - start
             if room < 0:
                 result.gaps.append(Gap("memory", start, f"more than {_MAX_SCANNED >> 20} MiB"))
                 return
-            try:
-                words = array("Q", self._space.read(start, end - start))
-            except MemoryFault:
-                continue  # of a device, or unmapped in the meantime
-            yield from self._like_modules(start, words)
+            for at in range(start, end, _CHUNK):
+                size = min(_CHUNK + self._overlap, end - at)
+                try:
+                    words = array("Q", self._space.read(Va(at), size))
+                except MemoryFault:
+                    continue  # of a device, or unmapped in the meantime
+                yield from self._like_modules(at, words)
 
     def _like_modules(self, start: int, words: "array[int]") -> Iterator[int]:
         """This iterates the places at which what should point to itself does."""
@@ -208,28 +214,25 @@ class ModuleSightings:
                 if row.name.isprintable() and row.name.isascii():
                     yield module
 
-    def _runs(self) -> Iterator[tuple[Va, Va]]:
+    def _runs(self, result: ListWalk[ModuleSighting]) -> Iterator[tuple[Va, Va]]:
         """This iterates what is mapped around the image, where branches reach the kernel."""
-        image = self._image
+        image, space = self._image, self._space
         low, high = max(image.start - _WINDOW, _KERNEL_HALF), min(image.end + _WINDOW, _ADDRESSES)
-        first = last = 0
         for start, end in ((low, image.start), (image.end, high)):
+            first = last = 0
             try:
-                space = self._space
-                found = [
-                    *extents(space.memory.read, space.root, space.geometry, Va(start), Va(end))
-                ]
-            except TranslationFault:
-                continue
-            for extent in found:
-                if extent.va == last:
+                for extent in extents(
+                    space.memory.read, space.root, space.geometry, Va(start), Va(end)
+                ):
+                    if extent.va != last:
+                        if last > first:
+                            yield Va(first), Va(last)
+                        first = extent.va
                     last = extent.va + extent.size
-                    continue
-                if last > first:
-                    yield Va(first), Va(last)
-                first, last = extent.va, extent.va + extent.size
-        if last > first:
-            yield Va(first), Va(last)
+            except TranslationFault as fault:
+                result.gaps.append(Gap("memory", Va(start), str(fault)))
+            if last > first:
+                yield Va(first), Va(last)
 
 
 def _same(at: Va, _: tuple[Any, ...]) -> int:

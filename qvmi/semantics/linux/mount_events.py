@@ -13,6 +13,7 @@ from qvmi.semantics.guest_os import Gap, Mount
 from qvmi.semantics.linux.d_path import Paths
 from qvmi.semantics.linux.effort import Effort
 from qvmi.semantics.linux.event_sink import EventSink
+from qvmi.semantics.linux.known_rows import KnownRows
 from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.mount import Mounts
 from qvmi.semantics.linux.task import Tasks
@@ -49,7 +50,7 @@ class MountEvents:
         self._tasks = tasks
         self._wants_mount = wanted(EventKind.MOUNTED)
         self._wants_unmount = wanted(EventKind.UNMOUNTED)
-        self._known: dict[_Key, Mount] = {}
+        self._known: KnownRows[_Key, Mount] = KnownRows()
         self._sequence = 0
         self._looks_left = 0
         self._last: int | None = None
@@ -62,7 +63,7 @@ class MountEvents:
         """
         self._sequence = self._paths.changes()[1]
         walk, self._last = self._look()
-        self._known = _by_identity(walk)
+        self._known = KnownRows(_by_identity(walk))
         self._looks_left = _LOOKS
         sink.gaps("mounts", walk.gaps)
 
@@ -109,14 +110,11 @@ class MountEvents:
 
     def _tell(self, walk: ListWalk[Mount], sink: EventSink) -> int:
         """This tells of what has changed, and gives how much that is."""
-        now, before = _by_identity(walk), self._known
-        came = [key for key in now if key not in before]
-        gone = [] if walk.gaps else [key for key in before if key not in now]
-        for key in gone if self._wants_unmount else ():
-            sink.put(Unmounted(sink.after, sink.label(), before[key]))
-        for key in came if self._wants_mount else ():
-            sink.put(Mounted(sink.after, sink.label(), now[key]))
-        self._known = before | now if walk.gaps else now
+        came, gone = self._known.take(_by_identity(walk), is_whole=not walk.gaps)
+        for mount in gone if self._wants_unmount else ():
+            sink.put(Unmounted(sink.after, sink.label(), mount))
+        for mount in came if self._wants_mount else ():
+            sink.put(Mounted(sink.after, sink.label(), mount))
         return len(came) + len(gone)
 
 

@@ -47,6 +47,8 @@ def netfilter_hooks(space: AddressSpace, symbols: Symbols, places: HookPlaces) -
         if found is None:
             continue
         for net in walk.rows.values():
+            if places.is_full:
+                return
             for number, hook in enumerate(hooks):
                 at = net + base + found.offset + number * _POINTER.size
                 _entries(space, symbols, at, f"{family} {hook}", places)

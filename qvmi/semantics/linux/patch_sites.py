@@ -26,13 +26,12 @@ from qvmi.arch.branches import (
 from qvmi.errors import MemoryFault, SymbolsError
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Module
+from qvmi.semantics.linux import jump_label, static_call
 from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.ftrace_ops import FtraceOps
 from qvmi.semantics.linux.ftrace_records import FtraceRecords
-from qvmi.semantics.linux.jump_label import jump_labels
 from qvmi.semantics.linux.kprobes import Kprobes
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.semantics.linux.static_call import static_calls
 from qvmi.symbols.layout import Symbols, field_offset
 
 __all__ = ["CODE_AHEAD", "PatchSites", "Verdict"]
@@ -57,6 +56,48 @@ _LOCKS: Final = {b"\xf0", b"\x3e"}
 """A lock prefix, and what stands for it while there is one CPU (``alternatives_smp_module_add``)."""
 _NOTHING_X86_64: Final = b"\x0f\x1f\x44\x00\x00"
 _NOTHING_AARCH64: Final = b"\x1f\x20\x03\xd5"
+
+
+_MAX_ENTRIES: Final = 1 << 20
+"""Of all tables of jump labels and static calls together; a kernel has some 15,000, a module dozens."""
+
+
+class _Table(NamedTuple):
+    """This is a kind of table of sites, of which the kernel has one, and each module.
+
+    Args:
+        read: reads the entries: each the site, and where it leads or what says so.
+        entry_size: bytes of one.
+        start: symbol of the kernel's own.
+        stop: symbol behind it.
+        at_member: of a ``struct module``, which says where its own is.
+        count_member: which says how many entries that has.
+    """
+
+    read: Callable[[AddressSpace, Va, int], Iterable[tuple[int, int]]]
+    entry_size: int
+    start: str
+    stop: str
+    at_member: str
+    count_member: str
+
+
+_LABELS: Final = _Table(
+    jump_label.jump_labels,
+    jump_label.ENTRY_SIZE,
+    "__start___jump_table",
+    "__stop___jump_table",
+    "jump_entries",
+    "num_jump_entries",
+)
+_CALLS: Final = _Table(
+    static_call.static_calls,
+    static_call.ENTRY_SIZE,
+    "__start_static_call_sites",
+    "__stop_static_call_sites",
+    "static_call_sites",
+    "num_static_call_sites",
+)
 
 
 class Verdict(NamedTuple):
@@ -113,6 +154,7 @@ class PatchSites:
         self._labels: dict[int, int] = {}
         self._calls: dict[int, int] = {}
         self._functions: dict[int, int] = {}
+        self._room = _MAX_ENTRIES
         self.gaps: list[Gap] = records.gaps
         self._read_tables()
         self._hubs = self._found(_CALLED_BY_CALLERS)
@@ -317,18 +359,15 @@ class PatchSites:
     def _read_tables(self) -> None:
         """This reads the kernel's own tables of jump labels and static calls, and the modules'."""
         find = self._symbols.find
-        self._add(self._add_labels, find("__start___jump_table"), find("__stop___jump_table"))
-        start, stop = find("__start_static_call_sites"), find("__stop_static_call_sites")
-        self._add(self._add_calls, start, stop)
-        for add, members, size in (
-            (self._add_labels, ("jump_entries", "num_jump_entries"), 16),
-            (self._add_calls, ("static_call_sites", "num_static_call_sites"), 8),
-        ):
+        for table, into in ((_LABELS, self._labels), (_CALLS, self._calls)):
+            start, stop = find(table.start), find(table.stop)
+            if start is not None and stop is not None:
+                self._add(table, into, start, (stop - start) // table.entry_size)
             try:
                 read = compile_reader(
                     self._space,
-                    (field_offset(self._symbols, "module", members[0]), "Q"),
-                    (field_offset(self._symbols, "module", members[1]), "I"),
+                    (field_offset(self._symbols, "module", table.at_member), "Q"),
+                    (field_offset(self._symbols, "module", table.count_member), "I"),
                 )
             except SymbolsError:
                 continue
@@ -337,18 +376,16 @@ class PatchSites:
                     at, count = read(module.struct_address)
                 except MemoryFault:
                     continue  # it was unloaded in the meantime
-                self._add(add, at or None, at + count * size)
+                if at:
+                    self._add(table, into, at, count)
 
-    def _add(self, add: Callable[[Va, int], None], start: int | None, end: int | None) -> None:
-        if start is None or end is None:
+    def _add(self, table: "_Table", into: dict[int, int], start: int, count: int) -> None:
+        if not 0 <= count <= self._room:
+            why = f"{count} entries, where there is room for {self._room}"
+            self.gaps.append(Gap("patch sites", Va(start), why))
             return
+        self._room -= count
         try:
-            add(Va(start), end - start)
+            into.update(table.read(self._space, Va(start), count * table.entry_size))
         except MemoryFault as fault:
             self.gaps.append(Gap("patch sites", Va(start), str(fault)))
-
-    def _add_labels(self, start: Va, size: int) -> None:
-        self._labels.update(jump_labels(self._space, start, size))
-
-    def _add_calls(self, start: Va, size: int) -> None:
-        self._calls.update(static_calls(self._space, start, size))

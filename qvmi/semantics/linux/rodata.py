@@ -7,6 +7,7 @@ while the kernel starts lies among the constants, and may point anywhere.
 import hashlib
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from qvmi.addr import Va
@@ -17,8 +18,10 @@ from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.syscall import symbol_text
 from qvmi.symbols.layout import Symbols
 
-__all__ = ["ConstantPointers"]
+__all__ = ["CONSTANTS", "ConstantPointers"]
 
+CONSTANTS: Final = "constants"
+"""What they are called where code and hooks are told of."""
 _MAX_SIZE: Final = 64 << 20
 """Bytes of all constants; those of 7.x are 13 MiB, BTF included."""
 _MAX_CANDIDATES: Final = 100_000
@@ -44,39 +47,45 @@ class ConstantPointers:
         self._image = image
         self._seen = b""
         self._found: tuple[HookPlace, ...] = ()
+        self._left_out = 0
 
     def hooks(self, places: HookPlaces) -> None:
         """This adds what it finds; where the constants are the same, what it found."""
         find = self._symbols.find
         start, end = find("__start_rodata"), find("__end_rodata")
-        if start is None or end is None or not 0 < end - start <= _MAX_SIZE:
+        if start is None or end is None:
+            return
+        if not 0 < end - start <= _MAX_SIZE:
+            places.gap(CONSTANTS, start, f"{end - start} bytes of constants")
             return
         try:
             data = self._space.read(start, end - start)
         except MemoryFault as fault:
-            places.gap("constants", start, str(fault))
+            places.gap(CONSTANTS, start, str(fault))
             return
         digest = hashlib.blake2b(data, digest_size=16).digest()
         if digest != self._seen:
-            self._found = tuple(self._out_of(start, data, places))
+            self._found = tuple(self._out_of(start, data))
             self._seen = digest
         places.found += self._found
+        if self._left_out:
+            places.gap(CONSTANTS, start, f"{self._left_out} addresses more than are looked at")
 
-    def _out_of(self, start: Va, data: bytes, places: HookPlaces) -> Iterator[HookPlace]:
+    def _out_of(self, start: Va, data: bytes) -> Iterator[HookPlace]:
         low, high = self._image.start, self._image.end
         words = array("Q", data[: len(data) // _WORD * _WORD])
-        candidates = [
+        every = (
             (start + number * _WORD, word)
             for number, word in enumerate(words)
             if word >= _CANONICAL and word < _ERRORS and not low <= word < high
-        ]
-        if len(candidates) > _MAX_CANDIDATES:
-            places.gap("constants", start, f"{len(candidates)} addresses outside of the kernel")
+        )
+        candidates = list(islice(every, _MAX_CANDIDATES))
+        self._left_out = sum(1 for _ in every)
         find = self._symbols.find
         written = find("__start_ro_after_init") or 0, find("__end_ro_after_init") or 0
-        for place, target in candidates[:_MAX_CANDIDATES]:
+        for place, target in candidates:
             if not written[0] <= place < written[1] and self._is_code(target):
-                yield HookPlace("constants", symbol_text(self._symbols, place), place, target)
+                yield HookPlace(CONSTANTS, symbol_text(self._symbols, place), place, target)
 
     def _is_code(self, va: int) -> bool:
         try:

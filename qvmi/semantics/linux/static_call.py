@@ -10,12 +10,12 @@ from typing import Final, NamedTuple
 from qvmi.addr import Va
 from qvmi.memory.address_space import AddressSpace
 
-__all__ = ["StaticCall", "static_calls"]
+__all__ = ["ENTRY_SIZE", "StaticCall", "static_calls"]
 
 _SITE: Final = Struct("<ii")
 _FLAGS: Final = 3
-_MAX_SIZE: Final = 16 << 20
-"""Bytes of one table; the largest have some 100 KiB."""
+ENTRY_SIZE: Final = _SITE.size
+"""Bytes of one entry."""
 
 
 class StaticCall(NamedTuple):
@@ -31,12 +31,12 @@ def static_calls(space: AddressSpace, start: Va, size: int) -> list[StaticCall]:
     Args:
         space: the kernel's address space.
         start: of the table.
-        size: of it in bytes.
+        size: of it in bytes, to which whoever asks has set a bound.
 
     Raises:
         MemoryFault: it cannot be read.
     """
-    data = space.read(start, min(size, _MAX_SIZE) // _SITE.size * _SITE.size)
+    data = space.read(start, size // _SITE.size * _SITE.size)
     return [
         StaticCall(at + code, (at + 4 + key) & ~_FLAGS)
         for at, (code, key) in zip(

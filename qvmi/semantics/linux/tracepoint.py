@@ -20,8 +20,8 @@ __all__ = ["Tracepoints"]
 
 _DISTANCE: Final = Struct("<i")
 _POINTER: Final = Struct("<Q")
-_MAX_TABLE: Final = 1 << 20
-"""Bytes of one table; the kernel's has 4 KiB."""
+_MAX_TRACEPOINTS: Final = 1 << 17
+"""Of the kernel and all modules; a kernel has some thousand, a module dozens."""
 _TABLE: Final = "tracepoint"
 _NAME: Final = "__tracepoint_"
 
@@ -53,9 +53,13 @@ class Tracepoints:
         start = self._symbols.find("__start___tracepoints_ptrs")
         stop = self._symbols.find("__stop___tracepoints_ptrs")
         if start is not None and stop is not None and not self._own:
-            self._own = self._table(start, stop - start, places)
+            count = (stop - start) // _DISTANCE.size
+            self._own = self._table(start, count, _MAX_TRACEPOINTS, places)
         for tracepoint in self._own:
             self._called(tracepoint, "", places)
+        self._add_of_modules(modules, places)
+
+    def _add_of_modules(self, modules: Iterable[Module], places: HookPlaces) -> None:
         try:
             read = compile_reader(
                 self._space,
@@ -64,21 +68,30 @@ class Tracepoints:
             )
         except SymbolsError:
             return
+        room = _MAX_TRACEPOINTS
         for module in modules:
+            if places.is_full:
+                return
             try:
                 count, table = read(module.struct_address)
             except MemoryFault:
                 continue  # it was unloaded in the meantime
-            for tracepoint in self._table(table, count * _DISTANCE.size, places):
+            found = self._table(table, count, room, places)
+            room -= len(found)
+            for tracepoint in found:
                 self._called(tracepoint, module.name, places)
 
-    def _table(self, start: int, size: int, places: HookPlaces) -> tuple[int, ...]:
+    def _table(self, start: int, count: int, room: int, places: HookPlaces) -> tuple[int, ...]:
+        """These are the tracepoints of a table, unless it has more than there is room for."""
+        if not 0 <= count <= room:
+            places.gap(_TABLE, start, f"{count} of them, where there is room for {room}")
+            return ()
         try:
-            data = self._space.read(Va(start), min(size, _MAX_TABLE))
+            data = self._space.read(Va(start), count * _DISTANCE.size)
         except MemoryFault as fault:
             places.gap(_TABLE, start, str(fault))
             return ()
-        distances = (one for (one,) in _DISTANCE.iter_unpack(data[: len(data) & ~3]))
+        distances = (one for (one,) in _DISTANCE.iter_unpack(data))
         return tuple(start + 4 * number + one for number, one in enumerate(distances))
 
     def _called(self, tracepoint: int, module: str, places: HookPlaces) -> None:
@@ -93,6 +106,7 @@ class Tracepoints:
                 if not target:
                     return
                 places.add(_TABLE, name, place, target)
+            places.gap(_TABLE, tracepoint, f"what is called at {name} does not end")
         except MemoryFault as fault:
             places.gap(_TABLE, tracepoint, str(fault))
 

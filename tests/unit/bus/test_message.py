@@ -3,13 +3,14 @@
 import json
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.topic import Topic
-from qvmi.errors import BadMessage
+from qvmi.errors import BadMessage, UsageError
 from qvmi.view import Provenance, Taken
 from tests.unit.bus.test_topic import HOSTILE_NAMES
 
@@ -217,3 +218,15 @@ def test_gives_the_body_as_the_type_asked_for() -> None:
 def test_refuses_to_give_the_body_as_what_it_is_not() -> None:
     with pytest.raises(BadMessage, match="qvmi/v1/web/pack/alert"):
         Message.from_json(wire(body={"taken": "eaten", "at": 2.0})).read_body(Provenance)
+
+
+def test_refuses_a_body_whose_own_bounds_are_not_kept() -> None:
+    class Bounded(msgspec.Struct):
+        size: int
+
+        def __post_init__(self) -> None:
+            if self.size > 1:
+                raise UsageError(f"size {self.size}")
+
+    with pytest.raises(BadMessage, match="qvmi/v1/web/pack/alert: size 2"):
+        Message.from_json(wire(body={"size": 2})).read_body(Bounded)

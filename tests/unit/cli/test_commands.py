@@ -9,7 +9,8 @@ from qvmi.cli.command import Command, Needs
 from qvmi.cli.commands import COMMANDS
 from qvmi.cli.session import handler_of
 from qvmi.cli.watching import PACK_MAKERS
-from qvmi.cli.words import EVENT_KINDS, PACKS
+from qvmi.cli.words import EVENT_KINDS, PACKS, RESPONSE_HOLDER
+from qvmi.manager.response.records import HOLDER
 from qvmi.semantics.rows.events import EventKind
 from tests.unit.cli.test_arguments import typed
 
@@ -65,6 +66,10 @@ def test_every_codepack_that_is_offered_can_be_made() -> None:
 
 def test_every_kind_of_event_can_be_named() -> None:
     assert tuple(EventKind) == EVENT_KINDS
+
+
+def test_a_policy_calls_who_acts_on_alerts_as_the_bus_does() -> None:
+    assert RESPONSE_HOLDER == HOLDER
 
 
 def test_all_help_fits_a_terminal_of_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:

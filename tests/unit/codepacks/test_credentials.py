@@ -7,7 +7,7 @@ import pytest
 
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.credentials import CredentialWatch
-from qvmi.semantics.guest_os import CapabilitySet, Credentials, Program
+from qvmi.semantics.guest_os import CapabilitySet, Credentials, Gap, Program
 from qvmi.testing import FakeGuest, FakeMemory, fake_credentials, fake_process, fake_program
 from qvmi.view import Provenance, Taken
 
@@ -166,7 +166,12 @@ def test_root_below_root_needs_none() -> None:
 
 @pytest.mark.parametrize(
     ("path", "found"),
-    [("/usr/bin/sudo", False), ("/home/user/x", True), ("/usr/bin/bash", True)],
+    [
+        ("/usr/bin/sudo", False),
+        ("/run/wrappers/bin/sudo", False),
+        ("/home/user/x", True),
+        ("/usr/bin/bash", True),
+    ],
 )
 def test_set_uid_programs_lie_in_system_folders_and_are_no_shells(
     path: str, *, found: bool
@@ -175,3 +180,17 @@ def test_set_uid_programs_lie_in_system_folders_and_are_no_shells(
     program = fake_program(CHILD, path=path, mode=0o104755)
     findings = once([USER, raised], [fake_program(SHELL), program])
     assert [finding.technique for finding in findings] == ["T1548.001"] * found
+
+
+def test_a_gap_for_ever_and_others_in_each_look_fill_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qvmi.codepacks.credentials._MAX_REMEMBERED", 10)
+    pack, most = CredentialWatch(), 0
+    for number in range(100):
+        process = fake_process(100 + number, name="sh")
+        guest = FakeGuest(credentials=[fake_credentials(process)], programs=[fake_program(process)])
+        guest.show_processes([process], gaps=[Gap("tasks", None, "torn")])
+        assert list(pack.inspect(guest, FakeMemory({}))) == []
+        most = max(most, len(pack._known))  # noqa: SLF001 - what nobody sees grows unseen
+    assert most <= 11

@@ -68,7 +68,13 @@ def test_arguments_that_cannot_be_read_are_not_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "found"), [("/usr/sbin/sshd", False), ("/home/user/sshd", True), ("/run/x", True)]
+    ("path", "found"),
+    [
+        ("/usr/sbin/sshd", False),
+        ("/lib64/sshd", False),
+        ("/home/user/sshd", True),
+        ("/run/x", True),
+    ],
 )
 def test_a_daemons_name_belongs_to_system_folders(path: str, *, found: bool) -> None:
     for process, argument in ((named("sshd"), "x"), (named("x"), "/usr/sbin/sshd")):

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import pytest
 
 from qvmi.codepacks.codepack import Finding
-from qvmi.codepacks.inspection import Inspection, inspect_guest
+from qvmi.codepacks.inspection import MAX_ROUNDS, Inspection, inspect_guest
 from qvmi.codepacks.status import Sight
-from qvmi.errors import MachineGone, WalkFailed
+from qvmi.errors import MachineGone, UsageError, WalkFailed
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.testing import FakeMachine
@@ -87,3 +87,12 @@ async def test_a_machine_that_ends_ends_it() -> None:
     machine.fail_next("run_state", MachineGone("watch"))
     with pytest.raises(MachineGone):
         await inspect_guest(ScriptedPack(Looks("a")), machine)
+
+
+@pytest.mark.parametrize("rounds", [0, -1, MAX_ROUNDS + 1])
+@asynchronous
+async def test_no_looks_and_looks_without_end_are_refused(rounds: int) -> None:
+    looks = Looks("")
+    with pytest.raises(UsageError, match="from 1 to"):
+        await inspect_guest(ScriptedPack(looks), FakeMachine(), rounds=rounds)
+    assert looks.count == 0

@@ -16,7 +16,7 @@ from qvmi.bus.local import in_process
 from qvmi.bus.message import Message
 from qvmi.bus.topic import REPLY, REQUEST, Topic, TopicFilter
 from qvmi.codepacks.codepack import Finding, Observation, Severity
-from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion, ask_for
+from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion, ask_for
 from qvmi.errors import RequestTimeout
 from qvmi.manager.watch import watch
 from qvmi.memory.physical import PhysicalMemory
@@ -109,16 +109,16 @@ async def test_a_codepack_of_a_watch_confirms_what_it_sees_now(bus: OpenChannel)
         return [finding(pid=7)]
 
     answer = await asked(bus, ScriptedPack(hidden), ConfirmQuestion(pids=(7,)))
-    assert answer == ConfirmAnswer(answer=Confirmation.CONFIRMED, why="it hides")
+    assert answer == ConfirmAnswer(answer=Answer.CONFIRMED, why="it hides")
     answer = await asked(bus, ScriptedPack(hidden), ConfirmQuestion(pids=(8,)))
-    assert answer.answer is Confirmation.DENIED
+    assert answer.answer is Answer.DENIED
 
 
 @every_bus
 @asynchronous
 async def test_what_is_no_question_is_answered_as_such(bus: OpenChannel) -> None:
     answer = await asked(bus, ScriptedPack(), None)
-    assert answer.answer is Confirmation.UNKNOWN
+    assert answer.answer is Answer.UNKNOWN
     assert "no question" in answer.why
 
 

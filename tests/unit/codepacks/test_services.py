@@ -1,6 +1,7 @@
 """Services: started, supervised, cancelled, started again, and told of where they misbehave."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -211,6 +212,25 @@ async def test_it_is_cancelled_when_the_watch_ends_and_the_machine_with_it() -> 
 
 
 @asynchronous
+async def test_one_that_fails_as_the_machine_goes_leaves_nothing_for_asyncio_to_complain_of() -> (
+    None
+):
+    complaints: list[dict[str, object]] = []
+
+    async def fail(_: ServiceBus, __: InspectedMachine) -> None:
+        raise ZeroDivisionError
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    machine, bus = FakeMachine(), RecordingBus()
+    machine.fail_next("run_state", MachineGone("query-status"))
+    async with asyncio.timeout(WAIT_S):
+        await ServiceRunner(Service(fail), machine, vm="web").run(bus, bus)  # type: ignore[arg-type] # only publishes
+    gc.collect()
+    assert bus.of_kind("status")[-1].read_body(Status).sight is Sight.ENDED
+    assert complaints == []
+
+
+@asynchronous
 async def test_one_that_swallows_its_cancellation_is_left_to_itself_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +289,20 @@ async def test_more_alerts_than_anybody_reads_are_not_raised(
     async with watching(Service(flood)):
         await until(lambda: len(raised) == 5)
     assert raised == [True, True, True, False, False]
+
+
+@asynchronous
+async def test_one_alert_that_is_raised_and_cleared_twice_at_a_time_is_said_once() -> None:
+    done: list[bool] = []
+
+    async def twice(bus: ServiceBus, machine: InspectedMachine) -> None:
+        done.extend(await asyncio.gather(*(bus.raise_alert(finding("k"), LABEL) for _ in "12")))
+        done.extend(await asyncio.gather(*(bus.clear_alert("k", because="over") for _ in "12")))
+        await forever(bus, machine)
+
+    async with watching(Service(twice), opened=mosquitto):
+        await until(lambda: len(done) == 4)
+    assert done == [True, False, True, False]
 
 
 CODE = """\

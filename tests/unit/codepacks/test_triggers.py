@@ -19,7 +19,7 @@ from qvmi.bus.topic import Topic
 from qvmi.codepacks.codepack import Finding, Observation
 from qvmi.codepacks.event_bell import EventBell
 from qvmi.codepacks.manifest import parse_manifest
-from qvmi.codepacks.question import ConfirmAnswer, Confirmation, ConfirmQuestion, ask_for
+from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion, ask_for
 from qvmi.codepacks.questions import MAX_ASKING, LookAnswer
 from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.status import Sight, Status
@@ -228,7 +228,7 @@ async def test_a_question_whether_something_is_seen_is_answered_by_what_the_look
     for question in questions:
         body = msgspec.to_builtins(question)
         Draft202012Validator(documented("confirm-question")).validate(json.loads(json.dumps(body)))
-    assert said == [Confirmation.CONFIRMED, Confirmation.DENIED, Confirmation.UNKNOWN]
+    assert said == [Answer.CONFIRMED, Answer.DENIED, Answer.UNKNOWN]
 
 
 @asynchronous

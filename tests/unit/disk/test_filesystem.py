@@ -93,6 +93,16 @@ def test_a_symlink_is_itself_when_it_is_asked_about(image: Image) -> None:
     assert (entry.kind, entry.target, entry.path) == ("symlink", "etc/passwd", "/to passwd")
 
 
+def test_what_a_symlink_leads_to_can_be_asked_about_and_a_folder_without_files(
+    image: Image, source: Path
+) -> None:
+    with opened(image) as disk:
+        (followed,) = disk.stat(b"/to passwd", follow=True).rows
+        (folder,) = disk.stat(b"/lost+found", follow=True).rows
+    assert (followed.kind, followed.size) == ("file", (source / "etc/passwd").stat().st_size)
+    assert folder.kind == "folder"
+
+
 @pytest.mark.parametrize(
     ("path", "error"),
     [

@@ -131,6 +131,19 @@ def test_a_question_and_a_name_that_is_a_circle_tell_no_names() -> None:
     assert names_in(circle) == []
 
 
+@pytest.mark.parametrize(("last", "is_told"), [(61, True), (62, False), (63, False)])
+def test_a_name_is_no_longer_than_names_can_be(last: int, *, is_told: bool) -> None:
+    name = ".".join(["x" * 63] * 3 + ["y" * last])
+    answer = dns_answer(name, (1, ip_address("192.0.2.7").packed))
+    assert names_in(answer) == ([("192.0.2.7", name)] if is_told else [])
+
+
+def test_a_circle_of_labels_makes_no_long_name() -> None:
+    message = dns_answer("x" * 60, (1, bytes(4)))
+    at = message.index(b"\0", 13)
+    assert names_in(message[:at] + b"\xc0\x0c" + message[at + 1 :]) == []
+
+
 def test_no_message_raises_anything() -> None:
     whole = dns_answer("www.example.org", (5, label_name("a.b")), (1, bytes(4)), (28, bytes(16)))
     chosen = random.Random(11)

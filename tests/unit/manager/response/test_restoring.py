@@ -15,17 +15,18 @@ TABLE, IDT, TEXT, END = (
     0xFFFFFFFF81E00000,
 )
 SYMBOLS = {"sys_call_table": TABLE, "idt_table": IDT, "_stext": TEXT, "_etext": END}
-GOOD, EVIL = struct.pack("<Q", TEXT + 0x100), struct.pack("<Q", 0xFFFFFFFFC0000000)
+EVIL_AT = 0xFFFFFFFFC0000000
+GOOD, EVIL = struct.pack("<Q", TEXT + 0x100), struct.pack("<Q", EVIL_AT)
 
 
 def find(name: str) -> Va | None:
     return Va(SYMBOLS[name]) if name in SYMBOLS else None
 
 
-def gate(target: int) -> bytes:
+def gate(target: int, selector: int = 0x10, bits: int = 0x8E00, reserved: int = 0) -> bytes:
     """An interrupt gate, as the manual has it: offset 15..0, selector, type, offset 31..16, 63..32."""
     return struct.pack(
-        "<HHHHII", target & 0xFFFF, 0x10, 0x8E00, target >> 16 & 0xFFFF, target >> 32, 0
+        "<HHHHII", target & 0xFFFF, selector, bits, target >> 16 & 0xFFFF, target >> 32, reserved
     )
 
 
@@ -66,7 +67,9 @@ def test_evidence_that_does_not_say_it_leads_to_nothing(evidence: tuple[Observat
 
 SOUND = {
     "a system call": Repair(Va(TABLE + 8), EVIL, GOOD),
-    "an interrupt gate": Repair(Va(IDT + 64), gate(0xFFFFFFFFC0000000), gate(TEXT + 0x10)),
+    "an interrupt gate": Repair(Va(IDT + 64), gate(EVIL_AT), gate(TEXT + 0x10)),
+    "one for programs": Repair(Va(IDT + 3 * 16), gate(EVIL_AT), gate(TEXT, bits=0xEE00)),
+    "one with a stack": Repair(Va(IDT + 2 * 16), gate(EVIL_AT), gate(TEXT, bits=0x8E02)),
 }
 
 
@@ -84,6 +87,14 @@ UNSOUND = {
     "to a module": (Repair(Va(TABLE), GOOD, EVIL), "not the kernel's own code"),
     "to the end of text": (Repair(Va(TABLE), EVIL, struct.pack("<Q", END)), "not the kernel's"),
     "a gate to user code": (Repair(Va(IDT), gate(TEXT), gate(0x400000)), "not the kernel's"),
+    "a gate for programs": (
+        Repair(Va(IDT), gate(EVIL_AT), gate(TEXT, bits=0xEE00)),
+        "may raise it",
+    ),
+    "a gate to a segment": (Repair(Va(IDT), gate(EVIL_AT), gate(TEXT, 0x33)), "segment is 0x33"),
+    "a task gate": (Repair(Va(IDT), gate(EVIL_AT), gate(TEXT, bits=0x8500)), "of type 5"),
+    "no gate": (Repair(Va(IDT), gate(EVIL_AT), gate(TEXT, bits=0x0E00)), "not present"),
+    "more than a gate": (Repair(Va(IDT), gate(EVIL_AT), gate(TEXT, reserved=1)), "reserved in it"),
     "a gate in the middle": (Repair(Va(IDT + 8), gate(TEXT), gate(TEXT)), "no whole entry"),
 }
 

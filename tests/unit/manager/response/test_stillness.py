@@ -12,16 +12,16 @@ from tests.asynchronous import asynchronous, until
 
 
 class StandingMachine:
-    """Notes when it stands still; it cannot be stopped when told so."""
+    """Notes when it stands still; it cannot be stopped where there is an error to raise."""
 
-    def __init__(self, *, stops: bool = True) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.log: list[str] = []
-        self.stops = stops
+        self.error = error
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        if not self.stops:
-            raise PauseError("there is no guardian")
+        if self.error is not None:
+            raise self.error
         self.log.append("stop")
         try:
             yield
@@ -60,10 +60,13 @@ async def test_after_its_time_it_runs_and_that_is_told_with_for_how_long() -> No
     assert still.total_s >= late[0]
 
 
+@pytest.mark.parametrize("error", [PauseError("no guardian"), ZeroDivisionError("no guardian")])
 @asynchronous
-async def test_a_guest_that_cannot_be_stopped_is_not_taken_for_one_that_stands_still() -> None:
-    still = Stillness(StandingMachine(stops=False), lambda _: None)
-    with pytest.raises(PauseError, match="no guardian"):
+async def test_a_guest_that_cannot_be_stopped_is_not_taken_for_one_that_stands_still(
+    error: Exception,
+) -> None:
+    still = Stillness(StandingMachine(error), lambda _: None)
+    with pytest.raises(type(error), match="no guardian"):
         await still.begin(1.0)
     assert (still.is_held, still.total_s) == (False, 0.0)
     await still.end()
