@@ -172,7 +172,7 @@ RIGHT_ROWS: Final = (
         *("a process's user is overwritten", *_OUTSIDE, _overwritten, _steady),
         on_arm64=True,
         mutations=(
-            Mutation(_PRIVILEGES, "if new_users and not may &", "if new_users and may &"),
+            Mutation(_PRIVILEGES, "users(now) - users(was)", "users(was) - users(now)"),
             Mutation(
                 _CREDENTIALS,
                 "before is None or before.exec_id !=",
