@@ -4,11 +4,12 @@ import argparse
 import runpy
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import qvmi
+from qvmi.cli.moments import duration
 from qvmi.cli.report_page import head, table, text, timeline
 
 QUESTIONS = ("processes", "command_lines", "sockets", "mounts", "modules", "open_files", "log")
@@ -29,7 +30,7 @@ def page(
     taken, uptime_s = listings[0].provenance, round(facts.uptime_s or 0)
     at = datetime.fromtimestamp(taken.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield head(f"{facts.os} {facts.release} in {source}")
-    yield f"<p>{text(facts.banner)}</p><p>{taken.taken} at {at}, up {timedelta(seconds=uptime_s)}</p>"
+    yield f"<p>{text(facts.banner)}</p><p>{taken.taken} at {at}, up {duration(uptime_s)}</p>"
     links = (f'<a href="#{name}">{name.replace("_", " ")}</a>' for name in ("timeline", *QUESTIONS))
     yield f'<nav><a href="#findings">findings</a> {" ".join(links)}</nav>'
     yield table("findings", ("what", "pid", "more"), findings, unseen)

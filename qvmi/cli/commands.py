@@ -211,7 +211,7 @@ COMMANDS: Final = (
         "Without a name it runs hidden-processes alone; `all` runs all that come with qvmi.\n"
         f"{_PACKS_TEXT}\n"
         "Others' are in folders, and must be signed by a key that is trusted. What they are granted\n"
-        "says the policy: without one, they may only read.",
+        "says the policy: without one, they may only read, and all leaves out who is shown more.",
         (
             ("qvmi --qmp /run/vm/qmp.sock watch", "until Ctrl-C"),
             ("qvmi --qmp /run/vm/qmp.sock watch hidden-processes --for 60 --json", "a minute"),
@@ -228,6 +228,8 @@ COMMANDS: Final = (
         "qvmi.cli.watching:watch",
         declarations.watch,
         why_no_dump="nothing happens in a dump any more",
+        # Of which a codepack is shown what the policy file grants it.
+        grants=("disk", "network-capture"),
     ),
     EVENTS,
     RESPOND,

@@ -89,6 +89,8 @@ PACK_COMMANDS: Final = (
         Needs.HOST,
         "qvmi.cli.packs:pack",
         _pack,
+        # Of which a codepack is shown what the policy file grants it.
+        grants=("disk", "network-capture"),
         elsewhere=(("run", Needs.GUEST, "qvmi.cli.pack_running:run"),),
     ),
     Command(

@@ -12,6 +12,7 @@ from qvmi import __version__
 from qvmi.cli.dumped import AskedDump
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
+from qvmi.cli.left_out import require_possible
 from qvmi.cli.output import Output
 from qvmi.cli.watch_report import observed
 from qvmi.cli.watching import PACK_MAKERS, require_fitting
@@ -23,12 +24,17 @@ from qvmi.codepacks.inspection import Inspection, inspect_guest
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.codepacks.third_party import require_signed
-from qvmi.errors import UsageError
+from qvmi.errors import CodepackRefused, UsageError
 from qvmi.manager.packs_here import require_usable
 from qvmi.policy import Policies, read_policies
 
 __all__ = ["run"]
+
+_NOT_IN_A_DUMP: Final = (
+    "it is shown more than memory, which is all that a dump has: run it on the machine, by --qmp"
+)
 
 _ONE_LOOK: Final = (
     "one look at a dump, in which nothing changes: a second could confirm nothing of what is found"
@@ -61,14 +67,19 @@ async def run(  # noqa: PLR0913 - one for each argument of the command
         raise UsageError(f"pack {action} takes neither --key nor --days: they are for pack sign")
     policies = Policies() if policy is None else read_policies(Path(policy))
     codepack, manifest = _chosen(what, policies, keys, interval)
-    require_usable(codepack, policies.of(codepack.name))
-    await require_fitting(machine, [manifest])
     on_dump = isinstance(machine, AskedDump)
+    if on_dump and (shown := manifest.grants & RESOURCE_GRANTS):
+        raise CodepackRefused(codepack.name, f"{_NOT_IN_A_DUMP} ({', '.join(sorted(shown))})")
+    if what in PACKS:
+        await require_possible(machine, what, policies)
+    require_usable(codepack, policies.of(codepack.name), machine)
+    await require_fitting(machine, [manifest])
     inspection = await inspect_guest(
         codepack,
         machine,
         rounds=1 if on_dump else rounds,
         deadline_s=manifest.management.deadline_s,
+        policy=policies.of(codepack.name),
     )
     _tell(output, codepack.name, inspection, note=_ONE_LOOK if on_dump else "")
     if inspection.found_anything:

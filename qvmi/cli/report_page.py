@@ -5,10 +5,10 @@ References: HTML Living Standard, 13.1.2 (elements); W3C Content Security Policy
 
 import html
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import Final
 
 from qvmi.cli.escape import escaped
+from qvmi.cli.moments import duration
 from qvmi.cli.process_tree import branches
 from qvmi.semantics.guest_os import Gap, Process
 
@@ -96,7 +96,7 @@ def timeline(processes: Sequence[Process], uptime_s: float) -> Iterator[str]:
     yield f'<svg viewBox="0 0 {_RIGHT + 40} {_LINE * (len(shown) + 2)}">'
     for quarter in range(5):
         x = _LEFT + (_RIGHT - _LEFT) * quarter // 4
-        label = timedelta(seconds=uptime_s * quarter // 4)
+        label = duration(uptime_s * quarter // 4)
         yield f'<text x="{x}" y="{_LINE - 6}" text-anchor="middle">{label}</text>'
         yield f'<path d="M{x} {_LINE}V{_LINE * (len(shown) + 2)}"/>'
     for line, branch in enumerate(shown, 2):

@@ -1,13 +1,12 @@
 """The command about what playbooks have done: ``respond``."""
 
-import time
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from qvmi.bus.topic import name_from
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.moments import local_moment
 from qvmi.cli.output import Output
 from qvmi.cli.responding import granted, opened_journal
 from qvmi.errors import UsageError
@@ -19,8 +18,6 @@ from qvmi.manager.response.run import audit, undo_run
 from qvmi.policy import Policies, PolicyGate, read_policies
 
 __all__ = ["respond"]
-
-_CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
 async def respond(
@@ -37,6 +34,8 @@ async def respond(
     Raises:
         UsageError: there is no such run, or the journal cannot be used.
     """
+    if action == "list" and run is not None:
+        raise UsageError(f"respond list takes nothing: {run!r}")
     with opened_journal(state, name_from(machine.address)) as journal:
         if action == "list":
             return _list(output, journal)
@@ -53,16 +52,17 @@ def _list(output: Output, journal: Journal) -> ExitCode:
             output.document(msgspec.to_builtins(noted, str_keys=True))
             continue
         at = min((alert.last_seen for alert in noted.alerts), default=0.0)
-        moment = time.strftime(_CLOCK, time.localtime(at))
         how = "undone" if noted.undone else "over" if noted.over else "cut off"
         steps = ", ".join(f"{number} {outcome}" for number, outcome in noted.ended.items())
-        output.line(f"{noted.name}  {how}  alert of {moment}  steps: {steps or 'none'}")
+        output.line(f"{noted.name}  {how}  alert of {local_moment(at)}  steps: {steps or 'none'}")
     return ExitCode.FINE
 
 
 async def _undo(
     machine: Machine, output: Output, journal: Journal, noted: Run, policy: str | None
 ) -> ExitCode:
+    if noted.undone:
+        raise UsageError(f"respond undo: {noted.name} is undone already")
     if not noted.undo:
         raise UsageError(f"respond undo: {noted.name} has done nothing that can be undone")
     policies = Policies() if policy is None else read_policies(Path(policy))

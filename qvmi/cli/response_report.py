@@ -1,8 +1,8 @@
 """The report of a response: why it was, what was done, and how the guest is."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 
+from qvmi.cli.moments import duration, utc_moment
 from qvmi.cli.report_page import head, table, text, timeline
 from qvmi.codepacks.alert import Alert
 from qvmi.manager.response.scene import Story
@@ -27,16 +27,15 @@ def _pieces(guest: GuestOS | None, story: Story) -> Iterator[str]:
     yield table("steps", ("step", "what", "outcome", "told", "problem", "stood_still_s"), rows)
     yield table("files", ("name",), [(name,) for name in story.files])
     if guest is None:
-        yield '<p class="gap">not seen: the guest, as it may not be read or is not understood'
+        yield f'<p class="gap">not seen: the guest: {text(story.unseen)}'
         return
     yield from _guest(guest)
 
 
 def _alert(number: int, alert: Alert) -> Iterator[str]:
     finding = alert.finding
-    at = datetime.fromtimestamp(alert.last_seen, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield f"<h2>alert {number} of {text(alert.codepack)}</h2><p>{text(finding.claim)}"
-    yield f"<p>{text(finding.severity)}, {text(finding.technique)}, seen at {at};"
+    yield f"<p>{text(finding.severity)}, {text(finding.technique)}, seen at {utc_moment(alert.last_seen)};"
     yield f"evidence {text(alert.evidence_hash)}"
     if alert.held_by:
         yield f"; held to its policy by {text(alert.held_by)}"
@@ -59,7 +58,7 @@ def _guest(guest: GuestOS) -> Iterator[str]:
     sockets, modules = guest.sockets(), guest.modules()
     yield f"<h2>guest</h2><p>{text(facts.banner)}<p>{text(processes.provenance.taken)}"
     uptime_s = round(facts.uptime_s or 0)
-    yield f"up {timedelta(seconds=uptime_s)}"
+    yield f"up {duration(uptime_s)}"
     yield from timeline(processes.items, uptime_s or 1)
     for name, listing in (("processes", processes), ("sockets", sockets), ("modules", modules)):
         fields = listing[0].__struct_fields__ if listing.items else ()

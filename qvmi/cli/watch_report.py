@@ -1,24 +1,21 @@
 """What a watch prints of what codepacks say, and what its exit code depends on."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 import msgspec
 
 from qvmi.bus.message import Message
 from qvmi.cli.exit_code import ExitCode
+from qvmi.cli.moments import local_moment
 from qvmi.cli.output import Output
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Observation
 from qvmi.codepacks.status import STATUS, Sight, Status
-from qvmi.errors import UsageError
+from qvmi.errors import BadMessage, UsageError
 from qvmi.manager.response.records import HOLDER, RESPONSE, Record
 
 __all__ = ["WatchReport", "observed"]
-
-_CLOCK: Final = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class WatchReport:
@@ -36,7 +33,6 @@ class WatchReport:
             STATUS: self._status,
             AlertState.RAISED: self._alert,
             AlertState.CLEARED: self._alert,
-            RESPONSE: self._response,
         }
         self._standing: dict[str, int] = {}
         self._is_file_full = False
@@ -57,24 +53,43 @@ class WatchReport:
         return ExitCode.FINE if seen else ExitCode.NOT_SEEN
 
     def add(self, message: Message) -> None:
-        """This takes in a message and prints it at once."""
-        said = self._said if message.codepack == HOLDER else None
-        reader = self._readers.get(message.kind, said)
-        lines = [] if reader is None else reader(message)
+        """This takes in a message and prints it at once.
+
+        A codepack that is not ours may say anything. What nobody can read ends no watch of others; of
+        whoever says it there is nothing to rely on.
+        """
+        try:
+            lines = self._read(message)
+            data = message.to_json()
+        except BadMessage as error:
+            self._sights[message.codepack] = Sight.FAILED
+            self._output.message(f"{message.codepack}: what it says cannot be read: {error}")
+            return
         if self._output.json:
-            self._output.document(msgspec.json.decode(message.to_json()))  # as it was on the bus
+            self._output.document(msgspec.json.decode(data))  # as it was on the bus
         else:
-            moment = time.strftime(_CLOCK, time.localtime(message.time))
+            moment = local_moment(message.time)
             for number, line in enumerate(lines):
                 self._output.line(f"    {line}" if number else f"{moment} {message.kind:<7} {line}")
         self._output.flush()
         if self.file is not None:
-            self._keep(self.file, message)
+            self._keep(self.file, data)
 
-    def _keep(self, file: AlertFile, message: Message) -> None:
+    def _read(self, message: Message) -> list[str]:
+        """This is what a message says, in lines; none for a kind that is none of ours.
+
+        Raises:
+            BadMessage: it is not of the form that its kind has.
+        """
+        if message.codepack == HOLDER:  # nobody else tells what was done
+            return self._response(message) if message.kind == RESPONSE else self._said(message)
+        reader = self._readers.get(message.kind)
+        return [] if reader is None else reader(message)
+
+    def _keep(self, file: AlertFile, data: bytes) -> None:
         """This appends a message to the file; that it cannot be written is told once, until it can."""
         try:
-            file.add(message.to_json())
+            file.add(data)
         except UsageError as error:
             if not self._is_file_full:
                 self._output.message(str(error))

@@ -20,6 +20,7 @@ from qvmi.bus.message import Message
 from qvmi.bus.mqtt import broker_at
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
+from qvmi.cli.left_out import possible
 from qvmi.cli.output import Output
 from qvmi.cli.responding import Response, Wishes, responding
 from qvmi.cli.stop_signal import stop_signal
@@ -37,6 +38,8 @@ from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.container_escape import ContainerEscape
 from qvmi.codepacks.credentials import CredentialWatch
+from qvmi.codepacks.disk_differences import DiskDifferences
+from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.hidden_modules import HiddenModules
 from qvmi.codepacks.hidden_processes import HiddenProcesses
 from qvmi.codepacks.hidden_sockets import HiddenSockets
@@ -86,12 +89,14 @@ PACK_MAKERS: Final[Mapping[str, Callable[[float], Codepack]]] = {
     "hidden-sockets": HiddenSockets,
     "persistence": Persistence,
     "container-escape": ContainerEscape,
+    "disk-differences": DiskDifferences,
+    "flows-without-owner": FlowsWithoutOwner,
 }
 _FACTS_TIMEOUT_S: Final = 30.0
 """Longest wait for what system runs; it is known already, and only the time is read."""
 _NOT_ALL: Final = (
     f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
-    f" `watch all` runs all {len(PACKS)}"
+    f" `watch all` runs all {len(PACKS)}, but those that the policy or the machine does not let"
 )
 _NOT_HELD: Final = (
     "policy: guard rails for {}: it runs in this process, where nothing keeps its code from anything"
@@ -134,11 +139,19 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     placed.require_fitting()
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
-    own = _named(packs)
     if policy is not None:
         _warn_of_unmatched(output, policy, policies, others)
+    own = _named(packs)
     if only:
         own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
+    own = await possible(
+        machine,
+        output,
+        own,
+        named=(*only, *_words(packs)),
+        policies=policies,
+        in_process=placed.process,
+    )
     chosen = _Chosen.of(own, others, policies, interval)
     report = WatchReport(output, chosen.names)
     try:
@@ -147,8 +160,9 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
             await require_fitting(machine, chosen.manifests)
             wishes = Wishes(playbook, respond, state)
             async with _responded(machine, output, chosen, placed, report, wishes) as messages:
-                usual = packs == USUAL_PACKS and not only
-                _tell_beginning(output, machine.address, chosen, usual=usual)
+                _tell_beginning(
+                    output, machine.address, chosen, usual=packs == USUAL_PACKS and not only
+                )
                 await _follow(messages, report, stop, duration_s)
     except QvmiError as error:
         if not report.found_anything:
@@ -308,8 +322,12 @@ def _chosen(
 
 def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
     """These are the codepacks that words stand for, each once."""
-    words = [packs] if isinstance(packs, str) else packs
+    words = _words(packs)
     return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
+
+
+def _words(packs: str | Sequence[str]) -> Sequence[str]:
+    return [packs] if isinstance(packs, str) else packs
 
 
 def _opened_log(path: str | None) -> AbstractContextManager[AlertFile | None]:

@@ -22,6 +22,7 @@ PACKS: Final = (
     *("kernel-hooks", "kernel-settings"),
     *("unusual-code", "credentials", "injection", "impostors", "hidden-sockets"),
     *("persistence", "container-escape"),
+    *("disk-differences", "flows-without-owner"),
 )
 """The names of the codepacks that ``watch`` can run."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from qvmi.codepacks.codepack import Finding, Severity
+from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.privileges import (
     Known,
     gains,
@@ -33,6 +33,9 @@ _IDS: Final = ("pid", "name", "uid", "euid", "suid", "fsuid", "gid", "egid", "cr
 _PROGRAM: Final = ("path", "mode", "owner", "execs")
 _SETTLE_S: Final = 5.0
 """Longest time for which the kernel is believed to act by another's credentials, as binfmt_misc does."""
+_ACTING_S: Final = 30.0
+"""Longest time for which the kernel is believed to act for a process by others' credentials, as overlayfs
+does for each access: each look may see that where a program does little else."""
 _MAX_SHARERS: Final = 8
 _MAX_REMEMBERED: Final = 1 << 16
 """Processes that are remembered though a gap may only hide them: a guest that has one for ever, and forks,
@@ -100,6 +103,7 @@ class CredentialWatch:
             yield from _shared(process, its)
             if program is None or process.kernel_thread:
                 continue
+            yield from _acting(process, its)
             before = ran.get(its.address)
             if before is None or before.exec_id != program.exec_id:
                 continue
@@ -159,7 +163,8 @@ def _is_same(known: Known, now: Known) -> bool:
 def _rights(its: Credentials) -> tuple[object, ...]:
     return (
         *(its.uid, its.euid, its.suid, its.fsuid, its.gid, its.egid, its.sgid, its.fsgid),
-        *(its.permitted.number, its.bounding.number, its.user_namespace),
+        *(its.permitted.number, its.effective.number, its.bounding.number, its.user_namespace),
+        its.groups,
         *(its.no_new_privs, its.seccomp),
     )
 
@@ -176,6 +181,23 @@ def _shared(process: Process, its: Credentials) -> Iterator[Finding]:
         key=f"shared credentials {its.real_cred:#x}: {identity(process)}",
         evidence=(seen("task_struct.real_cred", its, _IDS, shared_with=others),),
         settle_s=_SETTLE_S,
+    )
+
+
+def _acting(process: Process, its: Credentials) -> Iterator[Finding]:
+    """This tells of a process that acts by other credentials than those that everybody is shown."""
+    if its.cred == its.real_cred:
+        return
+    yield Finding(
+        claim=f"{told(process)} acts by other credentials than its own",
+        severity=Severity.HIGH,
+        technique="T1068",
+        key=f"acts by {its.cred:#x}: {identity(process)}",
+        evidence=(
+            seen("task_struct.real_cred", its, _IDS),
+            Observation(view="task_struct.cred", present=True, address=its.cred),
+        ),
+        settle_s=_ACTING_S,
     )
 
 
@@ -201,6 +223,7 @@ def _more(its: Credentials) -> dict[str, str | int | bool]:
     return {
         "struct_cred": its.real_cred,
         "permitted": f"{its.permitted.number:#x}",
+        "effective": f"{its.effective.number:#x}",
         "bounding": f"{its.bounding.number:#x}",
         "no_new_privs": its.no_new_privs,
         "seccomp": its.seccomp,

@@ -42,7 +42,7 @@ _TECHNIQUE: Final = "T1014"
 _BIND_MOUNTS: Final = "T1564.013"
 _EXITING: Final = "X"
 _PROCESS, _THREAD = "process", "thread"
-_PROC_FOLDER: Final = re.compile(r"/proc/([0-9]+)(/.*)?")
+_PROC_FOLDER: Final = re.compile(r"/proc/([0-9]{1,10})(/.*)?")
 
 _WHOLE_OF_PROCESSES: Final = (TaskView.LIST, TaskView.PIDS, TaskView.CHILDREN)
 """What every process is in."""

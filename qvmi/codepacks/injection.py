@@ -23,7 +23,8 @@ __all__ = ["Injection"]
 
 _VARIABLES: Final = ("LD_PRELOAD", "LD_AUDIT")
 _PRELOAD_FILE: Final = "/etc/ld.so.preload"
-_PROC_MEMORY: Final = re.compile(r"/proc/([0-9]+)(/task/[0-9]+)?/mem")
+_PROC_MEMORY: Final = re.compile(r"/proc/([0-9]{1,10})(/task/[0-9]{1,10})?/mem")
+"""Whoever mounts something over its own /proc may have longer numbers there, which are nobody's pids."""
 _UNUSUAL_PLACES: Final = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/", "/home/", "/proc/")  # noqa: S108 - the guest's
 _MAX_SHOWN: Final = 16
 """Processes that are shown of those that have the same; the rest is counted."""

@@ -11,6 +11,7 @@ from qvmi.codepacks.look import Look
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine, Looker
 from qvmi.codepacks.status import Sight
 from qvmi.errors import UsageError
+from qvmi.policy import READ_ONLY, Policy
 
 __all__ = ["MAX_ROUNDS", "Inspection", "inspect_guest"]
 
@@ -54,6 +55,7 @@ async def inspect_guest(
     *,
     rounds: int | None = None,
     deadline_s: float = LOOK_DEADLINE_S,
+    policy: Policy = READ_ONLY,
 ) -> Inspection:
     """This lets a codepack look until what it finds is confirmed or gone.
 
@@ -63,14 +65,16 @@ async def inspect_guest(
         rounds: how many looks, from 1 to :data:`MAX_ROUNDS`; None for as many as that takes, two at
             least and a minute at most.
         deadline_s: the longest look, in seconds.
+        policy: what the codepack may be shown beside memory.
 
     Raises:
         UsageError: so many looks cannot be asked for.
+        CodepackError: what the codepack wants of that cannot be used.
         MachineGone: there is no machine any more.
     """
     if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
         raise UsageError(f"{rounds} looks: from 1 to {MAX_ROUNDS}")
-    looker = Looker(codepack, machine, deadline_s=deadline_s)
+    looker = Looker(codepack, machine, deadline_s=deadline_s, policy=policy)
     confirmation = Confirmation()
     confirmed: dict[str, Confirmed] = {}
     ends = time.monotonic() + PATIENCE_S

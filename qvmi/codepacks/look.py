@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -19,7 +20,7 @@ from qvmi.view import Provenance, Taken
 __all__ = ["MAX_FINDINGS", "MAX_FINDING_BYTES", "Look", "in_words", "look"]
 
 MAX_FINDINGS: Final = 1000
-"""Findings taken from one look; a codepack that has more is wrong about something."""
+"""Findings taken from one look. A guest can give a codepack as many as it likes: no failure of its own."""
 
 MAX_FINDING_BYTES: Final = 32 * 1024
 """Longest finding as JSON: half of what fits into one message."""
@@ -60,16 +61,18 @@ def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Lo
     began = time.time()
     findings: list[Finding] = []
     error: BaseException | None = None
+    gaps: list[Gap] = []
     try:
-        _collect(codepack, guest, memory, findings)
+        gaps += _collect(codepack, guest, memory, findings)
     except BaseException as caught:  # noqa: BLE001 - the marked door of the codepack runner
         error = caught
+    gap_count = guest.gap_count + len(gaps)
     return Look(
-        sight=_sight(error, gaps=guest.gap_count),
+        sight=_sight(error, gaps=gap_count),
         provenance=guest.provenance or Provenance(Taken.LIVE, began),
         findings=tuple(findings),
-        gaps=tuple(guest.gaps),
-        gap_count=guest.gap_count,
+        gaps=(*gaps, *guest.gaps),
+        gap_count=gap_count,
         problem="" if error is None else in_words(error),
         error=error,
     )
@@ -89,10 +92,14 @@ def in_words(error: BaseException) -> str:
 
 def _collect(
     codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory, findings: list[Finding]
-) -> None:
+) -> Iterator[Gap]:
+    """This takes what a codepack finds, and gives what it was not asked for any more."""
     for finding in islice(codepack.inspect(guest, memory), MAX_FINDINGS + 1):
         if len(findings) == MAX_FINDINGS:
-            raise CodepackError(codepack.name, f"more than {MAX_FINDINGS} findings in one look")
+            yield Gap(
+                "findings", None, f"more than {MAX_FINDINGS} in one look: others are not told"
+            )
+            return
         findings.append(_checked(finding, codepack.name))
 
 

@@ -9,11 +9,14 @@ from typing import Final, Protocol, TypeVar
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.look import Look, in_words, look
 from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.resource_fetch import ResourceFetch, wants_resources
+from qvmi.codepacks.resources import Resources, equipped
 from qvmi.codepacks.shared_answers import SharedAnswers
 from qvmi.codepacks.status import Sight
 from qvmi.codepacks.thread_call import call_in_thread
 from qvmi.errors import MachineGone, NotDirect, QueryTimeout, QvmiError, StaleView, UnknownGuest
 from qvmi.memory.physical import PhysicalMemory
+from qvmi.policy import READ_ONLY, Policy
 from qvmi.semantics.guest_os import GuestOS
 from qvmi.view import Provenance, Taken
 
@@ -74,6 +77,10 @@ class Looker:
         deadline_s: longest look; one that takes longer is reported and left to itself, and no other
             is begun until it ends.
         shared: answers that codepacks share; None for none.
+        policy: what it may be shown beside memory.
+
+    Raises:
+        CodepackError: what it says that it wants cannot be used.
     """
 
     def __init__(
@@ -83,7 +90,12 @@ class Looker:
         *,
         deadline_s: float = LOOK_DEADLINE_S,
         shared: SharedAnswers | None = None,
+        policy: Policy = READ_ONLY,
     ) -> None:
+        self._fetch = (
+            ResourceFetch(codepack, machine, policy) if wants_resources(codepack) else None
+        )
+        self._fetched: Resources | Look | None = None
         self._shared = shared
         self._not_before = 0.0
         self._codepack = codepack
@@ -94,6 +106,28 @@ class Looker:
         self._next_life_check = 0.0
         self._next_refresh = 0.0
 
+    @property
+    def waits(self) -> bool:
+        """This tells whether it has to wait before a look for what it is shown beside memory."""
+        return self._fetch is not None
+
+    async def fetch(self) -> None:
+        """This waits for what the next look is shown beside memory, if it is shown anything.
+
+        Raises:
+            MachineGone: the machine itself says so.
+        """
+        if self._fetch is None or self._is_looking:
+            return
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                self._fetched = await self._fetch.fetch()
+        except TimeoutError:
+            self._fetched = self._late()
+        except QvmiError as error:
+            await self._recover(error)
+            self._fetched = blind(error)
+
     async def look(self) -> Look:
         """This looks once; MachineGone only if the machine itself says so."""
         try:
@@ -103,31 +137,53 @@ class Looker:
 
     async def _look(self) -> Look:
         await self._require_machine()
-        if self._looking is not None and not self._looking.done():
+        if self._is_looking:
             return self._late()
+        if self._fetched is None:
+            await self.fetch()
+        resources, self._fetched = self._fetched, None
+        if isinstance(resources, Look):
+            return resources
         try:
-            guest = self._observed(self._machine.guest)
+            guest = self._observed(self._machine.guest, resources)
             memory = self._machine.memory
         except NotDirect:
-            return await self._look_by_query()
+            return await self._look_by_query(resources)
         except QvmiError as error:
             await self._recover(error)
             return blind(error)
-        result = await self._look_in_thread(guest, memory)
+        result = await self._look_in_thread(self._shown(resources), guest, memory)
         if result.error is not None:
             await self._recover(result.error)
         return result
 
-    def _observed(self, guest: GuestOS) -> ObservedGuest:
+    @property
+    def _is_looking(self) -> bool:
+        """This tells whether a look that was late still goes on."""
+        in_thread = self._looking is not None and not self._looking.done()
+        return in_thread or self._is_inspecting
+
+    def _shown(self, resources: Resources | None) -> Codepack:
+        """This is the codepack for one look, with what it is shown in it."""
+        if resources is None or not wants_resources(self._codepack):
+            return self._codepack
+        return equipped(self._codepack, resources)
+
+    def _observed(self, guest: GuestOS, resources: Resources | None) -> ObservedGuest:
         """This is the guest as this look is shown it: no answer is one that the look before had."""
-        return ObservedGuest(
+        observed = ObservedGuest(
             guest, self._codepack.name, shared=self._shared, not_before=self._not_before
         )
+        for listing in () if resources is None else resources.listings:
+            observed.note(listing)
+        return observed
 
-    async def _look_in_thread(self, guest: ObservedGuest, memory: PhysicalMemory) -> Look:
+    async def _look_in_thread(
+        self, codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory
+    ) -> Look:
         """This looks in a thread, so that a codepack that hangs stops nobody else."""
         looking = self._looking = call_in_thread(
-            lambda: look(self._codepack, guest, memory), name=f"qvmi-{self._codepack.name}"
+            lambda: look(codepack, guest, memory), name=f"qvmi-{codepack.name}"
         )
         try:
             await asyncio.wait({looking}, timeout=self._deadline_s)
@@ -140,16 +196,15 @@ class Looker:
         guest.withdraw()
         return self._late()
 
-    async def _look_by_query(self) -> Look:
+    async def _look_by_query(self, resources: Resources | None) -> Look:
         """This leaves the thread to the machine, which alone can wait for its memory."""
-        if self._is_inspecting:
-            return self._late()
+        codepack = self._shown(resources)
 
         def inspect(guest: GuestOS) -> Look:
             self._is_inspecting = True
             try:
-                observed = self._observed(guest)
-                return look(self._codepack, observed, self._machine.memory)
+                observed = self._observed(guest, resources)
+                return look(codepack, observed, self._machine.memory)
             finally:
                 self._is_inspecting = False
 

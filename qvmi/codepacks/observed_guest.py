@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from qvmi.codepacks.shared_answers import SharedAnswers, question_of
 from qvmi.errors import CodepackError, WalkFailed
@@ -85,6 +85,12 @@ class ObservedGuest:
     def withdraw(self) -> None:
         """This ends the look: whatever is asked from now on raises CodepackError."""
         self._withdrawn = True
+
+    def note(self, listing: Listing[Any]) -> None:
+        """This takes a listing that was asked elsewhere for one of the look's: its gaps, how it was taken."""
+        for gap in listing.gaps:
+            self._note_gap(gap)
+        self._note_provenance(listing.provenance)
 
     def facts(self) -> GuestFacts:
         """This tells which system it is, and the evidence."""
@@ -210,9 +216,7 @@ class ObservedGuest:
         except WalkFailed as error:
             self._note_gap(Gap(error.structure, None, error.problem))
             raise
-        for gap in listing.gaps:
-            self._note_gap(gap)
-        self._note_provenance(listing.provenance)
+        self.note(listing)
         return listing
 
     def _answer(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:

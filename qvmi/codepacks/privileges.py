@@ -5,6 +5,7 @@ security/commoncap.c (``cap_capset``, ``cap_emulate_setxuid``: nothing is permit
 fs/exec.c (``begin_new_exec``: exec alone gives more), prctl(2) PR_SET_NO_NEW_PRIVS, seccomp(2).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,8 @@ _CAP_SETUID: Final = 1 << 7
 _SET_UID: Final = 0o4000
 _FILTERED: Final = frozenset({"strict", "filter"})
 _ROOT: Final = 0
+_MAX_TOLD: Final = 8
+"""Ids that are told in words; the evidence has no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +59,38 @@ def may_become_anyone(its: Credentials) -> bool:
 def gains(before: Known, now: Credentials, exec_id: int) -> tuple[str, ...]:
     """These are the things that a process has by now, and cannot have got by itself, in words."""
     was = before.credentials
-    found: list[str] = []
-    if was.no_new_privs and not now.no_new_privs:
-        found.append("no_new_privs is off again")
-    if was.seccomp in _FILTERED and now.seccomp == "disabled":
-        found.append("its system calls are filtered no more")
+    found = list(_never(was, now))
     if exec_id != before.exec_id or now.user_namespace != was.user_namespace:
         return tuple(found)
-    may = was.permitted.number
-    new_users, new_groups = users(now) - users(was), _groups(now) - _groups(was)
-    if new_users and not may & _CAP_SETUID:
-        found.append(f"user {', '.join(map(str, sorted(new_users)))}")
-    if new_groups and not may & _CAP_SETGID:
-        found.append(f"group {', '.join(map(str, sorted(new_groups)))}")
+    ids = (
+        ("user", users(now) - users(was), _CAP_SETUID),
+        ("group", _groups(now) - _groups(was), _CAP_SETGID),
+        ("supplementary group", frozenset(now.groups) - frozenset(was.groups), _CAP_SETGID),
+    )
+    for kind, new, needed in ids:
+        if new and not was.permitted.number & needed:
+            found.append(f"{kind} {_some(new)}")
     for kind in ("permitted", "bounding"):
         more = getattr(now, kind).number & ~getattr(was, kind).number
         if more:
             found.append(f"{kind} capabilities {more:#x}")
     return tuple(found)
+
+
+def _never(was: Credentials, now: Credentials) -> Iterator[str]:
+    """These are the things that no exec and no right gives a process, in words."""
+    if was.no_new_privs and not now.no_new_privs:
+        yield "no_new_privs is off again"
+    if was.seccomp in _FILTERED and now.seccomp == "disabled":
+        yield "its system calls are filtered no more"
+    if beyond := now.effective.number & ~now.permitted.number:
+        yield f"effective capabilities {beyond:#x} that it is not permitted"
+
+
+def _some(ids: frozenset[int]) -> str:
+    """This is a list of ids, which a guest can make as long as it likes."""
+    more = f" and {len(ids) - _MAX_TOLD} others" if len(ids) > _MAX_TOLD else ""
+    return ", ".join(map(str, sorted(ids)[:_MAX_TOLD])) + more
 
 
 def is_set_uid(program: Program) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -11,6 +11,7 @@ import msgspec
 
 from qvmi.bus.bus import Publisher
 from qvmi.bus.message import Message
+from qvmi.bus.requests import Request
 from qvmi.codepacks.alert import GUARD_RAILS, Alert
 from qvmi.codepacks.alert_budget import AlertBudget
 from qvmi.codepacks.codepack import Codepack
@@ -25,6 +26,7 @@ from qvmi.codepacks.status import STATUS, Sight, Status, last_will
 from qvmi.codepacks.triggers import Triggers, triggers_of
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import MachineGone, UsageError
+from qvmi.policy import READ_ONLY, Policy
 from qvmi.view import Provenance
 
 __all__ = ["Runner"]
@@ -60,6 +62,7 @@ class Runner:
         triggers: what it looks for besides its interval; None for what the codepack itself names.
         max_failures: looks in a row in which the codepack itself may fail; after one more it is given
             up. None for any number.
+        policy: what it may be shown beside memory.
         held_by: what holds it to its policy.
 
     Attributes:
@@ -85,6 +88,7 @@ class Runner:
         fellows: Fellows | None = None,
         triggers: Triggers | None = None,
         max_failures: int | None = None,
+        policy: Policy = READ_ONLY,
         held_by: str = GUARD_RAILS,
     ) -> None:
         self.given_up = ""
@@ -100,7 +104,11 @@ class Runner:
         self._vm = vm
         self._fellows = fellows or Fellows()
         self._looker = Looker(
-            codepack, machine, deadline_s=look_deadline_s, shared=self._fellows.shared
+            codepack,
+            machine,
+            deadline_s=look_deadline_s,
+            shared=self._fellows.shared,
+            policy=policy,
         )
         self._confirmation = Confirmation()
         self._kept = kept
@@ -157,10 +165,7 @@ class Runner:
         """This looks once, queues what is to be published, and tells whether the machine is gone."""
         self._rounds += 1
         try:
-            async with self._fellows.turns.turn():
-                self._began = asyncio.get_running_loop().time()
-                asking = self.questions.take()
-                result = await self._looker.look()
+            asking, result = await self._looked()
         except MachineGone as error:
             self._report(blind(error, sight=Sight.ENDED))
             return True
@@ -174,6 +179,21 @@ class Runner:
         self._report(judged)
         await self.questions.answer(asking, judged, self._standing_keys())
         return False
+
+    async def _looked(self) -> tuple[Sequence[Request], Look]:
+        """This looks once, when it is its turn; what it must wait for before that takes none.
+
+        Who asked before that began is answered by this look, and nobody who asked later.
+        """
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        asking = self.questions.take() if self._looker.waits else ()
+        await self._looker.fetch()
+        async with self._fellows.turns.turn():
+            if not self._looker.waits:
+                self._began = loop.time()
+                asking = self.questions.take()
+            return asking, await self._looker.look()
 
     def _counted(self, result: Look) -> Look:
         """This counts failures in a row, and gives the codepack up after too many."""

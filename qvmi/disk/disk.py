@@ -293,6 +293,10 @@ class _Walk:
                 if links > _MAX_LINKS:
                     raise CorruptDisk(f"{_shown(path)}: too many symlinks")
                 target = self._fs.target(child)
+                if not target:
+                    raise CorruptDisk(
+                        f"{_shown(path)}: a symlink on its way is encrypted, or empty"
+                    )
                 if target.startswith(b"/"):
                     above, inode = [], self._fs.inode(ROOT)
                 rest = [*_parts(target), *rest]
@@ -335,12 +339,19 @@ class _Walk:
 def _volumes(disk: ImageBytes, effort: Effort) -> Found[Volume]:
     """These are the volumes of a disk.
 
-    A file system that begins with the disk makes it one volume, whatever else is in its first sector.
+    A file system that begins with the disk makes it one volume. Where there are partitions, too, as a
+    guest can make it look, nobody can tell which of them is meant: then all are told.
     """
     gaps: list[str] = []
     whole = Volume(0, 0, disk.size, "")
-    parts = [] if begins_ext4(disk) else partitions(disk, gaps)
+    of_table: list[str] = []
+    parts = partitions(disk, of_table)
     rows: list[Volume] = []
+    if begins_ext4(disk):
+        gaps += ["it begins as a file system, and has partitions, too"] if parts else []
+        parts = [whole, *parts]
+    else:
+        gaps += of_table
     for row in parts or [whole]:
         part = ImagePart(disk, row.start, row.size)
         try:
@@ -357,7 +368,8 @@ def _whole_blocks(
     """These are the blocks of a file that are on the disk as a whole, of those that are wanted."""
     held, begins = b"", 0
     size = inode.facts.size
-    for at, data in fs.content(inode):
+    places = [range(at * block_size, (at + 1) * block_size) for at in sorted(wanted)]
+    for at, data in fs.content(inode, _joined(places)):
         if at == begins + len(held):
             held += data
         else:
@@ -372,6 +384,17 @@ def _whole_blocks(
                 yield block, held[used : used + length]
             used += length
         held, begins = held[used:], begins + used
+
+
+def _joined(parts: Sequence[range]) -> list[range]:
+    """These are the same stretches, those that follow one another as one."""
+    found: list[range] = []
+    for part in parts:
+        if found and found[-1].stop == part.start:
+            found[-1] = range(found[-1].start, part.stop)
+        else:
+            found.append(part)
+    return found
 
 
 def _absolute(path: bytes) -> bytes:

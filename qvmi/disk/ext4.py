@@ -6,7 +6,8 @@ References: Linux Documentation/filesystems/ext4/ (``super.rst``, ``group_descr.
 
 import stat
 import struct
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -44,6 +45,8 @@ _MAX_SIZE: Final = 1 << 44
 """Bytes of a file, as ext4 has it with blocks of 4 KiB."""
 _MAX_FOLDER: Final = 64 << 20
 """Bytes of a folder; they have room for more names than are told."""
+_NAMES_OF_A_READ: Final = 12
+"""Names that cost about as much as a read does."""
 _MAX_TARGET: Final = 4096
 _DIRENT: Final = struct.Struct("<IHBB")
 """``struct ext4_dir_entry_2`` up to its name."""
@@ -97,6 +100,7 @@ class Ext4:
     """
 
     def __init__(self, volume: ImageBytes, effort: Effort) -> None:
+        self._effort = effort
         self._volume = CachedImage(volume, effort)
         self._super = super_block = volume.read(_SUPER_AT, 1024)
         if _number(super_block, 0x38, 2) != _MAGIC:
@@ -164,15 +168,24 @@ class Ext4:
             raise CorruptDisk("a folder within its inode, or encrypted, is not read")
         if folder.facts.size > _MAX_FOLDER:
             raise CorruptDisk(f"a folder of {folder.facts.size} bytes")
-        for run in self._runs(folder):
+        there = 0
+        for run in self._counted_runs(folder):
+            there += run.count
             for number in range(run.count):
-                block = self._block(run.place + number)
-                for name, inode in _names_in(block):
-                    if name not in {b".", b".."}:
-                        yield name, inode
+                found = list(_names_in(self._block(run.place + number)))
+                self._effort.spend(len(found) // _NAMES_OF_A_READ)
+                yield from (one for one in found if one[0] not in {b".", b".."})
+        if there * self.block_size < max(folder.facts.size, 1):
+            raise CorruptDisk(f"of a folder of {folder.facts.size} bytes {there} blocks are there")
 
-    def content(self, inode: Inode) -> Iterator[tuple[int, bytes]]:
+    def content(
+        self, inode: Inode, within: Sequence[range] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """These are the parts of a file that are on the disk, by offset; what lies between is zeros.
+
+        Args:
+            inode: the file.
+            within: stretches of its bytes, in rising order, of which alone something is read; None for all.
 
         Raises:
             UsageError: it has no content.
@@ -188,11 +201,13 @@ class Ext4:
                 raise CorruptDisk("a file within its inode and its attributes is not read")
             yield 0, inode.blocks[:size]
             return
-        for run in self._runs(inode):
+        for run in self._counted_runs(inode):
             start, end = run.first * self.block_size, (run.first + run.count) * self.block_size
             place = run.place * self.block_size - start
-            for at in range(start, min(end, size), MAX_READ):
-                yield at, self._volume.read(place + at, min(MAX_READ, end - at, size - at))
+            whole = range(start, min(end, size))
+            for part in [whole] if within is None else _common(whole, within):
+                for at in range(part.start, part.stop, MAX_READ):
+                    yield at, self._volume.read(place + at, min(MAX_READ, part.stop - at))
 
     def target(self, link: Inode) -> bytes:
         """This is where a symlink leads.
@@ -205,6 +220,15 @@ class Ext4:
         if link.flags & _ENCRYPTED:
             return b""
         return b"".join(data for _, data in self.content(link))
+
+    def _counted_runs(self, inode: Inode) -> Iterator[Run]:
+        """These are the runs of an inode; one that has more blocks than its volume has some of them twice."""
+        left = self._volume.size // self.block_size
+        for run in self._runs(inode):
+            left -= run.count
+            if left < 0:
+                raise CorruptDisk(f"inode {inode.facts.inode} has more blocks than its volume")
+            yield run
 
     def _runs(self, inode: Inode) -> Iterator[Run]:
         if inode.flags & _EXTENTS:
@@ -245,6 +269,14 @@ class Ext4:
 def begins_ext4(volume: ImageBytes) -> bool:
     """This tells whether a volume begins as such a file system does."""
     return volume.size >= 2 * _SUPER_AT and _number(volume.read(_SUPER_AT, 64), 0x38, 2) == _MAGIC
+
+
+def _common(whole: range, within: Sequence[range]) -> Iterator[range]:
+    """These are the stretches that lie in one of them, too."""
+    for at in range(bisect_right(within, whole.start, key=lambda one: one.stop), len(within)):
+        if within[at].start >= whole.stop:
+            return
+        yield range(max(whole.start, within[at].start), min(whole.stop, within[at].stop))
 
 
 def _number(raw: bytes, at: int, size: int) -> int:

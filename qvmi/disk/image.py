@@ -13,6 +13,8 @@ MAX_READ: Final = 1 << 21
 _MAX_READS: Final = 1 << 19
 """Reads that one look takes at most. A folder of 100,000 names takes some ten thousand; what takes more
 leads nowhere, or in circles. So many take a few seconds."""
+_AS_MUCH: Final = 1 << 16
+"""Bytes that cost about as much as a read does."""
 _BLOCK: Final = 4096
 _MAX_BLOCKS: Final = 1024
 """Blocks that are kept: 4 MiB. Inodes and tables lie beside one another."""
@@ -33,13 +35,13 @@ class Effort:
         """This ends the look at its next read; it may be called by another thread."""
         self._stopped = True
 
-    def spend(self) -> None:
-        """This takes note of a read.
+    def spend(self, count: int = 1) -> None:
+        """This takes note of reads, or of what costs as much.
 
         Raises:
             CorruptDisk: there were too many, or the look was stopped.
         """
-        self._left -= 1
+        self._left -= count
         if self._left < 0 or self._stopped:
             raise CorruptDisk(
                 "stopped" if self._stopped else f"more than {_MAX_READS} reads: it leads nowhere"
@@ -87,7 +89,7 @@ class FileImage:
         parts: list[bytes] = []
         left = size
         while left:
-            self._effort.spend()
+            self._effort.spend(1 + left // _AS_MUCH)
             try:
                 data = os.pread(self._descriptor, left, offset)
             except OSError as error:
@@ -148,7 +150,7 @@ class CachedImage:
         Raises:
             CorruptDisk: they cannot be had, or enough was read.
         """
-        self._effort.spend()
+        self._effort.spend(1 + max(0, size) // _AS_MUCH)
         block, within = divmod(offset, _BLOCK)
         if within + size > _BLOCK or (block + 1) * _BLOCK > self.size:
             return self._image.read(offset, size)

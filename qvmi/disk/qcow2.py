@@ -48,6 +48,7 @@ class Qcow2Image:
     """
 
     def __init__(self, file: ImageBytes, backing: ImageBytes | None, effort: Effort) -> None:
+        self._effort = effort
         self._file = CachedImage(file, effort)
         self._backing = backing
         fields = _HEADER.unpack(file.read(0, _HEADER.size))
@@ -75,6 +76,7 @@ class Qcow2Image:
     def _pieces(self, offset: int, end: int) -> Iterator[bytes]:
         unit = (1 << self._bits) // self._subclusters
         while offset < end:
+            self._effort.spend()
             stop = min(end, (offset // unit + 1) * unit)
             yield self._piece(offset, stop - offset)
             offset = stop

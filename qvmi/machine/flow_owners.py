@@ -5,7 +5,8 @@ kernel had a socket for it, unless somebody has hidden it, or sends by another w
 says nothing.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Final
@@ -13,10 +14,13 @@ from typing import Final
 from qvmi.network.flows import FlowKey, FlowRecord
 from qvmi.semantics.guest_os import Process, Socket
 
-__all__ = ["FlowOwners", "Owner"]
+__all__ = ["LEAST_LOOKS", "FlowOwners", "Owner"]
 
 _NEEDED_LOOKS: Final = 2
 """Looks that a flow must have lived through without a socket before it is said to have none."""
+LEAST_LOOKS: Final = 3 * _NEEDED_LOOKS
+"""Looks that a watching must have for whoever wants to know of flows without a socket: those, the two
+behind them that show that it still lived, and some for a flow that begins later than the watching."""
 _STATELESS: Final = frozenset({(68, 67), (67, 68)})
 """Ports of DHCP over IPv4, whose clients send by sockets for whole packets, without a socket of UDP."""
 
@@ -62,12 +66,15 @@ class FlowOwners:
         if is_whole:
             self._whole.append(number)
         names = {process.pid: process.name for process in processes}
-        by_port = _by_port(sockets)
+        by_place = _by_place(sockets)
+        before, self._found = self._found, {}  # what is known of no flow any more is forgotten
         for key in flows:
-            known = self._found.get(key)
-            if known is not None and known.socket.pid is not None:
-                continue
-            socket = _socket_of(key, by_port)
+            known = before.get(key)
+            if known is not None:
+                self._found[key] = known
+                if known.socket.pid is not None:
+                    continue
+            socket = _socket_of(key, by_place)
             if socket is not None:
                 name = names.get(socket.pid, "") if socket.pid is not None else ""
                 self._found[key] = Owner(socket, name)
@@ -85,44 +92,45 @@ class FlowOwners:
         if record.lasting is None:
             return False
         first, last = record.lasting
-        lived = [number for number in self._whole if first <= number and number + 2 <= last]
+        lived = bisect_right(self._whole, last - 2) - bisect_left(self._whole, first)
         ports = key.local_port, key.remote_port
-        return key not in self._found and len(lived) >= _NEEDED_LOOKS and ports not in _STATELESS
+        return key not in self._found and lived >= _NEEDED_LOOKS and ports not in _STATELESS
 
 
 End = tuple[str, int]
+_Place = tuple[str, int, str, End | None]
+"""Protocol and port of sockets, their address, "" for any, and the other end, None for nobody yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    """This is a socket with its ends; an address of "" is any, a remote end of None is nobody yet."""
+def _by_place(sockets: Iterable[Socket]) -> dict[_Place, Socket]:
+    """These are the sockets by where they are; of several in one place one that a process has open.
 
-    socket: Socket
-    address: str
-    remote: End | None
-
-
-def _by_port(sockets: Iterable[Socket]) -> dict[tuple[str, int], list[_Ends]]:
-    found: dict[tuple[str, int], list[_Ends]] = {}
+    A guest can have as many flows and sockets at one port as it likes: each flow is looked up.
+    """
+    found: dict[_Place, Socket] = {}
     for socket in sockets:
         protocol = socket.protocol.removesuffix("6")
         local = _end(socket.local) if protocol in {"tcp", "udp"} else None
-        if local is not None:
-            remote = _end(socket.remote)
-            ends = _Ends(socket, local[0], remote if remote and remote[1] else None)
-            found.setdefault((protocol, local[1]), []).append(ends)
+        if local is None:
+            continue
+        remote = _end(socket.remote)
+        place = protocol, local[1], local[0], remote if remote and remote[1] else None
+        if place not in found or found[place].pid is None:
+            found[place] = socket
     return found
 
 
-def _socket_of(key: FlowKey, sockets: dict[tuple[str, int], list[_Ends]]) -> Socket | None:
+def _socket_of(key: FlowKey, sockets: Mapping[_Place, Socket]) -> Socket | None:
     """This is the socket of a flow: the one for its two ends before one for any other end."""
-    fitting = [
-        ends
-        for ends in sockets.get((key.protocol, key.local_port), ())
-        if ends.address in {"", key.local} and ends.remote in {None, (key.remote, key.remote_port)}
-    ]
-    fitting.sort(key=lambda ends: (ends.remote is None, ends.socket.pid is None))
-    return fitting[0].socket if fitting else None
+    for remote in ((key.remote, key.remote_port), None):
+        fitting = [
+            socket
+            for address in (key.local, "")
+            if (socket := sockets.get((key.protocol, key.local_port, address, remote))) is not None
+        ]
+        if fitting:
+            return next((socket for socket in fitting if socket.pid is not None), fitting[0])
+    return None
 
 
 def _end(text: str) -> End | None:

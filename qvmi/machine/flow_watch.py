@@ -4,15 +4,16 @@ A round reads what was captured, then looks at the sockets.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.machine.control import Control
 from qvmi.machine.flow_owners import FlowOwners
-from qvmi.machine.network_capture import NetworkCapture, capturing
+from qvmi.machine.network_capture import NetworkCapture
 from qvmi.network.flows import FlowKey, FlowRecord, FlowTable
 from qvmi.network.packets import parse_frame
 from qvmi.semantics.guest_os import Gap, GuestOS, Listing, Process, Socket
@@ -66,19 +67,32 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class FlowWatch:
-    """This watches the flows of a machine for a while.
+    """This watches the flows of a machine, each time for a while, one time after the other.
+
+    The names that DNS has told are kept from one time to the next: a flow may be older than a watching.
 
     Args:
-        control: the hold on the machine.
+        capture: captures at the netdev of that id, None for the only one, while a block lasts.
         look: looks at the guest's sockets.
     """
 
-    def __init__(self, control: Control, look: Callable[[], Awaitable[Look]]) -> None:
-        self._control = control
+    def __init__(
+        self,
+        capture: Callable[[str | None], AbstractAsyncContextManager[NetworkCapture]],
+        look: Callable[[], Awaitable[Look]],
+    ) -> None:
+        self._capture = capture
         self._look = look
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._watching = asyncio.Lock()
 
     async def watch(
-        self, seconds: float, *, netdev: str | None = None, round_s: float = _ROUND_S
+        self,
+        seconds: float,
+        *,
+        netdev: str | None = None,
+        round_s: float = _ROUND_S,
+        least_looks: int = 1,
     ) -> Listing[Flow]:
         """This watches for so long, and lists the flows that were seen, the oldest first.
 
@@ -86,31 +100,29 @@ class FlowWatch:
             seconds: how long.
             netdev: id of what is behind the card; None for the only one.
             round_s: seconds from one look at the sockets to the next.
+            least_looks: looks at the sockets that are taken, though the time is over.
 
         Raises:
             PolicyDenied, UsageError, PauseError: as `capturing`.
             UnknownGuest, StaleView: nobody knows which system runs there.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        table, owners = FlowTable(), FlowOwners()
+        table, owners = FlowTable(self._names), FlowOwners()
         gaps: dict[Gap, None] = {}
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
         number, look = 0, None
-        async with capturing(self._control, netdev) as capture:
-            while look is None or (loop.time() < until and not capture.is_full):
+        async with self._watching, self._capture(netdev) as capture:
+            until = loop.time() + seconds
+            while look is None or (
+                not capture.is_full and (number < least_looks or loop.time() < until)
+            ):
                 _drain(capture, table, number)
                 look = await self._look()
                 gaps.update(dict.fromkeys(look.gaps))
-                owners.see(
-                    table.flows,
-                    look.sockets,
-                    look.processes,
-                    number=number,
-                    is_whole=not look.gaps,
-                )
+                _join(owners, table, look, number)
                 number += 1
-                await asyncio.sleep(max(0.0, min(round_s, until - loop.time())))
+                left_s = round_s if number < least_looks else until - loop.time()
+                await asyncio.sleep(max(0.0, min(round_s, left_s)))
             _drain(capture, table, number)
         gaps.update(dict.fromkeys(_missed(capture, table)))
         rows = tuple(_row(key, record, table, owners) for key, record in table.flows.items())
@@ -123,6 +135,10 @@ def look_of(guest: GuestOS) -> Look:
     return Look(
         sockets.items, processes.items, (*sockets.gaps, *processes.gaps), sockets.provenance
     )
+
+
+def _join(owners: FlowOwners, table: FlowTable, look: Look, number: int) -> None:
+    owners.see(table.flows, look.sockets, look.processes, number=number, is_whole=not look.gaps)
 
 
 def _drain(capture: NetworkCapture, table: FlowTable, now: int) -> None:

@@ -1,7 +1,7 @@
 """What shows of a machine what its memory does not: gdb by its stub, its disks and its network."""
 
 from abc import abstractmethod
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from qvmi.machine.control import Control
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from qvmi.gdbstub.gdb_session import GdbSession
     from qvmi.machine.disk_differences import DiskDifference
     from qvmi.machine.disks import Disks
-    from qvmi.machine.flow_watch import Flow
+    from qvmi.machine.flow_watch import Flow, FlowWatch
     from qvmi.machine.gdb_host import GdbHost
+    from qvmi.policy import Grant
     from qvmi.qmp.monitor import Monitor
     from qvmi.semantics.guest_os import Listing
     from qvmi.semantics.linux.guest import LinuxGuest
@@ -75,12 +76,17 @@ class OtherTools(GuestTools):
 
         return await disk_differences(self.query, self.disks, under=under)
 
-    async def flows(self, seconds: float, *, netdev: str | None = None) -> "Listing[Flow]":
+    async def flows(
+        self, seconds: float, *, netdev: str | None = None, least_looks: int = 1
+    ) -> "Listing[Flow]":
         """This has QEMU capture what passes a network card for so long, and tells whose flows it was.
+
+        Names that DNS has told in an earlier watching are remembered. Two of them take turns.
 
         Args:
             seconds: how long.
             netdev: id of what is behind the card; None for the only one.
+            least_looks: looks at the sockets that are taken, though the time is over.
 
         Raises:
             PolicyDenied: the session has not the grant ``network-capture``.
@@ -89,10 +95,37 @@ class OtherTools(GuestTools):
             UnknownGuest, StaleView: as :attr:`guest`.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        from qvmi.machine.flow_watch import FlowWatch, look_of  # noqa: PLC0415 - import time, for a rare need
+        return await self._flow_watch.watch(seconds, netdev=netdev, least_looks=least_looks)
 
-        watch = FlowWatch(self._control, lambda: self.query(look_of))
-        return await watch.watch(seconds, netdev=netdev)
+    @cached_property
+    def _flow_watch(self) -> "FlowWatch":
+        from qvmi.machine.flow_watch import FlowWatch, look_of  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.network_capture import capturing  # noqa: PLC0415 - as above
+
+        return FlowWatch(partial(capturing, self._control), lambda: self.query(look_of))
+
+    async def netdevs(self) -> tuple[str, ...]:
+        """This asks for the ids of what is behind the machine's network cards.
+
+        Raises:
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        from qvmi.machine.network_capture import netdevs  # noqa: PLC0415 - import time, for a rare need
+
+        return await netdevs(self._control.monitor)
+
+    async def lacks(self, grant: "Grant") -> str:
+        """This is why the machine has nothing that a grant would show, in words.
+
+        Returns:
+            An empty text where it has a disk that is read, or a network card; and for all other grants.
+
+        Raises:
+            MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
+        """
+        from qvmi.machine.lacking import lacking  # noqa: PLC0415 - import time, for a rare need
+
+        return await lacking(grant, self.disks.list, self.netdevs)
 
     def gdb(self, *, may_write: bool = False) -> "AbstractAsyncContextManager[GdbSession]":
         """This is gdb on the live guest, with the names of its kernel and modules, for a block.

@@ -8,14 +8,19 @@ from qvmi.bus.topic import is_name
 from qvmi.codepacks.looker import LOOK_DEADLINE_S
 from qvmi.codepacks.manifest import Kind, Manifest, Restart
 from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
-from qvmi.errors import CodepackError
+from qvmi.errors import CodepackError, CodepackRefused
 from qvmi.manager.accounts import ALERTS, MANAGER
 from qvmi.manager.packs_here import MIN_INTERVAL_S, WATCH
 from qvmi.manager.response.records import HOLDER
 from qvmi.policy import READ_ONLY, Policy
 
-__all__ = ["MAX_RESTARTS", "PackSpec"]
+__all__ = ["MAX_RESTARTS", "NOT_IN_A_PROCESS", "PackSpec"]
+
+NOT_IN_A_PROCESS: Final = (
+    "a codepack in a process of its own is shown memory alone: leave out --placement process"
+)
 
 MAX_RESTARTS: Final = 5
 """Ends in a row after which something is wrong that another start does not mend."""
@@ -72,9 +77,12 @@ class PackSpec:
 
         Raises:
             PolicyDenied: it needs a grant that the policy does not give it.
+            CodepackRefused: it is shown more than memory, which a process of its own is not.
             CodepackError: a value cannot be used.
         """
         manifest.require_granted(policy)
+        if shown := manifest.grants & RESOURCE_GRANTS:
+            raise CodepackRefused(manifest.name, f"{NOT_IN_A_PROCESS} ({', '.join(sorted(shown))})")
         management = manifest.management
         return cls(
             manifest.name,

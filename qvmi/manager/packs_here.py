@@ -12,6 +12,7 @@ from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.fellows import Fellows
 from qvmi.codepacks.looker import LOOK_DEADLINE_S, InspectedMachine
 from qvmi.codepacks.manifest import Management
+from qvmi.codepacks.resource_fetch import require_countable, require_reachable, wants_resources
 from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.service import ServicePack, is_service
 from qvmi.codepacks.service_runner import ServiceRunner
@@ -73,7 +74,7 @@ class PacksHere:
         """
         _require_distinct(packs)
         for pack in packs:
-            require_usable(pack, self._policies.of(pack.name))
+            require_usable(pack, self._policies.of(pack.name), self._machine)
         asked = {pack.name for pack in packs if self._answers(pack)}
         return {self._account(pack, asked): self._runner(pack) for pack in packs}
 
@@ -114,6 +115,7 @@ class PacksHere:
             kept=kept,
             fellows=self._fellows,
             triggers=self._triggers(cast("Codepack", pack)),
+            policy=self._policies.of(pack.name),
         )
 
 
@@ -128,7 +130,7 @@ def _require_distinct(packs: Sequence[AnyPack]) -> None:
             raise UsageError(f"the name {name!r} is taken by the watch itself")
 
 
-def require_usable(pack: AnyPack, policy: Policy) -> None:
+def require_usable(pack: AnyPack, policy: Policy, machine: object) -> None:
     """This raises CodepackError or PolicyDenied for a codepack that cannot run in this process."""
     if not is_name(pack.name):
         raise CodepackError(pack.name, "its name is not 1 to 63 of a-z, 0-9 and -")
@@ -139,3 +141,7 @@ def require_usable(pack: AnyPack, policy: Policy) -> None:
         policy.require(grant, f"codepack {pack.name}")
     # Nothing can take a page or a second of it back from code in this process.
     policy.require_all(Grant.READ_MEMORY, f"give the guest's memory to codepack {pack.name}")
+    looking = cast("Codepack", pack)
+    if not is_service(pack) and wants_resources(looking):
+        require_countable(looking, policy)
+        require_reachable(looking, machine)

@@ -86,6 +86,9 @@ class FlowRecord:
 class FlowTable:
     """This keeps the flows of a machine's network card.
 
+    Args:
+        names: what is known of names from before, which this adds to; None for nothing.
+
     Attributes:
         flows: by what tells them apart, the oldest first.
         names: the name that an address was last told for.
@@ -93,9 +96,9 @@ class FlowTable:
         dropped: flows that were forgotten, as there were too many.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: OrderedDict[str, str] | None = None) -> None:
         self.flows: OrderedDict[FlowKey, FlowRecord] = OrderedDict()
-        self.names: OrderedDict[str, str] = OrderedDict()
+        self.names: OrderedDict[str, str] = OrderedDict() if names is None else names
         self.others = 0
         self.dropped = 0
 
@@ -132,7 +135,8 @@ class FlowTable:
         else:
             record.packets_in += 1
             record.bytes_in += size
-        if packet.protocol == "udp" and packet.source_port == PORT:
+        # What the guest itself sends as an answer names nothing: it would name what it likes.
+        if not sent and packet.protocol == "udp" and packet.source_port == PORT:
             self._learn(packet.payload)
 
     def _learn(self, message: bytes) -> None:

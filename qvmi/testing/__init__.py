@@ -8,12 +8,23 @@
 ['process 666 (evil) is in init_pid_ns.idr but not in init_task.tasks']
 >>> guest.calls[:3]
 ['processes', 'process_ids', 'task_sightings']
+
+What a codepack is shown beside memory is made of rows, too.
+
+>>> from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
+>>> from qvmi.testing import fake_flow, fake_resources
+>>> flow = fake_flow("192.0.2.7:443", unowned=True, socket=None, pid=None)
+>>> shown = fake_resources(flows=[flow])
+>>> for finding in FlowsWithoutOwner().inspect(guest, FakeMemory({}), shown):
+...     print(finding.claim)
+the tcp flow of 10.0.2.15:40000 with 192.0.2.7:443 has no socket in the guest
 """
 
 from qvmi.testing.guest import FakeGuest
 from qvmi.testing.machine import FakeMachine
 from qvmi.testing.memory import FakeMemory, MemoryRead
 from qvmi.testing.packs import load_pack, looks
+from qvmi.testing.resources import fake_disk_difference, fake_flow, fake_resources
 from qvmi.testing.rows import (
     fake_cached_file,
     fake_credentials,
@@ -31,10 +42,13 @@ __all__ = [
     "MemoryRead",
     "fake_cached_file",
     "fake_credentials",
+    "fake_disk_difference",
+    "fake_flow",
     "fake_module",
     "fake_mount",
     "fake_process",
     "fake_program",
+    "fake_resources",
     "fake_socket",
     "load_pack",
     "looks",

@@ -7,6 +7,8 @@ from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.inspection import Inspection, inspect_guest
 from qvmi.codepacks.pack_folder import PackFolder
 from qvmi.codepacks.pack_loader import load_bytes
+from qvmi.codepacks.resources import Resources
+from qvmi.policy import Policy
 from qvmi.testing.guest import FakeGuest
 from qvmi.testing.machine import FakeMachine
 
@@ -28,7 +30,13 @@ def load_pack(folder: str | Path, **options: object) -> Codepack:
     return load_bytes(PackFolder.read(Path(folder)), **options)
 
 
-def looks(codepack: Codepack, guest: FakeGuest, *, rounds: int | None = None) -> Inspection:
+def looks(
+    codepack: Codepack,
+    guest: FakeGuest,
+    *,
+    rounds: int | None = None,
+    resources: Resources | None = None,
+) -> Inspection:
     """This lets a codepack look at a fake guest as ``qvmi pack run`` does at a real one.
 
     What two looks see is confirmed; what they could not see is told by ``last``.
@@ -37,5 +45,8 @@ def looks(codepack: Codepack, guest: FakeGuest, *, rounds: int | None = None) ->
         codepack: which; its interval is waited for.
         guest: at whom.
         rounds: how many looks; None for as many as it takes.
+        resources: what it is shown beside memory, if it wants that; None for listings without a row.
     """
-    return asyncio.run(inspect_guest(codepack, FakeMachine(guest), rounds=rounds))
+    machine = FakeMachine(guest, resources=resources)
+    policy = Policy(frozenset(codepack.grants))
+    return asyncio.run(inspect_guest(codepack, machine, rounds=rounds, policy=policy))

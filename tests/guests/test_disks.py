@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -33,6 +34,8 @@ KNOWN: Final = os.urandom(5 * PAGE_SIZE + 123)
 """Content of a file that the guest reads and never writes."""
 PLACE: Final = 2 * PAGE_SIZE
 MAY: Final = OBSERVE.plus(Grant.DISK)
+FORGET: Final = "echo 3 > /proc/sys/vm/drop_caches"
+"""The guest lets go of what it has of files in memory."""
 CHURN: Final = (
     "while [ -e /run/go ]; do for i in 1 2 3 4 5 6 7 8 9; do echo $i > /raw/churn/f$i;"
     " mv /raw/churn/f$i /raw/churn/g$i; rm -f /raw/churn/g$i; done; sync; done"
@@ -251,6 +254,55 @@ def test_a_page_that_is_changed_in_memory_alone_is_a_finding(running: Running) -
     assert row["cached"] == hashlib.sha256(b"tampered" + page[8:]).hexdigest()
     check("disk compare", [row])
     assert compared(running) == (0, [])
+
+
+def test_the_codepack_raises_and_clears_an_alert_with_both_views(
+    running: Running, tmp_path: Path
+) -> None:
+    policy, audit = tmp_path / "policy.toml", tmp_path / "audit.jsonl"
+    grants = "read-memory = true\ndisk = true\n"
+    policy.write_text(f"version = 1\n[codepacks.disk-differences]\n{grants}")
+    assert running.vm.run("sha256sum /layered/known")
+    words = ("watch", "disk-differences", "--policy", str(policy), "--interval", "0.2", "--json")
+    page = KNOWN[PLACE : PLACE + PAGE_SIZE]
+    asyncio.run(change_page(running, page, b"tampered"))
+    try:
+        with watching(running, "--audit", str(audit), *words) as watch:
+            alert = first_of_kind(watch, "alert")
+            running.vm.run(FORGET)
+            cleared = first_of_kind(watch, "cleared")
+            watch.send_signal(signal.SIGINT)
+            assert watch.wait(DEADLINE_S) == 1
+    finally:
+        running.vm.run(FORGET)
+    assert alert["body"]["evidence_hash"] == cleared["body"]["evidence_hash"]
+    memory, disk = (one["facts"] for one in alert["body"]["finding"]["evidence"])
+    assert (memory["path"], memory["offset"]) == ("/layered/known", PLACE)
+    assert memory["sha256"] == hashlib.sha256(b"tampered" + page[8:]).hexdigest()
+    assert (disk["disk"], disk["sha256"]) == ("layered", hashlib.sha256(page).hexdigest())
+    assert "codepack disk-differences: compare the disks with memory" in audit.read_text()
+
+
+@contextmanager
+def watching(running: Running, *words: str) -> Iterator["subprocess.Popen[str]"]:
+    command_line = (*QVMI, "--qmp", running.qmp, *words)
+    with subprocess.Popen(
+        command_line, env=environment(), text=True, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def first_of_kind(watching: "subprocess.Popen[str]", kind: str) -> Any:  # noqa: ANN401 - JSON
+    """This is the first message of a kind that a watch prints."""
+    assert watching.stdout is not None
+    for line in watching.stdout:
+        message = json.loads(line)
+        if message["kind"] == kind:
+            return message
+    raise AssertionError(f"the watch ended without {kind}")
 
 
 async def refusal(machine: Machine, disk: str) -> str:

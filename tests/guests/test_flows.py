@@ -1,25 +1,29 @@
 """What passes a running guest's network card is told as QEMU captures it, with the processes it is of."""
 
 import asyncio
+import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
 import qvmi
+from qvmi.addr import Va
 from qvmi.errors import PolicyDenied, UsageError
 from qvmi.machine.flow_watch import Flow
 from qvmi.machine.monitor_memory import SavedMemory
 from qvmi.policy import OBSERVE, Grant
 from qvmi.semantics.guest_os import Listing
+from qvmi.symbols.layout import field_offset
 from tests.asynchronous import asynchronous, until
 from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_document
 from tests.guests.lab import Guest, Lab
@@ -30,6 +34,14 @@ from tests.unit.network.frames import frame
 
 OWN: Final = "10.0.2.15"
 HOST: Final = "10.0.2.2"
+LINKS: Final = struct.Struct("<QQ")
+
+Result = TypeVar("Result")
+
+INTERVALS_S: Final = ("1", "8", "20")
+"""Of the codepack, which watches for at least six looks; the later ones as below."""
+LOOKING_S: Final = 200.0
+"""Longest run of a codepack: what it finds is followed for a minute, beside a look and an attach."""
 WATCHED_S: Final = (5.0, 60.0)
 """How long is watched; the second time only where the first was not enough, as the host is busy."""
 LOOKS: Final = 600
@@ -48,6 +60,7 @@ PASSING: Final = (
     "(while [ -e /run/go ]; do echo x | nc -w 1 {host} {port}; done) > /dev/null 2>&1 &"
 )
 MAY: Final = OBSERVE.plus(Grant.NETWORK_CAPTURE)
+pytestmark = pytest.mark.timeout(900)  # a fixture of several watchings counts for the first test
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,8 @@ class Watched:
         lasting: the host's port of that.
         passing: the host's port of the short ones.
         capture: a file that the lab had QEMU write meanwhile.
+        found: what the codepack has found, by the far end of the flow.
+        hiding: the same while the process with the lasting connection was hidden.
     """
 
     guest: Guest
@@ -69,6 +84,8 @@ class Watched:
     lasting: int
     passing: int
     capture: Path
+    found: dict[str, Any]
+    hiding: dict[str, Any]
 
     def to(self, port: int) -> list[Flow]:
         return [flow for flow in self.listing if flow.remote == f"{HOST}:{port}"]
@@ -124,18 +141,67 @@ async def watch(guest: Guest, folder: Path) -> Watched:
             await asyncio.to_thread(guest.run, PASSING.format(host=HOST, port=passing))
             async with qvmi.attach(guest.qmp, policy=MAY) as machine:
                 for seconds in WATCHED_S:
-                    watching = asyncio.create_task(machine.flows(seconds))
-                    while not watching.done():
-                        request = f"probe frames eth0 {forged.hex()}"
-                        await asyncio.to_thread(guest.ask, request)
-                        await asyncio.sleep(0.05)
-                    listing = await watching
+                    listing = await forging(guest, forged, machine.flows(seconds))
                     if any(flow.unowned for flow in listing):
                         break
+            found = await found_by_codepack(guest, forged, folder, {f"{HOST}:{FORGED[1]}"})
+            await hide(guest, int(said))
+            hiding = await found_by_codepack(guest, forged, folder, {f"{HOST}:{lasting}"})
         finally:
             guest.run("rm /run/go; rm -f /run/pipe")
             guest.monitor.execute("object-del", id="lab")
-    return Watched(guest, listing, int(said), lasting, passing, capture)
+    return Watched(guest, listing, int(said), lasting, passing, capture, found, hiding)
+
+
+async def hide(guest: Guest, pid: int) -> None:
+    """This takes a process off the list of tasks, as ``list_del_init`` does; it runs on, and may end."""
+    may = MAY.plus(Grant.WRITE)
+    async with qvmi.attach(guest.qmp, policy=may) as machine, machine.paused():
+        linux = machine.guest
+        (process,) = (row for row in linux.processes() if row.pid == pid)
+        entry = process.address + field_offset(linux.kernel.symbols, "task_struct", "tasks")
+        following, before = LINKS.unpack(linux.kernel.space.read(Va(entry), LINKS.size))
+        for va, links in (
+            (before, struct.pack("<Q", following)),
+            (following + 8, struct.pack("<Q", before)),
+            (entry, LINKS.pack(entry, entry)),
+        ):
+            await machine.write_virtual(Va(va), links)
+
+
+async def forging(guest: Guest, forged: bytes, work: Coroutine[Any, Any, Result]) -> Result:
+    """This has the guest send a forged frame again and again while something is done."""
+    working = asyncio.create_task(work)
+    while not working.done():
+        await asyncio.to_thread(guest.ask, f"probe frames eth0 {forged.hex()}")
+        await asyncio.sleep(0.05)
+    return await working
+
+
+def output(*arguments: str) -> bytes:
+    """This is what the command prints, however it ends."""
+    command = (*QVMI, *arguments)
+    return subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, timeout=LOOKING_S, check=False
+    ).stdout
+
+
+async def found_by_codepack(
+    guest: Guest, forged: bytes, folder: Path, wanted: set[str]
+) -> dict[str, Any]:
+    """This is what ``pack run`` finds, by the far ends; it watches longer where that is not all there is."""
+    policy = folder / "policy.toml"
+    grants = "read-memory = true\nnetwork-capture = true\n"
+    policy.write_text(f"version = 1\n[codepacks.flows-without-owner]\n{grants}")
+    found: dict[str, Any] = {}
+    for seconds in INTERVALS_S:
+        words = ("pack", "run", "flows-without-owner", "--policy", str(policy), "--json")
+        running = asyncio.to_thread(output, "--qmp", guest.qmp, *words, "--interval", seconds)
+        items = json.loads(await forging(guest, forged, running))["items"]
+        found = {one["finding"]["evidence"][0]["facts"]["remote"]: one for one in items}
+        if wanted <= {remote for remote, one in found.items() if one["confirmed"]}:
+            break
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +230,30 @@ def test_what_no_socket_has_sent_is_a_finding(watched: Watched) -> None:
         f"{HOST}:{FORGED[1]}",
     )
     assert flow.pid is None
+
+
+def test_the_codepack_finds_what_no_socket_has_sent_and_nothing_else(watched: Watched) -> None:
+    (item,) = watched.found.values()
+    wire, guest = item["finding"]["evidence"]
+    assert item["confirmed"]
+    assert (wire["facts"]["local"], wire["facts"]["remote"]) == (
+        f"{OWN}:{FORGED[0]}",
+        f"{HOST}:{FORGED[1]}",
+    )
+    assert (wire["present"], guest["present"], guest["view"]) == (
+        True,
+        False,
+        "sockets of the guest",
+    )
+
+
+def test_the_codepack_finds_the_flow_of_a_process_that_is_hidden(watched: Watched) -> None:
+    item = watched.hiding[f"{HOST}:{watched.lasting}"]
+    _, table, descriptors = item["finding"]["evidence"]
+    (flow,) = watched.to(watched.lasting)
+    assert (item["confirmed"], table["address"]) == (True, flow.socket)
+    assert (table["present"], descriptors["present"]) == (True, False)
+    assert f"{HOST}:{watched.passing}" not in watched.hiding
 
 
 def test_counts_are_within_those_of_a_capture_around_it(watched: Watched) -> None:

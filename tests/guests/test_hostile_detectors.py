@@ -10,8 +10,11 @@ import pytest
 from qvmi.cli.watching import PACK_MAKERS
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.observed_guest import ObservedGuest
+from qvmi.codepacks.resource_fetch import wants_resources
+from qvmi.codepacks.resources import equipped
 from qvmi.errors import QvmiError
 from qvmi.symbols.layout import address
+from qvmi.testing import fake_disk_difference, fake_flow, fake_resources
 from tests.guests.test_hostile_views import NOWHERE, Den, den
 from tests.hostile.bounds import cpu_seconds
 from tests.proofs import proof_size
@@ -20,6 +23,12 @@ __all__ = ["den"]
 
 FEW_SECONDS: Final = 30.0
 """Of processor time: a bound, far from what any of these takes."""
+
+SHOWN: Final = fake_resources(
+    disk_differences=[fake_disk_difference("/bin/sh")],
+    flows=[fake_flow("192.0.2.7:443", pid=None)],
+)
+"""What has those look at the guest that are shown more than memory."""
 
 _LINKS: Final = (
     ("children", 0),
@@ -36,6 +45,8 @@ _POINTERS: Final = (
 def looked(pack: Codepack, den: Den) -> tuple[int, int]:
     """This lets a codepack look, and counts what it finds and what it could not see."""
     guest = ObservedGuest(den.linux, pack.name)
+    if wants_resources(pack):
+        pack = equipped(pack, SHOWN)
     found = 0
     try:
         for finding in pack.inspect(guest, den.linux.kernel.space.memory):

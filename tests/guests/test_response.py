@@ -305,6 +305,31 @@ def test_killed_in_the_middle_the_guest_runs_the_link_stays_down_and_the_next_wa
 
 
 @asynchronous
+async def test_what_one_playbook_keeps_another_one_does_not_undo_at_the_end(
+    guest: Guest, image: Path, place: Path
+) -> None:
+    del image  # with which the NIC came
+    books = "version = 1\n" + "".join(
+        f"""[playbooks.{name}]\nat-exit = "{name}"\nwhen = {{codepack = "{name}"}}
+        [[playbooks.{name}.then]]\ndo = "nic-down"\n"""
+        for name in ("keep", "undo")
+    )
+    async with responding(guest, place, books, Policy(frozenset({Grant.NIC}))) as (one, told, _):
+        for name in ("keep", "undo"):
+            one.take(message_of(an_alert(name)))
+        await told.until_count(2)
+    assert told.outcomes() == [(1, "done"), (1, "done"), (1, "left-out")]
+    assert "has done the same, and is not undone" in told.records[-1].problem
+    assert await asyncio.to_thread(carrier, guest) == "0"
+    with Journal(place / "journal") as journal:
+        (noted,) = (run for run in journal.runs.values() if not run.undone)
+    assert noted.playbook == "keep"
+    for nic in {name for _, undo in noted.undo for name in undo.names}:
+        guest.monitor.execute("set_link", name=nic, up=True)
+    assert await asyncio.to_thread(carrier, guest) == "1"
+
+
+@asynchronous
 async def test_no_pause_lasts_longer_than_it_may_whatever_the_run_waits_for(
     guest: Guest, place: Path
 ) -> None:

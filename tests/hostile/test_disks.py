@@ -187,11 +187,10 @@ def test_a_list_of_blocks_whose_branches_are_all_the_same_ends(
     with image[1].open("r+b") as file:
         file.seek(3000 * 1024)
         file.write(struct.pack("<I", 3000) * 256)
-    read = 0
-    with opened(image) as disk:
-        for _, data in islice(disk.read(b"/file").parts(), 5000):
-            read += len(data)
-    assert read == 5000 * 1024
+    sizes: list[int] = []
+    with opened(image) as disk, pytest.raises(CorruptDisk, match="more blocks than its volume"):
+        sizes.extend(len(data) for _, data in disk.read(b"/file").parts())
+    assert sum(sizes) == SIZE
 
 
 def test_a_file_of_tebibytes_takes_no_memory_and_no_time_to_be_told(
@@ -209,6 +208,37 @@ def test_a_folder_of_gibibytes_is_refused(tmp_path: Path, raw: Path) -> None:
     image = patched(raw, "many", 0x4, struct.pack("<I", 0xFFFF_FC00), tmp_path / "disk")
     with opened(image) as disk:
         assert disk.list(b"/many").gaps == ("what follows 0 entries: a folder of 4294966272 bytes",)
+
+
+def test_a_path_through_folders_of_nothing_but_names_ends(tmp_path: Path) -> None:
+    """5,461 names in each block of 64 KiB, 1,012 such blocks, and the next step of the path behind them."""
+    block, count = 65536, 1012
+    source = tmp_path / "source"
+    (source / "many").mkdir(parents=True)
+    path = file_system(tmp_path / "disk", source, "-t", "ext2", "-b", str(block), size="96M")
+    place = ran("debugfs", "-R", "imap /many", path).partition("at block ")[2].split()
+    inode = int(ran("debugfs", "-R", "stat /many", path).partition("Inode: ")[2].split()[0])
+    names, last, table = 1000, 1001, 1002
+    with path.open("r+b") as file:
+        file.seek(names * block)
+        file.write(struct.pack("<IHBBc3x", inode, 12, 1, 2, b"a") * (block // 12 - 1))
+        file.write(struct.pack("<IHBBc", inode, 12 + block % 12, 1, 2, b"a"))
+        file.seek(last * block)
+        file.write(struct.pack("<IHBBc", inode, 0, 1, 2, b"z"))
+        file.seek(table * block)
+        file.write(struct.pack("<I", names) * (count - 13) + struct.pack("<I", last))
+        file.seek(int(place[0].rstrip(",")) * block + int(place[2], 16))
+        start = file.tell()
+        file.seek(start + 0x4)
+        file.write(struct.pack("<I", count * block))
+        file.seek(start + 0x28)
+        file.write(struct.pack("<15I", *[names] * 12, table, 0, 0))
+    with (
+        opened(("raw", path)) as disk,
+        cpu_seconds(CPU_S),
+        pytest.raises(CorruptDisk, match="it leads nowhere"),
+    ):
+        disk.stat(b"many/" + b"z/" * 2000)
 
 
 def test_a_compressed_cluster_that_unpacks_without_end_takes_one_cluster(tmp_path: Path) -> None:

@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from qvmi.addr import Va
-from qvmi.errors import PauseError, StaleView, StepRefused, UnknownGuest
+from qvmi.errors import PauseError, QvmiError, StepRefused
 from qvmi.machine.machine import Machine
 from qvmi.manager.response.evidence import write_bundle
 from qvmi.manager.response.hardware import Hardware
@@ -166,18 +166,22 @@ class Actor:
         return Prepared(f"keep the evidence in {scene.folder}", act)
 
     async def _page(self, scene: Scene, report: ReportMaker) -> str:
-        """This is the report, with the guest in it where the guest may be read and is understood."""
+        """This is the report, with the guest in it where the guest may be read and lets itself be.
+
+        What a guest can do about that takes nothing else from the evidence.
+        """
         files = tuple(sorted(path.name for path in scene.folder.iterdir()))
         title = f"{scene.playbook} on {scene.vm}"
         story = Story(title, scene.alerts, tuple(scene.records), files)
+        unseen = "it may not be read"
         if self.gate.policy.allows_all(Grant.READ_MEMORY):
             try:
                 return await self.machine.query(
                     lambda guest: report(guest, story), timeout_s=_LOOK_S
                 )
-            except (UnknownGuest, StaleView):
-                pass
-        return report(None, story)
+            except QvmiError as error:
+                unseen = str(error)
+        return report(None, replace(story, unseen=unseen))
 
     # ----------------------------------------------------------------------------------------- writing
 

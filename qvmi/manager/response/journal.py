@@ -9,6 +9,7 @@ References: write(2) O_APPEND, fsync(2), flock(2).
 import fcntl
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -25,8 +26,17 @@ __all__ = ["Journal", "Run", "Undo"]
 MAX_JOURNAL: Final = 64 << 20
 """Bytes of a journal that is read; a run writes some ten KiB."""
 
+COMPACT_FROM: Final = 16 << 20
+"""Bytes from which on a journal is written anew with what is kept of it, when a run begins."""
+
+MAX_GROWN: Final = MAX_JOURNAL - (16 << 20)
+"""Bytes beyond which no run begins, so that those that have begun can be noted to their end."""
+
+MAX_KEPT: Final = 8 << 20
+"""Bytes of the runs that are kept then; the oldest that are over go first."""
+
 MAX_RUNS: Final = 1000
-"""Runs that are kept when a journal is opened; the oldest that are over go first."""
+"""Runs that are kept when a journal is opened or written anew; the oldest that are over go first."""
 
 _MODE: Final = 0o600
 _NAMES_OF: Final = {"nic-up": 1, "write": 0, "delete-snapshot": 2}
@@ -145,6 +155,7 @@ class Journal:
             raise UsageError(f"{path}: cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _require_in_place(self._file, path)
             self._read()
         except OSError as error:
             os.close(self._file)
@@ -176,6 +187,13 @@ class Journal:
 
     def begin(self, name: str, playbook: str, alerts: tuple[Alert, ...]) -> Run:
         """This notes that a run begins."""
+        size = os.fstat(self._file).st_size
+        if size > COMPACT_FROM:
+            try:
+                self._compact()
+            except UsageError:
+                if size > MAX_GROWN:  # until then there may be no room for it, and yet for a line
+                    raise
         self._note(_Began(name, playbook, alerts))
         return self.runs[name]
 
@@ -243,6 +261,83 @@ class Journal:
             except (msgspec.MsgspecError, UsageError, UnicodeDecodeError, RecursionError) as error:
                 why = f"line {number} is none of a journal ({error}): move it away"
                 raise UsageError(f"{self.path}: {why}") from error
-        over = [name for name, run in self.runs.items() if run.over]
-        for name in over[: max(0, len(self.runs) - MAX_RUNS)]:
-            del self.runs[name]
+        self._forget_old(len(self.runs) - MAX_RUNS)
+
+    def _forget_old(self, count: int) -> None:
+        """This forgets so many runs that are over."""
+        for run in self._over[: max(0, count)]:
+            del self.runs[run.name]
+
+    @property
+    def _over(self) -> list[Run]:
+        """These are the runs that are over, by age; first those of which nothing is to be undone."""
+        over = [run for run in self.runs.values() if run.over]
+        return sorted(over, key=lambda run: bool(run.undo) and not run.undone)
+
+    def _compact(self) -> None:
+        """This writes the journal anew, with what is kept of it.
+
+        Raises:
+            UsageError: it cannot be written; then it is as it was.
+        """
+        self._forget_old(len(self.runs) - MAX_RUNS)
+        held = {name: _lines_of(run) for name, run in self.runs.items()}
+        size = sum(map(len, held.values()))
+        for run in self._over:
+            if size <= MAX_KEPT:
+                break
+            size -= len(held.pop(run.name))
+            del self.runs[run.name]
+        new = self.path.with_name(f"{self.path.name}.new")
+        try:
+            with suppress(FileNotFoundError):
+                new.unlink()
+            self._replace(new, b"".join(held.values()))
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written anew: {error.strerror}") from error
+
+    def _replace(self, new: Path, data: bytes) -> None:
+        """This puts a file with this content in the place of the journal, held as it is."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(new, flags, _MODE)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while data:
+                data = data[os.write(file, data) :]
+            os.fsync(file)
+            new.replace(self.path)
+        except BaseException:
+            os.close(file)
+            with suppress(OSError):
+                new.unlink()
+            raise
+        os.close(self._file)
+        self._file = file
+        _sync_folder(self.path.parent)
+
+
+def _require_in_place(file: int, path: Path) -> None:
+    """This raises BlockingIOError where a journal was written anew as the one before it was opened."""
+    if not os.path.samestat(os.fstat(file), path.stat()):
+        raise BlockingIOError
+
+
+def _sync_folder(folder: Path) -> None:
+    """This puts on the disk which file bears which name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lines_of(run: Run) -> bytes:
+    """These are the lines that say of a run what is known of it."""
+    lines: list[_Line] = [_Began(run.name, run.playbook, run.alerts)]
+    lines += [_StepBegan(run.name, step, (one,)) for step, one in run.undo]
+    lines += [_StepEnded(run.name, step, outcome) for step, outcome in run.ended.items()]
+    if run.begun:
+        lines.append(_StepBegan(run.name, run.begun))
+    if run.over:
+        lines.append(_Over(run.name, run.undone))
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)

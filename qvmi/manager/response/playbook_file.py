@@ -13,6 +13,8 @@ import msgspec
 
 from qvmi.bus.requests import MAX_DEADLINE_S
 from qvmi.bus.topic import REPLY, REQUEST, is_name
+from qvmi.codepacks.alert import AlertState
+from qvmi.codepacks.status import STATUS
 from qvmi.errors import BadSettings
 from qvmi.manager.response.playbook import (
     HOUR_S,
@@ -49,6 +51,9 @@ MAX_STEPS: Final = 32
 
 _MAX_TEXT: Final = 2000
 """Letters of a message's text."""
+
+_TAKEN: Final = frozenset({REQUEST, REPLY, RESPONSE, STATUS, *AlertState})
+"""Kinds of messages that have a form of their own, which a text is not."""
 
 _NAME: Final = re.compile(r"[a-z0-9-]{1,32}")
 _TECHNIQUE: Final = re.compile(r"T[0-9]{4}(\.[0-9]{3})?")
@@ -196,7 +201,7 @@ class _Place:
         if folder is not None and not Path(folder).is_absolute():
             raise self._wrong(f"({word}): overlay-folder must be written from / on")
         if isinstance(step, Say):
-            if not is_name(step.kind) or step.kind in (REQUEST, REPLY, RESPONSE):
+            if not is_name(step.kind) or step.kind in _TAKEN:
                 raise self._wrong(f"({word}): kind {step.kind!r} cannot be used")
             if not 1 <= len(step.text) <= _MAX_TEXT:
                 raise self._wrong(f"({word}): text of 1 to {_MAX_TEXT} letters")

@@ -131,10 +131,12 @@ class Responder:
         journal = self._journal
         if journal is None:
             return
-        for noted in [journal.runs[name] for name in reversed(self._own) if name in journal.runs]:
-            book = self._playbooks[noted.playbook]
-            if book.at_exit is AtExit.UNDO and not noted.undone:
-                await undo_run(noted, self._actor, journal, self._told)
+        own = [journal.runs[name] for name in self._own if name in journal.runs]
+        ends = {run.name: self._playbooks[run.playbook].at_exit for run in own}
+        kept = [run for run in own if ends[run.name] is AtExit.KEEP and not run.undone]
+        for noted in reversed(own):
+            if ends[noted.name] is AtExit.UNDO and not noted.undone:
+                await undo_run(noted, self._actor, journal, self._told, kept=kept)
 
     # -------------------------------------------------------------------------------------------- work
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -108,16 +108,18 @@ class PlaybookRun:
 
     async def _take(self, number: int, step: Step) -> Outcome:
         """This takes one step; whatever becomes of it is told."""
+        done = "nothing"
         try:
             prepared = await self._actor.prepare(step, self.scene)
             if self._journal is None:
                 return self._tell(number, step, Outcome.WOULD_DO, prepared.what)
             await self._note_begin(self._journal, number, step, prepared)
+            done = f"not all of it: {prepared.what}"
             what = await prepared.act()
         except QvmiError as error:
             outcome = _outcome_of(error)
             await self._note_end(number, outcome)
-            return self._tell(number, step, outcome, "nothing", str(error))
+            return self._tell(number, step, outcome, done, str(error))
         await self._note_end(number, Outcome.DONE)
         return self._tell(number, step, Outcome.DONE, what)
 
@@ -191,17 +193,31 @@ class PlaybookRun:
         return outcome
 
 
-async def undo_run(noted: Run, actor: Actor, journal: Journal, tell: Tell) -> bool:
+async def undo_run(
+    noted: Run, actor: Actor, journal: Journal, tell: Tell, *, kept: Collection[Run] = ()
+) -> bool:
     """This undoes what a run has done, the last thing first, and tells of each.
+
+    Args:
+        noted: the run.
+        actor: undoes it.
+        journal: takes note of it.
+        tell: takes what is told of it.
+        kept: runs that are not to be undone: what one of them has done, too, stays.
 
     Returns:
         Whether all of it could be undone.
     """
     well = True
     for step, undo in reversed(noted.undo):
+        others = [run.name for run in kept if any(undo == one for _, one in run.undo)]
         try:
-            _audit.info("response %s: undoes step %d: %s", noted.name, step, undo.word)
-            what, problem, outcome = await actor.undo(undo), "", Outcome.UNDONE
+            if others:
+                what, outcome = "it stays as it is", Outcome.LEFT_OUT
+                problem = f"{others[-1]} has done the same, and is not undone"
+            else:
+                _audit.info("response %s: undoes step %d: %s", noted.name, step, undo.word)
+                what, problem, outcome = await actor.undo(undo), "", Outcome.UNDONE
         except QvmiError as error:
             what, problem, outcome = "not undone", str(error), _outcome_of(error)
             well = False

@@ -24,12 +24,14 @@ class Story:
         alerts: what led to the run.
         records: what was done so far.
         files: names of the files beside the report.
+        unseen: why the guest is not in it; empty where it is.
     """
 
     title: str
     alerts: tuple[Alert, ...]
     records: tuple[Record, ...]
     files: tuple[str, ...]
+    unseen: str = ""
 
 
 ReportMaker = Callable[[GuestOS | None, Story], str]

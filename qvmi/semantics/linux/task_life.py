@@ -1,11 +1,10 @@
 """Whether what lies at an address is a task that lives, or one being made, or what is left of one.
 
 References: Linux kernel/fork.c (``dup_task_struct``, ``put_task_struct``), kernel/exit.c
-(``release_task``, ``__exit_signal``, ``__unhash_process``), include/linux/sched.h (``EXIT_DEAD``).
+(``release_task``, ``__exit_signal``, ``__unhash_process``).
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from qvmi.addr import Va
 from qvmi.errors import MemoryFault
@@ -17,8 +16,6 @@ from qvmi.semantics.linux.task import Tasks
 from qvmi.symbols.layout import Symbols, field_offset
 
 __all__ = ["LivingTasks"]
-
-_EXIT_DEAD: Final = 0x10
 
 
 class LivingTasks:
@@ -41,7 +38,6 @@ class LivingTasks:
         self._read = compile_reader(
             space,
             (task("usage"), "I"),
-            (task("exit_state"), "I"),
             (task("thread_pid"), "Q"),
             (task("sighand"), "Q"),
         )
@@ -50,12 +46,21 @@ class LivingTasks:
         """This iterates the tasks at addresses; where none lives there is nothing.
 
         A task that was released has neither a ``struct pid`` nor handlers of signals any more, one
-        that was freed no users: none of them runs ever again.
+        that was freed no users: none of them runs ever again. One that says it is dead and has all
+        three is released within moments, or lies.
         """
         for address in dict.fromkeys(addresses):
             try:
-                users, exit_state, pid, handlers = self._read(address)
-                if users and pid and handlers and not exit_state & _EXIT_DEAD:
+                users, pid, handlers = self._read(address)
+                if users and pid and handlers:
                     yield self._tasks.thread_at(Va(address))
+            except (MemoryFault, Implausible):
+                continue
+
+    def at_work(self, addresses: Iterable[int]) -> Iterator[Thread]:
+        """This iterates the tasks that CPUs have: whatever they say of themselves, they live."""
+        for address in dict.fromkeys(addresses):
+            try:
+                yield self._tasks.thread_at(Va(address))
             except (MemoryFault, Implausible):
                 continue

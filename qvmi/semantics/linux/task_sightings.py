@@ -1,7 +1,6 @@
 """Tasks by every structure that leads to them, so that who is cut out of some is seen in the others."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.semantics.guest_os import Gap, Process, Thread
@@ -14,9 +13,6 @@ from qvmi.semantics.linux.task_slab import TaskSlabs
 from qvmi.semantics.rows.sightings import TaskSighting, TaskView
 
 __all__ = ["TaskSightings"]
-
-_IDLE: Final = 0
-"""The pid of what runs where there is nothing to do: no list has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +57,13 @@ class TaskSightings:
         return result
 
     def _add_of_cpus(self, result: ListWalk[TaskSighting]) -> None:
-        queues, at = self.queues, self.living.at
-        for view, found in (
-            (TaskView.RUNNABLE, queues.queued()),
-            (TaskView.RUNNING, queues.running()),
-            (TaskView.LOADED, queues.loaded()),
+        queues, idle = self.queues, self.queues.idle()
+        for view, found, at in (
+            (TaskView.RUNNABLE, queues.queued(), self.living.at_work),
+            (TaskView.RUNNING, queues.running(), self.living.at_work),
+            (TaskView.LOADED, queues.loaded(), self.living.at),
         ):
-            rows = [row for row in at(found) if row.pid != _IDLE]
+            rows = at(one for one in found if one not in idle)
             _add(result, view, ListWalk({row.address: row for row in rows}))
 
     def _add_of_slabs(self, result: ListWalk[TaskSighting]) -> None:

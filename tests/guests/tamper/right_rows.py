@@ -114,6 +114,27 @@ def _capable(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 
 
 @contextmanager
+def _effective(scene: Scene) -> Iterator[tuple[Sign, ...]]:
+    its, process = scene.its, scene.victim
+    place = cred_of(its, process) + its.member("cred", "cap_effective")
+    with its.written(place, (1 << 21).to_bytes(8, "little")):  # CAP_SYS_ADMIN
+        said = scene.run(f"grep CapEff /proc/{process.pid}/status").split()
+        assert int(said[1], 16) == 1 << 21
+        shown = Shown("cred now", facts={"pid": process.pid})
+        yield (Sign("effective capabilities 0x200000", (shown,), "critical"),)
+
+
+@contextmanager
+def _in_group(scene: Scene) -> Iterator[tuple[Sign, ...]]:
+    its, process = scene.its, scene.victim
+    groups = its.pointer(cred_of(its, process) + its.member("cred", "group_info"))
+    with its.written(groups + its.member("group_info", "gid"), (42).to_bytes(4, "little")):
+        assert "42" in scene.run(f"grep Groups /proc/{process.pid}/status").split()
+        shown = Shown("cred now", facts={"pid": process.pid})
+        yield (Sign("group 42", (shown,), "critical"),)
+
+
+@contextmanager
 def _promise(scene: Scene) -> Iterator[tuple[Sign, ...]]:
     its = scene.its
     process = its.process("no-new-privs")
@@ -204,6 +225,17 @@ RIGHT_ROWS: Final = (
                 "getattr(was, kind).number & ~getattr(now, kind)",
             ),
         ),
+        learns=True,
+        stays=True,
+    ),
+    Scenario(
+        *("a process's effective capabilities are overwritten alone", *_OUTSIDE),
+        *(_effective, _steady),
+        learns=True,
+        stays=True,
+    ),
+    Scenario(
+        *("a process is put into a group", *_OUTSIDE, _in_group, _steady),
         learns=True,
         stays=True,
     ),

@@ -21,8 +21,8 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *SYSTEM_ROWS,
 )
 
-ELSEWHERE: Final = frozenset({"known-malware"})
-"""What a codepack finds by rules that it is given, its own tests plant."""
+ELSEWHERE: Final = frozenset({"known-malware", "disk-differences", "flows-without-owner"})
+"""What needs rules, a disk or a network is planted by the tests of those codepacks."""
 
 
 def documented() -> str:

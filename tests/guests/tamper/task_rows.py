@@ -11,12 +11,14 @@ from tests.guests.tamper.scenario import Scenario, Shown, Sign, Way
 from tests.guests.tamper.scene import Scene
 from tests.guests.watched import POINTER, Watched, unlinked
 
-__all__ = ["TASK_ROWS", "without_pid"]
+__all__ = ["TASK_ROWS", "running_in_no_list", "without_pid"]
 
 _LIST, _PIDS, _CHILDREN, _THREADS = (
     *(TaskView.LIST, TaskView.PIDS),
     *(TaskView.CHILDREN, TaskView.THREADS),
 )
+_EXIT_DEAD: Final = (0x10).to_bytes(4, "little")
+"""include/linux/sched.h, ``EXIT_DEAD``."""
 
 
 def _missing(process: Process, whole: TaskView, *shown: TaskView, only: bool = False) -> Sign:
@@ -79,7 +81,17 @@ def _in_no_list(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 
 
 @contextmanager
-def _running_in_no_list(scene: Scene) -> Iterator[tuple[Sign, ...]]:
+def _dead_in_no_list(scene: Scene) -> Iterator[tuple[Sign, ...]]:
+    its = scene.its
+    process = its.process("nc")
+    place = process.address + its.member("task_struct", "exit_state")
+    with _in_no_list(scene) as signs, its.written(place, _EXIT_DEAD):
+        yield signs[:1]
+
+
+@contextmanager
+def running_in_no_list(scene: Scene) -> Iterator[tuple[Sign, ...]]:
+    """This starts a program that goes on running, and takes it out of lists for the length of the block."""
     its = scene.its
     pid = its.start("sh -c 'while :; do :; done'")
     try:
@@ -153,8 +165,12 @@ TASK_ROWS: Final = (
         mutations=(_SEES_NO_SLABS,),
     ),
     Scenario(
-        *("a process in no list goes on running", *_ROOTKIT, _running_in_no_list, HiddenProcesses),
+        *("a process in no list goes on running", *_ROOTKIT, running_in_no_list, HiddenProcesses),
         depends=True,
+    ),
+    Scenario(
+        *("a process in no list says that it is dead", *_ROOTKIT, _dead_in_no_list),
+        HiddenProcesses,
     ),
     Scenario(
         *("a process of an inner pid namespace is hidden", *_ROOTKIT, _inner_process),

@@ -22,6 +22,7 @@ from qvmi.semantics.guest_os import TaskView
 from qvmi.semantics.linux.task_slab import TaskSlabs
 from tests.guests.tamper.right_rows import as_user
 from tests.guests.tamper.scene import Scene
+from tests.guests.tamper.task_rows import running_in_no_list
 from tests.guests.watched import Watched, of_pid, told
 from tests.proofs import proof_size
 
@@ -166,3 +167,13 @@ def test_in_a_storm_of_forks_nothing_is_believed_that_is_not_so_at_rest(
 
 def test_on_arm64_all_structures_agree(arm: Scene) -> None:
     assert arm.its.look(HiddenProcesses()) == {}
+
+
+def test_who_runs_in_no_list_and_says_that_it_is_the_idle_task_is_found(scene: Scene) -> None:
+    with running_in_no_list(scene) as (sign,):
+        address = sign.evidence[0].address
+        assert address is not None
+        place = address + scene.its.member("task_struct", "pid")
+        with scene.its.written(place, bytes(4)):
+            claim = "thread 0 (sh) is in rq."
+            scene.its.sees(HiddenProcesses(), lambda finding: finding.claim.startswith(claim))

@@ -123,3 +123,20 @@ def test_options_of_run_are_refused_elsewhere() -> None:
     assert done.returncode == 2
     assert "they are for run" in done.stderr
     assert qvmi("pack", "run", "hidden-processes").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["disk-differences", "flows-without-owner"])
+@asynchronous
+async def test_who_is_shown_more_than_memory_needs_the_grant_and_a_machine_that_runs(
+    name: str, tmp_path: Path
+) -> None:
+    machine = infected()
+    with pytest.raises(PolicyDenied, match=rf"--policy FILE .* \[codepacks.{name}\]"):
+        await ran(machine, Captured(), what=name)
+    assert machine.calls == []
+    policy = tmp_path / "policy.toml"
+    grants = "read-memory = true\ndisk = true\nnetwork-capture = true\n"
+    policy.write_text(f"version = 1\n[codepacks.{name}]\n{grants}")
+    assert await ran(machine, Captured(), what=name, policy=str(policy)) is ExitCode.FINE
+    fetched = [call for call in machine.calls if call in {"disk_differences", "flows"}]
+    assert len(fetched) == 2

@@ -19,9 +19,23 @@ from qvmi.addr import Va
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.watching import watch
 from qvmi.cli.words import ALL_PACKS, PACKS, USUAL_PACKS
-from qvmi.errors import BusError, MachineGone, UsageError, WalkFailed
+from qvmi.errors import (
+    BusError,
+    CodepackRefused,
+    MachineGone,
+    PolicyDenied,
+    UsageError,
+    WalkFailed,
+)
+from qvmi.policy import Grant
 from qvmi.semantics.guest_os import Gap
-from qvmi.testing import FakeGuest, FakeMachine, fake_process
+from qvmi.testing import (
+    FakeGuest,
+    FakeMachine,
+    fake_disk_difference,
+    fake_process,
+    fake_resources,
+)
 from tests.asynchronous import asynchronous
 from tests.unit.cli.streams import Captured
 
@@ -67,7 +81,7 @@ async def test_says_that_it_runs_one_of_how_many_unless_it_was_told_which(packs:
     await watched(
         machine, output, lambda: "watching" in output.messages, end=signal.SIGINT, packs=packs
     )
-    assert ("`watch all` runs all 14" in output.messages) == (packs == USUAL_PACKS)
+    assert ("`watch all` runs all 16," in output.messages) == (packs == USUAL_PACKS)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
@@ -112,8 +126,18 @@ async def test_nothing_found_in_full_sight_is_0() -> None:
     assert " alert " not in output.result
 
 
+@pytest.fixture
+def granting(tmp_path: Path) -> str:
+    """This is a policy file that lets codepacks be shown disks and networks, too."""
+    path = tmp_path / "policy.toml"
+    path.write_text(
+        "version = 1\n[default]\nread-memory = true\ndisk = true\nnetwork-capture = true\n"
+    )
+    return str(path)
+
+
 @asynchronous
-async def test_all_stands_for_every_codepack_that_comes_with_qvmi() -> None:
+async def test_all_stands_for_every_codepack_that_comes_with_qvmi(granting: str) -> None:
     output = Captured()
     code = await watched(
         clean_machine(),
@@ -121,9 +145,86 @@ async def test_all_stands_for_every_codepack_that_comes_with_qvmi() -> None:
         lambda: all(f"{name}: sight full" in output.result for name in PACKS),
         end=signal.SIGINT,
         packs=ALL_PACKS,
+        policy=granting,
     )
     assert code is ExitCode.FINE
     assert " alert " not in output.result
+    assert "left out" not in output.messages
+
+
+MORE_THAN_MEMORY = ("disk-differences", "flows-without-owner")
+NOTHING_THERE = {Grant.DISK: "this machine has no disk", Grant.NETWORK_CAPTURE: "no network card"}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "may", "reason"),
+    [
+        ({}, False, "= true` in [codepacks."),
+        (NOTHING_THERE, True, "no disk"),
+        (NOTHING_THERE, True, "no network card"),
+    ],
+)
+@asynchronous
+async def test_all_leaves_out_who_cannot_be_shown_what_he_wants_and_says_why(
+    lacking: dict[Grant, str], reason: str, granting: str, *, may: bool
+) -> None:
+    machine = FakeMachine(FakeGuest(processes=[INIT]), lacking=lacking)
+    output = Captured()
+    await watched(
+        machine,
+        output,
+        lambda: "hidden-processes: sight full" in output.result,
+        end=signal.SIGINT,
+        packs=ALL_PACKS,
+        policy=granting if may else None,
+    )
+    told = [line for line in output.messages.splitlines() if "left out: " in line]
+    assert [any(name in line for line in told) for name in MORE_THAN_MEMORY] == [True, True]
+    assert any(reason in line for line in told)
+    (running,) = (line for line in output.messages.splitlines() if "watching" in line)
+    assert not any(name in running for name in MORE_THAN_MEMORY)
+    assert "container-escape" in running
+
+
+@pytest.mark.parametrize("name", MORE_THAN_MEMORY)
+@asynchronous
+async def test_who_is_named_and_cannot_be_shown_what_he_wants_is_refused(
+    name: str, granting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    named: dict[str, Any] = {"packs": [name], "interval": INTERVAL_S, "duration_s": 1.0}
+
+    async def refused(machine: FakeMachine, error: type, words: str, **more: str) -> None:
+        with pytest.raises(error, match=words):
+            await watch(machine, Captured(), **(named | more))
+        assert machine.calls == []
+
+    await refused(clean_machine(), PolicyDenied, rf"--policy FILE .* \[codepacks.{name}\]")
+    assert "refused: " in caplog.text
+    nothing = FakeMachine(FakeGuest(processes=[INIT]), lacking=NOTHING_THERE)
+    await refused(nothing, CodepackRefused, "this machine has no disk|no network", policy=granting)
+    process = {"policy": granting, "placement": "process"}
+    await refused(clean_machine(), CodepackRefused, "leave out --placement process", **process)
+
+
+@asynchronous
+async def test_what_is_beside_memory_leads_to_alerts_with_both_views(granting: str) -> None:
+    machine = FakeMachine(
+        FakeGuest(processes=[INIT]),
+        resources=fake_resources(disk_differences=[fake_disk_difference("/bin/su\x1b[2J")]),
+    )
+    output = Captured()
+    code = await watched(
+        machine,
+        output,
+        lambda: " alert " in output.result,
+        end=signal.SIGINT,
+        packs="disk-differences",
+        policy=granting,
+    )
+    assert code is ExitCode.FOUND
+    assert "/bin/su\\x1b[2J: a page in memory" in output.result
+    assert f"sha256 {'aa' * 32}" in output.result
+    assert f"sha256 {'bb' * 32}" in output.result
 
 
 @asynchronous

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
+from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.credentials import CredentialWatch
 from qvmi.semantics.guest_os import CapabilitySet, Credentials, Gap, Program
@@ -15,8 +16,9 @@ INIT = fake_process(1, name="init")
 SHELL = fake_process(10, name="sh", ppid=1)
 CHILD = fake_process(11, name="sleep", ppid=10)
 USER, ROOT = fake_credentials(SHELL, 1000), fake_credentials(SHELL, 0)
-EVERY, SETUID, NET = (
+EVERY, SETGID, SETUID, NET = (
     CapabilitySet((1 << 41) - 1, ()),
+    CapabilitySet(1 << 6, ()),
     CapabilitySet(1 << 7, ()),
     CapabilitySet(4096, ()),
 )
@@ -51,9 +53,11 @@ def changed(its: Credentials = USER, **changes: object) -> Credentials:
         changed(suid=1001),
         changed(gid=0),
         changed(permitted=NET),
+        changed(effective=NET),
+        changed(groups=(1000, 42)),
         changed(no_new_privs=False, uid=0),
     ],
-    ids=["user", "saved", "group", "capability", "root"],
+    ids=["user", "saved", "group", "capability", "effective", "supplementary", "root"],
 )
 def test_what_a_process_cannot_give_itself_is_found(now: Credentials) -> None:
     [finding] = Watch().look(now)
@@ -63,7 +67,8 @@ def test_what_a_process_cannot_give_itself_is_found(now: Credentials) -> None:
 
 
 def test_other_credentials_in_their_place_are_told_to_be_others() -> None:
-    [finding] = Watch().look(changed(ROOT, real_cred=USER.real_cred + 4096))
+    other = Va(USER.real_cred + 4096)
+    [finding] = Watch().look(changed(ROOT, real_cred=other, cred=other))
     assert finding.claim.endswith("its credentials were replaced")
 
 
@@ -76,11 +81,34 @@ def test_other_credentials_in_their_place_are_told_to_be_others() -> None:
         (changed(permitted=NET), USER),
         (USER, changed(user_namespace=7, permitted=EVERY, uid=1000)),
         (USER, changed(no_new_privs=True, seccomp="filter")),
+        (changed(permitted=SETGID), changed(permitted=SETGID, groups=(7,))),
+        (changed(groups=(7, 8)), changed(groups=(8,))),
+        (changed(permitted=NET), changed(permitted=NET, effective=NET)),
     ],
-    ids=["saved", "cap_setuid", "drops", "drops-capability", "namespace", "promises"],
+    ids=[
+        *("saved", "cap_setuid", "drops", "drops-capability", "namespace", "promises"),
+        *("cap_setgid", "drops-group", "permitted"),
+    ],
 )
 def test_what_a_process_may_do_itself_is_none(before: Credentials, now: Credentials) -> None:
     assert Watch(before).look(now) == []
+
+
+def test_capabilities_that_are_not_permitted_are_found_behind_an_exec_too() -> None:
+    [finding] = Watch().look(changed(effective=NET), exec_id=2)
+    assert "effective capabilities 0x1000 that it is not permitted" in finding.claim
+
+
+def test_of_many_groups_some_are_told() -> None:
+    [finding] = Watch().look(changed(groups=tuple(range(2000, 60_000))))
+    assert "group 2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007 and 57992 others," in finding.claim
+
+
+def test_who_acts_by_others_credentials_is_found_when_that_lasts() -> None:
+    [finding] = Watch().look(changed(cred=Va(USER.cred + 4096)))
+    assert finding.settle_s == 30.0
+    assert finding.claim == "process 10 (sh) acts by other credentials than its own"
+    assert [one.view for one in finding.evidence] == ["task_struct.real_cred", "task_struct.cred"]
 
 
 def test_exec_may_give_more() -> None:

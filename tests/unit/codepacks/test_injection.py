@@ -105,6 +105,7 @@ def test_a_tracer_is_told_by_what_it_is_and_whether_it_started_whom_it_traces(
         ("/proc/80/mem", "r", False),
         ("/proc/90/mem", "rw", False),
         ("/proc/80/maps", "rw", False),
+        ("/proc/" + "8" * 250 + "/mem", "rw", False),
     ],
 )
 def test_a_descriptor_of_anothers_memory_is_found(path: str, access: str, *, found: bool) -> None:

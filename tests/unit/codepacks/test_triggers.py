@@ -18,6 +18,7 @@ from qvmi.bus.local import in_process
 from qvmi.bus.topic import Topic
 from qvmi.codepacks.codepack import Finding, Observation
 from qvmi.codepacks.event_bell import EventBell
+from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.manifest import parse_manifest
 from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion, ask_for
 from qvmi.codepacks.questions import MAX_ASKING, LookAnswer
@@ -26,10 +27,12 @@ from qvmi.codepacks.status import Sight, Status
 from qvmi.codepacks.triggers import Triggers, triggers_of
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BadSettings, BusRefused, CodepackError, QvmiError, UnknownGuest
+from qvmi.machine.flow_watch import Flow
 from qvmi.manager.accounts import answering_account
 from qvmi.manager.runner_end import run_with_questions
 from qvmi.memory.physical import PhysicalMemory
-from qvmi.semantics.guest_os import GuestOS
+from qvmi.policy import Policy
+from qvmi.semantics.guest_os import GuestOS, Listing
 from qvmi.semantics.rows.events import (
     EventKind,
     GuestEvent,
@@ -38,7 +41,7 @@ from qvmi.semantics.rows.events import (
     ProcessStarted,
     What,
 )
-from qvmi.testing import FakeGuest, FakeMachine, fake_process
+from qvmi.testing import FakeGuest, FakeMachine, fake_flow, fake_process, fake_resources
 from tests.asynchronous import asynchronous, until
 from tests.documented_schemas import documented, require_documented
 from tests.unit.codepacks.packs import ScriptedPack, finding
@@ -202,6 +205,45 @@ async def test_a_question_is_answered_by_a_look_that_began_after_it(opened: Open
     assert [answer.items[0].confirmed for answer in said] == [False, True, True]
     assert said[0].sight is Sight.FULL
     assert said[0].items[0].finding.key == "k"
+
+
+class AskedFlows(FlowsWithoutOwner):
+    """One that is called as who is asked."""
+
+    name = "scripted"
+
+
+class Watching(FakeMachine):
+    """A machine whose flows take until they are let through, and are those of the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.through = asyncio.Event()
+
+    async def flows(
+        self, seconds: float, *, netdev: str | None = None, least_looks: int = 1
+    ) -> Listing[Flow]:
+        shown = await super().flows(seconds, netdev=netdev, least_looks=least_looks)
+        await self.through.wait()
+        return shown
+
+
+@asynchronous
+async def test_a_question_is_not_answered_by_what_was_being_fetched_when_it_came() -> None:
+    machine, pack = Watching(), AskedFlows(NEVER_S)
+    triggers = Triggers(answers=True, min_gap_s=0.001)
+    policy = Policy(pack.grants)
+    runner = Runner(pack, machine, vm="web", triggers=triggers, policy=policy)
+    async with asyncio.timeout(WAIT_S), asked(in_process, runner) as bus:
+        await until(lambda: "flows" in machine.calls)
+        unowned = fake_flow("192.0.2.7:443", unowned=True, pid=None, socket=None)
+        machine.resources = fake_resources(flows=[unowned])
+        reply = asyncio.create_task(bus.request(TOPIC, {}, deadline_s=WAIT_S))
+        for _ in range(100):  # until the question is there
+            await asyncio.sleep(0)
+        machine.through.set()
+        answer = (await reply).read_body(LookAnswer)
+    assert [len(answer.items), machine.calls.count("flows")] == [1, 2]
 
 
 @asynchronous

@@ -53,7 +53,7 @@ def test_a_folder_has_the_names_and_inodes_that_it_was_given(
     assert set(found) - {"lost+found"} == {shown(path) for path in (source / folder).iterdir()}
     for path in (source / folder).iterdir():
         entry = found[shown(path)]
-        assert int(path.lstat().st_mtime) == entry.modified_ns // 10**9
+        assert path.lstat().st_mtime_ns // 10**9 == entry.modified_ns // 10**9
         if entry.kind != "folder":
             told = (entry.mode, entry.uid, entry.gid, entry.size, entry.links)
             assert told == facts(path)
@@ -142,6 +142,22 @@ def test_blocks_are_told_by_their_hashes_and_holes_by_none(image: Image, source:
     assert (digests[5], digests[6]) == ("", "")
 
 
+def test_of_a_large_file_the_blocks_that_are_asked_for_are_read_and_no_others(
+    image: Image,
+) -> None:
+    inode = listed(image, "/")["large"].inode
+    with opened(image) as disk:
+        before = bytes_read()
+        disk.blocks(inode, [0, 1, 300, 700], 4096)
+        assert bytes_read() - before < 1_000_000
+
+
+def bytes_read() -> int:
+    """This is how many bytes this process has read, as the kernel counts."""
+    told = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(told["rchar"])
+
+
 def test_the_last_inode_of_all_is_seen(tmp_path: Path) -> None:
     image = file_system(tmp_path / "disk", None, "-t", "ext4", "-N", "16", size="4M")
     count = int(ran("dumpe2fs", "-h", image).partition("Inode count:")[2].split()[0])
@@ -182,6 +198,25 @@ def test_a_folder_whose_entries_have_no_length_is_a_gap(small: Path) -> None:
         found = disk.list(b"/")
     assert not found.rows
     assert found.gaps == ("what follows 0 entries: an entry of 0 bytes at 24 of its block",)
+
+
+def test_a_folder_of_whose_blocks_some_are_not_there_is_a_gap(small: Path) -> None:
+    ran("debugfs", "-w", "-R", "punch / 0 0", small)
+    with opened(("raw", small)) as disk:
+        assert disk.list(b"/").gaps == (
+            "what follows 0 entries: of a folder of 1024 bytes 0 blocks are there",
+        )
+        with pytest.raises(CorruptDisk, match="0 blocks are there"):
+            disk.stat(b"/one")
+
+
+def test_a_path_through_a_symlink_that_leads_nowhere_is_no_path_of_another_file(
+    small: Path,
+) -> None:
+    ran("debugfs", "-w", "-R", "symlink link x", small)
+    ran("debugfs", "-w", "-R", "set_inode_field /link flags 0x800", small)
+    with opened(("raw", small)) as disk, pytest.raises(CorruptDisk, match="encrypted, or empty"):
+        disk.read(b"/link/one")
 
 
 def test_a_journal_that_waits_is_told(small: Path) -> None:

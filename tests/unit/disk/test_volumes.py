@@ -121,3 +121,30 @@ def test_logical_partitions_in_a_circle_are_a_gap(tmp_path: Path) -> None:
     assert len(found.rows) <= len(told)
     (gap,) = found.gaps
     assert "does not end" in gap
+
+
+def test_a_partition_named_as_a_file_system_begins_hides_no_partition(tmp_path: Path) -> None:
+    """The name of the first partition is where the magic number of a file system would be."""
+    disk, source = tmp_path / "disk", tmp_path / "source"
+    partitioned(disk, 'label: gpt\nsize=12M,name="\uef53"\nsize=4M\n')
+    source.mkdir()
+    (source / "file").write_text("within a partition")
+    inner = file_system(tmp_path / "inner", source, "-t", "ext4", size="12M")
+    with disk.open("r+b") as file:
+        file.seek(MIB)
+        file.write(inner.read_bytes())
+    found = volumes(disk)
+    assert [(one.number, one.filesystem) for one in found.rows] == [(0, ""), (1, "ext4"), (2, "")]
+    assert found.gaps[0] == "it begins as a file system, and has partitions, too"
+    assert read_whole(("raw", disk), path="/file") == b"within a partition"
+
+
+def test_with_a_file_system_before_its_partitions_one_must_be_named(tmp_path: Path) -> None:
+    disk = file_system(tmp_path / "disk", None, "-t", "ext2", size="4M")
+    ran("sfdisk", "-q", "--wipe", "never", disk, given="label: dos\nstart=2M,size=1M\n")
+    inner = file_system(tmp_path / "inner", None, "-t", "ext2", size="1M")
+    with disk.open("r+b") as file:
+        file.seek(2 * MIB)
+        file.write(inner.read_bytes())
+    with pytest.raises(UsageError, match="several volumes have a file system; name one of 0, 1"):
+        read_whole(("raw", disk), path="/file")

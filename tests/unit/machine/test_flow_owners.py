@@ -7,6 +7,10 @@ from qvmi.machine.flow_owners import FlowOwners
 from qvmi.network.flows import FlowKey, FlowRecord
 from qvmi.semantics.guest_os import Socket
 from qvmi.testing import fake_process
+from tests.hostile.bounds import cpu_seconds
+
+CPU_S = 10.0
+"""A hundred million comparisons take longer; two looks at each flow and socket, a fraction of a second."""
 
 TCP = FlowKey("tcp", 4, "10.0.2.15", 40000, "192.0.2.7", 443)
 UDP6 = FlowKey("udp", 6, "fd00::15", 5353, "2001:db8::7", 53)
@@ -56,6 +60,21 @@ def test_other_sockets_have_it_not(other: Socket) -> None:
     assert seen(TCP, other).of(TCP) is None
 
 
+def test_a_server_with_many_connections_at_one_port_takes_no_time_for_each_of_each() -> None:
+    ends = [f"192.0.{number >> 8}.{number & 255}" for number in range(1, 10_001)]
+    flows = [FlowKey("tcp", 4, "10.0.2.15", 80, end, 1) for end in ends]
+    with cpu_seconds(CPU_S):
+        owners = FlowOwners()
+        owners.see(
+            flows,
+            [socket("10.0.2.15:80", f"{end}:2") for end in ends],
+            [],
+            number=0,
+            is_whole=True,
+        )
+    assert all(owners.of(key) is None for key in flows)
+
+
 def test_the_socket_for_both_ends_comes_before_one_that_listens() -> None:
     listening = socket("0.0.0.0:40000", "0.0.0.0:0", at=2)
     own = socket("10.0.2.15:40000", "192.0.2.7:443", at=3)
@@ -99,3 +118,13 @@ def test_dhcp_is_let_be() -> None:
     for number in range(5):
         owners.see([dhcp], [], [], number=number, is_whole=True)
     assert not owners.is_unowned(dhcp, FlowRecord(lasting=(0, 9)))
+
+
+def test_of_flows_that_are_forgotten_nothing_is_kept() -> None:
+    owners = FlowOwners()
+    its = [socket("10.0.2.15:40000", "192.0.2.7:443")]
+    owners.see([TCP], its, [], number=0, is_whole=True)
+    owners.see([TCP], [], [], number=1, is_whole=True)
+    assert owners.of(TCP) is not None
+    owners.see([UDP6], [], [], number=2, is_whole=True)
+    assert owners.of(TCP) is None

@@ -22,6 +22,7 @@ from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.look import MAX_FINDINGS
 from qvmi.codepacks.manifest import Management, Restart
 from qvmi.codepacks.status import Sight, Status
 from qvmi.errors import (
@@ -464,6 +465,23 @@ async def test_others_go_on_when_a_codepack_is_given_up() -> None:
         before = packs[1].looks
         await until(lambda: packs[1].looks > before + 3)
     assert packs[0].looks == 1
+
+
+@asynchronous
+async def test_a_guest_that_gives_more_to_find_than_is_taken_puts_no_codepack_out() -> None:
+    hidden = [fake_process(number, name="x") for number in range(2, MAX_FINDINGS + 3)]
+    machine = FakeMachine(FakeGuest(processes=[INIT], process_ids=[INIT, *hidden]))
+    limits = {QUICK.name: Management(restart=Restart.NEVER)}
+    async with (
+        asyncio.timeout(60.0),
+        watch(machine, packs=[QUICK], bus=in_process, management=limits) as documents,
+    ):
+        async for message in documents:
+            if message.kind == "alert":
+                break
+            status = message.read_body(Status)
+    assert status.sight is Sight.GAPS
+    assert [gap.structure for gap in status.gaps] == ["findings"]
 
 
 @pytest.mark.parametrize("kind", ["receipt", "machine", "request"])

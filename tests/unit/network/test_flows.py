@@ -74,6 +74,14 @@ def test_names_are_kept_for_addresses() -> None:
     assert table.names == {FAR[0]: "www.example.org"}
 
 
+def test_a_guest_that_answers_itself_names_nobody() -> None:
+    table = FlowTable()
+    message = dns_answer("www.example.org", (1, ip_address(FAR[0]).packed))
+    answer = frame(("10.0.2.15", 53), ("10.0.2.3", 41000), protocol="udp", payload=message)
+    note(table, answer, sent=True)
+    assert table.names == {}
+
+
 def test_what_is_no_packet_is_counted() -> None:
     table = FlowTable()
     note(table, b"\xff" * 60, sent=True)

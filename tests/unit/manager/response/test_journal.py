@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qvmi.errors import UsageError
+from qvmi.manager.response import journal as journals
 from qvmi.manager.response.journal import Journal, Undo
 from qvmi.manager.response.records import Outcome
 from tests.unit.manager.response.alerts import alert
@@ -85,3 +87,50 @@ def test_on_a_full_disk_nothing_begins() -> None:
         Journal(Path("/dev/full")) as journal,
     ):
         journal.begin("run-1", "book", ())
+
+
+def test_a_long_journal_is_written_anew_with_all_that_matters_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never grows beyond what the next one reads, nor keeps every run in memory."""
+    path = tmp_path / "journal"
+    begun(path)
+    monkeypatch.setattr(journals, "COMPACT_FROM", 20_000)
+    monkeypatch.setattr(journals, "MAX_KEPT", 10_000)
+    sizes = []
+    with Journal(path) as journal:
+        for number in range(2, 60):
+            run = journal.begin(f"run-{number}", "book", (alert(key="x" * 200),))
+            journal.begin_step(run, 1, (UP,))
+            journal.end_step(run, 1, Outcome.DONE)
+            journal.end(run, undone=number % 2 == 0)
+            sizes.append(path.stat().st_size)
+        with pytest.raises(UsageError, match="another qvmi uses it"):
+            Journal(path)
+        before = msgspec.json.encode(list(journal.runs.values()))
+    assert max(sizes) < 22_000
+    with Journal(path) as journal:
+        assert msgspec.json.encode(list(journal.runs.values())) == before
+        (cut_off,) = journal.cut_off
+        assert (cut_off.name, cut_off.begun, cut_off.next_step) == ("run-1", 3, 3)
+        assert cut_off.undo == [(1, UP), (3, UP)]
+        assert list(journal.runs)[-1] == "run-59"
+        assert 10 < len(journal.runs) < 40
+    assert [one.name for one in tmp_path.iterdir()] == ["journal"]
+
+
+def test_a_journal_that_cannot_be_written_anew_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    begun(path)
+    (tmp_path / "journal.new").mkdir()
+    monkeypatch.setattr(journals, "COMPACT_FROM", 1)
+    with Journal(path) as journal:
+        journal.begin("run-2", "book", (alert(),))  # for which there is room yet
+        whole = path.read_bytes()
+        monkeypatch.setattr(journals, "MAX_GROWN", 1)
+        with pytest.raises(UsageError, match="cannot be written anew"):
+            journal.begin("run-3", "book", (alert(),))
+        assert list(journal.runs) == ["run-1", "run-2"]
+    assert path.read_bytes() == whole

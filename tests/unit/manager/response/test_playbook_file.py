@@ -126,6 +126,8 @@ WRONG = {
     "asks for ever": ({"when": 'ask = {codepack = "a", deadline-s = 3601}'}, "3600 at most"),
     "too often": ({"book": "at-most-per-hour = 61"}, "1 to 60"),
     "forged message": ({"step": 'do = "message"\ntext = "x"\nkind = "response"'}, "cannot be used"),
+    "forged alert": ({"step": 'do = "message"\ntext = "x"\nkind = "alert"'}, "cannot be used"),
+    "forged sight": ({"step": 'do = "message"\ntext = "x"\nkind = "status"'}, "cannot be used"),
     "topic that escapes": ({"step": 'do = "message"\ntext = "x"\nkind = "a/#"'}, "cannot be used"),
     "empty message": ({"step": 'do = "message"\ntext = ""'}, "text of 1 to 2000"),
 }
