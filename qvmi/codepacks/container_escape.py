@@ -159,7 +159,7 @@ def _mounted(
 ) -> Iterator[Finding]:
     """This tells of what containers see of the host's root file system, and of its runtime's sockets."""
     by_namespace: dict[int, list[Mount]] = defaultdict(list)
-    for mount in mounts:
+    for mount in _uncovered(mounts):
         by_namespace[mount.namespace].append(mount)
     root = next((one for one in by_namespace[host.mnt or 0] if one.path == "/"), None)
     first: dict[int, _Inside] = {}
@@ -178,6 +178,16 @@ def _mounted(
             elif mount.root.endswith(_RUNTIME_SOCKETS):
                 words = f"has the runtime's own socket at {short(mount.path)}"
                 yield one.finding(words, f"socket {place}", Severity.MEDIUM, evidence)
+
+
+def _uncovered(mounts: Iterable[Mount]) -> list[Mount]:
+    """These are the mounts without those that another one lies upon in the very same place.
+
+    The root that the kernel began with lies below that of every namespace, and nobody sees it.
+    """
+    every = list(mounts)
+    covered = {(one.namespace, one.parent_id, one.path) for one in every if one.id != one.parent_id}
+    return [one for one in every if (one.namespace, one.id, one.path) not in covered]
 
 
 def _allowed(one: _Inside, its: Credentials | None, host: Credentials | None) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guests.kernel_packs.tampered_kernel import KnownSymbols
 from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 
@@ -15,6 +16,12 @@ from tests.guests.pool import GuestPool
 def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This is a cache of profiles that no test damages; the first attach to a kernel fills it."""
     return tmp_path_factory.mktemp("profiles")
+
+
+@pytest.fixture(scope="session")
+def known_symbols() -> KnownSymbols:
+    """This is where symbols lie, as guests told it: it takes them a second."""
+    return {}
 
 
 @pytest.fixture(scope="module", params=KERNELS)

@@ -16,10 +16,22 @@ from qvmi.errors import MemoryFault
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.symbols.layout import field_offset
-from tests.guests.lab import Guest
+from tests.guests.lab import Guest, GuestConfig
 from tests.guests.tampering import GuestRam, guest_ram
 
-__all__ = ["EVERY", "HIDDEN_MODULE", "NOBODYS", "X86_64", "Tampered", "tampered_kernel"]
+__all__ = [
+    "EVERY",
+    "HIDDEN_MODULE",
+    "NOBODYS",
+    "X86_64",
+    "KnownSymbols",
+    "Tampered",
+    "kernel_symbols",
+    "tampered_kernel",
+]
+
+KnownSymbols = dict[GuestConfig, dict[str, int]]
+"""Where the symbols of guests lie that were restored from one saved state."""
 
 _POINTER: Final = struct.Struct("<Q")
 _SYMBOLS: Final = (
@@ -118,17 +130,36 @@ class Tampered:
             yield
 
 
-@contextmanager
-def tampered_kernel(guest: Guest, profiles: Path) -> Iterator[Tampered]:
-    """This stops a guest, after it has told where its symbols lie, until the block ends."""
+def kernel_symbols(guest: Guest, known: KnownSymbols) -> dict[str, int]:
+    """This loads the module to hide, and asks the guest where the symbols lie.
+
+    Args:
+        guest: which runs.
+        known: what was asked before: guests of one saved state have all in the same places, but for the
+            module that is loaded now.
+    """
     guest.ask(f"load {HIDDEN_MODULE}")
+    if guest.config not in known:
+        known[guest.config] = _asked(guest)
+    section = f"/sys/module/{HIDDEN_MODULE}/sections/.gnu.linkonce.this_module"
+    own = {f"{HIDDEN_MODULE}:__this_module": int(guest.run(f"cat {section}"), 16)}
+    return known[guest.config] | own
+
+
+def _asked(guest: Guest) -> dict[str, int]:
     pattern = "\\|".join(_SYMBOLS)
     said = guest.run(f"grep -w '{pattern}' /proc/kallsyms").decode()
     found = re.findall(r"^([0-9a-f]+) \w (\w+)(?:\t\[(\w+)\])?$", said, re.MULTILINE)
-    symbols = {
+    return {
         f"{module}:{name}" if name == "__this_module" else name: int(digits, 16)
         for digits, name, module in reversed(found)
     }
+
+
+@contextmanager
+def tampered_kernel(guest: Guest, profiles: Path, known: KnownSymbols) -> Iterator[Tampered]:
+    """This stops a guest, after it has told where its symbols lie, until the block ends."""
+    symbols = kernel_symbols(guest, known)
     guest.monitor.execute("stop")
     try:
         with guest_ram(guest) as ram, qvmi.attach_sync(guest.qmp, cache=profiles) as machine:

@@ -1,6 +1,5 @@
 """Gates of the interrupt descriptor table, changed from outside and told by their addresses."""
 
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -10,19 +9,14 @@ import pytest
 from qvmi.addr import Va
 from qvmi.arch.x86_64 import parse_registers
 from qvmi.codepacks.interrupt_table import InterruptTable
+from tests.guests.kernel_packs.gates import GATE, OVERFLOW, PAGE_FAULT, TIMER, gate_to
 from tests.guests.kernel_packs.tampered_kernel import NOBODYS, X86_64, Tampered
 
-OVERFLOW: Final = 4
-PAGE_FAULT: Final = 14
-TIMER: Final = 0xEC
 SYSTEM_CALL: Final = 0x80
 EXCEPTIONS: Final = 32
 GATES: Final = 256
-GATE: Final = 16
 PRESENT_AT: Final = 5
-"""The byte of a gate whose highest bit says that it is present, the same figure."""
-IN_USE: Final = 0xE
-"""The type of an interrupt gate, Intel SDM volume 3A, table 3-2."""
+"""The byte of a gate whose highest bit says that it is present, Intel SDM volume 3A, figure 6-8."""
 
 on_x86_64 = pytest.mark.parametrize("kernel", X86_64, indirect=True)
 """Others have no such table: the vectors of arm64 are text."""
@@ -33,68 +27,12 @@ def table(kernel: Tampered) -> int:
     return kernel.symbols["idt_table"]
 
 
-def gate_to(kernel: Tampered, place: int, target: int, *, dpl: int = 0) -> bytes:
-    """This is the gate at a place, leading elsewhere: Intel SDM volume 3A, figure 6-8."""
-    _, selector, bits, *_ = struct.unpack("<HHHHII", kernel.read(place, GATE))
-    assert bits >> 8 & 31 == IN_USE
-    low, middle, high = target & 0xFFFF, target >> 16 & 0xFFFF, target >> 32
-    return struct.pack("<HHHHII", low, selector, bits | dpl << 13, middle, high, 0)
-
-
-def handler_of(kernel: Tampered, place: int) -> int:
-    low, _, _, middle, high, _ = struct.unpack("<HHHHII", kernel.read(place, GATE))
-    return int(low | middle << 16 | high << 32)
-
-
 def test_a_table_as_it_was_made_has_no_finding(kernel: Tampered) -> None:
     pack = InterruptTable()
     assert kernel.look(pack) == []
     assert kernel.look(pack) == []
     listed = len(kernel.linux.interrupts())
     assert listed == (GATES if "idt_table" in kernel.symbols else 0)
-
-
-@on_x86_64
-def test_a_gate_that_leads_out_of_the_kernel_is_told_with_both_addresses(
-    kernel: Tampered, table: int
-) -> None:
-    place = table + OVERFLOW * GATE
-    with kernel.altered(place, gate_to(kernel, place, NOBODYS)):
-        [finding] = kernel.look(InterruptTable())
-    assert kernel.look(InterruptTable()) == []
-    gate, code, _ = finding.evidence
-    assert (gate.view, gate.address, gate.facts["entry"]) == ("idt_table", place, "4 overflow")
-    assert (code.present, code.address) == (False, NOBODYS)
-    assert (finding.severity, finding.technique) == ("critical", "T1014")
-
-
-@on_x86_64
-@pytest.mark.parametrize("vector", [PAGE_FAULT, TIMER])
-def test_a_gate_to_another_function_of_the_kernel_is_told(
-    kernel: Tampered, table: int, vector: int
-) -> None:
-    place = table + vector * GATE
-    with kernel.altered(place, gate_to(kernel, place, kernel.symbols["vfs_read"])):
-        [finding] = kernel.look(InterruptTable())
-    assert finding.evidence[1].facts["symbol"] == "vfs_read"
-    assert finding.evidence[0].address == place
-
-
-@on_x86_64
-def test_two_exceptions_that_were_swapped_are_told(kernel: Tampered, table: int) -> None:
-    place, other = table + PAGE_FAULT * GATE, table + OVERFLOW * GATE
-    with kernel.altered(place, gate_to(kernel, place, handler_of(kernel, other))):
-        [finding] = kernel.look(InterruptTable())
-    assert "asm_exc_overflow: it is not asm_exc_page_fault" in finding.claim
-
-
-@on_x86_64
-def test_a_gate_that_programs_may_raise_is_told(kernel: Tampered, table: int) -> None:
-    place = table + PAGE_FAULT * GATE
-    gate = gate_to(kernel, place, handler_of(kernel, place), dpl=3)
-    with kernel.altered(place, gate):
-        [finding] = kernel.look(InterruptTable())
-    assert "programs may raise it" in finding.claim
 
 
 @on_x86_64

@@ -58,7 +58,7 @@ def inspect(
         cgroups=[cgroup],
         namespaces=[spaces(INIT, HOST), own or spaces(WEB, OWN), spaces(SHELL, HOST)],
         credentials=[fake_credentials(INIT), fake_credentials(WEB, effective=capabilities)],
-        mounts=[fake_mount("/", device="8:1", filesystem="ext4", namespace=HOST), *mounts],
+        mounts=[*mounts, fake_mount("/", device="8:1", filesystem="ext4", namespace=HOST)],
         open_files=files,
         cgroup_hierarchies=hierarchies,
     )
@@ -105,6 +105,17 @@ def test_whoever_is_in_no_container_may_be_where_it_likes() -> None:
 def test_mounts_of_the_host_are_told(mount: Mount, severity: str | None) -> None:
     findings = inspect(mounts=(mount,))
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("device", "is_told"), [("0:50", False), ("8:1", True)])
+def test_the_root_that_a_kernel_begins_with_is_below_every_other_and_no_sign(
+    device: str, *, is_told: bool
+) -> None:
+    hosts = fake_mount("/", id=1, filesystem="rootfs", device="0:2", namespace=HOST)
+    copied = fake_mount("/", id=70, parent_id=70, filesystem="rootfs", device="0:2", namespace=OWN)
+    own = fake_mount("/", id=71, parent_id=70, device=device, namespace=OWN)
+    found = inspect(mounts=(hosts, copied, own))
+    assert ["root file system at /" in one.claim for one in found] == [True] * is_told
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""One table of ways to tamper with a guest, and of the codepacks that must tell of each."""
