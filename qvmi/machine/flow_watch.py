@@ -23,6 +23,8 @@ __all__ = ["Flow", "FlowWatch", "Look", "look_of"]
 
 _ROUND_S: Final = 0.5
 """From one look at the sockets to the next."""
+_FRAMES_A_TURN: Final = 256
+"""Frames that are read before others on the event loop have a turn: some 5 ms of work."""
 
 
 class Flow(msgspec.Struct, frozen=True, gc=False):
@@ -104,6 +106,7 @@ class FlowWatch:
 
         Raises:
             PolicyDenied, UsageError, PauseError: as `capturing`.
+            CorruptCapture: what QEMU wrote is no capture.
             UnknownGuest, StaleView: nobody knows which system runs there.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
@@ -116,14 +119,14 @@ class FlowWatch:
             while look is None or (
                 not capture.is_full and (number < least_looks or loop.time() < until)
             ):
-                _drain(capture, table, number)
+                await _drain(capture, table, number)
                 look = await self._look()
                 gaps.update(dict.fromkeys(look.gaps))
                 _join(owners, table, look, number)
                 number += 1
                 left_s = round_s if number < least_looks else until - loop.time()
                 await asyncio.sleep(max(0.0, min(round_s, left_s)))
-            _drain(capture, table, number)
+            await _drain(capture, table, number)
         gaps.update(dict.fromkeys(_missed(capture, table)))
         rows = tuple(_row(key, record, table, owners) for key, record in table.flows.items())
         return Listing(rows, tuple(gaps), look.provenance)
@@ -141,9 +144,12 @@ def _join(owners: FlowOwners, table: FlowTable, look: Look, number: int) -> None
     owners.see(table.flows, look.sockets, look.processes, number=number, is_whole=not look.gaps)
 
 
-def _drain(capture: NetworkCapture, table: FlowTable, now: int) -> None:
-    for one in capture.drain():
+async def _drain(capture: NetworkCapture, table: FlowTable, now: int) -> None:
+    """This notes what was captured; others have their turns meanwhile, however much that is."""
+    for count, one in enumerate(capture.drain(), start=1):
         table.note(parse_frame(one.frame), one.size, sent=one.sent, now=now)
+        if count % _FRAMES_A_TURN == 0:
+            await asyncio.sleep(0)
 
 
 def _missed(capture: NetworkCapture, table: FlowTable) -> Iterator[Gap]:

@@ -91,6 +91,7 @@ class OtherTools(GuestTools):
         Raises:
             PolicyDenied: the session has not the grant ``network-capture``.
             UsageError: there is no such netdev, or QEMU cannot capture there.
+            CorruptCapture: what QEMU wrote is no capture.
             PauseError: the process that is to clean up if this one is killed cannot be started.
             UnknownGuest, StaleView: as :attr:`guest`.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.

@@ -98,3 +98,21 @@ async def test_two_watchings_of_one_machine_take_turns(tmp_path: Path) -> None:
     watch = FlowWatch(wire.capture, wire.look)
     await asyncio.gather(*(watch.watch(0.0, round_s=0.001, least_looks=3) for _ in range(4)))
     assert (wire.captures, wire.most_open, wire.open) == (4, 1, 0)
+
+
+@asynchronous
+async def test_others_have_their_turns_while_much_is_read(tmp_path: Path) -> None:
+    wire, turns = Wire(tmp_path), 0
+    wire.first = [frame(FAR, OWN, payload=b"x")] * 5000
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    (flow,) = await FlowWatch(wire.capture, wire.look).watch(0.0, round_s=0.001)
+    beside.cancel()
+    assert flow.packets_in + flow.packets_out == 5001
+    assert turns > 10
