@@ -41,7 +41,7 @@ DOCUMENTS: Final = {
 }
 ELSEWHERE: Final = {
     *("info", "regs", "vol", "pack", "pack run", "keys", "doctor", "gdb"),
-    *("disk list", "disk ls", "disk compare", "flows"),
+    *("disk list", "disk ls", "disk compare", "flows", "respond"),
 }
 """Commands whose fields depend on what they look at; their own tests name them."""
 ONLY_OF_SOME: Final = {

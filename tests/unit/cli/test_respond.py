@@ -52,6 +52,8 @@ async def test_what_can_be_undone_is_listed_and_as_json_all_of_it_is_one_documen
     assert output.result.endswith("steps: 1 done  can be undone: 1 by nic-up\n")
     await told(document, state=state)
     (item,) = json.loads(document.result)["items"]
+    told_in_document = {"name", "playbook", "alerts", "begun", "ended", "undo", "over", "undone"}
+    assert item.keys() == told_in_document  # docs/cli.md
     assert (item["name"], item["over"], item["ended"]) == (RUN, True, {"1": "done"})
 
 
