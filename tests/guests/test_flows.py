@@ -295,7 +295,9 @@ def wait_until_capturing(guest: Guest, process: "subprocess.Popen[bytes]") -> No
 
 
 def start(guest: Guest) -> "subprocess.Popen[bytes]":
-    command = (*QVMI, "--qmp", guest.qmp, "flows", "--for", "600")
+    # Whoever runs the tests in the background of a script has Ctrl-C ignored, which children inherit.
+    heeding = ("env", "--default-signal=INT")
+    command = (*heeding, *QVMI, "--qmp", guest.qmp, "flows", "--for", "600")
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
     wait_until_capturing(guest, process)
     return process
