@@ -15,7 +15,7 @@ from tests.guests.lab import Guest
 from tests.proofs import proof_size
 
 PAGE: Final = 4096
-WALKS: Final = 12
+WALKS: Final = 6
 LONG_S: Final = 0.02
 """Longer than a walk takes that is done while the guest stands still, on the fastest machine too."""
 SLOW_S: Final = 0.3

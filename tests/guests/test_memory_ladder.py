@@ -20,6 +20,7 @@ from tests.guests.agreement import shown_name
 from tests.guests.elsewhere import Elsewhere
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
+from tests.proofs import proof_size
 
 SAME: Final = (
     *((name,) for name in ("ps", "tree", "threads", "modules", "regs")),
@@ -73,6 +74,19 @@ WAYS: Final = {
 }
 
 
+EVERY: Final = proof_size(ci=2, full=1)
+CASES: Final = [
+    (name, command)
+    for number, name in enumerate(WAYS)
+    for command in (SAME if number == 0 else SAME[number % EVERY :: EVERY])
+]
+"""All commands by one way, and by the slower two each of them once; at full size all by all."""
+
+
+def _named(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Far:
     """This is a guest, and qvmi where it is reached that way alone."""
@@ -124,7 +138,7 @@ def seen(document: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 @pytest.mark.usefixtures("standing")
-@pytest.mark.parametrize("command", SAME, ids=" ".join)
+@pytest.mark.parametrize(("far", "command"), CASES, ids=_named, indirect=["far"])
 def test_every_command_sees_the_same(
     far: Far, near: Callable[..., Any], command: tuple[str, ...], proof_count: Callable[[int], None]
 ) -> None:
@@ -179,13 +193,11 @@ def test_a_running_guest_is_listed_and_runs_on(far: Far) -> None:
     assert far.guest.run("echo alive") == b"alive\n"
 
 
-def test_a_watch_sees_everything(far: Far) -> None:
-    # A look of some thousand reads takes seconds where each is a question to QEMU.
-    longest = "6" if far.way.used == "gdbstub" else "20"
-    done = far.elsewhere.run(*far.options, "watch", "--for", longest, "--json")
+def test_a_look_of_a_codepack_sees_everything(far: Far) -> None:
+    rounds = ("--rounds", "1")
+    done = far.elsewhere.run(*far.options, "pack", "run", "hidden-processes", *rounds, "--json")
     assert done.returncode == 0, done.stderr
-    documents = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["body"]["sight"] for one in documents if one["kind"] == "status"] == ["full"]
+    assert json.loads(done.stdout)["gaps"] == []
     assert far.guest.monitor.running()
 
 

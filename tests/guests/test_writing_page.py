@@ -59,7 +59,12 @@ def ran(command: str, folder: Path, guest: Guest) -> subprocess.CompletedProcess
     return subprocess.run(
         [*program, *words[1:]],
         cwd=folder,
-        env=environment(**places, PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(folder / ".cache")),
+        env=environment(
+            **places,
+            PYTHONPATH=str(ROOT),
+            XDG_CACHE_HOME=str(folder / ".cache"),
+            PYTEST_ADDOPTS="",  # what is meant for the run around this one
+        ),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
