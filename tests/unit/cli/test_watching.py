@@ -184,7 +184,7 @@ NOTHING_THERE = {Grant.DISK: "this machine has no disk", Grant.NETWORK_CAPTURE: 
 @pytest.mark.parametrize(
     ("lacking", "may", "reason"),
     [
-        ({}, False, "= true` in [codepacks."),
+        ({}, False, "(grant 'disk': --policy FILE gives it, by `disk = true` in [codepacks."),
         (NOTHING_THERE, True, "no disk"),
         (NOTHING_THERE, True, "no network card"),
     ],
