@@ -1,4 +1,4 @@
-"""What a machine has not that a grant would show of it: no disk that is read, no network card to capture at."""
+"""What a machine has not that a grant would show of it: a disk that is read, a card to capture at."""
 
 from collections.abc import Awaitable, Callable
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -41,14 +40,6 @@ RUN = ("pack", "run", "hidden-processes", "--json")
 def guest(lab: Lab) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-placements-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
 
 
 def ran(*arguments: str, code: int) -> Any:  # noqa: ANN401 - JSON

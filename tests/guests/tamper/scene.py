@@ -96,4 +96,6 @@ def _search_slabs(its: Watched) -> None:
         seen = {row.address for row in guest.task_sightings() if row.view is TaskView.SLAB}
         if processes <= seen:
             return
-        assert time.monotonic() < deadline, f"{len(processes - seen)} of {len(processes)} are missing"
+        assert time.monotonic() < deadline, (
+            f"{len(processes - seen)} of {len(processes)} are missing"
+        )
