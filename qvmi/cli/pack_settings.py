@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from qvmi.cli.output import Output
 from qvmi.cli.values import PackSetting
-from qvmi.codepacks.manifest import Manifest
+from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_options import Option, PackOptions, Value
 from qvmi.errors import UsageError
 from qvmi.machine.rule_scanner import compiled_rules
@@ -38,9 +38,10 @@ def ready(
     Raises:
         UsageError: one was named, and lacks what it needs.
     """
-    given = {(one.pack, one.option) for one in settings}
     for name in names:
-        if name not in _NEEDED or (name, _NEEDED[name][0]) in given:
+        given = {one.option for one in settings if one.pack == name}
+        # An option that there is not may be the misspelt one: `prepared_options` says what there is.
+        if name not in _NEEDED or _NEEDED[name][0] in given or _unknown(name, given):
             continue
         option, what = _NEEDED[name]
         words = f"it needs {option}: --set {name}.{option}={what}"
@@ -49,6 +50,10 @@ def ready(
         output.message(f"{name} is left out: {words}")
         names = tuple(one for one in names if one != name)
     return tuple(names)
+
+
+def _unknown(name: str, options: set[str]) -> bool:
+    return not options <= built_in_manifest(name).baseline.keys()
 
 
 @asynccontextmanager

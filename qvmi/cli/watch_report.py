@@ -150,4 +150,6 @@ def facts_in_words(facts: Mapping[str, object]) -> list[str]:
 
 
 def _in_words(value: object) -> str:
+    if value in ("", None):
+        return "-"
     return f"{value:#x}" if isinstance(value, int) and value > _MOST_DECIMAL else str(value)

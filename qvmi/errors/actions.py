@@ -118,7 +118,7 @@ class PolicyDenied(QvmiError):
     """
 
     def __init__(self, action: str, grant: str, *, reason: str = "") -> None:
-        beyond = f"grant {grant!r}: {reason}" if reason else f"needs grant {grant!r}"
+        beyond = f"grant '{grant}': {reason}" if reason else f"needs grant '{grant}'"
         super().__init__(f"{action}: not granted ({beyond})")
         self.action = action
         self.grant = grant

@@ -1,4 +1,4 @@
-"""What a machine has not that a grant would show of it: no disk that is read, no network card."""
+"""What a machine has not that a grant would show of it: a disk that is read, a card to capture at."""
 
 from collections.abc import Awaitable, Callable
 
@@ -24,7 +24,7 @@ async def lacking(
     if grant is Grant.DISK:
         return _no_disk(await disks())
     if grant is Grant.NETWORK_CAPTURE and not await netdevs():
-        return "this machine has no network card"
+        return "this machine has no network card that could be captured at"
     return ""
 
 

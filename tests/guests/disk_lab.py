@@ -9,15 +9,15 @@ from typing import Final
 from tests.guests.lab import Guest
 from tests.guests.lab.kernels import newest_kernel
 from tests.guests.lab.modules import modules_with_needs
+from tests.guests.network_card import MODULES
 from tests.guests.pool import GuestPool
-from tests.isolation.user_vm import CONFIG, MODULES
+from tests.guests.waiting import wait_for
+from tests.isolation.user_vm import CONFIG
 
 __all__ = ["DiskGuest", "disk_guest"]
 
 _LINE: Final = 3000
 """Characters of one request; the guest's init takes 4 KiB."""
-_LOOKS: Final = 600
-"""Of 0.1 s each in the guest, for a disk to appear."""
 _PCI: Final = MODULES[: MODULES.index("virtio_pci") + 1]
 
 
@@ -35,9 +35,7 @@ class DiskGuest:
         monitor.execute("device_add", driver="virtio-blk-pci", drive=node["node-name"], id=device)
         name = f"vd{'abcdefgh'[self.count]}"
         self.count += 1
-        loop = f"i=0; until [ -e /sys/block/{name} ]; do sleep 0.1; i=$((i+1)); "
-        said = self.run(f"{loop} [ $i -lt {_LOOKS} ] || break; done; echo $i")
-        assert int(said) < _LOOKS
+        wait_for(self.guest, f"/sys/block/{name}")
         major, minor = self.run(f"cat /sys/block/{name}/dev").strip().split(":")
         self.run(f"[ -b /dev/{name} ] || mknod /dev/{name} b {major} {minor}")
         return name

@@ -4,15 +4,18 @@ from contextlib import suppress
 from typing import Final
 
 from tests.guests.lab import Guest, GuestRefused, LabError
+from tests.guests.waiting import wait_for
 
-__all__ = ["carrier", "plug_card"]
+__all__ = ["CARD", "MODULES", "carrier", "plug_card"]
 
-_MODULES: Final = (
+CARD: Final = "/sys/class/net/eth0"
+"""The first card of a guest, as its kernel shows it."""
+
+MODULES: Final = (
     *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
     *("failover", "net_failover", "virtio_net"),
 )
-_LOOKS: Final = 600
-"""Of 0.1 s each in the guest, for a card to appear."""
+"""Each after what it needs."""
 
 
 def plug_card(guest: Guest) -> None:
@@ -21,7 +24,7 @@ def plug_card(guest: Guest) -> None:
     Raises:
         LabError: QEMU does not take it, or the guest has no driver for it.
     """
-    for module in _MODULES:
+    for module in MODULES:
         with suppress(GuestRefused):  # it is there already, or built in
             guest.ask(f"load {module}")
     for line in (
@@ -31,13 +34,10 @@ def plug_card(guest: Guest) -> None:
         said = guest.monitor.human(line)
         if said:
             raise LabError(f"no card: {said.strip()}", fix="plug it into a machine of type pc")
-    loop = "i=0; until [ -e /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); "
-    looks = guest.run(f"{loop} [ $i -lt {_LOOKS} ] || break; done; echo $i")
-    if int(looks) >= _LOOKS:
-        raise LabError("no card appeared in the guest", fix="give it the driver virtio_net")
+    wait_for(guest, CARD)
     guest.run("ip link set eth0 up")
 
 
 def carrier(guest: Guest) -> str:
     """This is whether the guest's own kernel sees the NIC's link: 1 or 0."""
-    return guest.run("cat /sys/class/net/eth0/carrier").decode().strip()
+    return guest.run(f"cat {CARD}/carrier").decode().strip()

@@ -28,8 +28,10 @@ from tests.asynchronous import asynchronous, until
 from tests.command_line import DEADLINE_S, QVMI, environment, qvmi_document
 from tests.guests.bare_qemu import bare_qemu
 from tests.guests.lab import Guest, Lab
+from tests.guests.network_card import CARD
 from tests.guests.pool import GuestPool
 from tests.guests.test_documented_fields import check
+from tests.guests.waiting import wait_for
 from tests.isolation.user_vm import OWN_MAC, network_guest
 from tests.unit.network.frames import frame
 
@@ -45,12 +47,6 @@ LOOKING_S: Final = 200.0
 """Longest run of a codepack: what it finds is followed for a minute, beside a look and an attach."""
 WATCHED_S: Final = (5.0, 60.0)
 """How long is watched; the second time only where the first was not enough, as the host is busy."""
-LOOKS: Final = 600
-"""Of 0.1 s each in the guest, for the card to appear."""
-APPEARING: Final = (
-    f"i=0; until [ -e /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); [ $i -lt {LOOKS} ] || break;"
-    " done; echo $i"
-)
 FORGED: Final = (7777, 9999)
 """Ports of datagrams that no socket of UDP has sent."""
 LASTING: Final = (
@@ -99,8 +95,7 @@ def guest(lab: Lab) -> Iterator[Guest]:
         card = f"virtio-net-pci,netdev=bus,id=card,mac={OWN_MAC}"
         for command in ('netdev_add "user,id=bus"', f"device_add {card}"):
             assert vm.guest.monitor.human(command) == ""
-        said = vm.shell(APPEARING)
-        assert int(said) < LOOKS
+        wait_for(vm.guest, CARD)
         vm.configure(f"{OWN}/24", HOST)
         yield vm.guest
 

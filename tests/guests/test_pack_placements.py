@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,13 +14,11 @@ import pytest
 import qvmi
 from qvmi.bus.message import Message
 from qvmi.cli.words import PACKS
-from qvmi.codepacks.manifest import built_in_manifest
-from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
 from tests.asynchronous import asynchronous, until
-from tests.built_in_packs import RULES
+from tests.built_in_packs import MEMORY_PACKS, RULES
 from tests.command_line import QVMI, environment
 from tests.command_line import qvmi as qvmi_command
 from tests.guests.lab import Guest, GuestConfig, Lab
@@ -41,14 +38,6 @@ RUN = ("pack", "run", "hidden-processes", "--json")
 def guest(lab: Lab) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-placements-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
 
 
 def ran(*arguments: str, code: int) -> Any:  # noqa: ANN401 - JSON
@@ -160,8 +149,8 @@ def test_a_dump_of_a_clean_guest_is_clean(guest: Guest, state: Path) -> None:
 
 HERE: tuple[str, ...] = ()
 PROCESS = ("--placement", "process", "--allow-unproven-isolation")
-OF_MEMORY = {name for name in PACKS if not built_in_manifest(name).grants & RESOURCE_GRANTS}
-"""Those that are shown memory alone; the others are left out where no policy grants them more."""
+OF_MEMORY = set(MEMORY_PACKS)
+"""The others are left out where no policy grants them more."""
 
 
 @pytest.mark.parametrize("placement", [HERE, PROCESS], ids=["here", "process"])

@@ -1,7 +1,6 @@
 """Codepacks that look at a real guest because something happened in it, wherever they run."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -31,14 +30,6 @@ MANAGED = Management(interval_s=NEVER_S, on_events=(EventKind.STARTED,))
 def guest(lab: Lab) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-triggers-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """Services in processes of their own: they ask others, and are ended where they do not behave."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -37,14 +36,6 @@ def service(name: str, kind: str, *, look_s: float = 5.0) -> PackSpec:
 def guest(lab: Lab) -> Iterator[Guest]:
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(GuestConfig("6.1"))
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """This is a folder that other users' processes can reach, as those below pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="qvmi-services-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
 
 
 @asynccontextmanager

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.guests.lab import Guest, GuestConfig
+from tests.guests.network_card import CARD, MODULES
 from tests.guests.pool import GuestPool
+from tests.guests.waiting import wait_for
 from tests.isolation.frames import MARKER, hostile_frames
 
 __all__ = [
@@ -25,22 +27,7 @@ CONFIG: Final = GuestConfig(
 )
 """Cards can be plugged into this machine while it runs; another module looks at the same one."""
 
-MODULES: Final = (
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-)
-"""Each after what it needs."""
-
 OWN_MAC: Final = "52:54:00:00:00:66"
-LOOKS: Final = 600
-"""Of 0.1 s each in the guest, for a card to appear."""
-
 FRAMES_A_REQUEST: Final = 20
 """A request to the guest's init has at most 4 KiB."""
 
@@ -96,7 +83,7 @@ class NetworkGuest:
         for command in (f'netdev_add "{netdev}"', f"device_add {card}"):
             said = monitor.human(command)
             assert said == "", said
-        self._wait("-e")
+        wait_for(self.guest, CARD)
         try:
             yield
         finally:
@@ -104,13 +91,8 @@ class NetworkGuest:
             # One of its parts is told first, without a name.
             while monitor.wait_for_event("DEVICE_DELETED")["data"].get("device") != "card":
                 pass
-            self._wait("! -e")
+            wait_for(self.guest, CARD, gone=True)
             monitor.human("netdev_del bus")
-
-    def _wait(self, what: str) -> None:
-        loop = f"i=0; until [ {what} /sys/class/net/eth0 ]; do sleep 0.1; i=$((i+1)); "
-        said = self.guest.run(f"{loop} [ $i -lt {LOOKS} ] || break; done; echo $i")
-        assert int(said) < LOOKS
 
     def shell(self, command: str) -> str:
         return self.guest.run(command).decode()

@@ -1,5 +1,6 @@
 """A whole-suite run fails when a requirement was not proven."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -137,6 +138,22 @@ def test_a_proof_has_one_size_parameter(
 def test_every_benchmark_named_by_a_requirement_exists() -> None:
     named = {r.benchmark for r in load_requirements(ROOT / PROOFS_FILE) if r.benchmark}
     assert sorted(b for b in named if not (ROOT / b).is_file()) == []
+
+
+def test_every_test_named_by_a_requirement_is_in_its_file() -> None:
+    named = {p.test for r in load_requirements(ROOT / PROOFS_FILE) for p in r.proofs}
+    assert named
+    assert sorted(one for one in named if not _is_there(one)) == []
+
+
+def _is_there(test: str) -> bool:
+    """This is a matter of the text alone: a module may have the tests of another one."""
+    path, _, name = test.partition("[")[0].partition("::")
+    file = ROOT / path
+    return (
+        file.is_file()
+        and re.search(rf"\b{name.rpartition('::')[2]}\b", file.read_text()) is not None
+    )
 
 
 def test_no_requirement_is_listed_twice() -> None:

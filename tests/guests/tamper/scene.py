@@ -10,7 +10,7 @@ from typing import Final
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.errors import WalkFailed
-from qvmi.semantics.guest_os import Process
+from qvmi.semantics.guest_os import Process, TaskView
 from qvmi.semantics.linux.guest import LinuxGuest
 from tests.guests.kernel_packs.tampered_kernel import KnownSymbols, Tampered, kernel_symbols
 from tests.guests.lab import Guest
@@ -79,5 +79,23 @@ def scene_of(guest: Guest, profiles: Path, known: KnownSymbols) -> Iterator[Scen
     """This attaches to a guest for the length of the block."""
     symbols = kernel_symbols(guest, known)
     with watched(guest, profiles) as its:
+        _search_slabs(its)
         pid = its.start("su user -c 'exec sleep 2998'")
         yield Scene(its, symbols, its.process("sleep", pid=pid))
+
+
+def _search_slabs(its: Watched) -> None:
+    """This looks until the slabs that processes lie in are known, and with the next look whoever lies there.
+
+    All of RAM is searched for them at first sight. On a busy host one look has no time for all of it.
+    """
+    guest = its.machine.guest
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        processes = {row.address for row in guest.processes()}
+        seen = {row.address for row in guest.task_sightings() if row.view is TaskView.SLAB}
+        if processes <= seen:
+            return
+        assert time.monotonic() < deadline, (
+            f"{len(processes - seen)} of {len(processes)} are missing"
+        )

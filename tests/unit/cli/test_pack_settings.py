@@ -147,6 +147,25 @@ async def test_without_rules_it_is_refused_where_it_was_named(
 
 
 @asynchronous
+async def test_an_option_that_was_misspelt_is_told_the_right_one() -> None:
+    misspelt = PackSetting("known-malware", "rule", "x.yar")
+    words = "known-malware has no option 'rule'; is 'rules' meant?"
+    with pytest.raises(UsageError) as refused:
+        await ran(misspelt)
+    assert str(refused.value) == words
+    for packs in (["known-malware"], "all"):
+        with pytest.raises(UsageError) as refused:
+            await watch(
+                *(machine(), Captured()),
+                packs=packs,
+                interval=0.02,
+                duration_s=0.01,
+                settings=[misspelt],
+            )
+        assert str(refused.value) == words
+
+
+@asynchronous
 async def test_without_rules_all_leaves_it_out_and_says_so() -> None:
     messages = " ".join((await watched(packs="all")).split())
     assert "qvmi: known-malware is left out: it needs rules: --set" in messages

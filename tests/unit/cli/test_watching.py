@@ -118,6 +118,11 @@ def test_an_address_among_the_facts_is_told_as_one_and_a_number_as_a_number() ->
     assert observed(seen) == f"v: present, pid 7, memory {EVIL.address:#x}, gone True"
 
 
+def test_what_a_fact_does_not_tell_is_a_dash_and_no_gap_in_the_line() -> None:
+    seen = Observation(view="v", present=True, facts={"name": "", "path": None, "inode": 0})
+    assert observed(seen) == "v: present, name -, path -, inode 0"
+
+
 def test_what_is_said_stands_in_a_column_whatever_kind_of_message_it_is() -> None:
     output = Captured()
     report = WatchReport(output, ["one"])
@@ -184,7 +189,7 @@ NOTHING_THERE = {Grant.DISK: "this machine has no disk", Grant.NETWORK_CAPTURE: 
 @pytest.mark.parametrize(
     ("lacking", "may", "reason"),
     [
-        ({}, False, "= true` in [codepacks."),
+        ({}, False, "(grant 'disk': --policy FILE gives it, by `disk = true` in [codepacks."),
         (NOTHING_THERE, True, "no disk"),
         (NOTHING_THERE, True, "no network card"),
     ],
