@@ -95,14 +95,19 @@ def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Lo
 
 
 def in_words(error: BaseException) -> str:
-    """This is an error on one line, whatever its own ``__str__`` does.
+    """This is an error on one line, whatever it does itself when it is asked.
 
     Those of qvmi say in words what is wrong; of others the class says what the words leave out.
     """
-    text = "".join(traceback.format_exception_only(error)).strip()
+    kind = type(error)
+    try:
+        text = "".join(traceback.format_exception_only(error)).strip()
+    except BaseException:  # noqa: BLE001 - of the same door: its notes, and what a SyntaxError says
+        text = kind.__qualname__
     if isinstance(error, QvmiError):
-        kind = type(error)
         text = text.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+    # No message takes half of a letter, as names of files may have in Python.
+    text = text.encode("utf-8", "backslashreplace").decode()
     return " ".join(text.split())[:_MAX_PROBLEM]
 
 
