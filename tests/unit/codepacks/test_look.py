@@ -166,14 +166,19 @@ def test_puts_into_words_also_an_error_that_cannot_say_what_it_is() -> None:
     assert "Mute" in in_words(Mute())
 
 
+def syntax_error(*details: object) -> SyntaxError:
+    return SyntaxError("x", details)  # type: ignore[arg-type] # what a codepack without types does
+
+
 class Noted(Exception):
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override] # as above
         raise SystemExit
 
 
 @pytest.mark.parametrize(
-    "error", [SyntaxError("x", ("file", 1, 2, 5)), SyntaxError("x", ("file", [], "a", "b")), Noted()]
+    "error",
+    [syntax_error("file", 1, 2, 5), syntax_error("file", [], "a", "b"), Noted()],
 )
 def test_an_error_that_python_itself_cannot_tell_of_ends_no_look(error: Exception) -> None:
     result = look_with(raising(error))
