@@ -119,14 +119,9 @@ def _finding(flow: Flow, claim: str, *evidence: Observation, settle_s: float) ->
         severity=Severity.HIGH,
         technique="T1014",
         key=f"{flow.protocol} {flow.local} {flow.remote}",
-        evidence=(_on_the_wire(flow), *evidence),
+        evidence=(seen("network card", flow, _ON_THE_WIRE), *evidence),
         settle_s=settle_s,
     )
-
-
-def _on_the_wire(flow: Flow) -> Observation:
-    facts = {name: getattr(flow, name) for name in _ON_THE_WIRE}
-    return Observation(view="network card", present=True, facts=facts | {"name": short(flow.name)})
 
 
 def _further(findings: list[Finding]) -> Finding:

@@ -11,12 +11,14 @@ T1040 Network Sniffing.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.codepacks.seen_twice import seen_twice
 from qvmi.errors import WalkFailed
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
@@ -76,12 +78,9 @@ class HiddenSockets:
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
         """This looks once, and where the two disagree once more: a finding is in both answers."""
         processes = {process.pid: process for process in guest.processes()}
-        first = self._disagreements(guest, processes)
-        if first:
-            second = self._disagreements(guest, processes)
-            yield from (finding for key, finding in second.items() if key in first)
+        return seen_twice(partial(self._disagreements, processes), guest)
 
-    def _disagreements(self, guest: GuestOS, processes: dict[int, Process]) -> dict[str, Finding]:
+    def _disagreements(self, processes: dict[int, Process], guest: GuestOS) -> list[Finding]:
         every = guest.sockets()
         tables = guest.tabled_sockets()
         tabled = {socket.address for socket in tables}
@@ -95,7 +94,7 @@ class HiddenSockets:
             if socket.address not in tabled and not tables.gaps:
                 findings += _untabled(socket, processes.get(socket.pid), count=len(tabled))
             findings += self._sniffing(socket, processes.get(socket.pid))
-        return {finding.key: finding for finding in findings}
+        return findings
 
     def _sniffing(self, socket: Socket, process: Process | None) -> Iterator[Finding]:
         if process is None or socket.protocol not in _RAW or process.name in self.sniffers:
