@@ -28,7 +28,10 @@ MAX_FINDING_BYTES: Final = 32 * 1024
 Given = TypeVar("Given", Finding, Unseen)
 
 _MAX_PROBLEM: Final = 500
-"""Characters of an error that are passed on."""
+"""Characters of an error that are passed on, and of a reason why something was left out: a status has some
+dozens of these, and has to fit into one message."""
+_MAX_WHAT: Final = 64
+"""Characters of what was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def _collect(
             return
         if isinstance(given, Unseen):
             one = _checked(given, Unseen, codepack.name)
-            guest.note_gap(Gap(one.what, None, one.reason))
+            guest.note_gap(Gap(one.what[:_MAX_WHAT], None, one.reason[:_MAX_PROBLEM]))
             unseen.append(one)
         else:
             findings.append(_checked(given, Finding, codepack.name))
