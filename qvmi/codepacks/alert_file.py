@@ -110,7 +110,10 @@ class AlertFile:
         except BlockingIOError as error:
             os.close(file)
             raise UsageError(f"{self._path}: another program writes to it") from error
-        except (OSError, UsageError):
+        except OSError as error:
+            os.close(file)
+            raise UsageError(f"{self._path}: cannot be used: {error.strerror}") from error
+        except UsageError:
             os.close(file)
             raise
         return file

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qvmi.codepacks.codepack import Finding, Observation, Severity
-from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.codepacks.codepack import Finding, Observation, Severity, Unseen
+from qvmi.codepacks.process_evidence import by_address, identity, seen, short, told
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import (
@@ -70,11 +70,11 @@ class ContainerEscape:
         """It only reads."""
         return frozenset({Grant.READ_MEMORY})
 
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding | Unseen]:  # noqa: ARG002 - the contract gives it
         """This looks once."""
         for hierarchy in guest.cgroup_hierarchies():
             yield from self._agent(hierarchy)
-        processes = {process.address: process for process in guest.processes()}
+        processes = by_address(guest.processes())
         cgroups = {one.pid: one for one in guest.cgroups() if one.runtime and not one.deleted}
         spaces = {one.pid: one for one in guest.namespaces() if one.address in processes}
         host = spaces.get(_INIT)
@@ -83,7 +83,11 @@ class ContainerEscape:
             for pid, its in spaces.items()
             if pid in cgroups and processes[its.address].pid == pid
         ]
-        if host is None or not inside:
+        if not inside:
+            return
+        if host is None:
+            reason = "process 1 is not seen: there is no host to compare them with"
+            yield Unseen(what="processes of containers", reason=reason)
             return
         for one in inside:
             yield from _shared_with_host(one, host)

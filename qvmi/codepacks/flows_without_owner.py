@@ -13,6 +13,7 @@ from typing import Final
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.hidden_sockets import SOCKET_FACTS, UNDER_WAY_S, unheld_sockets
 from qvmi.codepacks.process_evidence import seen, short
 from qvmi.codepacks.resources import MAX_FLOWS_S, NO_RESOURCES, Resources, Wanted
 from qvmi.machine.flow_watch import Flow
@@ -24,15 +25,12 @@ __all__ = ["FlowsWithoutOwner"]
 
 _MOST_FLOWS: Final = 100
 """Flows that are told of one by one; a guest can send as many as it likes: the rest is told of as one."""
-_SETTLE_S: Final = 5.0
-"""Longest time for which a socket is believed to be under way in a message, or being closed."""
 _SHARE: Final = 0.8
 """Of an interval, for which flows are watched: with the look behind that it must not miss the next one."""
 _ON_THE_WIRE: Final = (
     *("protocol", "local", "remote", "name"),
     *("packets_out", "packets_in", "bytes_out", "bytes_in"),
 )
-_OF_A_SOCKET: Final = ("protocol", "local", "remote", "state", "inode", "namespace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +88,16 @@ def _findings(suspects: Iterable[Flow], sockets: Listing[Socket]) -> Iterator[Fi
             yield _finding(flow, "has no socket in the guest", absent, settle_s=0.0)
         elif flow.socket is not None and (socket := unheld.get(flow.socket)) is not None:
             evidence = (
-                seen("tables of sockets", socket, _OF_A_SOCKET),
+                seen("tables of sockets", socket, SOCKET_FACTS),
                 Observation(view="files_struct.fdt", present=False, facts={}),
             )
             claim = "has a socket that no process that is seen has open"
-            yield _finding(flow, claim, *evidence, settle_s=_SETTLE_S)
+            yield _finding(flow, claim, *evidence, settle_s=UNDER_WAY_S)
 
 
 def _unheld(sockets: Listing[Socket]) -> dict[Va, Socket]:
-    """These are the sockets that a program made and that nobody has; none where somebody may yet be unseen.
-
-    One without an inode is the kernel's own, or of a connection that its process has left.
-    """
-    if sockets.gaps:
-        return {}
-    held = {socket.address for socket in sockets if socket.pid is not None}
-    return {
-        socket.address: socket
-        for socket in sockets
-        if socket.pid is None and socket.inode and socket.address not in held
-    }
+    """These are the sockets that nobody has, by address; none where somebody may yet be unseen."""
+    return {} if sockets.gaps else {one.address: one for one in unheld_sockets(sockets)}
 
 
 def _finding(flow: Flow, claim: str, *evidence: Observation, settle_s: float) -> Finding:
@@ -119,14 +107,9 @@ def _finding(flow: Flow, claim: str, *evidence: Observation, settle_s: float) ->
         severity=Severity.HIGH,
         technique="T1014",
         key=f"{flow.protocol} {flow.local} {flow.remote}",
-        evidence=(_on_the_wire(flow), *evidence),
+        evidence=(seen("network card", flow, _ON_THE_WIRE), *evidence),
         settle_s=settle_s,
     )
-
-
-def _on_the_wire(flow: Flow) -> Observation:
-    facts = {name: getattr(flow, name) for name in _ON_THE_WIRE}
-    return Observation(view="network card", present=True, facts=facts | {"name": short(flow.name)})
 
 
 def _further(findings: list[Finding]) -> Finding:

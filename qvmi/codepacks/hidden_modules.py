@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.seen_twice import seen_twice
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, ModuleSighting
@@ -54,25 +55,21 @@ class HiddenModules:
 
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
         """This looks once, and where views disagree once more: a finding is in both answers."""
-        first = _disagreements(guest)
-        if not first:
-            return []
-        return [finding for key, finding in _disagreements(guest).items() if key in first]
+        return seen_twice(_disagreements, guest)
 
 
-def _disagreements(guest: GuestOS) -> dict[str, Finding]:
+def _disagreements(guest: GuestOS) -> list[Finding]:
     listing = guest.module_sightings()
     structures = dict.fromkeys(row.structure for row in listing)
     seen: dict[int, dict[str, ModuleSighting]] = {}
     for row in listing:
         seen.setdefault(row.struct_address, {})[row.structure] = row
     gaps = len(listing.gaps)
-    found = [
+    return [
         _finding(views, structures, gaps)
         for views in seen.values()
         if _LIST not in views or _is_half_hidden(views, structures)
     ]
-    return {finding.key: finding for finding in found}
 
 
 def _is_half_hidden(views: Mapping[str, ModuleSighting], structures: Mapping[str, None]) -> bool:

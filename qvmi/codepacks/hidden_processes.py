@@ -20,7 +20,8 @@ from itertools import islice
 from typing import Final
 
 from qvmi.codepacks.codepack import Finding, Observation, Severity
-from qvmi.codepacks.process_evidence import MAX_NAME, identity
+from qvmi.codepacks.process_evidence import MAX_NAME, identity, seen, short
+from qvmi.codepacks.seen_twice import seen_twice
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import (
@@ -42,6 +43,7 @@ _TECHNIQUE: Final = "T1014"
 _BIND_MOUNTS: Final = "T1564.013"
 _EXITING: Final = "X"
 _PROCESS, _THREAD = "process", "thread"
+_MOUNT_FACTS: Final = ("namespace", "path", "root", "source", "filesystem", "device")
 _PROC_FOLDER: Final = re.compile(r"/proc/([0-9]{1,10})(/.*)?")
 
 _WHOLE_OF_PROCESSES: Final = (TaskView.LIST, TaskView.PIDS, TaskView.CHILDREN)
@@ -100,15 +102,13 @@ class HiddenProcesses:
         What is born or dies between two readings is in some listings only, but not again; a gap
         that a change made is not at the same place again.
         """
-        first = _disagreements(guest)
-        second = _disagreements(guest) if first else {}
-        yield from (finding for key, finding in second.items() if key in first)
+        yield from seen_twice(_disagreements, guest)
         yield from _covered(guest.mounts())
 
 
-def _disagreements(guest: GuestOS) -> dict[str, Finding]:
-    """These are the tasks that are missing somewhere, and the gaps, by their keys."""
-    seen = _Seen.of(guest)
+def _disagreements(guest: GuestOS) -> list[Finding]:
+    """These are the tasks that are missing somewhere, and the gaps."""
+    showed = _Seen.of(guest)
     sought = (
         *((_PROCESS, whole) for whole in _WHOLE_OF_PROCESSES),
         *((_THREAD, whole) for whole in _WHOLE_OF_THREADS),
@@ -116,15 +116,15 @@ def _disagreements(guest: GuestOS) -> dict[str, Finding]:
     findings = [
         finding
         for kind, whole in sought
-        if whole in seen.told
-        for finding in _missing_in(whole, kind, seen)
+        if whole in showed.told
+        for finding in _missing_in(whole, kind, showed)
     ]
     findings += [
-        _gap(gap, view, len(seen.views[view]))
-        for view, its in seen.gaps.items()
+        _gap(gap, view, len(showed.views[view]))
+        for view, its in showed.gaps.items()
         for gap in islice(its, _MAX_GAPS_TOLD)
     ]
-    return {finding.key: finding for finding in findings}
+    return findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +171,20 @@ def _view_of(gap: Gap) -> str:
     )
 
 
-def _missing_in(whole: str, kind: str, seen: _Seen) -> Iterator[Finding]:
+def _missing_in(whole: str, kind: str, showed: _Seen) -> Iterator[Finding]:
     """These are those whom a structure should have and has not, as every other one shows them.
 
     An exiting process is taken out of one structure after the other. On a guest that runs that is
     over before it is believed; one that stands still may stand just there.
     """
-    hidden = seen.views[whole]
+    hidden = showed.views[whole]
     missing: dict[str, dict[str, Task]] = {}
-    for view, tasks in seen.views.items():
+    for view, tasks in showed.views.items():
         for which, task in tasks.items():
-            passes = task.state == _EXITING and not seen.runs
+            passes = task.state == _EXITING and not showed.runs
             if which not in hidden and _kind(task) == kind and not passes:
                 missing.setdefault(which, {})[view] = task
-    gaps = len(seen.gaps.get(whole, ()))
+    gaps = len(showed.gaps.get(whole, ()))
     for which, shown in missing.items():
         yield _missing(which, shown, whole, facts={"tasks": len(hidden), "gaps": gaps})
 
@@ -246,23 +246,10 @@ def _covered(mounts: Iterable[Mount]) -> Iterator[Finding]:
         if covers is None:
             continue
         yield Finding(
-            claim=f"{mount.filesystem} is mounted on /proc/{covers[1]}, and hides that process from ps",
+            claim=f"{short(mount.filesystem)} is mounted on /proc/{covers[1]}, and hides that process"
+            " from ps",
             severity=Severity.HIGH,
             technique=_BIND_MOUNTS,
             key=f"mounted on /proc: {mount.address:#x} {mount.id} {covers[1][:20]}",
-            evidence=(
-                Observation(
-                    view="mnt_namespace",
-                    present=True,
-                    address=mount.address,
-                    facts={
-                        "namespace": mount.namespace,
-                        "path": mount.path[:256],
-                        "root": mount.root[:256],
-                        "source": mount.source[:256],
-                        "filesystem": mount.filesystem[:64],
-                        "device": mount.device,
-                    },
-                ),
-            ),
+            evidence=(seen("mnt_namespace", mount, _MOUNT_FACTS),),
         )

@@ -11,26 +11,28 @@ T1040 Network Sniffing.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.codepacks.seen_twice import seen_twice
 from qvmi.errors import WalkFailed
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, Process, Socket
 
-__all__ = ["HiddenSockets"]
+__all__ = ["SOCKET_FACTS", "UNDER_WAY_S", "HiddenSockets", "unheld_sockets"]
 
 _CONNECTED: Final = frozenset({"tcp", "tcp6"})
 _TABLED_STATES: Final = frozenset({"LISTEN", "ESTABLISHED", "CLOSE_WAIT", "SYN_SENT"})
 _DATAGRAMS: Final = frozenset({"udp", "udp6", "udplite", "udplite6"})
 _RAW: Final = frozenset({"raw", "raw6", "packet"})
-_SETTLE_S: Final = 5.0
+UNDER_WAY_S: Final = 5.0
 """Longest time for which a socket is believed to be under way in a message, or being closed."""
-_FACTS: Final = ("protocol", "local", "remote", "state", "inode", "namespace")
+SOCKET_FACTS: Final = ("protocol", "local", "remote", "state", "inode", "namespace")
 
 MAX_ASKED: Final = 64
 """Processes off the task list that are asked for their sockets; `hidden-processes` tells of each of them."""
@@ -76,16 +78,13 @@ class HiddenSockets:
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
         """This looks once, and where the two disagree once more: a finding is in both answers."""
         processes = {process.pid: process for process in guest.processes()}
-        first = self._disagreements(guest, processes)
-        if first:
-            second = self._disagreements(guest, processes)
-            yield from (finding for key, finding in second.items() if key in first)
+        return seen_twice(partial(self._disagreements, processes), guest)
 
-    def _disagreements(self, guest: GuestOS, processes: dict[int, Process]) -> dict[str, Finding]:
+    def _disagreements(self, processes: dict[int, Process], guest: GuestOS) -> list[Finding]:
         every = guest.sockets()
         tables = guest.tabled_sockets()
         tabled = {socket.address for socket in tables}
-        unheld = [socket for socket in every if socket.pid is None and _is_a_programs(socket)]
+        unheld = unheld_sockets(every)
         holders = _hidden_holders(guest, processes) if unheld else {}
         gaps = len(every.gaps)
         findings = [_unheld(one, holders.get(one.address), gaps=gaps) for one in unheld]
@@ -95,7 +94,7 @@ class HiddenSockets:
             if socket.address not in tabled and not tables.gaps:
                 findings += _untabled(socket, processes.get(socket.pid), count=len(tabled))
             findings += self._sniffing(socket, processes.get(socket.pid))
-        return {finding.key: finding for finding in findings}
+        return findings
 
     def _sniffing(self, socket: Socket, process: Process | None) -> Iterator[Finding]:
         if process is None or socket.protocol not in _RAW or process.name in self.sniffers:
@@ -105,7 +104,7 @@ class HiddenSockets:
             severity=Severity.LOW,
             technique="T1040",
             key=f"{socket.protocol} socket: {identity(process)}",
-            evidence=(seen("files_struct.fdt", socket, ("pid", "fd", *_FACTS)),),
+            evidence=(seen("files_struct.fdt", socket, ("pid", "fd", *SOCKET_FACTS)),),
         )
 
 
@@ -124,9 +123,13 @@ def _is_in_a_table(socket: Socket) -> bool:
     return socket.protocol in _RAW
 
 
-def _is_a_programs(socket: Socket) -> bool:
-    """This tells whether a program made a socket, and not the kernel for itself or for what is over."""
-    return bool(socket.inode) and socket.protocol in _CONNECTED | _DATAGRAMS | _RAW
+def unheld_sockets(sockets: Iterable[Socket]) -> list[Socket]:
+    """These are the sockets that nobody who is listed has open, though a program made them.
+
+    One without an inode is the kernel's own, or of a connection that its process has left.
+    """
+    kinds = _CONNECTED | _DATAGRAMS | _RAW
+    return [one for one in sockets if one.pid is None and one.inode and one.protocol in kinds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def _unheld(socket: Socket, holder: _Holder | None, *, gaps: int) -> Finding:
     """This tells of a socket that a program made, and that nobody who is listed has open."""
     claim = f"{_named(socket)} is open, but no process that is seen has it"
     evidence = [
-        seen("tables of sockets", socket, _FACTS),
+        seen("tables of sockets", socket, SOCKET_FACTS),
         Observation(view="files_struct.fdt", present=False, facts={"gaps": gaps}),
     ]
     if holder is not None:
@@ -173,7 +176,7 @@ def _unheld(socket: Socket, holder: _Holder | None, *, gaps: int) -> Finding:
         technique="T1014",
         key=f"unheld socket: {socket.address:#x} {socket.inode}",
         evidence=tuple(evidence),
-        settle_s=_SETTLE_S,
+        settle_s=UNDER_WAY_S,
     )
 
 
@@ -187,8 +190,8 @@ def _untabled(socket: Socket, process: Process | None, *, count: int) -> Iterato
         technique="T1014",
         key=f"untabled socket: {socket.address:#x} {socket.inode}",
         evidence=(
-            seen("files_struct.fdt", socket, ("pid", "fd", *_FACTS)),
+            seen("files_struct.fdt", socket, ("pid", "fd", *SOCKET_FACTS)),
             Observation(view="tables of sockets", present=False, facts={"sockets": count}),
         ),
-        settle_s=_SETTLE_S,
+        settle_s=UNDER_WAY_S,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvmi.codepacks.codepack import Finding, Observation, Severity
-from qvmi.codepacks.process_evidence import identity, seen, short, told
+from qvmi.codepacks.process_evidence import by_address, identity, seen, short, told
 from qvmi.codepacks.system_folders import SYSTEM_FOLDERS
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
@@ -87,7 +87,7 @@ class Impostors:
 
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
         """This looks once."""
-        processes = {process.address: process for process in guest.processes()}
+        processes = by_address(guest.processes())
         kernel = {process.pid for process in processes.values() if process.kernel_thread}
         listing = guest.command_lines()
         lines = {line.address: line for line in listing}

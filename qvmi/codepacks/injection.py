@@ -8,16 +8,17 @@ T1055.009 Proc Memory.
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from qvmi.codepacks.codepack import Finding, Observation, Severity
+from qvmi.codepacks.codepack import Finding, Severity, Unseen
 from qvmi.codepacks.file_watch import FileWatch
 from qvmi.codepacks.process_evidence import identity, seen, short, told
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, Process, Program
+from qvmi.view import Provenance
 
 __all__ = ["Injection"]
 
@@ -70,11 +71,13 @@ class Injection:
         """It only reads."""
         return frozenset({Grant.READ_MEMORY})
 
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding | Unseen]:  # noqa: ARG002 - the contract gives it
         """This looks once."""
-        processes = {process.pid: process for process in guest.processes()}
+        listing = guest.processes()
+        processes = {process.pid: process for process in listing}
         yield from self._preloaded(guest, processes)
-        yield from self._preload_files(guest)
+        yield from self._preload_files(guest, listing.provenance)
+        yield from self.files.unseen()
         programs = {program.pid: program for program in guest.programs()}
         yield from self._traced(processes, programs)
         yield from _memory_opened(guest, processes)
@@ -100,9 +103,9 @@ class Injection:
             if one and one not in allowed and one.rpartition("/")[2] not in allowed
         ]
 
-    def _preload_files(self, guest: GuestOS) -> Iterator[Finding]:
+    def _preload_files(self, guest: GuestOS, label: Provenance) -> Iterator[Finding]:
         """These are the files that have every program of a system load something."""
-        for file, data in self.files.contents(guest, (_PRELOAD_FILE,)):
+        for file, data in self.files.contents(guest, (_PRELOAD_FILE,), label):
             text = re.sub(r"#[^\n]*", "", data.decode("utf-8", "backslashreplace"))
             foreign = self._foreign(text)
             if file.size and (foreign or not data) and not file.deleted:
@@ -185,18 +188,6 @@ def _memory_opened(guest: GuestOS, processes: dict[int, Process]) -> Iterator[Fi
             severity=Severity.HIGH,
             technique="T1055.009",
             key=f"memory of {found[1]}: {identity(process)}",
-            evidence=(
-                Observation(
-                    view="files_struct.fdt",
-                    present=True,
-                    address=file.address,
-                    facts={
-                        "pid": file.pid,
-                        "fd": file.fd,
-                        "path": file.path,
-                        "access": file.access,
-                    },
-                ),
-            ),
+            evidence=(seen("files_struct.fdt", file, ("pid", "fd", "path", "access")),),
             settle_s=_SETTLE_S,
         )

@@ -9,6 +9,7 @@ from typing import Final
 
 from qvmi.codepacks.code_pointer_findings import pointer_findings
 from qvmi.codepacks.codepack import Finding, Severity
+from qvmi.codepacks.seen_twice import seen_twice
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS
@@ -44,11 +45,8 @@ class KernelHooks:
 
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
         """This looks once, and where a hook is nobody's once more: a finding is in both answers."""
-        first = self._look(guest)
-        if not first:
-            return []
-        return [finding for key, finding in self._look(guest).items() if key in first]
+        return seen_twice(_hooked, guest)
 
-    def _look(self, guest: GuestOS) -> dict[str, Finding]:
-        found = pointer_findings(guest.hooks(), severity=Severity.HIGH, settle_s=_HALF_DONE_S)
-        return {finding.key: finding for finding in found}
+
+def _hooked(guest: GuestOS) -> list[Finding]:
+    return pointer_findings(guest.hooks(), severity=Severity.HIGH, settle_s=_HALF_DONE_S)

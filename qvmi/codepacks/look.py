@@ -28,7 +28,10 @@ MAX_FINDING_BYTES: Final = 32 * 1024
 Given = TypeVar("Given", Finding, Unseen)
 
 _MAX_PROBLEM: Final = 500
-"""Characters of an error that are passed on."""
+"""Characters of an error that are passed on, and of a reason why something was left out: a status has some
+dozens of these, and has to fit into one message."""
+_MAX_WHAT: Final = 64
+"""Characters of what was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,19 @@ def look(codepack: Codepack, guest: ObservedGuest, memory: PhysicalMemory) -> Lo
 
 
 def in_words(error: BaseException) -> str:
-    """This is an error on one line, whatever its own ``__str__`` does.
+    """This is an error on one line, whatever it does itself when it is asked.
 
     Those of qvmi say in words what is wrong; of others the class says what the words leave out.
     """
-    text = "".join(traceback.format_exception_only(error)).strip()
+    kind = type(error)
+    try:
+        text = "".join(traceback.format_exception_only(error)).strip()
+    except BaseException:  # noqa: BLE001 - of the same door: its notes, and what a SyntaxError says
+        text = kind.__qualname__
     if isinstance(error, QvmiError):
-        kind = type(error)
         text = text.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+    # No message takes half of a letter, as names of files may have in Python.
+    text = text.encode("utf-8", "backslashreplace").decode()
     return " ".join(text.split())[:_MAX_PROBLEM]
 
 
@@ -122,7 +130,7 @@ def _collect(
             return
         if isinstance(given, Unseen):
             one = _checked(given, Unseen, codepack.name)
-            guest.note_gap(Gap(one.what, None, one.reason))
+            guest.note_gap(Gap(one.what[:_MAX_WHAT], None, one.reason[:_MAX_PROBLEM]))
             unseen.append(one)
         else:
             findings.append(_checked(given, Finding, codepack.name))

@@ -166,9 +166,9 @@ class Looker:
 
     def _shown(self, resources: Resources | None) -> Codepack:
         """This is the codepack for one look, with what it is shown in it."""
-        if resources is None or not wants_resources(self._codepack):
+        if resources is None or self._fetch is None:
             return self._codepack
-        return equipped(self._codepack, resources)
+        return equipped(self._fetch.pack, resources)
 
     def _observed(self, guest: GuestOS, resources: Resources | None) -> ObservedGuest:
         """This is the guest as this look is shown it: no answer is one that the look before had."""

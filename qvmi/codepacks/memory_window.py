@@ -1,7 +1,7 @@
 """How runs of a process's memory become windows to scan: what lies side by side, small holes as zeros."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from qvmi.addr import Va
@@ -14,7 +14,7 @@ _MAX_HOLE: Final = 16 << 10
 """Bytes between two runs that are seen as zeros, so that a rule's patterns may lie on both sides."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MemoryWindow:
     """This is a part of a process's memory that is scanned as one.
 
@@ -26,9 +26,9 @@ class MemoryWindow:
     """
 
     start: Va
-    skip: int = 0
-    own: int = 0
-    pieces: list[bytes | int] = field(default_factory=list)
+    skip: int
+    own: int
+    pieces: Sequence[bytes | int]
 
 
 @dataclass(frozen=True, slots=True)

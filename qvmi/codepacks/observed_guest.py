@@ -91,8 +91,14 @@ class ObservedGuest:
     def note(self, listing: Listing[Any]) -> None:
         """This takes a listing that was asked elsewhere for one of the look's: its gaps, how it was taken."""
         for gap in listing.gaps:
-            self._note_gap(gap)
+            self.note_gap(gap)
         self._note_provenance(listing.provenance)
+
+    def note_gap(self, gap: Gap) -> None:
+        """This notes a part of the guest that could not be seen, or that the codepack has left out."""
+        self.gap_count += 1
+        if len(self.gaps) < MAX_NOTED_GAPS:
+            self.gaps.append(gap)
 
     def facts(self) -> GuestFacts:
         """This tells which system it is, and the evidence."""
@@ -218,16 +224,12 @@ class ObservedGuest:
         """This lists the settings that name programs which the kernel starts itself."""
         return self._noted(self._guest.settings)
 
-    def note_gap(self, gap: Gap) -> None:
-        """This notes what the codepack itself could not look at."""
-        self._note_gap(gap)
-
     def _noted(self, ask: Callable[[], Listing[Row]]) -> Listing[Row]:
         self._require_not_withdrawn()
         try:
             listing = self._answer(ask)
         except WalkFailed as error:
-            self._note_gap(Gap(error.structure, None, error.problem))
+            self.note_gap(Gap(error.structure, None, error.problem))
             raise
         self.note(listing)
         return listing
@@ -241,11 +243,6 @@ class ObservedGuest:
         listing = self._shared.answer(self._guest, question, ask, not_before=not_before)
         self._heard[question] = time.monotonic()
         return listing
-
-    def _note_gap(self, gap: Gap) -> None:
-        self.gap_count += 1
-        if len(self.gaps) < MAX_NOTED_GAPS:
-            self.gaps.append(gap)
 
     def _note_provenance(self, new: Provenance) -> None:
         old = self.provenance

@@ -10,13 +10,13 @@ Authentication Modules; inode(7) (``st_ctime``).
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from qvmi.codepacks.bad_lines import bad_line
-from qvmi.codepacks.codepack import Finding, Severity
-from qvmi.codepacks.file_watch import MAX_CONTENT, FileWatch, content_of
+from qvmi.codepacks.codepack import Finding, Severity, Unseen
+from qvmi.codepacks.file_watch import MAX_CONTENT, FileWatch, content_of, is_named
 from qvmi.codepacks.process_evidence import Fact, seen, short
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
@@ -105,18 +105,19 @@ class Persistence:
         """It only reads."""
         return frozenset({Grant.READ_MEMORY})
 
-    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:  # noqa: ARG002 - the contract gives it
+    def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterator[Finding | Unseen]:  # noqa: ARG002 - the contract gives it
         """This looks once; between two searches it tells what the last one has found."""
-        epoch = guest.processes().provenance.epoch
-        if epoch != self._epoch:
+        label = guest.processes().provenance
+        if label.epoch != self._epoch:
             self._known.clear()
             self._findings.clear()
-            self._mark, self._epoch = None, epoch
-        files = self.files.files(guest, (*TECHNIQUES, *self.more))
+            self._mark, self._epoch = None, label.epoch
+        files = self.files.files(guest, (*TECHNIQUES, *self.more), label)
         if self.files.searches != self._searches:
             self._searches = self.files.searches
             self._compare(guest, [file for file in files if not file.deleted])
-        return list(self._findings.values())
+        yield from self._findings.values()
+        yield from self.files.unseen()
 
     def _compare(self, guest: GuestOS, files: Sequence[CachedFile]) -> None:
         """This looks at what is there now."""
@@ -179,7 +180,9 @@ def _is_changed(was: CachedFile, now: CachedFile) -> bool:
 
 def _finding(now: _Known, known: _Known | None, how: str, bad: bytes | None) -> Finding:
     file = now.file
-    technique = next((one for path, one in TECHNIQUES.items() if _fits(file.path, path)), "T1543")
+    technique = next(
+        (one for path, one in TECHNIQUES.items() if is_named(file.path, path)), "T1543"
+    )
     facts: dict[str, Fact] = {"sha256": now.digest}
     if file.size > MAX_CONTENT:
         facts["looked_at"] = MAX_CONTENT
@@ -199,7 +202,3 @@ def _finding(now: _Known, known: _Known | None, how: str, bad: bytes | None) -> 
         key=f"file {digest[:32]} {now.digest[:32]}",
         evidence=(*before, seen("page cache", file, _FACTS, **facts)),
     )
-
-
-def _fits(path: str, wanted: str) -> bool:
-    return wanted in path if wanted.endswith("/") else path.endswith(wanted)

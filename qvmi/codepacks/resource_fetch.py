@@ -65,10 +65,13 @@ class ResourceFetch:
         codepack: for whom.
         machine: of what.
         policy: what the codepack may do.
+
+    Attributes:
+        pack: the codepack.
     """
 
     def __init__(self, codepack: ResourcePack, machine: object, policy: Policy) -> None:
-        self._pack = codepack
+        self.pack: Final = codepack
         self._wanted = wanted_of(codepack)
         self._machine = machine
         self._gate = PolicyGate(f"codepack {codepack.name}", policy)
@@ -82,7 +85,7 @@ class ResourceFetch:
             UsageError: the machine has no such thing.
             QvmiError: whatever asking it raises.
         """
-        machine = require_reachable(self._pack, self._machine)
+        machine = require_reachable(self.pack, self._machine)
         differences = flows = None
         if self._wanted.disk_differences:
             await self._require(machine, Grant.DISK)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from qvmi.addr import Va
+from qvmi.codepacks.anonymous_memory import is_anonymous
 from qvmi.machine.scan import LONGEST
 from qvmi.semantics.guest_os import Listing, MemoryMapping, Process
 
@@ -21,8 +22,6 @@ MAX_REGIONS: Final = 200_000
 MAX_RULES_HIT: Final = 64
 """Rules that are told of one region; rules that all match everywhere are wrong about something."""
 
-_ANONYMOUS_NAMES: Final = ("", "[heap]", "[stack]")
-_ANONYMOUS: Final = ("[anon:", "[stack:")
 _MEMORY_FILES: Final = ("/memfd:", "/dev/zero", "/SYSV", "/dev/shm/")  # noqa: S108 - names of the guest's
 """What files are called that are memory and nothing else; anonymous memory that is shared is such a one."""
 
@@ -212,12 +211,9 @@ class ScanPlan:
 
 def is_wanted(mapping: MemoryMapping) -> bool:
     """This tells whether a mapping is scanned: code, and memory that no file on a disk stands behind."""
-    name = mapping.name
-    if "x" in mapping.permissions:
+    if "x" in mapping.permissions or is_anonymous(mapping):
         return True
-    if not mapping.inode:
-        return name in _ANONYMOUS_NAMES or name.startswith(_ANONYMOUS)
-    return name.startswith(_MEMORY_FILES)
+    return bool(mapping.inode) and mapping.name.startswith(_MEMORY_FILES)
 
 
 def _key(process: Process, mapping: MemoryMapping) -> Key:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from qvmi.codepacks.anonymous_memory import is_anonymous
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.process_evidence import identity, seen, short, told
 from qvmi.memory.physical import PhysicalMemory
@@ -22,8 +23,6 @@ from qvmi.semantics.guest_os import GuestOS, MemoryMapping, Process, Program
 __all__ = ["UnusualCode"]
 
 _MEMORY_FILE: Final = "/memfd:"
-_ANONYMOUS_NAMES: Final = ("", "[heap]", "[stack]")
-_NAMED_ANONYMOUS: Final = "[anon:"
 _MAX_MAPPINGS: Final = 16
 """Mappings that are shown of one process; the rest is counted."""
 _SETTLE_S: Final = 3.0
@@ -94,7 +93,7 @@ class UnusualCode:
         self, process: Process, program: Program, mappings: Sequence[MemoryMapping]
     ) -> Iterator[Finding]:
         makes_code = program.path.rpartition("/")[2] in self.jits
-        anonymous = [one for one in mappings if _is_anonymous(one) and not makes_code]
+        anonymous = [one for one in mappings if is_anonymous(one) and not makes_code]
         if anonymous:
             yield _mapped(process, anonymous, "anonymous", "runs code that is in no file")
         writable = [one for one in mappings if one.inode and "w" in one.permissions]
@@ -107,12 +106,6 @@ class UnusualCode:
         ]
         if gone:
             yield _mapped(process, gone, "gone", "runs code of files that are deleted")
-
-
-def _is_anonymous(mapping: MemoryMapping) -> bool:
-    """This tells whether a mapping is of no file, and none that the kernel itself has put there."""
-    name = mapping.name
-    return not mapping.inode and (name in _ANONYMOUS_NAMES or name.startswith(_NAMED_ANONYMOUS))
 
 
 def _file(program: Program) -> tuple[str, int]:

@@ -221,7 +221,8 @@ class FakeGuest:
         """This changes the answer to a question such as ``log``, for good or once."""
         answers = vars(self).get(f"_{question}")
         if not isinstance(answers, _Answers):
-            raise UsageError(f"no listing {question!r}; there are {', '.join(_QUESTIONS[1:])}")
+            there = ", ".join(name for name in _QUESTIONS if f"_{name}" in vars(self))
+            raise UsageError(f"no listing {question!r}; there are {there}")
         answers.change(rows, gaps, once=once)
 
     def facts(self) -> GuestFacts:

@@ -272,7 +272,9 @@ PROGRAM_ROWS: Final = (
     Scenario(
         *("a program makes memory writable and executable", "unusual-code", "T1055", _INSIDE),
         *(_writable, UnusualCode),
-        mutations=_mutation("unusual_code", "return not mapping.inode", "return mapping.inode > 0"),
+        mutations=_mutation(
+            "anonymous_memory", "return not mapping.inode", "return mapping.inode > 0"
+        ),
     ),
     Scenario(
         *("a tracer attaches to a process that it did not start", "injection", "T1055.008"),

@@ -202,7 +202,7 @@ SYSTEM_ROWS: Final = (
     Scenario(
         *("a listening process is hidden, its socket is not", "hidden-sockets", "T1014"),
         *(_OUTSIDE, _nobodys, HiddenSockets),
-        mutations=_mutation("hidden_sockets", "socket.pid is None and", "socket.pid == 0 and"),
+        mutations=_mutation("hidden_sockets", "one.pid is None and", "one.pid == 0 and"),
     ),
     Scenario(
         *("a listening socket is taken out of the kernel's table", "hidden-sockets", "T1014"),

@@ -138,7 +138,9 @@ def _bind_mount(scene: Scene) -> Iterator[tuple[Sign, ...]]:
 
 
 _MODULE: Final = "codepacks.hidden_processes"
-_FORGETS_THE_FIRST: Final = Mutation(_MODULE, "if key in first)", "if key not in first)")
+_FORGETS_THE_FIRST: Final = Mutation(
+    "codepacks.seen_twice", "if key in first]", "if key not in first]"
+)
 _ASKS_THE_LIST_ALONE: Final = Mutation(_MODULE, "not in hidden and _kind(", "in hidden and _kind(")
 _TAKES_ALL_FOR_PROCESSES: Final = Mutation(_MODULE, "or task.pid == task.tgid", "or task.pid > 0")
 

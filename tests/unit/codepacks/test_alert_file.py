@@ -33,6 +33,27 @@ with AlertFile(Path(sys.argv[1])) as file:
     file.add(b'{"number":4}')
 """
 
+UNFINISHED = """
+import resource, signal, sys
+from pathlib import Path
+from qvmi.codepacks.alert_file import AlertFile
+from qvmi.errors import UsageError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size,) * 2)
+try:
+    AlertFile(path)
+except UsageError as error:
+    print(error)
+"""
+
+
+def run(script: str, path: Path) -> str:
+    """This runs a script whose process cannot make files as large as it likes."""
+    command = (sys.executable, "-c", script, str(path))
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
 
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -63,14 +84,7 @@ def test_goes_on_in_a_new_file_where_the_old_one_was_moved_away(tmp_path: Path) 
 
 def test_on_a_full_disk_no_part_of_a_line_stays_and_what_is_lost_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "alerts.log"
-    done = subprocess.run(
-        (sys.executable, "-c", FULL_DISK, str(path)),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    first, second = done.stdout.splitlines()
+    first, second = run(FULL_DISK, path).splitlines()
     assert "1 messages could not be written" in first
     assert "2 messages could not be written" in second
     kept = lines(path)
@@ -84,6 +98,12 @@ def test_a_line_that_somebody_did_not_finish_does_not_spoil_the_next(tmp_path: P
     with AlertFile(path) as file:
         file.add(LINE)
     assert path.read_bytes().splitlines()[2] == LINE
+
+
+def test_a_full_disk_on_which_such_a_line_cannot_be_ended_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.log"
+    path.write_bytes(LINE[:5])
+    assert "cannot be used: File too large" in run(UNFINISHED, path)
 
 
 def test_two_programs_do_not_write_to_one_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from qvmi.addr import Va
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Finding, Unseen
 from qvmi.codepacks.container_escape import ContainerEscape
 from qvmi.semantics.guest_os import (
     CapabilitySet,
@@ -41,6 +41,10 @@ def spaces(process: Process, number: int, **changes: int) -> Namespaces:
     return msgspec.structs.replace(row, **changes)
 
 
+def cgroup(runtime: str) -> Cgroup:
+    return Cgroup(80, "web", 0, "", "/docker/x", False, runtime, "c0ffee", "", Va(7))  # noqa: FBT003 - a row's field
+
+
 def inspect(
     *,
     own: Namespaces | None = None,
@@ -52,17 +56,31 @@ def inspect(
     **options: object,
 ) -> list[Finding]:
     runtime = "docker" if inside else ""
-    cgroup = Cgroup(80, "web", 0, "", "/docker/x", False, runtime, "c0ffee", "", Va(7))  # noqa: FBT003 - a row's field
     guest = FakeGuest(
         processes=[INIT, WEB, SHELL],
-        cgroups=[cgroup],
+        cgroups=[cgroup(runtime)],
         namespaces=[spaces(INIT, HOST), own or spaces(WEB, OWN), spaces(SHELL, HOST)],
         credentials=[fake_credentials(INIT), fake_credentials(WEB, effective=capabilities)],
         mounts=[*mounts, fake_mount("/", device="8:1", filesystem="ext4", namespace=HOST)],
         open_files=files,
         cgroup_hierarchies=hierarchies,
     )
-    return list(ContainerEscape(**options).inspect(guest, FakeMemory({})))  # type: ignore[arg-type]  # options of one test
+    given = ContainerEscape(**options).inspect(guest, FakeMemory({}))  # type: ignore[arg-type]  # options of one test
+    return [one for one in given if isinstance(one, Finding)]
+
+
+@pytest.mark.parametrize(("runtime", "left_out"), [("docker", 1), ("", 0)])
+def test_a_host_whose_first_process_is_off_the_task_list_is_not_passed_over_in_silence(
+    runtime: str, left_out: int
+) -> None:
+    guest = FakeGuest(
+        processes=[WEB],
+        cgroups=[cgroup(runtime)],
+        namespaces=[spaces(INIT, HOST), spaces(WEB, HOST)],
+    )
+    given = list(ContainerEscape().inspect(guest, FakeMemory({})))
+    reason = "process 1 is not seen: there is no host to compare them with"
+    assert given == [Unseen(what="processes of containers", reason=reason)] * left_out
 
 
 def test_a_container_in_a_world_of_its_own_is_none() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from qvmi.addr import Va
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Finding, Unseen
 from qvmi.codepacks.injection import Injection
 from qvmi.semantics.guest_os import OpenFile, Variable
 from qvmi.testing import FakeGuest, FakeMemory, fake_cached_file, fake_process, fake_program
@@ -13,7 +13,14 @@ PROCESSES = [WEB, OTHER]
 
 
 def inspect(guest: FakeGuest, **options: object) -> list[Finding]:
-    return list(Injection(**options).inspect(guest, FakeMemory({})))  # type: ignore[arg-type]  # options of one test
+    given = Injection(**options).inspect(guest, FakeMemory({}))  # type: ignore[arg-type]  # options of one test
+    return [one for one in given if isinstance(one, Finding)]
+
+
+def test_files_of_libraries_that_are_too_many_are_not_passed_over_in_silence() -> None:
+    files = [fake_cached_file(f"/{number}/etc/ld.so.preload") for number in range(4097)]
+    [unseen] = Injection().inspect(FakeGuest(cached_files=files), FakeMemory({}))
+    assert unseen == Unseen(what="page cache", reason="1 of such files more than are looked at")
 
 
 def environments(*variables: Variable) -> FakeGuest:

@@ -166,6 +166,31 @@ def test_puts_into_words_also_an_error_that_cannot_say_what_it_is() -> None:
     assert "Mute" in in_words(Mute())
 
 
+def syntax_error(*details: object) -> SyntaxError:
+    return SyntaxError("x", details)  # type: ignore[arg-type] # what a codepack without types does
+
+
+class Noted(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override] # as above
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    "error",
+    [syntax_error("file", 1, 2, 5), syntax_error("file", [], "a", "b"), Noted()],
+)
+def test_an_error_that_python_itself_cannot_tell_of_ends_no_look(error: Exception) -> None:
+    result = look_with(raising(error))
+    assert result.sight is Sight.FAILED
+    assert type(error).__name__ in result.problem
+
+
+def test_words_with_half_a_letter_can_be_published() -> None:
+    words = in_words(ValueError("a\udc80b"))
+    assert (words, words.encode()) == ("ValueError: a\\udc80b", b"ValueError: a\\udc80b")
+
+
 def test_words_are_one_line_of_bounded_length() -> None:
     words = in_words(ValueError("a\nb" * 10_000))
     assert "\n" not in words

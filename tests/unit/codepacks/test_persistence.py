@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Finding, Unseen
 from qvmi.codepacks.file_watch import FileWatch
 from qvmi.codepacks.persistence import Persistence
 from qvmi.testing import FakeGuest, FakeMemory, fake_cached_file
@@ -31,7 +31,10 @@ class Watch:
         guest = FakeGuest(cached_files=[*rows, fake_cached_file("/x", changed=OLD)], contents=files)
         guest.provenance = Provenance(Taken.LIVE, at=self.at, epoch=epoch)
         self.at += 1.0
-        return list(self.pack.inspect(guest, FakeMemory({})))
+        self.guest = guest
+        given = list(self.pack.inspect(guest, FakeMemory({})))
+        self.unseen = [one for one in given if isinstance(one, Unseen)]
+        return [one for one in given if isinstance(one, Finding)]
 
 
 def test_what_is_there_at_first_sight_is_the_systems_own() -> None:
@@ -144,3 +147,18 @@ def test_what_is_deleted_is_none() -> None:
     watch = Watch()
     watch.look({})
     assert watch.look({CRON: b"new"}, changed=NEW, deleted=True) == []
+
+
+def test_files_that_are_too_many_are_not_passed_over_in_silence() -> None:
+    watch = Watch()
+    watch.look({f"{number}{CRON}": b"" for number in range(4096)})
+    assert watch.unseen == []
+    watch.look({f"{number}{CRON}": b"" for number in range(4099)})
+    [unseen] = watch.unseen
+    assert unseen.reason == "3 of such files more than are looked at"
+
+
+def test_the_tasks_are_listed_once_in_a_look() -> None:
+    watch = Watch()
+    watch.look({CRON: b"new"})
+    assert watch.guest.calls.count("processes") == 1

@@ -89,6 +89,17 @@ def resources(*, gaps: Iterable[Gap] = ()) -> Resources:
     )
 
 
+class Fickle(Shown):
+    """One that says after its first look that it wants what is nothing."""
+
+    def inspect(
+        self, guest: GuestOS, memory: PhysicalMemory, resources: Resources = NO_RESOURCES
+    ) -> Iterable[Finding]:
+        found = super().inspect(guest, memory, resources)
+        self.wanted = ["flows"]  # type: ignore[assignment] # what a codepack without types does
+        return found
+
+
 async def inspected(machine: object, policy: Policy = MAY, pack: Shown | None = None) -> Inspection:
     return await inspect_guest(pack or Shown(), machine, rounds=2, policy=policy)  # type: ignore[arg-type]  # also what is none
 
@@ -104,6 +115,15 @@ async def test_what_is_shown_is_found_and_confirmed_by_a_second_fetch(*, direct:
         "flows",
     ] * 2
     assert inspection.saw_all
+
+
+@asynchronous
+async def test_a_codepack_that_wants_something_else_later_is_shown_what_it_wanted_at_first() -> (
+    None
+):
+    inspection = await inspected(FakeMachine(resources=resources()), pack=Fickle())
+    assert inspection.saw_all
+    assert [one.finding.key for one in inspection.confirmed] == ["/bin/su", "far:1"]
 
 
 @asynchronous

@@ -12,7 +12,7 @@ import pytest
 
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.alert_budget import AlertBudget
-from qvmi.codepacks.codepack import Finding
+from qvmi.codepacks.codepack import Finding, Unseen
 from qvmi.codepacks.confirmation import Confirmed
 from qvmi.codepacks.outgoing import MAX_SENT_KEPT, MAX_WAITING
 from qvmi.codepacks.runner import Runner
@@ -567,3 +567,14 @@ async def test_more_alerts_than_anybody_reads_are_held_back_and_counted() -> Non
         await bus.until(lambda: bool(latest(bus).suppressed))
         last = latest(bus)
     assert (last.suppressed, last.problem) == (5, "")
+
+
+@asynchronous
+async def test_reasons_without_end_do_not_keep_a_status_from_being_told() -> None:
+    left_out = [Unseen(what="w" * 10_000, reason="r" * 20_000)] * 40
+    pack = ScriptedPack(lambda _, __: left_out)
+    async with running(Runner(pack, FakeMachine(), vm="web")) as (bus, _):
+        await until(lambda: latest(bus).sight is Sight.GAPS)
+        (message,) = bus.of_kind("status")
+        assert len(message.to_json()) < 32 * 1024
+        assert latest(bus).gap_count == 40
