@@ -165,7 +165,9 @@ class PatchSites:
         every = {*self._places, *self._labels, *self._calls, *self._hubs}
         self._sites = array("Q", sorted(every))
         self.nothing = _NOTHING_X86_64 if self._is_x86_64 else _NOTHING_AARCH64
-        self._probes = {row.place: row for row in Kprobes(space, symbols).all().rows.values()}
+        probes = Kprobes(space, symbols).all()
+        self.gaps += probes.gaps
+        self._probes = {row.place for row in probes.rows.values()}
 
     def within(self, start: int, end: int) -> Iterator[int]:
         """This iterates the sites in a run of addresses."""

@@ -143,7 +143,9 @@ class ProcessEvents:
         for pid in self._known.keys() - pids:
             fault = self._look_after(self._known[pid], sink)
             if fault is not None:
-                gaps.append(Gap("task_struct", None, f"process {pid}, which is on no list: {fault}"))
+                gaps.append(
+                    Gap("task_struct", None, f"process {pid}, which is on no list: {fault}")
+                )
         sink.gaps("processes", (*gaps, *self._difference))
         self._tell_missed(sink)
 
