@@ -63,9 +63,10 @@ class HookPlaces:
         self.looks += 1
         if target:
             self.found.append(HookPlace(table, entry, place, target))
-        if self.is_full:
-            most = _MAX_LOOKS if self.looks > _MAX_LOOKS else _MAX_PLACES
-            self.gaps.append(Gap(table, Va(place), f"more than {most} hooks"))
+        if len(self.found) > _MAX_PLACES:
+            self.gaps.append(Gap(table, Va(place), f"more than {_MAX_PLACES} hooks"))
+        elif self.looks > _MAX_LOOKS:
+            self.gaps.append(Gap(table, Va(place), f"more than {_MAX_LOOKS} places for hooks"))
 
     def gap(self, table: str, at: int | None, why: str) -> None:
         """This notes what could not be looked at, unless that is too much."""

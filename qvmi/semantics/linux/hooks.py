@@ -79,7 +79,7 @@ class KernelHooks:
         result: ListWalk[CodePointer] = ListWalk(gaps=places.gaps)
         for number, place in enumerate(places.found):
             result.rows[number] = self._row(place, code)
-        result.gaps += code.gaps
+        code.add_to(result)
         return result
 
     @cached_property
