@@ -13,7 +13,7 @@ from qvmi.errors import LayoutNotFound, MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Module
 from qvmi.semantics.linux.hook_places import MAX_CHAIN, HookPlaces
-from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.record import compile_reader, read_table
 from qvmi.symbols.layout import Symbols, field_offset, struct_size
 
 __all__ = ["Tracepoints"]
@@ -88,12 +88,11 @@ class Tracepoints:
             places.gap(_TABLE, start, f"{count} of them, where there is room for {room}")
             return ()
         try:
-            data = self._space.read(Va(start), count * _DISTANCE.size)
+            rows = read_table(self._space, Va(start), count, _DISTANCE)
         except MemoryFault as fault:
             places.gap(_TABLE, start, str(fault))
             return ()
-        distances = (one for (one,) in _DISTANCE.iter_unpack(data))
-        return tuple(start + 4 * number + one for number, one in enumerate(distances))
+        return tuple(at + distance for at, (distance,) in rows)
 
     def _called(self, tracepoint: int, module: str, places: HookPlaces) -> None:
         try:
