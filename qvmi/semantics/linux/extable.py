@@ -17,7 +17,7 @@ from qvmi.errors import MemoryFault, SymbolsError, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.ftrace_ops import FtraceOps
-from qvmi.semantics.linux.list import Implausible, ListShape, walk_list
+from qvmi.semantics.linux.list import Implausible, ListShape, ListWalk, walk_list
 from qvmi.semantics.linux.module import Modules
 from qvmi.semantics.linux.module_text import ModuleText
 from qvmi.semantics.linux.record import compile_reader
@@ -61,6 +61,7 @@ class KnownCode:
 
     Attributes:
         gaps: what could not be looked at: code behind it seems to be nobody's.
+        retries: how often something was read again.
 
     Raises:
         SymbolsError: the profile lacks what this needs.
@@ -92,7 +93,7 @@ class KnownCode:
     @cached_property
     def elsewhere(self) -> tuple[CodeRange, ...]:
         """This is all code outside of the kernel's image, by address."""
-        return tuple(sorted((*self._of_modules(), *self._of_bpf(), *self._of_tracing())))
+        return tuple(sorted((*self._of_modules(), *self._of_tracers(), *self._of_lists())))
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -110,70 +111,66 @@ class KnownCode:
                 continue  # it was unloaded in the meantime
             yield from (CodeRange(start, end, module.name) for start, end in runs)
 
-    def _of_bpf(self) -> Iterator[CodeRange]:
-        head = self._symbols.find("bpf_kallsyms")
-        if head is None:
-            return
-        try:
-            link = field_offset(self._symbols, "bpf_ksym", "lnode")
-            read = compile_reader(
-                self._space,
-                (link, "Q"),
-                (link + 8, "Q"),
-                (field_offset(self._symbols, "bpf_ksym", "start"), "Q"),
-                (field_offset(self._symbols, "bpf_ksym", "end"), "Q"),
-                (field_offset(self._symbols, "bpf_ksym", "name"), f"{_BPF_NAME}s"),
-            )
-        except SymbolsError:
-            return
-        yield from self._listed(ListShape("bpf_kallsyms", link, read, _bpf_range, _MAX_BPF), head)
-
-    def _of_tracing(self) -> Iterator[CodeRange]:
+    def _of_tracers(self) -> Iterator[CodeRange]:
         ops = FtraceOps(self._space, self._symbols).all()
         self.gaps += ops.gaps
         for one in ops.rows.values():
             if one.trampoline:
                 yield CodeRange(one.trampoline, one.trampoline_end, _TRAMPOLINE)
-        yield from self._trampolines()
-        for name in _SLOT_CACHES:
-            cache = self._symbols.find(name)
-            if cache is not None:
-                yield from self._slots(name, cache)
 
-    def _trampolines(self) -> Iterator[CodeRange]:
+    def _of_lists(self) -> Iterator[CodeRange]:
+        """This iterates the code of which the kernel keeps lists, those of them that this one has."""
+        for name, shape_of in (
+            ("bpf_kallsyms", self._bpf),
+            (_TRAMPOLINES, self._trampolines),
+            *((cache, self._slots) for cache in _SLOT_CACHES),
+        ):
+            head = self._symbols.find(name)
+            if head is None:
+                continue
+            try:
+                start, shape = shape_of(name, head)
+                walk = walk_list(self._space, start, shape)
+            except SymbolsError as error:
+                self.gaps.append(Gap(name, head, str(error)))
+            except WalkFailed as error:
+                self.gaps.append(Gap(error.structure, None, error.problem))
+            else:
+                self.gaps += walk.gaps
+                self.retries += walk.retries
+                yield from walk.rows.values()
+
+    def _bpf(self, name: str, head: Va) -> tuple[Va, ListShape[CodeRange]]:
+        link = field_offset(self._symbols, "bpf_ksym", "lnode")
+        read = compile_reader(
+            self._space,
+            (link, "Q"),
+            (link + 8, "Q"),
+            (field_offset(self._symbols, "bpf_ksym", "start"), "Q"),
+            (field_offset(self._symbols, "bpf_ksym", "end"), "Q"),
+            (field_offset(self._symbols, "bpf_ksym", "name"), f"{_BPF_NAME}s"),
+        )
+        return head, ListShape(name, link, read, _bpf_range, _MAX_BPF)
+
+    def _trampolines(self, name: str, head: Va) -> tuple[Va, ListShape[CodeRange]]:
         """These are also of those who trace no more, while functions still lead there."""
-        head = self._symbols.find(_TRAMPOLINES)
-        if head is None:
-            return
-        try:
-            link = field_offset(self._symbols, "ftrace_ops", "list")
-            start = field_offset(self._symbols, "ftrace_ops", "trampoline")
-            size = field_offset(self._symbols, "ftrace_ops", "trampoline_size")
-        except SymbolsError:
-            return
+        link = field_offset(self._symbols, "ftrace_ops", "list")
+        start = field_offset(self._symbols, "ftrace_ops", "trampoline")
+        size = field_offset(self._symbols, "ftrace_ops", "trampoline_size")
         read = compile_reader(self._space, (link, "Q"), (link + 8, "Q"), (start, "Q"), (size, "Q"))
-        shape = ListShape(_TRAMPOLINES, link, read, _trampoline_range, _MAX_TRAMPOLINES)
-        yield from self._listed(shape, head)
+        return head, ListShape(name, link, read, _trampoline_range, _MAX_TRAMPOLINES)
 
-    def _slots(self, name: str, cache: Va) -> Iterator[CodeRange]:
-        try:
-            head = Va(cache + field_offset(self._symbols, "kprobe_insn_cache", "pages"))
-            link = field_offset(self._symbols, "kprobe_insn_page", "list")
-            insns = field_offset(self._symbols, "kprobe_insn_page", "insns")
-        except SymbolsError:
-            return
+    def _slots(self, name: str, cache: Va) -> tuple[Va, ListShape[CodeRange]]:
+        head = Va(cache + field_offset(self._symbols, "kprobe_insn_cache", "pages"))
+        link = field_offset(self._symbols, "kprobe_insn_page", "list")
+        insns = field_offset(self._symbols, "kprobe_insn_page", "insns")
         read = compile_reader(self._space, (link, "Q"), (link + 8, "Q"), (insns, "Q"))
-        yield from self._listed(ListShape(name, link, read, _slot_range, _MAX_PAGES), head)
+        return head, ListShape(name, link, read, _slot_range, _MAX_PAGES)
 
-    def _listed(self, shape: ListShape[CodeRange], head: Va) -> Iterator[CodeRange]:
-        try:
-            walk = walk_list(self._space, head, shape)
-        except WalkFailed as error:
-            self.gaps.append(Gap(error.structure, None, error.problem))
-            return
-        self.gaps += walk.gaps
-        self.retries += walk.retries
-        yield from walk.rows.values()
+    def add_to(self, result: ListWalk[Any]) -> None:
+        """This tells a walk what could not be looked at, and how often something was read again."""
+        result.gaps += self.gaps
+        result.retries += self.retries
 
 
 def _bpf_range(_: Va, values: tuple[Any, ...]) -> CodeRange:

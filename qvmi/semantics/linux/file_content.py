@@ -52,13 +52,16 @@ class FileContents:
         self._files = files
         self._memmap = memmap
 
-    def recover(self, file: CachedFile, write: Write) -> ListWalk[MissingRange]:
+    def recover(
+        self, file: CachedFile, write: Write, *, limit: int | None = None
+    ) -> ListWalk[MissingRange]:
         """This writes what is in memory of a file, and lists what is not.
 
         Args:
             file: which one.
             write: called with each run of bytes, in rising order; what it is never called with is
                 missing, or zeros where the file is in memory alone.
+            limit: how many bytes from its beginning on, at least; None for all.
 
         Raises:
             WalkFailed: the file is gone, or its pages cannot be read in this way.
@@ -66,6 +69,8 @@ class FileContents:
         inode, system = self._there(file)
         if system.huge_pages:
             raise WalkFailed(_STRUCTURE, "files of hugetlbfs are not read")
+        if limit is not None:
+            inode = inode._replace(size=min(inode.size, limit))
         found = _Recovery(self._memory.read, self._files, self._memmap, inode, system).run(write)
         self._there(file)  # what has gone meanwhile would be taken for zeros
         return found
@@ -83,12 +88,7 @@ class FileContents:
         def keep(start: int, data: bytes) -> None:
             pieces.append(FilePiece(start, data[: limit - start]))
 
-        inode, system = self._there(file)
-        if system.huge_pages:
-            raise WalkFailed(_STRUCTURE, "files of hugetlbfs are not read")
-        short = inode._replace(size=min(inode.size, limit))
-        found = _Recovery(self._memory.read, self._files, self._memmap, short, system).run(keep)
-        self._there(file)
+        found = self.recover(file, keep, limit=limit)
         return [one for one in pieces if one.data], list(found.rows.values()), found.retries
 
     def _there(self, file: CachedFile) -> tuple[KnownInode, FileSystem]:

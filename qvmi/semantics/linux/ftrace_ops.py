@@ -32,12 +32,14 @@ class Tracer:
 
     Args:
         address: of its ``struct ftrace_ops``.
+        place: where that is kept.
         function: what is called.
         trampoline: code made for it alone; 0 where it has none.
         trampoline_end: the first address behind it.
     """
 
     address: Va
+    place: Va
     function: Va
     trampoline: Va
     trampoline_end: Va
@@ -52,26 +54,29 @@ class FtraceOps:
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
-        self.function_offset = 0
+        self._unknown = ""
         self._head = symbols.find(_STRUCTURE)
         self._end = symbols.find("ftrace_list_end")
         self._read_pointer = space.unpacker(_POINTER)
         try:
-            self.function_offset = field_offset(symbols, "ftrace_ops", "func")
+            self._function = field_offset(symbols, "ftrace_ops", "func")
             self._read = compile_reader(
                 space,
                 (field_offset(symbols, "ftrace_ops", "next"), "Q"),
-                (self.function_offset, "Q"),
+                (self._function, "Q"),
                 (field_offset(symbols, "ftrace_ops", "trampoline"), "Q"),
                 (field_offset(symbols, "ftrace_ops", "trampoline_size"), "Q"),
             )
-        except SymbolsError:
-            self._head = None
+        except SymbolsError as error:
+            self._unknown = str(error)
 
     def all(self) -> ListWalk[Tracer]:
         """These are all that are registered; none where the kernel cannot trace functions."""
         result: ListWalk[Tracer] = ListWalk()
         if self._head is None or self._end is None:
+            return result
+        if self._unknown:
+            result.gaps.append(Gap(_STRUCTURE, self._head, self._unknown))
             return result
         at = int(self._head)
         try:
@@ -82,7 +87,8 @@ class FtraceOps:
                     break
                 following, function, start, size = self._read(at)
                 end = start + min(size, _MAX_TRAMPOLINE)
-                result.rows[at] = Tracer(Va(at), Va(function), Va(start), Va(end))
+                place = Va(at + self._function)
+                result.rows[at] = Tracer(Va(at), place, Va(function), Va(start), Va(end))
                 at = following
         except MemoryFault as fault:
             result.gaps.append(Gap(_STRUCTURE, Va(at), str(fault)))

@@ -10,11 +10,11 @@ from struct import Struct
 from typing import Final
 
 from qvmi.addr import Va
-from qvmi.errors import MemoryFault, SymbolsError
+from qvmi.errors import LayoutNotFound, MemoryFault, SymbolsError
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.symbols.layout import Symbols, field_offset
+from qvmi.symbols.layout import Symbols, field_offset, struct_size
 
 __all__ = ["FtraceRecords"]
 
@@ -54,7 +54,7 @@ class FtraceRecords:
         if head is None:
             return found
         try:
-            size = self._symbols.size_of("dyn_ftrace") or 0
+            size = struct_size(self._symbols, "dyn_ftrace")
             ip = field_offset(self._symbols, "dyn_ftrace", "ip")
             read = compile_reader(
                 self._space,
@@ -62,8 +62,8 @@ class FtraceRecords:
                 (field_offset(self._symbols, "ftrace_page", "records"), "Q"),
                 (field_offset(self._symbols, "ftrace_page", "index"), "I"),
             )
-            if not size or size % _POINTER.size or ip % _POINTER.size:
-                return found
+            if size % _POINTER.size or ip % _POINTER.size:
+                raise LayoutNotFound("dyn_ftrace", "ip")
             page = self._read_pointer(head)[0]
             for _ in range(_MAX_PAGES):
                 if not page:
@@ -75,10 +75,8 @@ class FtraceRecords:
                 found += words[ip // _POINTER.size :: size // _POINTER.size]
                 page = following
             self.gaps.append(Gap(_RECORDS, Va(page), "the list does not end"))
-        except SymbolsError:
-            return found
-        except MemoryFault as fault:
-            self.gaps.append(Gap(_RECORDS, None, str(fault)))
+        except (SymbolsError, MemoryFault) as error:
+            self.gaps.append(Gap(_RECORDS, None, str(error)))
         return found
 
     def direct_calls(self) -> dict[int, int]:
@@ -89,10 +87,8 @@ class FtraceRecords:
             return found
         try:
             self._read_direct(pointer, found)
-        except SymbolsError:
-            return found
-        except MemoryFault as fault:
-            self.gaps.append(Gap(_DIRECT, pointer, str(fault)))
+        except (SymbolsError, MemoryFault) as error:
+            self.gaps.append(Gap(_DIRECT, pointer, str(error)))
         return found
 
     def _read_direct(self, pointer: Va, found: dict[int, int]) -> None:

@@ -146,9 +146,7 @@ class LinuxGuest(KernelQuestions, ProcessQuestions):
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the process is gone, or they cannot be walked at all.
         """
-        if process is None:
-            return self._listing(lambda: self._of_all(self._mounts.of_all))
-        return self._listing(lambda: self._mounts.of(process))
+        return self._one_or_all(process, self._mounts.of, self._mounts.of_all)
 
     def open_files(self, process: Process | None = None) -> Listing[OpenFile]:
         """This lists the open files of a process, or of all.
@@ -178,9 +176,7 @@ class LinuxGuest(KernelQuestions, ProcessQuestions):
             WalkFailed: the process is gone, or its memory or the list of processes cannot be walked
                 at all.
         """
-        if process is None:
-            return self._listing(lambda: self._of_all(self._mappings.of_all))
-        return self._listing(lambda: self._mappings.of(process))
+        return self._one_or_all(process, self._mappings.of, self._mappings.of_all)
 
     def command_lines(self, process: Process | None = None) -> Listing[CommandLine]:
         """This lists how a process was called, or how all were.

@@ -15,6 +15,10 @@ MAX_CHAIN: Final = 1000
 
 _MAX_PLACES: Final = 100_000
 """In all; a guest that traces much has some thousand."""
+_MAX_LOOKS: Final = 1 << 20
+"""Places in all, those where nothing is among them: tables of a guest that lies may be full of them."""
+_MAX_GAPS: Final = 1000
+"""What is told; a guest with more is wrong everywhere."""
 
 
 class HookPlace(NamedTuple):
@@ -40,27 +44,34 @@ class HookPlaces:
     Attributes:
         found: the places.
         gaps: what could not be looked at.
+        looks: how many places were looked at.
     """
 
     found: list[HookPlace] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    looks: int = 0
 
     @property
     def is_full(self) -> bool:
         """This tells whether there are too many: looking on is of no use."""
-        return len(self.found) > _MAX_PLACES
+        return len(self.found) > _MAX_PLACES or self.looks > _MAX_LOOKS
 
     def add(self, table: str, entry: str, place: int, target: int) -> None:
         """This adds a place, unless nothing is there, or there are too many."""
-        if not target or self.is_full:
+        if self.is_full:
             return
-        self.found.append(HookPlace(table, entry, place, target))
+        self.looks += 1
+        if target:
+            self.found.append(HookPlace(table, entry, place, target))
         if len(self.found) > _MAX_PLACES:
-            self.gap(table, place, f"more than {_MAX_PLACES} hooks")
+            self.gaps.append(Gap(table, Va(place), f"more than {_MAX_PLACES} hooks"))
+        elif self.looks > _MAX_LOOKS:
+            self.gaps.append(Gap(table, Va(place), f"more than {_MAX_LOOKS} places for hooks"))
 
     def gap(self, table: str, at: int | None, why: str) -> None:
-        """This notes what could not be looked at."""
-        self.gaps.append(Gap(table, None if at is None else Va(at), why))
+        """This notes what could not be looked at, unless that is too much."""
+        if len(self.gaps) < _MAX_GAPS:
+            self.gaps.append(Gap(table, None if at is None else Va(at), why))
 
     def follow(self, table: str, entry: str, first: int, read: Reader, offset: int) -> None:
         """This adds every function of a chain.
@@ -73,7 +84,7 @@ class HookPlaces:
             offset: of the function in it.
         """
         node, seen = first, set[int]()
-        while node:
+        while node and not self.is_full:
             if node in seen or len(seen) >= MAX_CHAIN:
                 self.gap(table, node, f"the chain of {entry or table} does not end")
                 return

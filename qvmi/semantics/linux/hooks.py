@@ -4,7 +4,8 @@ References: Linux kernel/trace/ftrace.c, kernel/kprobes.c, kernel/tracepoint.c, 
 security/security.c, kernel/notifier.c, kernel/bpf/syscall.c (``prog_idr``).
 """
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from struct import Struct
 from typing import Final
 
@@ -66,29 +67,36 @@ class KernelHooks:
             WalkFailed: the list of modules cannot be walked at all.
         """
         places = HookPlaces()
-        sources = (
-            self._of_ftrace,
-            self._of_kprobes,
-            self._of_tracepoints,
-            self._of_programs,
-            lambda found: netfilter_hooks(self._space, self._symbols, found),
-            lambda found: protocol_hooks(self._space, self._symbols, found),
-            lambda found: security_hooks(self._space, self._symbols, found),
-            lambda found: notifier_hooks(self._space, self._symbols, found),
-            self._constants.hooks,
-        )
-        for source in sources:
+        for table, source in self._sources:
             try:
                 source(places)
-            except SymbolsError:
-                continue  # this kernel has no such hooks
+            except SymbolsError as error:
+                at = self._symbols.find(table)
+                if at is not None:  # else this kernel has no such hooks
+                    places.gap(table, at, str(error))
             except WalkFailed as error:
                 places.gap(error.structure, None, error.problem)
         result: ListWalk[CodePointer] = ListWalk(gaps=places.gaps)
         for number, place in enumerate(places.found):
             result.rows[number] = self._row(place, code)
-        result.gaps += code.gaps
+        code.add_to(result)
         return result
+
+    @cached_property
+    def _sources(self) -> tuple[tuple[str, Callable[[HookPlaces], None]], ...]:
+        """These are the kinds of hooks, each with a symbol that every kernel has which has such hooks."""
+        look = self._space, self._symbols
+        return (
+            ("ftrace_ops_list", self._of_ftrace),
+            ("kprobe_table", self._of_kprobes),
+            ("__start___tracepoints_ptrs", self._of_tracepoints),
+            ("prog_idr", self._of_programs),
+            ("nf_register_net_hook", partial(netfilter_hooks, *look)),
+            ("inet_protos", partial(protocol_hooks, *look)),
+            ("security_add_hooks", partial(security_hooks, *look)),
+            ("panic_notifier_list", partial(notifier_hooks, *look)),
+            (CONSTANTS, self._constants.hooks),
+        )
 
     def _row(self, hook: HookPlace, code: KnownCode) -> CodePointer:
         owner = code.owner(hook.target)
@@ -109,12 +117,10 @@ class KernelHooks:
         return self._names[va]
 
     def _of_ftrace(self, places: HookPlaces) -> None:
-        ops = FtraceOps(self._space, self._symbols)
-        walk = ops.all()
+        walk = FtraceOps(self._space, self._symbols).all()
         places.gaps += walk.gaps
         for one in walk.rows.values():
-            where = one.address + ops.function_offset
-            places.add("ftrace_ops_list", f"{one.address:#x}", where, one.function)
+            places.add("ftrace_ops_list", f"{one.address:#x}", one.place, one.function)
 
     def _of_kprobes(self, places: HookPlaces) -> None:
         probes = Kprobes(self._space, self._symbols)

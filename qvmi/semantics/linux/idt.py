@@ -55,6 +55,8 @@ _ENTRIES: Final = {"irq_entries_start": (8, 16), "spurious_entries_start": (8, 1
 _EARLY: Final = "early_idt_handler_array"
 _EARLY_SIZES: Final = (9, 13)
 """What was there before the first gates were set stays in gates that nobody needs; 13 with IBT."""
+_HANDLER: Final = "asm_exc_page_fault"
+"""A handler that every kernel for x86-64 has."""
 _ABSENT: Final = "it is not present, and was: nothing is handled there"
 _SYSTEM: Final = re.compile(r"asm_sysvec_\w+|asm_exc_\w+|asm_int80_emulation|entry_INT80_compat")
 
@@ -88,6 +90,8 @@ class InterruptTable:
         result: ListWalk[CodePointer] = ListWalk()
         own = self._symbols.find(_TABLE)
         if own is None:
+            if self._symbols.find(_HANDLER) is not None:
+                result.gaps.append(Gap(_TABLE, None, "the kernel does not tell where it is"))
             return result
         tables = {_TABLE: own}
         for vcpu in vcpus:
@@ -106,7 +110,7 @@ class InterruptTable:
                 result.gaps.append(Gap(name, base, str(fault)))
             else:
                 result.rows |= self._rows(name, base, data, code)
-        result.gaps += code.gaps
+        code.add_to(result)
         return result
 
     def _is_elsewhere(self, base: Va, own: Va) -> bool:

@@ -90,7 +90,7 @@ class KernelText:
             del baseline.regions[gone]
         for region in regions.values():
             look.compare(region, baseline)
-        look.result.gaps += code.gaps
+        code.add_to(look.result)
         return look.result
 
 
@@ -121,6 +121,9 @@ class _Look:
         start, end = symbols.find("__start_rodata"), symbols.find("__end_rodata")
         if start is not None and end is not None:
             yield _Region(CONSTANTS, start, end)
+        else:
+            why = "the kernel does not tell where they are"
+            self.result.gaps.append(Gap(CONSTANTS, None, why))
         text, room = ModuleText(self._space, symbols), _MAX_MODULES
         for module in self._live:
             run = self._text_of(module, text)

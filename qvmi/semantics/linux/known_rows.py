@@ -24,6 +24,10 @@ class KnownRows(Generic[Key, Row]):
     def __init__(self, rows: Mapping[Key, Row] | None = None) -> None:
         self._rows = dict(rows or {})
 
+    def knows(self, key: Key) -> bool:
+        """This tells whether a row was listed, and is not known to be gone."""
+        return key in self._rows
+
     def take(self, now: Mapping[Key, Row], *, is_whole: bool) -> tuple[list[Row], list[Row]]:
         """This takes in a look, and gives the rows that have come since the last one, and that have gone.
 

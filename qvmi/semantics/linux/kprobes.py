@@ -48,6 +48,7 @@ class Kprobes:
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
+        self._unknown = ""
         self._table = symbols.find(_TABLE)
         self._read_heads = space.unpacker(_HEADS)
         try:
@@ -61,13 +62,16 @@ class Kprobes:
                 (self.before_offset, "Q"),
                 (self.after_offset, "Q"),
             )
-        except SymbolsError:
-            self._table = None
+        except SymbolsError as error:
+            self._unknown = str(error)
 
     def all(self) -> ListWalk[Kprobe]:
         """These are all probes that are registered."""
         result: ListWalk[Kprobe] = ListWalk()
         if self._table is None:
+            return result
+        if self._unknown:
+            result.gaps.append(Gap(_TABLE, self._table, self._unknown))
             return result
         try:
             heads = self._read_heads(self._table)

@@ -12,6 +12,7 @@ from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.effort import Effort, Spent
 from qvmi.semantics.linux.event_sink import EventSink
 from qvmi.semantics.linux.hash_table import HashTable, TableWalk, UsedChains
+from qvmi.semantics.linux.known_rows import KnownRows
 from qvmi.semantics.linux.list import Implausible
 from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.socket_tables import SocketTables
@@ -27,6 +28,8 @@ _STEPS: Final = 1 << 17
 """Sockets and pages of tables that one look may cost. With more, some are a gap."""
 
 _State = tuple[int, int]
+_Key = tuple[int, int]
+"""A socket's address and port."""
 
 
 class ListenEvents:
@@ -51,29 +54,29 @@ class ListenEvents:
             (common + field_offset(symbols, "sock_common", "skc_state"), "B"),
         )
         self._used: dict[tuple[str, int], UsedChains] = {}
-        self._known: set[tuple[int, int]] = set()
+        self._known: KnownRows[_Key, HashTable[Socket]] = KnownRows()
 
     def begin(self, sink: EventSink) -> None:
         """This takes note of what listens."""
-        self._known = set(self._look(sink))
+        self._known = KnownRows(self._look(sink)[0])
 
     def glance(self, sink: EventSink) -> None:
         """This does nothing: sockets are looked at in the slower looks."""
 
     def rescan(self, sink: EventSink) -> None:
         """This looks at all tables."""
-        now = self._look(sink)
-        for key in now.keys() - self._known:
+        now, is_whole = self._look(sink)
+        for key in [one for one in now if not self._known.knows(one)]:
             try:
                 row = now[key].visit(key[0])
             except (MemoryFault, Implausible):
                 del now[key]  # it changes; the next look sees it if it stays
             else:
                 sink.put(SocketListening(sink.after, sink.label(), row))
-        self._known = set(now)
+        self._known.take(now, is_whole=is_whole)
 
-    def _look(self, sink: EventSink) -> dict[tuple[int, int], HashTable[Socket]]:
-        """These are the sockets that listen, by address and port, each with its table."""
+    def _look(self, sink: EventSink) -> tuple[dict[_Key, HashTable[Socket]], bool]:
+        """These are the sockets that listen, each with its table, and whether no gap may hide others."""
         tables, gaps = self._tables.listening()
         walk: TableWalk[_State] = TableWalk(self._space, Effort(_STEPS))
         used: dict[tuple[str, int], UsedChains] = {}
@@ -85,13 +88,14 @@ class ListenEvents:
         except Spent as spent:
             gaps.append(Gap("tables of sockets", None, str(spent)))
         self._used = used
-        sink.gaps("sockets", (*gaps, *walk.result.gaps))
-        found: dict[tuple[int, int], HashTable[Socket]] = {}
+        gaps += walk.result.gaps
+        sink.gaps("sockets", gaps)
+        found: dict[_Key, HashTable[Socket]] = {}
         for entry, (port, state) in walk.result.rows.items():
             at = walk.table_of[entry]
             if state == _LISTEN:
                 found[entry, port] = by_place[at.structure, at.heads]
-        return found
+        return found, not gaps
 
     def _state(self, sock: int) -> _State:
         port, state = self._read_state(sock)

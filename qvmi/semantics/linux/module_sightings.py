@@ -20,7 +20,7 @@ from qvmi.semantics.linux.kernel_image import KernelImage
 from qvmi.semantics.linux.list import Implausible, ListShape, ListWalk, walk_list
 from qvmi.semantics.linux.rbtree import RbTree
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.symbols.layout import Symbols, address, field_offset
+from qvmi.symbols.layout import Symbols, address, field_offset, struct_size
 
 __all__ = ["MODULES", "ModuleSightings"]
 
@@ -97,8 +97,10 @@ class ModuleSightings:
         for structure, find in ways:
             try:
                 self._add(result, structure, find(result))
-            except SymbolsError:
-                continue  # this kernel has no such structure
+            except SymbolsError as error:
+                at = self._symbols.find(structure)
+                if at is not None:  # else this kernel has no such structure
+                    result.gaps.append(Gap(structure, at, str(error)))
             except WalkFailed as error:
                 result.gaps.append(Gap(error.structure, None, error.problem))
             except MemoryFault as fault:
@@ -164,7 +166,7 @@ class ModuleSightings:
         chosen = sequence(at)[0] & 1
         trees = root + field_offset(symbols, "latch_tree_root", "tree") + chosen * _POINTER.size
         top = self._read_pointer(trees + field_offset(symbols, "rb_root", "rb_node"))[0]
-        size = symbols.size_of("rb_node") or 0
+        size = struct_size(symbols, "rb_node")
         node = field_offset(symbols, "mod_tree_node", "node") + chosen * size
         node += field_offset(symbols, "latch_tree_node", "node")
         module = field_offset(symbols, "mod_tree_node", "mod")

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from qvmi.addr import Va
-from qvmi.errors import LayoutNotFound
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.record import Reader, compile_reader
 from qvmi.semantics.rows.modules import Module
-from qvmi.symbols.layout import Symbols, field, field_offset
+from qvmi.symbols.layout import Symbols, field, field_offset, struct_size
 
 __all__ = ["ModuleText"]
 
@@ -58,9 +57,7 @@ def _reader(space: AddressSpace, symbols: Symbols) -> Reader:
         offsets = [parts.offset, field_offset(symbols, "module", "init_layout")]
     else:
         layout, size_name = "module_memory", "size"
-        stride = symbols.size_of(layout)
-        if not stride:
-            raise LayoutNotFound(layout)
+        stride = struct_size(symbols, layout)
         offsets = [parts.offset + kind * stride for kind in _TEXT_KINDS]
     base = field_offset(symbols, layout, "base")
     size = field_offset(symbols, layout, size_name)

@@ -81,12 +81,12 @@ class MountEvents:
             self._sequence, self._looks_left = sequence, _LOOKS
         if not self._looks_left:
             return
-        self._looks_left -= 1
         try:
             walk, last = self._look()
         except (MemoryFault, WalkFailed) as error:
             sink.gaps("mounts", [Gap("mnt_namespace", None, str(error))])
             return
+        self._looks_left -= 1
         sink.gaps("mounts", walk.gaps)
         changes = self._tell(walk, sink)
         if last is not None and self._last is not None and last - self._last > changes:
@@ -101,11 +101,13 @@ class MountEvents:
         """
         for _ in range(_TRIES):
             sequence = self._paths.changes()[1]
-            processes = tuple(self._tasks.processes().rows.values())
-            last = self._mounts.last_change(processes)
-            walk = self._mounts.of_all(processes, Effort(_STEPS))
+            processes = self._tasks.processes()
+            last = self._mounts.last_change(processes.rows.values())
+            walk = self._mounts.of_all(processes.rows.values(), Effort(_STEPS))
             if not sequence & 1 and self._paths.changes()[1] == sequence:
                 break
+        # A process that is not seen may be the only one in its namespace.
+        walk.gaps[:0] = processes.gaps
         return walk, last
 
     def _tell(self, walk: ListWalk[Mount], sink: EventSink) -> int:

@@ -12,7 +12,7 @@ from qvmi.errors import LayoutNotFound, MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.hook_places import MAX_CHAIN, HookPlaces
 from qvmi.semantics.linux.net_namespace import NetNamespaces
-from qvmi.symbols.layout import Symbols, field_offset
+from qvmi.symbols.layout import Symbols, field_offset, struct_size
 
 __all__ = ["netfilter_hooks", "protocol_hooks"]
 
@@ -42,43 +42,50 @@ def netfilter_hooks(space: AddressSpace, symbols: Symbols, places: HookPlaces) -
         return
     places.gaps += walk.gaps
     base = field_offset(symbols, "net", "nf")
+    read = _Entries(space, symbols)
     for family, hooks in _FAMILIES.items():
         found = symbols.find_field("netns_nf", (family,))
         if found is None:
             continue
         for net in walk.rows.values():
-            if places.is_full:
-                return
             for number, hook in enumerate(hooks):
                 at = net + base + found.offset + number * _POINTER.size
-                _entries(space, symbols, at, f"{family} {hook}", places)
+                read.add(at, f"{family} {hook}", places)
 
 
-def _entries(
-    space: AddressSpace, symbols: Symbols, at: int, entry: str, places: HookPlaces
-) -> None:
-    """This adds the functions of one hook."""
-    hooks = field_offset(symbols, _STRUCTURE, "hooks")
-    function = field_offset(symbols, "nf_hook_entry", "hook")
-    size = symbols.size_of("nf_hook_entry")
-    if not size:
-        raise LayoutNotFound("nf_hook_entry")
-    try:
-        entries = _POINTER.unpack(space.read(Va(at), _POINTER.size))[0]
-        if not entries:
+class _Entries:
+    """This reads ``struct nf_hook_entries``."""
+
+    def __init__(self, space: AddressSpace, symbols: Symbols) -> None:
+        self._space = space
+        self._hooks = field_offset(symbols, _STRUCTURE, "hooks")
+        self._function = field_offset(symbols, "nf_hook_entry", "hook")
+        self._size = struct_size(symbols, "nf_hook_entry")
+        if self._function + _POINTER.size > self._size:
+            raise LayoutNotFound("nf_hook_entry", "hook")
+        self._read_pointer = space.unpacker(_POINTER)
+        self._read_count = space.unpacker(_COUNT)
+
+    def add(self, at: int, entry: str, places: HookPlaces) -> None:
+        """This adds the functions of the hook that a pointer leads to."""
+        if places.is_full:
             return
-        count = _COUNT.unpack(space.read(Va(entries), _COUNT.size))[0]
-        if count > MAX_CHAIN:
-            places.gap(_STRUCTURE, entries, f"{count} hooks at {entry}")
+        try:
+            entries = self._read_pointer(at)[0]
+            if not entries:
+                return
+            count = self._read_count(entries)[0]
+            if count > MAX_CHAIN:
+                places.gap(_STRUCTURE, entries, f"{count} hooks at {entry}")
+                return
+            data = self._space.read(Va(entries + self._hooks), count * self._size)
+        except MemoryFault as fault:
+            places.gap(_STRUCTURE, at, str(fault))
             return
-        data = space.read(Va(entries + hooks), count * size)
-    except MemoryFault as fault:
-        places.gap(_STRUCTURE, at, str(fault))
-        return
-    for number in range(count):
-        where = number * size + function
-        target = _POINTER.unpack_from(data, where)[0]
-        places.add("netfilter", f"{entry} {number}", entries + hooks + where, target)
+        for number in range(count):
+            where = number * self._size + self._function
+            target = _POINTER.unpack_from(data, where)[0]
+            places.add("netfilter", f"{entry} {number}", entries + self._hooks + where, target)
 
 
 def protocol_hooks(space: AddressSpace, symbols: Symbols, places: HookPlaces) -> None:

@@ -17,18 +17,14 @@ from qvmi.addr import Va
 from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
-from qvmi.semantics.linux.idr import Idr
 from qvmi.semantics.linux.list import ListWalk
+from qvmi.semantics.linux.pid import pid_numbers
 from qvmi.semantics.linux.record import Reader, compile_reader
 from qvmi.symbols.layout import Symbols, address, field_offset
 
 __all__ = ["FoundTask", "NewTasks"]
 
 _STRUCTURE: Final = "init_pid_ns.idr"
-_LEVELS: Final = 4
-"""Nodes on the way to a pid: four times six bits cover ``PID_MAX_LIMIT``."""
-_IDS_PER_TASK: Final = 3
-"""A task may be the last to use three ids: its own, its process group's and its session's."""
 _LOOK_BACK: Final = 64
 """Pids before the next one that may have been given to tasks which are not attached yet."""
 _MAX_WAITING: Final = 4096
@@ -81,15 +77,9 @@ class NewTasks:
     """
 
     def __init__(self, space: AddressSpace, symbols: Symbols, *, limit: int) -> None:
-        idr = address(symbols, "init_pid_ns") + field_offset(symbols, "pid_namespace", "idr")
-        self._numbers = Idr(
-            space,
-            symbols,
-            structure=_STRUCTURE,
-            at=Va(idr),
-            limit=_IDS_PER_TASK * limit,
-            levels=_LEVELS,
-        )
+        initial = address(symbols, "init_pid_ns")
+        self._numbers = pid_numbers(space, symbols, initial, structure=_STRUCTURE, limit=limit)
+        idr = initial + field_offset(symbols, "pid_namespace", "idr")
         self._at_next = idr + field_offset(symbols, "idr", "idr_next")
         self._at_forks = address(symbols, "total_forks")
         self._read_number = space.unpacker(_NUMBER)

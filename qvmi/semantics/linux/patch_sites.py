@@ -2,13 +2,15 @@
 
 References: Linux arch/x86/kernel/ftrace.c, jump_label.c, static_call.c, alternative.c (``text_poke_bp``: a
 trap, then the rest, then the first byte), kprobes/core.c and opt.c; arch/arm64/kernel/ftrace.c
-(``ftrace_rec_update_ops``, 6.3), jump_label.c, arch/arm64/include/asm/module.h (``struct plt_entry``).
+(``ftrace_rec_update_ops``, 6.3), jump_label.c, arch/arm64/include/asm/module.h (``struct plt_entry``);
+include/linux/jump_label.h (``struct jump_entry``, of distances since 5.10 on both architectures),
+static_call_types.h (``struct static_call_site``, ``struct static_call_key``), kernel/static_call_inline.c.
 Alternatives, returns and calls by thunks are chosen at boot, before anybody looks, and stay.
 """
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from struct import Struct
 from typing import Final, NamedTuple
@@ -26,13 +28,12 @@ from qvmi.arch.branches import (
 from qvmi.errors import MemoryFault, SymbolsError
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Module
-from qvmi.semantics.linux import jump_label, static_call
 from qvmi.semantics.linux.extable import KnownCode
 from qvmi.semantics.linux.ftrace_ops import FtraceOps
 from qvmi.semantics.linux.ftrace_records import FtraceRecords
 from qvmi.semantics.linux.kprobes import Kprobes
 from qvmi.semantics.linux.module_text import ModuleText
-from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.record import compile_reader, read_table
 from qvmi.symbols.layout import Symbols, field_offset
 
 __all__ = ["CODE_AHEAD", "PatchSites", "Verdict"]
@@ -41,6 +42,8 @@ CODE_AHEAD: Final = 8
 """Bytes that are shown of the code at a site; the longest instruction put there has six."""
 
 _POINTER: Final = Struct("<Q")
+_DISTANCE: Final = 4
+"""Bytes of one that is kept instead of an address."""
 _X86_64: Final = "x86_64"
 _CALLERS: Final = ("ftrace_caller", "ftrace_regs_caller", "__fentry__")
 _CALLED_BY_CALLERS: Final = ("ftrace_call", "ftrace_regs_call", "ftrace_graph_call")
@@ -69,16 +72,17 @@ class _Table(NamedTuple):
     """This is a kind of table of sites, of which the kernel has one, and each module.
 
     Args:
-        read: reads the entries: each the site, and where it leads or what says so.
-        entry_size: bytes of one.
+        entry: the layout of one; it begins with the distances to the site, and to where that leads or to
+            what says so, each from where it is kept.
+        mask: what of the latter is an address.
         start: symbol of the kernel's own.
         stop: symbol behind it.
         at_member: of a ``struct module``, which says where its own is.
         count_member: which says how many entries that has.
     """
 
-    read: Callable[[AddressSpace, Va, int], Iterable[tuple[int, int]]]
-    entry_size: int
+    entry: Struct
+    mask: int
     start: str
     stop: str
     at_member: str
@@ -86,16 +90,16 @@ class _Table(NamedTuple):
 
 
 _LABELS: Final = _Table(
-    jump_label.jump_labels,
-    jump_label.ENTRY_SIZE,
+    Struct("<iiq"),
+    -1,
     "__start___jump_table",
     "__stop___jump_table",
     "jump_entries",
     "num_jump_entries",
 )
 _CALLS: Final = _Table(
-    static_call.static_calls,
-    static_call.ENTRY_SIZE,
+    Struct("<ii"),
+    ~3,
     "__start_static_call_sites",
     "__stop_static_call_sites",
     "static_call_sites",
@@ -165,7 +169,9 @@ class PatchSites:
         every = {*self._places, *self._labels, *self._calls, *self._hubs}
         self._sites = array("Q", sorted(every))
         self.nothing = _NOTHING_X86_64 if self._is_x86_64 else _NOTHING_AARCH64
-        self._probes = {row.place: row for row in Kprobes(space, symbols).all().rows.values()}
+        probes = Kprobes(space, symbols).all()
+        self.gaps += probes.gaps
+        self._probes = {row.place for row in probes.rows.values()}
 
     def within(self, start: int, end: int) -> Iterator[int]:
         """This iterates the sites in a run of addresses."""
@@ -366,7 +372,7 @@ class PatchSites:
         for table, into in ((_LABELS, self._labels), (_CALLS, self._calls)):
             start, stop = find(table.start), find(table.stop)
             if start is not None and stop is not None:
-                self._add(table, into, start, (stop - start) // table.entry_size, _ANYWHERE)
+                self._add(table, into, start, (stop - start) // table.entry.size, _ANYWHERE)
             try:
                 read = compile_reader(
                     self._space,
@@ -398,8 +404,13 @@ class PatchSites:
             return
         self._room -= count
         try:
-            rows = table.read(self._space, Va(start), count * table.entry_size)
+            rows = read_table(self._space, Va(start), count, table.entry)
         except MemoryFault as fault:
             self.gaps.append(Gap("patch sites", Va(start), str(fault)))
         else:
-            into.update((at, its) for at, its in rows if text[0] <= at < text[1])
+            # A key's lowest bits are flags (``STATIC_CALL_SITE_FLAGS``).
+            into.update(
+                (at + site, (at + _DISTANCE + its) & table.mask)
+                for at, (site, its, *_) in rows
+                if text[0] <= at + site < text[1]
+            )

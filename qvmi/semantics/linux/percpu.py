@@ -88,6 +88,16 @@ class PerCpu:
         self._require_there(cpu, self.cpus())
         return self._on(self._variable(name), cpu)
 
+    def copies(self, name: str) -> tuple[Va, ...]:
+        """These are where all CPUs' copies of a variable lie.
+
+        Raises:
+            SymbolsError: there is no such variable, or it is none that each CPU has.
+            WalkFailed, MemoryFault: that cannot be read.
+        """
+        variable = self._variable(name)
+        return tuple(self._on(variable, cpu) for cpu in self.cpus())
+
     def values(self, name: str, cpu: int | None = None) -> ListWalk[PerCpuValue]:
         """This lists what the copies of a variable hold; one that cannot be read is a gap.
 

@@ -18,7 +18,7 @@ from qvmi.semantics.linux.record import compile_reader
 from qvmi.semantics.linux.task import Tasks
 from qvmi.symbols.layout import Symbols, address, field_offset, struct_size
 
-__all__ = ["PidNamespaces", "PidTable"]
+__all__ = ["PidNamespaces", "PidTable", "pid_numbers"]
 
 Row = TypeVar("Row", Process, Thread)
 
@@ -38,6 +38,31 @@ _MAX_NAMESPACES: Final = 1 << 16
 """Pid namespaces; a machine with so many containers has no room for what runs in them."""
 _MAX_GAPS: Final = 1000
 """A table with so many wrong entries is none."""
+
+
+def pid_numbers(
+    space: AddressSpace, symbols: Symbols, namespace: int, *, structure: str, limit: int
+) -> Idr:
+    """This is the table of the numbers of a pid namespace.
+
+    Args:
+        space: the kernel's address space.
+        symbols: of the kernel.
+        namespace: address of the ``struct pid_namespace``.
+        structure: its name for gaps and errors.
+        limit: more tasks than there can be.
+
+    Raises:
+        SymbolsError: the profile lacks what the table needs, or describes no possible layout.
+    """
+    return Idr(
+        space,
+        symbols,
+        structure=structure,
+        at=Va(namespace + field_offset(symbols, "pid_namespace", "idr")),
+        limit=_IDS_PER_TASK * limit,
+        levels=_LEVELS,
+    )
 
 
 class PidTable:
@@ -67,13 +92,8 @@ class PidTable:
         self._level = level
         self._structure = _STRUCTURE if namespace is None else _INNER
         at = address(symbols, "init_pid_ns") if namespace is None else namespace
-        self._numbers = Idr(
-            space,
-            symbols,
-            structure=self._structure,
-            at=Va(at + field_offset(symbols, "pid_namespace", "idr")),
-            limit=_IDS_PER_TASK * tasks.limit,
-            levels=_LEVELS,
+        self._numbers = pid_numbers(
+            space, symbols, at, structure=self._structure, limit=tasks.limit
         )
         number = field_offset(symbols, "pid", "numbers") + field_offset(symbols, "upid", "nr")
         if level:
@@ -199,7 +219,7 @@ class PidNamespaces:
             members: the tasks; a namespace of which none is here is not known.
         """
         result: ListWalk[Process] = ListWalk()
-        for namespace, level in self._namespaces(members).items():
+        for namespace, level in self._namespaces(members, result.gaps).items():
             table = PidTable(self._space, self._symbols, self._tasks, Va(namespace), level=level)
             try:
                 found = table.processes()
@@ -213,7 +233,7 @@ class PidNamespaces:
                 break
         return result
 
-    def _namespaces(self, members: Iterable[Process | Thread]) -> dict[int, int]:
+    def _namespaces(self, members: Iterable[Process | Thread], gaps: list[Gap]) -> dict[int, int]:
         """These are the addresses of the namespaces, and how deep each lies."""
         found: dict[int, int] = {}
         for member in members:
@@ -226,5 +246,6 @@ class PidNamespaces:
             except MemoryFault:
                 continue  # it ended, and its ids went with it
             if len(found) > _MAX_NAMESPACES:
+                gaps.append(Gap(_INNER, None, f"more than {_MAX_NAMESPACES} namespaces"))
                 break
         return found

@@ -28,8 +28,7 @@ def process_counter(space: AddressSpace, symbols: Symbols) -> Callable[[], int] 
         None where this kernel does not tell it.
     """
     try:
-        per_cpu = PerCpu(space, symbols)
-        parts = [per_cpu.address(_NAME, cpu) for cpu in per_cpu.cpus()]
+        parts = PerCpu(space, symbols).copies(_NAME)
     except (SymbolsError, WalkFailed, MemoryFault):
         return None
     read = space.unpacker(_LONG)

@@ -138,10 +138,15 @@ class ProcessEvents:
             return
         for row in walk.rows.values():
             self._see(row, sink)
+        gaps += walk.gaps
         pids = {row.pid for row in walk.rows.values()}
         for pid in self._known.keys() - pids:
-            self._look_after(self._known[pid], sink)
-        sink.gaps("processes", (*gaps, *walk.gaps, *self._difference))
+            fault = self._look_after(self._known[pid], sink)
+            if fault is not None:
+                gaps.append(
+                    Gap("task_struct", None, f"process {pid}, which is on no list: {fault}")
+                )
+        sink.gaps("processes", (*gaps, *self._difference))
         self._tell_missed(sink)
 
     def _counted_walk(self) -> ListWalk[Process]:
@@ -214,24 +219,39 @@ class ProcessEvents:
         self._look_after(known, sink)
         return known.until > sink.at and self._known.get(known.row.pid) is known
 
-    def _look_after(self, known: _Known, sink: EventSink) -> None:
-        """This looks at one process, whatever has become of it."""
+    def _look_after(self, known: _Known, sink: EventSink) -> MemoryFault | None:
+        """This looks at one process, whatever has become of it; what it gives says why it could not."""
         try:
-            its = self._moments.read(known.task)
-            if (its.pid, its.start_ns) != (known.row.pid, known.start_ns):
-                found = self._new.task_of(known.row.pid)
-                if found is None or found.start_ns != known.start_ns:
-                    self._exit(known, None, sink)
-                    return
-                known.task = found.task
-                its = self._moments.read(known.task)
+            its = self._its_moment(known)
+            if its is None:
+                self._exit(known, None, sink)
+                return None
             if its.exec_id != known.exec_id:
                 self._has_execed(known, its, sink)
             if its.exit_state and self._has_exited(its):
                 self._exit(known, its.exit_code, sink)
+        except MemoryFault as fault:
+            return fault  # its pid leads there yet: another look will tell
+        return None
+
+    def _its_moment(self, known: _Known) -> TaskMoment | None:
+        """This is what has become of a process; None where not even its pid leads to it any more.
+
+        Raises:
+            MemoryFault: its pid leads to what cannot be read.
+        """
+        try:
+            its = self._moments.read(known.task)
         except MemoryFault:
-            # Memory of tasks stays memory of tasks, or is given back: another look will tell.
-            return
+            pass  # memory that was given back; who is still there has a task elsewhere
+        else:
+            if (its.pid, its.start_ns) == (known.row.pid, known.start_ns):
+                return its
+        found = self._new.task_of(known.row.pid)
+        if found is None or found.start_ns != known.start_ns:
+            return None
+        known.task = found.task
+        return self._moments.read(found.task)
 
     def _has_exited(self, its: TaskMoment) -> bool:
         """This tells whether the last thread of a process has ended, too."""
@@ -246,23 +266,24 @@ class ProcessEvents:
             if self._known.get(row.pid) is known:
                 known.row = row
             return
-        start_ns = self._start_of(row)
-        if start_ns is None or self._new.knows(row.pid, start_ns):
+        its = self._moment_of(row)
+        if its is None or self._new.knows(row.pid, its.start_ns):
             return  # a zombie that was told of, or one that is gone
-        found = FoundTask(row.pid, row.tgid, row.address, start_ns)
         if row.start_time_s <= self._newest:  # an old one that the first walk could not see
-            self._keep(row, self._moments.read(row.address), until=0.0)
+            self._keep(row, its, until=0.0)
             return
+        found = FoundTask(row.pid, row.tgid, row.address, its.start_ns)
         self._new.add(found)
         self._meet(found, sink)
 
-    def _start_of(self, row: Process) -> int | None:
+    def _moment_of(self, row: Process) -> TaskMoment | None:
+        """This is what has become of the process of a row; None where it is there no more."""
         try:
             its = self._moments.read(row.address)
         except MemoryFault:
             return None
         same = its.start_ns / _NANOSECONDS == row.start_time_s and its.pid == row.pid
-        return its.start_ns if same else None
+        return its if same else None
 
     def _has_execed(self, known: _Known, its: TaskMoment, sink: EventSink) -> None:
         try:

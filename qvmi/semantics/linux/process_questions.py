@@ -3,7 +3,6 @@
 from functools import cached_property
 
 from qvmi.addr import PAGE_SIZE, Va
-from qvmi.errors import SymbolsError
 from qvmi.semantics.guest_os import (
     CachedFile,
     CgroupHierarchy,
@@ -62,9 +61,8 @@ class ProcessQuestions(Walkers):
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the process is gone, or its memory or the list of processes cannot be read at all.
         """
-        if process is None:
-            return self._listing(lambda: self._of_all(self._command_lines.environments))
-        return self._listing(lambda: self._command_lines.environment(process))
+        lines = self._command_lines
+        return self._one_or_all(process, lines.environment, lines.environments)
 
     def cgroup_hierarchies(self) -> Listing[CgroupHierarchy]:
         """This lists the hierarchies of cgroups.
@@ -132,17 +130,17 @@ class ProcessQuestions(Walkers):
         return Programs(kernel.space, kernel.symbols, tasks=self._tasks, paths=self._paths)
 
     @cached_property
+    def _task_slabs(self) -> TaskSlabs:
+        return TaskSlabs(self.kernel.space, self.kernel.symbols, self.memmap)
+
+    @cached_property
     def _sightings(self) -> TaskSightings:
         space, symbols, tasks = self.kernel.space, self.kernel.symbols, self._tasks
-        try:
-            slabs = TaskSlabs(space, symbols, self.memmap)
-        except SymbolsError:
-            slabs = None  # without the memory map there are the other structures
         return TaskSightings(
             self._pid_table,
             PidNamespaces(space, symbols, tasks),
             TaskFamily(space, symbols, tasks),
             RunQueues(space, symbols, self._per_cpu),
-            slabs,
+            lambda: self._task_slabs,
             LivingTasks(space, symbols, tasks),
         )

@@ -55,6 +55,7 @@ class ConstantPointers:
         find = self._symbols.find
         start, end = find("__start_rodata"), find("__end_rodata")
         if start is None or end is None:
+            places.gap(CONSTANTS, None, "the kernel does not tell where they are")
             return
         if not 0 < end - start <= _MAX_SIZE:
             places.gap(CONSTANTS, start, f"{end - start} bytes of constants")

@@ -5,12 +5,11 @@ kernel/sched/fair.c (``account_entity_enqueue``), arch/x86/include/asm/tlbflush.
 6.16 in a variable of its own name ``cpu_tlbstate``), mm_struct.owner (with control groups of memory).
 """
 
-from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
 from qvmi.addr import Va
-from qvmi.errors import MemoryFault, SymbolsError, WalkFailed
+from qvmi.errors import MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.list import ListShape, walk_list
 from qvmi.semantics.linux.percpu import PerCpu
@@ -22,6 +21,8 @@ __all__ = ["RunQueues"]
 _POINTER: Final = Struct("<Q")
 _MAX_QUEUED: Final = 1 << 16
 """Tasks that wait for one CPU; a machine with more of them does nothing else."""
+_QUEUES: Final = "runqueues"
+_LOADED: Final = "cpu_tlbstate"
 _KERNEL_HALF: Final = 1 << 63
 
 
@@ -59,36 +60,51 @@ class RunQueues:
         self._owner = self._member("mm_struct", "owner")
 
     def running(self) -> list[int]:
-        """These are the addresses of the tasks that CPUs run, and of those that wait to stop them."""
+        """These are the addresses of the tasks that CPUs run, and of those that wait to stop them.
+
+        Raises:
+            SymbolsError, WalkFailed, MemoryFault: it cannot be told where the CPUs have theirs.
+        """
+        members = [self._member("rq", name) for name in ("curr", "stop")]
         return [
             task
-            for queue in self._each("runqueues")
-            for name in ("curr", "stop")
-            for task in self._pointed(queue, self._member("rq", name))
+            for queue in self._per_cpu.copies(_QUEUES)
+            for member in members
+            for task in self._pointed(queue, member)
         ]
 
     def idle(self) -> set[int]:
-        """These are the addresses of the tasks that run where there is nothing to do."""
+        """These are those of the tasks that run where there is nothing to do; raises as :meth:`running`."""
         offset = self._member("rq", "idle")
-        return {task for queue in self._each("runqueues") for task in self._pointed(queue, offset)}
+        queues = self._per_cpu.copies(_QUEUES)
+        return {task for queue in queues for task in self._pointed(queue, offset)}
 
     def queued(self) -> list[int]:
-        """These are the addresses of the tasks that the fair scheduler has to run."""
+        """These are those of the tasks that the fair scheduler has to run; raises as :meth:`running`."""
+        if self._queue is None:
+            return []
         found: list[int] = []
-        for queue in self._each("runqueues") if self._queue is not None else ():
+        for queue in self._per_cpu.copies(_QUEUES):
             try:
-                found += walk_list(self._space, Va(queue + (self._queue or 0)), self._shape).rows
+                found += walk_list(self._space, Va(queue + self._queue), self._shape).rows
             except WalkFailed:
                 continue
         return found
 
     def loaded(self) -> list[int]:
-        """These are the addresses of the tasks whose page tables CPUs have loaded."""
-        found: list[int] = []
-        for state in self._each("cpu_tlbstate"):
-            for mm in self._pointed(state, self._loaded):
-                found += self._pointed(mm, self._owner)
-        return found
+        """These are those of the tasks whose page tables CPUs have loaded; raises as :meth:`running`.
+
+        Returns:
+            None of them on aarch64, nor where the kernel keeps no owners of memory.
+        """
+        if self._symbols.find(_LOADED) is None:
+            return []
+        return [
+            task
+            for state in self._per_cpu.copies(_LOADED)
+            for mm in self._pointed(state, self._loaded)
+            for task in self._pointed(mm, self._owner)
+        ]
 
     def _pointed(self, at: int, offset: int | None) -> list[int]:
         """This is what a member points to, if there is such a member and it points anywhere."""
@@ -103,11 +119,3 @@ class RunQueues:
     def _member(self, struct: str, name: str) -> int | None:
         found = self._symbols.find_field(struct, (name,))
         return None if found is None else found.offset
-
-    def _each(self, variable: str) -> Iterator[int]:
-        """This iterates where each CPU's own copy of a variable lies."""
-        for cpu in self._per_cpu.cpus():
-            try:
-                yield self._per_cpu.address(variable, cpu)
-            except (SymbolsError, MemoryFault):
-                return

@@ -12,7 +12,7 @@ from qvmi.errors import LayoutNotFound, MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.linux.hook_places import HookPlaces
 from qvmi.semantics.linux.record import compile_reader
-from qvmi.symbols.layout import Symbols, field_offset
+from qvmi.symbols.layout import Symbols, address, field_offset, struct_size
 
 __all__ = ["security_hooks"]
 
@@ -27,14 +27,12 @@ def security_hooks(space: AddressSpace, symbols: Symbols, places: HookPlaces) ->
     Raises:
         SymbolsError: the profile lacks what this needs.
     """
-    heads, calls = symbols.find("security_hook_heads"), symbols.find("static_calls_table")
+    heads = symbols.find("security_hook_heads")
+    table = address(symbols, "static_calls_table") if heads is None else heads
     try:
-        if heads is not None:
-            _of_heads(space, symbols, heads, places)
-        elif calls is not None:
-            _of_calls(space, symbols, calls, places)
+        (_of_calls if heads is None else _of_heads)(space, symbols, table, places)
     except MemoryFault as fault:
-        places.gap("security_hook_list", heads or calls, str(fault))
+        places.gap("security_hook_list", table, str(fault))
 
 
 def _of_heads(space: AddressSpace, symbols: Symbols, heads: Va, places: HookPlaces) -> None:
@@ -50,7 +48,7 @@ def _of_heads(space: AddressSpace, symbols: Symbols, heads: Va, places: HookPlac
 
 def _of_calls(space: AddressSpace, symbols: Symbols, table: Va, places: HookPlaces) -> None:
     """This reads a static call for each question and security module."""
-    stride = symbols.size_of("lsm_static_call") or 0
+    stride = struct_size(symbols, "lsm_static_call")
     whole = _size(symbols, "lsm_static_calls_table")
     key_at = field_offset(symbols, "lsm_static_call", "key")
     hl_at = field_offset(symbols, "lsm_static_call", "hl")
@@ -70,7 +68,7 @@ def _of_calls(space: AddressSpace, symbols: Symbols, table: Va, places: HookPlac
 
 
 def _size(symbols: Symbols, name: str) -> int:
-    size = symbols.size_of(name)
-    if not size or size > _MAX_SIZE or size % _POINTER.size:
+    size = struct_size(symbols, name)
+    if size > _MAX_SIZE or size % _POINTER.size:
         raise LayoutNotFound(name)
     return size

@@ -59,6 +59,8 @@ _SHAPES: Final = (
     _Shape("compat_sys_call_table", "__arm64_sys_", (), _ANY_ARM64),
 )
 _NO_CALL: Final = "ni_syscall"
+_TABLE: Final = "sys_call_table"
+"""The one that every kernel has; the others are for programs of another kind."""
 
 
 class SystemCallTables:
@@ -98,8 +100,10 @@ class SystemCallTables:
                 continue
             result.rows |= self._rows(shape, table, data, code)
         if not shapes:
-            result.gaps.append(Gap("sys_call_table", None, "no handler has a name that is known"))
-        result.gaps += code.gaps
+            result.gaps.append(Gap(_TABLE, None, "no handler has a name that is known"))
+        elif self._symbols.find(_TABLE) is None:
+            result.gaps.append(Gap(_TABLE, None, "the kernel does not tell where it is"))
+        code.add_to(result)
         return result
 
     def _rows(

@@ -1,8 +1,9 @@
 """Tasks by every structure that leads to them, so that who is cut out of some is seen in the others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from qvmi.errors import MemoryFault, WalkFailed
+from qvmi.errors import MemoryFault, SymbolsError, WalkFailed
 from qvmi.semantics.guest_os import Gap, Process, Thread
 from qvmi.semantics.linux.list import Implausible, ListWalk
 from qvmi.semantics.linux.pid import PidNamespaces, PidTable
@@ -14,6 +15,8 @@ from qvmi.semantics.rows.sightings import TaskSighting, TaskView
 
 __all__ = ["TaskSightings"]
 
+_NOT_THERE = (MemoryFault, SymbolsError, WalkFailed)
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSightings:
@@ -24,7 +27,7 @@ class TaskSightings:
         namespaces: the others.
         family: who is whose child.
         queues: what the CPUs do.
-        slabs: what tasks are made in; None where the kernel does not tell.
+        slabs: gives what tasks are made in; raises SymbolsError where the kernel does not tell.
         living: tells whether there is a task.
     """
 
@@ -32,7 +35,7 @@ class TaskSightings:
     namespaces: PidNamespaces
     family: TaskFamily
     queues: RunQueues
-    slabs: TaskSlabs | None
+    slabs: Callable[[], TaskSlabs]
     living: LivingTasks
 
     def walk(self) -> ListWalk[TaskSighting]:
@@ -52,28 +55,35 @@ class TaskSightings:
             _add(result, TaskView.THREADS, threads)
         members = {row.address: row for row in by_pid.rows.values()}
         _add(result, TaskView.INNER_PIDS, self.namespaces.processes(members.values()))
-        self._add_of_cpus(result)
-        self._add_of_slabs(result)
+        try:
+            idle = self.queues.idle()
+        except _NOT_THERE as error:  # they are in slabs, too, and in nothing else
+            views = (TaskView.RUNNABLE, TaskView.RUNNING, TaskView.LOADED, TaskView.SLAB)
+            result.gaps += (Gap(view, None, str(error)) for view in views)
+        else:
+            self._add_of_cpus(result, idle)
+            self._add_of_slabs(result, idle)
         return result
 
-    def _add_of_cpus(self, result: ListWalk[TaskSighting]) -> None:
-        queues, idle = self.queues, self.queues.idle()
-        for view, found, at in (
-            (TaskView.RUNNABLE, queues.queued(), self.living.at_work),
-            (TaskView.RUNNING, queues.running(), self.living.at_work),
-            (TaskView.LOADED, queues.loaded(), self.living.at),
+    def _add_of_cpus(self, result: ListWalk[TaskSighting], idle: set[int]) -> None:
+        for view, tasks, at in (
+            (TaskView.RUNNABLE, self.queues.queued, self.living.at_work),
+            (TaskView.RUNNING, self.queues.running, self.living.at_work),
+            (TaskView.LOADED, self.queues.loaded, self.living.at),
         ):
+            try:
+                found = tasks()
+            except _NOT_THERE as error:
+                result.gaps.append(Gap(view, None, str(error)))
+                continue
             rows = at(one for one in found if one not in idle)
             _add(result, view, ListWalk({row.address: row for row in rows}))
 
-    def _add_of_slabs(self, result: ListWalk[TaskSighting]) -> None:
-        if self.slabs is None:
-            return
-        idle = self.queues.idle()
+    def _add_of_slabs(self, result: ListWalk[TaskSighting], idle: set[int]) -> None:
         found: ListWalk[Thread] = ListWalk()
         try:
-            addresses = [one for one in self.slabs.objects() if one not in idle]
-        except (MemoryFault, Implausible) as error:
+            addresses = [one for one in self.slabs().objects() if one not in idle]
+        except (*_NOT_THERE, Implausible) as error:
             result.gaps.append(Gap(TaskView.SLAB, None, str(error)))
             return
         found.rows.update((row.address, row) for row in self.living.at(addresses))

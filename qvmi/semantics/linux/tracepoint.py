@@ -9,12 +9,12 @@ from struct import Struct
 from typing import Final
 
 from qvmi.addr import Va
-from qvmi.errors import LayoutNotFound, MemoryFault, SymbolsError
+from qvmi.errors import LayoutNotFound, MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Module
 from qvmi.semantics.linux.hook_places import MAX_CHAIN, HookPlaces
-from qvmi.semantics.linux.record import compile_reader
-from qvmi.symbols.layout import Symbols, field_offset
+from qvmi.semantics.linux.record import compile_reader, read_table
+from qvmi.symbols.layout import Symbols, field_offset, struct_size
 
 __all__ = ["Tracepoints"]
 
@@ -42,14 +42,18 @@ class Tracepoints:
         self._symbols = symbols
         self._funcs = field_offset(symbols, "tracepoint", "funcs")
         self._func = field_offset(symbols, "tracepoint_func", "func")
-        self._stride = symbols.size_of("tracepoint_func") or 0
+        self._stride = struct_size(symbols, "tracepoint_func")
         if self._func + _POINTER.size > self._stride:
             raise LayoutNotFound("tracepoint_func")
         self._read = space.unpacker(_POINTER)
         self._own: tuple[int, ...] = ()
 
     def hooks(self, modules: Iterable[Module], places: HookPlaces) -> None:
-        """This adds what is called at tracepoints now."""
+        """This adds what is called at tracepoints now.
+
+        Raises:
+            SymbolsError: the profile does not tell of those of modules.
+        """
         start = self._symbols.find("__start___tracepoints_ptrs")
         stop = self._symbols.find("__stop___tracepoints_ptrs")
         if start is not None and stop is not None and not self._own:
@@ -60,14 +64,11 @@ class Tracepoints:
         self._add_of_modules(modules, places)
 
     def _add_of_modules(self, modules: Iterable[Module], places: HookPlaces) -> None:
-        try:
-            read = compile_reader(
-                self._space,
-                (field_offset(self._symbols, "module", "num_tracepoints"), "I"),
-                (field_offset(self._symbols, "module", "tracepoints_ptrs"), "Q"),
-            )
-        except SymbolsError:
-            return
+        read = compile_reader(
+            self._space,
+            (field_offset(self._symbols, "module", "num_tracepoints"), "I"),
+            (field_offset(self._symbols, "module", "tracepoints_ptrs"), "Q"),
+        )
         room = _MAX_TRACEPOINTS
         for module in modules:
             if places.is_full:
@@ -87,12 +88,11 @@ class Tracepoints:
             places.gap(_TABLE, start, f"{count} of them, where there is room for {room}")
             return ()
         try:
-            data = self._space.read(Va(start), count * _DISTANCE.size)
+            rows = read_table(self._space, Va(start), count, _DISTANCE)
         except MemoryFault as fault:
             places.gap(_TABLE, start, str(fault))
             return ()
-        distances = (one for (one,) in _DISTANCE.iter_unpack(data))
-        return tuple(start + 4 * number + one for number, one in enumerate(distances))
+        return tuple(at + distance for at, (distance,) in rows)
 
     def _called(self, tracepoint: int, module: str, places: HookPlaces) -> None:
         try:
@@ -101,6 +101,8 @@ class Tracepoints:
                 return
             name = module or self._name(tracepoint)
             for number in range(MAX_CHAIN):
+                if places.is_full:
+                    return
                 place = funcs + number * self._stride + self._func
                 target = self._read(place)[0]
                 if not target:

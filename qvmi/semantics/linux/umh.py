@@ -50,6 +50,8 @@ class UserModeHelpers:
                 continue
             value = data.partition(b"\0")[0].decode("utf-8", "backslashreplace")
             result.rows[at] = KernelSetting(name, value, at, _program(name, value))
+        if not self._places:
+            result.gaps.append(Gap(_CORE_PATTERN, None, "the kernel does not tell where any is"))
         return result
 
 

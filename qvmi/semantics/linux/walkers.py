@@ -261,6 +261,17 @@ class Walkers:
             found.rows, [*processes.gaps, *found.gaps], processes.retries + found.retries
         )
 
+    def _one_or_all(
+        self,
+        process: Process | None,
+        of: Callable[[Process], ListWalk[Row]],
+        of_all: Callable[[Iterable[Process]], ListWalk[Row]],
+    ) -> Listing[Row]:
+        """This answers of one process, or of all, where both are walked in ways of their own."""
+        if process is None:
+            return self._listing(lambda: self._of_all(of_all))
+        return self._listing(lambda: of(process))
+
     def _every_socket(self) -> ListWalk[Socket]:
         tabled = self._socket_tables.walk()
         return self._socket_tables.with_unheld(self._of_all(self._sockets.of), tabled)

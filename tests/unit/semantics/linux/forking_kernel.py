@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import count
 
 from qvmi.addr import Va
+from qvmi.errors import MemoryFault
 from qvmi.semantics.linux.event_sink import EventSink
 from qvmi.semantics.linux.new_tasks import NewTasks
 from qvmi.semantics.linux.process_events import ProcessEvents
@@ -41,12 +42,15 @@ FORKING: Layouts = {
 class ForkingKernel(KernelMemory):
     """This is such a kernel, with process 1.
 
+    Args:
+        mapped: whether the subject may read its memory in place.
+
     Attributes:
         tasks: of what lives, by pid.
     """
 
-    def __init__(self) -> None:
-        super().__init__(4 * MIB, layouts=FORKING)
+    def __init__(self, *, mapped: bool = True) -> None:
+        super().__init__(4 * MIB, mapped=mapped, layouts=FORKING)
         self.total_forks = self.allocate_bytes(8)
         self.symbols.addresses["total_forks"] = self.total_forks
         self.tasks: dict[int, int] = {}
@@ -84,6 +88,16 @@ class ForkingKernel(KernelMemory):
         self.u32(signal + self.member("signal_struct", "live"), 2)
         self._attach(pid, task)
         return task
+
+    def give_back(self, task: int) -> None:
+        """This lets the memory of a task be no RAM any more."""
+        start = task + self.to_pa
+
+        def is_there(pa: int) -> None:
+            if start <= pa < start + 0x200:
+                raise MemoryFault(pa, 1, why="given back")
+
+        self.ram.before_read = is_there
 
     def _attach(self, pid: int, task: int) -> None:
         at = self.idr[pid] + self.member("pid", "tasks")

@@ -148,6 +148,30 @@ def test_what_is_gone_between_two_looks_has_exited_with_a_status_that_nobody_kno
     assert told(watcher.rescan()) == [("exited", 40, None)]
 
 
+def test_a_process_whose_memory_was_given_back_with_its_pid_has_exited() -> None:
+    kernel = ForkingKernel(mapped=False)
+    task = kernel.fork(40)
+    watcher = Watcher(kernel)
+    kernel.reap(40)
+    kernel.give_back(task)
+    assert told(watcher.rescan()) == [("exited", 40, None)]
+    assert watcher.rescan() == []
+
+
+def test_a_process_off_the_list_that_cannot_be_read_is_a_gap_as_long_as_its_pid_leads_there() -> (
+    None
+):
+    kernel = ForkingKernel(mapped=False)
+    task = kernel.fork(40)
+    watcher = Watcher(kernel)
+    kernel.delete(kernel.tasks_link(task))
+    kernel.give_back(task)
+    assert told(watcher.rescan()) == [("gap", "task_struct")]
+    assert watcher.rescan() == []
+    kernel.detach(40)
+    assert told(watcher.rescan()) == [("exited", 40, None)]
+
+
 def test_a_process_that_is_only_off_the_list_has_not_exited() -> None:
     kernel = ForkingKernel()
     task = kernel.fork(40)
