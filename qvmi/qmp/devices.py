@@ -1,4 +1,4 @@
-"""A machine's NICs and disks by QMP: which there are, their links, and snapshots.
+"""A machine's NICs, netdevs and disks by QMP: which there are, their links, and snapshots.
 
 References: QEMU ``qapi/net.json`` (``set_link``), ``net/net.c`` (``hmp_info_network``,
 ``print_net_client``, ``qmp_set_link``), ``qapi/block-core.json`` (``query-block``,
@@ -7,6 +7,7 @@ References: QEMU ``qapi/net.json`` (``set_link``), ``net/net.c`` (``hmp_info_net
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,21 +22,24 @@ __all__ = [
     "DiskNode",
     "delete_snapshot",
     "disk_nodes",
+    "netdevs",
     "nics",
     "overlay",
+    "parse_netdevs",
     "parse_nics",
     "set_link",
     "snapshot",
 ]
 
 MAX_DEVICES: Final = 256
-"""NICs or disks of one machine; PCI has room for fewer on a bus."""
+"""NICs, netdevs or disks of one machine; PCI has room for fewer on a bus."""
 
 SNAPSHOT_S: Final = 60.0
 """Longest time for one snapshot, which writes out what QEMU holds of the disk."""
 
-_NIC: Final = re.compile(r"(?:^|\s)([^\s:]+): index=\d+,type=nic,")
+_CLIENT: Final = re.compile(r"(?:^|\s)([^\s:]+): index=\d+,type=([a-z0-9-]+)")
 """Behind ``hub0port1: `` where it is plugged into one of QEMU's own hubs."""
+_NIC: Final = "nic"
 _KEEPS_SNAPSHOTS: Final = frozenset({"qcow2"})
 """Formats whose driver has ``bdrv_snapshot_create`` and that a running guest writes to in practice."""
 
@@ -90,10 +94,33 @@ def parse_nics(printed: str) -> tuple[str, ...]:
     Raises:
         QmpProtocolError: there are too many NICs to be true.
     """
-    names = tuple(dict.fromkeys(_NIC.findall(printed)))  # one line for each queue
+    return _clients(printed, lambda kind: kind == _NIC)
+
+
+async def netdevs(monitor: Monitor) -> tuple[str, ...]:
+    """These are the ids of what is behind the machine's NICs, in QEMU's order.
+
+    Raises:
+        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer, or there are too many to be true.
+    """
+    return parse_netdevs(await monitor.hmp("info network"))
+
+
+def parse_netdevs(printed: str) -> tuple[str, ...]:
+    """This reads the answer to ``info network``.
+
+    Raises:
+        QmpProtocolError: there are too many netdevs to be true.
+    """
+    return _clients(printed, lambda kind: kind != _NIC)
+
+
+def _clients(printed: str, is_wanted: Callable[[str], bool]) -> tuple[str, ...]:
+    """These are the names of the network clients of some kinds; each queue has a line of its own."""
+    names = dict.fromkeys(name for name, kind in _CLIENT.findall(printed) if is_wanted(kind))
     if len(names) > MAX_DEVICES:
-        raise QmpProtocolError("info network", f"{len(names)} NICs")
-    return names
+        raise QmpProtocolError("info network", f"{len(names)} NICs or netdevs")
+    return tuple(names)
 
 
 async def set_link(monitor: Monitor, name: str, *, up: bool) -> None:
