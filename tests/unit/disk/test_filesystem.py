@@ -142,6 +142,14 @@ def test_blocks_are_told_by_their_hashes_and_holes_by_none(image: Image, source:
     assert (digests[5], digests[6]) == ("", "")
 
 
+def test_what_is_no_file_has_no_blocks_that_could_be_compared(image: Image) -> None:
+    entries = listed(image, "/")
+    with opened(image) as disk:
+        for name in ("etc", "fifo", "to passwd"):
+            facts, digests = disk.blocks(entries[name].inode, [0, 1], 4096)
+            assert (facts.kind, digests) == (entries[name].kind, ("", ""))
+
+
 def test_of_a_large_file_the_blocks_that_are_asked_for_are_read_and_no_others(
     image: Image,
 ) -> None:
