@@ -151,8 +151,8 @@ class VirtualDisk:
             All are empty where it is no file.
 
         Raises:
-            UsageError: there are more blocks than `MAX_BLOCKS`, or it is encrypted.
-            CorruptDisk: it contradicts itself.
+            UsageError: there are more blocks than `MAX_BLOCKS`.
+            CorruptDisk: it contradicts itself, or is encrypted.
         """
         if len(blocks) > MAX_BLOCKS:
             raise UsageError(f"{len(blocks)} blocks are too many for one look")
@@ -162,6 +162,8 @@ class VirtualDisk:
         digests = dict.fromkeys(blocks, "")
         if found.facts.kind != "file":
             return found.facts, tuple(digests.values())
+        if found.is_encrypted:
+            raise CorruptDisk("it is encrypted")
         for at, data in _whole_blocks(fs, found, block_size, set(blocks)):
             if data.strip(b"\0"):
                 digests[at] = hashlib.sha256(data).hexdigest()

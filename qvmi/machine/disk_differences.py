@@ -20,7 +20,7 @@ import msgspec
 
 from qvmi.addr import PAGE_SIZE, Va
 from qvmi.disk.disk import MAX_BLOCKS
-from qvmi.errors import DiskError, MemoryFault, UsageError, WalkFailed
+from qvmi.errors import DiskError, MemoryFault, WalkFailed
 from qvmi.machine.disks import Disks, OpenDisk
 from qvmi.semantics.guest_os import CachedFile, Gap, Listing
 from qvmi.semantics.linux.file_stamp import FileStamp, file_stamp
@@ -221,7 +221,7 @@ async def _compared(cached: _Cached, volume: _Volume, gaps: dict[Gap, None]) -> 
     for numbers in _batches(sorted(cached.pages)):
         try:
             facts, digests = await volume.opened.blocks(file.inode, numbers, block_size=PAGE_SIZE)
-        except (DiskError, UsageError) as error:  # the latter of one that is encrypted
+        except DiskError as error:
             gaps[Gap(f"inode {file.inode} of disk {volume.disk}", None, str(error))] = None
             return set()
         state = (facts.generation, facts.size, facts.modified_ns)

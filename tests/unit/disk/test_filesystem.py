@@ -187,6 +187,13 @@ def small(tmp_path: Path) -> Path:
     return file_system(tmp_path / "disk", source, "-t", "ext4", size="8M")
 
 
+def test_the_blocks_of_a_file_that_is_encrypted_are_not_compared(small: Path) -> None:
+    inode = listed(("raw", small), "/")["two"].inode
+    ran("debugfs", "-w", "-R", "set_inode_field /two flags 0x80800", small)
+    with opened(("raw", small)) as disk, pytest.raises(CorruptDisk, match="encrypted"):
+        disk.blocks(inode, [0], 4096)
+
+
 def test_what_is_damaged_in_a_folder_is_a_gap_and_hides_nothing_else(small: Path) -> None:
     ran("debugfs", "-w", "-R", "set_inode_field /two mode 0", small)
     with opened(("raw", small)) as disk:
