@@ -1,8 +1,8 @@
 """A machine's NICs, netdevs and disks by QMP: which there are, their links, and snapshots.
 
 References: QEMU ``qapi/net.json`` (``set_link``), ``net/net.c`` (``hmp_info_network``,
-``print_net_client``, ``qmp_set_link``), ``qapi/block-core.json`` (``query-block``,
-``blockdev-snapshot-internal-sync``, ``blockdev-snapshot-sync``,
+``print_net_client``, ``qmp_set_link``), ``qapi/block-core.json``
+(``blockdev-snapshot-internal-sync``, ``blockdev-snapshot-sync``,
 ``blockdev-snapshot-delete-internal-sync``), 7.2.
 """
 
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from qvmi.errors import QmpProtocolError
+from qvmi.qmp.block import block_devices
 from qvmi.qmp.monitor import Monitor
 
 __all__ = [
@@ -66,17 +65,6 @@ class DiskNode:
     def is_called(self, name: str) -> bool:
         """This tells whether the name is the disk's or its node's."""
         return bool(name) and name in (self.device, self.node)
-
-
-class _Inserted(msgspec.Struct, frozen=True, rename="kebab"):
-    drv: str
-    ro: bool
-    node_name: str = ""
-
-
-class _Block(msgspec.Struct, frozen=True):
-    device: str
-    inserted: _Inserted | None = None
 
 
 async def nics(monitor: Monitor) -> tuple[str, ...]:
@@ -132,19 +120,15 @@ async def disk_nodes(monitor: Monitor) -> tuple[DiskNode, ...]:
     """These are the disks that have a medium and may write to it.
 
     Raises:
-        QmpProtocolError: the answer has another form.
+        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer, or in another form.
     """
-    value = await monitor.execute("query-block")
-    try:
-        found = msgspec.convert(value, tuple[_Block, ...])
-    except msgspec.ValidationError as error:
-        raise QmpProtocolError("query-block", str(error)) from error
+    found = await block_devices(monitor)
     if len(found) > MAX_DEVICES:
         raise QmpProtocolError("query-block", f"{len(found)} disks")
     return tuple(
-        DiskNode(one.device, one.inserted.node_name, one.inserted.drv)
+        DiskNode(one.backend, one.node, one.format)
         for one in found
-        if one.inserted is not None and not one.inserted.ro
+        if one.format and not one.read_only
     )
 
 
