@@ -21,7 +21,7 @@ from pathlib import Path
 
 from live_listing import Pairs, fitting_count, pin, work
 from looks import KERNEL, make_lab
-from race import Disagreement, Size, Times, agree, run, tell_ratio
+from race import Disagreement, Size, Times, agree, percentile, run, tell_ratio
 
 import qvmi
 from qvmi.machine.event_stream import EventAccount, EventStream
@@ -176,11 +176,6 @@ def standstills(forks: Sequence[tuple[float, int, float]]) -> list[float]:
     """
     behind = [at - start for at, _, start in forks]
     return sorted(later - before for before, later in pairwise(behind))
-
-
-def percentile(sorted_s: Sequence[float], share: float) -> float:
-    """This is what that share of all is below."""
-    return sorted_s[min(len(sorted_s) - 1, int(share * len(sorted_s)))]
 
 
 async def same_forks(guest: Guest, machine: qvmi.Machine, count: int) -> None:

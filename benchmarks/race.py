@@ -23,6 +23,7 @@ __all__ = [
     "Times",
     "agree",
     "in_turns",
+    "percentile",
     "process_environment",
     "run",
     "tell",
@@ -85,6 +86,11 @@ def in_turns(rounds: int, *sides: Side) -> tuple[Times, ...]:
         for side, seconds in zip(sides, taken, strict=True):
             seconds.append(side())
     return tuple(Times(seconds) for seconds in taken)
+
+
+def percentile(sorted_s: Sequence[float], share: float) -> float:
+    """This is what that share of all is below."""
+    return sorted_s[min(len(sorted_s) - 1, int(share * len(sorted_s)))]
 
 
 def tell(

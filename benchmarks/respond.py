@@ -7,14 +7,13 @@ the responder and its journal. Without a question, and with one that the codepac
 
 import asyncio
 import random
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
 from looks import make_lab
-from race import Disagreement, Size, run
+from race import Disagreement, Size, percentile, run
 
 import qvmi
 from qvmi.bus.message import Message
@@ -29,7 +28,6 @@ from tests.guests.response_guest import CONFIG, plugged
 from tests.guests.rootkit import hide_process, show_process
 
 INTERVALS_S: Final = (0.05, 1.0)
-_PERCENT: Final = 0.99
 BOOK: Final = """\
 version = 1
 [playbooks.one]
@@ -93,11 +91,10 @@ async def measured(guest: Guest, size: Size) -> None:
                     with tempfile.TemporaryDirectory(prefix="qvmi-respond-") as folder:
                         times.append(await one(guest, machine, Path(folder), interval_s, ask))
                 times.sort()
-                late = times[min(len(times) - 1, int(_PERCENT * len(times)))]
                 how = "with a question" if ask else "without a question"
                 print(
-                    f"looks each {interval_s:g} s, {how}: p50 {statistics.median(times):.3f} s,"
-                    f" p99 {late:.3f} s from tamper to link down ({rounds} rounds)"
+                    f"looks each {interval_s:g} s, {how}: p50 {percentile(times, 0.5):.3f} s,"
+                    f" p99 {percentile(times, 0.99):.3f} s from tamper to link down ({rounds} rounds)"
                 )
 
 

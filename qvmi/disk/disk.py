@@ -148,10 +148,11 @@ class VirtualDisk:
         Returns:
             The inode, without a path, and the SHA-256 of each block in hexadecimal; empty for one that is
             not on the disk as a whole, or all zeros there: what QEMU has not told the image yet is, too.
+            All are empty where it is no file.
 
         Raises:
-            UsageError: there are more blocks than `MAX_BLOCKS`, or it is no file.
-            CorruptDisk: it contradicts itself.
+            UsageError: there are more blocks than `MAX_BLOCKS`.
+            CorruptDisk: it contradicts itself, or is encrypted.
         """
         if len(blocks) > MAX_BLOCKS:
             raise UsageError(f"{len(blocks)} blocks are too many for one look")
@@ -159,6 +160,10 @@ class VirtualDisk:
         fs = self._file_system()
         found = fs.inode(inode)
         digests = dict.fromkeys(blocks, "")
+        if found.facts.kind != "file":
+            return found.facts, tuple(digests.values())
+        if found.is_encrypted:
+            raise CorruptDisk("it is encrypted")
         for at, data in _whole_blocks(fs, found, block_size, set(blocks)):
             if data.strip(b"\0"):
                 digests[at] = hashlib.sha256(data).hexdigest()

@@ -82,6 +82,11 @@ class Inode:
     blocks: bytes
 
     @property
+    def is_encrypted(self) -> bool:
+        """This tells whether names and content of it can be read with a key alone."""
+        return bool(self.flags & _ENCRYPTED)
+
+    @property
     def holds_content(self) -> bool:
         """This tells whether the content is in the inode itself."""
         short = self.facts.kind == "symlink" and self.facts.size < _IN_INODE
@@ -164,7 +169,7 @@ class Ext4:
         """
         if folder.facts.kind != "folder":
             raise UsageError(f"it is a {folder.facts.kind}, no folder")
-        if folder.flags & (_INLINE | _ENCRYPTED):
+        if folder.flags & _INLINE or folder.is_encrypted:
             raise CorruptDisk("a folder within its inode, or encrypted, is not read")
         if folder.facts.size > _MAX_FOLDER:
             raise CorruptDisk(f"a folder of {folder.facts.size} bytes")
@@ -193,7 +198,7 @@ class Ext4:
         """
         if inode.facts.kind not in {"file", "symlink"}:
             raise UsageError(f"it is a {inode.facts.kind}, no file")
-        if inode.flags & _ENCRYPTED:
+        if inode.is_encrypted:
             raise UsageError("it is encrypted")
         size = inode.facts.size
         if inode.holds_content:
@@ -217,7 +222,7 @@ class Ext4:
         """
         if link.facts.size > _MAX_TARGET:
             raise CorruptDisk(f"a symlink of {link.facts.size} bytes")
-        if link.flags & _ENCRYPTED:
+        if link.is_encrypted:
             return b""
         return b"".join(data for _, data in self.content(link))
 

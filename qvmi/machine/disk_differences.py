@@ -23,6 +23,7 @@ from qvmi.disk.disk import MAX_BLOCKS
 from qvmi.errors import DiskError, MemoryFault, WalkFailed
 from qvmi.machine.disks import Disks, OpenDisk
 from qvmi.semantics.guest_os import CachedFile, Gap, Listing
+from qvmi.semantics.linux.file_content import NEVER_READ
 from qvmi.semantics.linux.file_stamp import FileStamp, file_stamp
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import Provenance
@@ -191,8 +192,11 @@ def _look(guest: LinuxGuest, under: str, known: set[str]) -> _Look:
             stamp = file_stamp(guest, file)
             if stamp.uuid not in known:
                 continue
-            pages = _pages(guest, file)
+            pages, problem = _pages(guest, file)
             if file_stamp(guest, file) == stamp and stamp.size == file.size:
+                if problem:
+                    structure = f"pages of inode {file.inode} of {file.device}"
+                    gaps.append(Gap(structure, file.address, problem))
                 files.append(_Cached(file, stamp, pages))
                 left -= len(pages)
         except (MemoryFault, WalkFailed):
@@ -200,8 +204,11 @@ def _look(guest: LinuxGuest, under: str, known: set[str]) -> _Look:
     return _Look(files, gaps, listing.provenance)
 
 
-def _pages(guest: LinuxGuest, file: CachedFile) -> dict[int, str]:
-    """These are the hashes of a file's pages that are whole in memory, up to the file's end."""
+def _pages(guest: LinuxGuest, file: CachedFile) -> tuple[dict[int, str], str]:
+    """These are the hashes of a file's pages that are whole in memory, and what is wrong with others.
+
+    That is empty where nothing is: what was not read from the disk yet need not be there.
+    """
     pages: dict[int, str] = {}
 
     def take(offset: int, data: bytes) -> None:
@@ -210,8 +217,9 @@ def _pages(guest: LinuxGuest, file: CachedFile) -> dict[int, str]:
             if len(page) == min(PAGE_SIZE, file.size - offset - at):
                 pages[(offset + at) // PAGE_SIZE] = hashlib.sha256(page).hexdigest()
 
-    guest.recover(file, take)
-    return pages
+    missing = guest.recover(file, take)
+    problem = next((row.reason for row in missing if row.reason not in NEVER_READ), "")
+    return pages, problem
 
 
 async def _compared(cached: _Cached, volume: _Volume, gaps: dict[Gap, None]) -> set[DiskDifference]:

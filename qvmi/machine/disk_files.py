@@ -122,7 +122,7 @@ def _same_file(path: str, qemu: int, held: dict[Path, os.stat_result]) -> Path |
     """This is QEMU's descriptor for the file that has this path where QEMU lives."""
     try:
         wanted = os.stat(f"/proc/{qemu}/root{path}")  # noqa: PTH116 - pathlib drops a second slash
-    except OSError:
+    except (OSError, ValueError):  # the latter for what no file can be called
         return None
     return next((link for link, its in held.items() if os.path.samestat(its, wanted)), None)
 
@@ -153,6 +153,8 @@ def _opened(path: Path, image: BlockImage) -> int:
         descriptor = _open(path)
     except OSError as error:
         raise DiskRefused(image.filename, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise DiskRefused(image.filename, f"no file is called that: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DiskRefused(image.filename, "it is no regular file, as a device of the host")

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -136,9 +137,14 @@ class Disks:
         row = _row(device)
         if device.refused:
             raise DiskRefused(row.id, device.refused)
-        files = DiskFiles.open(device.images, self._control.monitor.peer_pid())
-        _audit.info("read disk %s: %s", row.id, ", ".join(image.path for image in files.images))
+        files_of = partial(DiskFiles.open, device.images, self._control.monitor.peer_pid())
+        opening = asyncio.create_task(asyncio.to_thread(files_of), name="qvmi disk open")
+        cancelled = await ended(opening)  # a file system of the network may take its time
+        files = opening.result()
         try:
+            if cancelled is not None:
+                raise cancelled
+            _audit.info("read disk %s: %s", row.id, ", ".join(image.path for image in files.images))
             yield OpenDisk(self._control, files, volume=volume, made=self._made(row, files))
         finally:
             files.close()
@@ -288,9 +294,8 @@ class OpenDisk:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             effort.stop()
-            await ended(
-                task
-            )  # however often that is cancelled: it reads by descriptors that are closed next
+            # However often that is cancelled: it reads by descriptors that are closed next.
+            await ended(task)
             with suppress(QvmiError):
                 task.result()
             raise

@@ -122,7 +122,8 @@ class FlowWatch:
                 await _drain(capture, table, number)
                 look = await self._look()
                 gaps.update(dict.fromkeys(look.gaps))
-                _join(owners, table, look, number)
+                # A guest can have so many sockets that this takes a second or two.
+                await asyncio.to_thread(_join, owners, table, look, number)
                 number += 1
                 left_s = round_s if number < least_looks else until - loop.time()
                 await asyncio.sleep(max(0.0, min(round_s, left_s)))

@@ -27,16 +27,16 @@ from qvmi.machine.control import Control
 from qvmi.machine.monitor_memory import SavedMemory
 from qvmi.network.pcap import PcapStream
 from qvmi.policy import Grant
+from qvmi.qmp.devices import netdevs
 from qvmi.qmp.monitor import Monitor
 
-__all__ = ["Captured", "NetworkCapture", "capturing", "netdevs"]
+__all__ = ["Captured", "NetworkCapture", "capturing"]
 
 _audit: Final = logging.getLogger("qvmi.audit")
 
 _PREFIX: Final = "qvmi-dump"
 _FOLDER: Final = "qvmi-flows-"
 _NAME: Final = re.compile(rf"{_PREFIX}-(\d+)-(\d+)-(\d+)-(?:rx|tx)")
-_NETDEV: Final = re.compile(r"(?: \\ )?([^:\s]+): index=\d+,type=([a-z0-9-]+)")
 _QUEUES: Final = {"rx": True, "tx": False}
 """QEMU's names for the queues of what is behind the card: it receives what the guest sends."""
 _MAX_PACKET: Final = 1600
@@ -129,17 +129,6 @@ async def capturing(control: Control, netdev: str | None) -> AsyncIterator[Netwo
             stack.push_async_callback(to_the_end, _remove(monitor, name, guardian))
             await _add(monitor, name, chosen, queue, path)
         yield NetworkCapture(files)
-
-
-async def netdevs(monitor: Monitor) -> tuple[str, ...]:
-    """This asks for the ids of what is behind the machine's network cards.
-
-    Raises:
-        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
-    """
-    lines = (await monitor.hmp("info network")).splitlines()
-    matches = [match for line in lines if (match := _NETDEV.match(line))]
-    return tuple(dict.fromkeys(match[1] for match in matches if match[2] != "nic"))
 
 
 def _chosen(found: tuple[str, ...], wanted: str | None) -> str:

@@ -111,7 +111,7 @@ class OtherTools(GuestTools):
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        from qvmi.machine.network_capture import netdevs  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.qmp.devices import netdevs  # noqa: PLC0415 - import time, for a rare need
 
         return await netdevs(self._control.monitor)
 

@@ -7,26 +7,32 @@ References: memfd_create(2), fcntl(2) F_ADD_SEALS.
 """
 
 import fcntl
-import logging
 import os
 import select
-import struct
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
-from qvmi.errors import ScanFailed, UsageError
+from qvmi.errors import ScanFailed
 from qvmi.machine.scan import HITS_PER_RULE, LONGEST
 from qvmi.machine.scan_rules import ScanRules
-from qvmi.machine.scanner import ScannedWindow, WindowOrder, require_yara
+from qvmi.machine.scanner import (
+    COMMAND,
+    ENDS_S,
+    LENGTH,
+    NO_FILE,
+    Compiled,
+    ScannedWindow,
+    WindowOrder,
+    check_compiled,
+    require_yara,
+)
 
 __all__ = ["HITS_TOLD", "SHOWN_BYTES", "WINDOW_S", "RuleFacts", "RuleScanner", "compiled_rules"]
 
@@ -37,8 +43,6 @@ SHOWN_BYTES: Final = 256
 WINDOW_S: Final = 5
 """How long the rules may take for one window, which well-made ones scan in some milliseconds."""
 
-_PROGRAM: Final = Path(__file__).with_name("scanner_process.py")
-_LENGTH: Final = struct.Struct("<I")
 _MAX_ANSWER: Final = 64 << 20
 """Bytes of an answer: what 100,000 rules say of themselves, or eight hits of each."""
 _COMPILE_S: Final = 120.0
@@ -47,14 +51,9 @@ _START_S: Final = 15.0
 """Longest time in which the process is there: it takes a fifth of a second, on a busy host more."""
 _GRACE_S: Final = 8.0
 """How long after that an answer is waited for: on a busy host it is late."""
-_ENDS_S: Final = 5.0
-"""How long a process may take to be gone once it was killed."""
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_NO_FILE: Final = -1
 
 Message = TypeVar("Message")
-
-_log: Final = logging.getLogger(__name__)
 
 
 class RuleFacts(msgspec.Struct, frozen=True):
@@ -71,12 +70,9 @@ class RuleFacts(msgspec.Struct, frozen=True):
     meta: tuple[tuple[str, str | int | float | bool], ...] = ()
 
 
-class _Ready(msgspec.Struct, frozen=True):
+class _Ready(Compiled, frozen=True):
     """This is what the process says first."""
 
-    errors: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    placeless: tuple[str, ...] = ()
     rules: tuple[RuleFacts, ...] = ()
 
 
@@ -92,7 +88,7 @@ def compiled_rules(rules: ScanRules) -> int:
     require_yara()
     memory = _memory_file("qvmi-rules", os.MFD_ALLOW_SEALING)
     try:
-        _check(_compile(rules, memory))
+        check_compiled(_compile(rules, memory))
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(memory)
@@ -108,16 +104,6 @@ def _compile(rules: ScanRules, memory: int) -> _Ready:
         return child.exchange(order, _Ready, timeout_s=_COMPILE_S)
     finally:
         child.end()
-
-
-def _check(ready: _Ready) -> None:
-    """This tells what the compiler said; UsageError where the rules are wrong."""
-    if ready.errors:
-        raise UsageError("\n".join(ready.errors))
-    for warning in ready.warnings:
-        _log.warning("%s", warning)
-    for name in ready.placeless:
-        _log.warning("the rule %s has no patterns: it says nothing of a place", name)
 
 
 class RuleScanner:
@@ -193,7 +179,7 @@ class RuleScanner:
         try:
             for piece in pieces:
                 if isinstance(piece, int):
-                    placed.append((_NO_FILE, 0, piece))
+                    placed.append((NO_FILE, 0, piece))
                     continue
                 os.pwrite(self._copy, piece, at)
                 placed.append((self._copy, at, len(piece)))
@@ -219,7 +205,7 @@ class _Child:
     def __init__(self, descriptors: Sequence[int]) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-P", os.fspath(_PROGRAM)],
+                COMMAND,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -241,8 +227,8 @@ class _Child:
         ends = time.monotonic() + timeout_s
         body = msgspec.json.encode(message)
         try:
-            self._send(_LENGTH.pack(len(body)) + body, ends)
-            size = _LENGTH.unpack(self._receive(_LENGTH.size, ends))[0]
+            self._send(LENGTH.pack(len(body)) + body, ends)
+            size = LENGTH.unpack(self._receive(LENGTH.size, ends))[0]
             if size > _MAX_ANSWER:
                 raise ScanFailed(f"an answer of {size} bytes")
             return msgspec.json.decode(self._receive(size, ends), type=kind)
@@ -254,9 +240,10 @@ class _Child:
         stream = self._process.stdin
         assert stream is not None  # noqa: S101 - it was started with a pipe
         os.set_blocking(stream.fileno(), False)
-        while data:
+        left = memoryview(data)
+        while left:
             _wait(stream.fileno(), select.POLLOUT, ends)
-            data = data[os.write(stream.fileno(), data) :]
+            left = left[os.write(stream.fileno(), left) :]
 
     def _receive(self, size: int, ends: float) -> bytes:
         stream = self._process.stdout
@@ -289,7 +276,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         if stream is not None:
             stream.close()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_ENDS_S)
+        process.wait(ENDS_S)
 
 
 def _memory_file(name: str, flags: int) -> int:

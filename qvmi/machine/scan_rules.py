@@ -1,11 +1,12 @@
 """What is scanned for: YARA rules in files, folders or as text, or literal patterns that need no rules."""
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Never, Self
 
 from qvmi.errors import UsageError
 
@@ -77,9 +78,9 @@ class ScanRules:
         """This reads rules from files, and from all files of rules in folders and below.
 
         Raises:
-            UsageError: one cannot be read, is too large, or a folder has none.
+            UsageError: one cannot be read, as a folder below, is too large, or a folder has none.
         """
-        files = [file for path in paths for file in _files(path.expanduser())]
+        files = [file for path in paths for file in _files(_at_home(path))]
         sources, left = [], _MAX_SOURCE
         for file in files:
             sources.append(_read(file))
@@ -123,20 +124,40 @@ def _read(path: Path) -> RuleSource:
     return RuleSource(text, str(path), str(path.absolute().parent))
 
 
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # nobody is called that
+        raise UsageError(f"cannot read the rules in {path}: {error}") from error
+
+
 def _files(path: Path) -> list[Path]:
     """These are the files of rules that a path leads to: itself, or those in the folder, by name."""
     try:
         if not path.is_dir():
             return [path]  # whether it can be read shows when it is
-        found = (one for one in path.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
-        files = sorted(islice(found, _MAX_FILES + 1))
+        files = sorted(islice(_rule_files(path), _MAX_FILES + 1))
     except OSError as error:
-        raise UsageError(f"cannot read the rules in {path}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot read the rules in {error.filename or path}: {error.strerror}"
+        ) from error
     if not files:
         raise UsageError(f"no rules in {path}: it has no file that ends in .yar or .yara")
     if len(files) > _MAX_FILES:
         raise UsageError(f"more than {_MAX_FILES} files of rules in {path}: name a part of them")
     return files
+
+
+def _rule_files(path: Path) -> Iterator[Path]:
+    """These are the files of rules in a folder and below; OSError where one of them cannot be read."""
+    for folder, _, names in os.walk(path, onerror=_raise):
+        for one in (Path(folder, name) for name in names):
+            if one.suffix in _SUFFIXES and one.is_file():
+                yield one
+
+
+def _raise(error: OSError) -> Never:
+    raise error
 
 
 def _literal(text: str) -> str:

@@ -18,19 +18,34 @@ import msgspec
 from qvmi.errors import ScanFailed, UsageError
 from qvmi.machine.scan_rules import ScanRules
 
-__all__ = ["Found", "ScannedWindow", "Scanner", "WindowOrder", "require_yara"]
+__all__ = [
+    "COMMAND",
+    "ENDS_S",
+    "LENGTH",
+    "NO_FILE",
+    "Compiled",
+    "Found",
+    "ScannedWindow",
+    "Scanner",
+    "WindowOrder",
+    "check_compiled",
+    "require_yara",
+]
 
 Message = TypeVar("Message")
 
 _logger = logging.getLogger(__name__)
 
-_PROGRAM: Final = Path(__file__).with_name("scanner_process.py")
-_LENGTH: Final = struct.Struct("<I")
+COMMAND: Final = (sys.executable, "-P", os.fspath(Path(__file__).with_name("scanner_process.py")))
+LENGTH: Final = struct.Struct("<I")
+"""Of a message, in front of it."""
+NO_FILE: Final = -1
+"""What stands for a descriptor of a hole; as in ``scanner_process``."""
 _MAX_ANSWER: Final = 256 << 20
 """Bytes of an answer: far more than all hits of all rules of one request take."""
 _WINDOW_TIMEOUT_S: Final = 10
 """How long the rules may take for one window, which well-made ones scan in 20 ms."""
-_ENDS_S: Final = 5.0
+ENDS_S: Final = 5.0
 """How long a process may take to be gone once it was killed."""
 
 
@@ -72,7 +87,7 @@ class WindowOrder(msgspec.Struct, frozen=True):
     own: int
 
 
-class _Compiled(msgspec.Struct, frozen=True):
+class Compiled(msgspec.Struct, frozen=True):
     """This is what the compiler has to say of the rules."""
 
     errors: tuple[str, ...]
@@ -128,7 +143,7 @@ class Scanner:
         order = _Order(sources, hits_per_rule, longest, _WINDOW_TIMEOUT_S)
         try:
             scanner._send(order)
-            _check(await scanner._receive(_Compiled))
+            check_compiled(await scanner._receive(Compiled))
         except BaseException:
             await scanner.close()
             raise
@@ -153,7 +168,7 @@ class Scanner:
         if self._process.stdin is not None:
             self._process.stdin.close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_ENDS_S):
+            async with asyncio.timeout(ENDS_S):
                 await self._process.wait()
 
     def _send(self, message: object) -> None:
@@ -164,13 +179,13 @@ class Scanner:
         stdin = self._process.stdin
         assert stdin is not None  # noqa: S101 - it was started with a pipe
         body = msgspec.json.encode(message)
-        stdin.write(_LENGTH.pack(len(body)) + body)
+        stdin.write(LENGTH.pack(len(body)) + body)
 
     async def _receive(self, kind: type[Message]) -> Message:
         stdout = self._process.stdout
         assert stdout is not None  # noqa: S101 - it was started with a pipe
         try:
-            size = _LENGTH.unpack(await stdout.readexactly(_LENGTH.size))[0]
+            size = LENGTH.unpack(await stdout.readexactly(LENGTH.size))[0]
             if size > _MAX_ANSWER:
                 raise ScanFailed(f"an answer of {size} bytes")
             return msgspec.json.decode(await stdout.readexactly(size), type=kind)
@@ -184,7 +199,7 @@ class Scanner:
 async def _started(descriptors: Sequence[int]) -> Process:
     try:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", os.fspath(_PROGRAM)),
+            *COMMAND,
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,
@@ -195,7 +210,7 @@ async def _started(descriptors: Sequence[int]) -> Process:
         raise ScanFailed(f"the process that scans cannot be started: {error}") from error
 
 
-def _check(compiled: _Compiled) -> None:
+def check_compiled(compiled: Compiled) -> None:
     """This tells what the compiler said.
 
     Raises:

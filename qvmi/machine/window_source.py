@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from qvmi.addr import Pa
 from qvmi.errors import MemoryFault, ScanFailed
-from qvmi.machine.scanner import WindowOrder
+from qvmi.machine.scanner import NO_FILE, WindowOrder
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.memory.stretch import Piece, StretchWindow
 from qvmi.semantics.guest_os import Gap
@@ -14,8 +14,6 @@ from qvmi.view import View
 
 __all__ = ["InFiles", "WindowSource", "window_source"]
 
-_NO_FILE: Final = -1
-"""What stands for a descriptor of a hole; as in ``scanner_process``."""
 FILE_REQUEST: Final = 16 << 20
 """Bytes of windows that are asked for at once: in larger ones Python's allocator makes each page anew."""
 COPY_REQUEST: Final = 1 << 20
@@ -98,7 +96,7 @@ class _FileWindows:
                     pieces += _in_files(self._memory, piece)
                 except MemoryFault as fault:
                     gaps.append(_gap(piece, fault))
-                    pieces.append((_NO_FILE, 0, piece.size))
+                    pieces.append((NO_FILE, 0, piece.size))
             orders.append(WindowOrder(pieces, window.skip, window.own))
         return orders, gaps
 
@@ -108,7 +106,7 @@ class _FileWindows:
 
 def _in_files(memory: InFiles, piece: Piece) -> list[tuple[int, int, int]]:
     if piece.hole:
-        return [(_NO_FILE, 0, piece.size)]
+        return [(NO_FILE, 0, piece.size)]
     return list(memory.in_files(piece.pa, piece.size))
 
 
@@ -162,10 +160,10 @@ class _Copy:
             try:
                 if not piece.hole:
                     self._copy(memory, piece)
-                pieces.append((_NO_FILE if piece.hole else self._file, self._offset, piece.size))
+                pieces.append((NO_FILE if piece.hole else self._file, self._offset, piece.size))
             except MemoryFault as fault:
                 self.gaps.append(_gap(piece, fault))
-                pieces.append((_NO_FILE, 0, piece.size))
+                pieces.append((NO_FILE, 0, piece.size))
             self._offset += piece.size
         self.orders.append(WindowOrder(pieces, window.skip, window.own))
 

@@ -36,6 +36,7 @@ class _Image(msgspec.Struct, frozen=True, rename="kebab"):
 class _Inserted(msgspec.Struct, frozen=True):
     image: _Image
     node_name: str = msgspec.field(name="node-name", default="")
+    drv: str = ""
     ro: bool = False
 
 
@@ -72,6 +73,7 @@ class BlockDevice:
         backend: its name as ``-drive id=`` gave it; empty for one made by ``-blockdev``.
         qdev: path of the device that the guest sees; empty where no device has it.
         node: the name of the node with its content.
+        format: of that node, such as ``qcow2``; empty without a medium.
         size: in bytes, as the guest sees it.
         read_only: whether the guest cannot write it.
         removable: whether its medium can be changed.
@@ -82,6 +84,7 @@ class BlockDevice:
     backend: str
     qdev: str
     node: str
+    format: str
     size: int
     read_only: bool
     removable: bool
@@ -113,7 +116,7 @@ def parse_block_devices(blocks: object, nodes: object) -> tuple[BlockDevice, ...
     try:
         devices = msgspec.convert(blocks, tuple[_Block, ...])
         named = msgspec.convert(nodes, tuple[_Node, ...])
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise QmpProtocolError("query-block", str(error)) from error
     return tuple(_device(block, named) for block in devices)
 
@@ -133,6 +136,7 @@ def _device(block: _Block, nodes: Iterable[_Node]) -> BlockDevice:
         block.device,
         block.qdev,
         "" if medium is None else medium.node_name,
+        "" if medium is None else medium.drv,
         0 if medium is None else medium.image.virtual_size,
         read_only=medium is not None and medium.ro,
         removable=block.removable,

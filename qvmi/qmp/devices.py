@@ -1,19 +1,19 @@
-"""A machine's NICs and disks by QMP: which there are, their links, and snapshots.
+"""A machine's NICs, netdevs and disks by QMP: which there are, their links, and snapshots.
 
 References: QEMU ``qapi/net.json`` (``set_link``), ``net/net.c`` (``hmp_info_network``,
-``print_net_client``, ``qmp_set_link``), ``qapi/block-core.json`` (``query-block``,
-``blockdev-snapshot-internal-sync``, ``blockdev-snapshot-sync``,
+``print_net_client``, ``qmp_set_link``), ``qapi/block-core.json``
+(``blockdev-snapshot-internal-sync``, ``blockdev-snapshot-sync``,
 ``blockdev-snapshot-delete-internal-sync``), 7.2.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from qvmi.errors import QmpProtocolError
+from qvmi.qmp.block import block_devices
 from qvmi.qmp.monitor import Monitor
 
 __all__ = [
@@ -21,21 +21,24 @@ __all__ = [
     "DiskNode",
     "delete_snapshot",
     "disk_nodes",
+    "netdevs",
     "nics",
     "overlay",
+    "parse_netdevs",
     "parse_nics",
     "set_link",
     "snapshot",
 ]
 
 MAX_DEVICES: Final = 256
-"""NICs or disks of one machine; PCI has room for fewer on a bus."""
+"""NICs, netdevs or disks of one machine; PCI has room for fewer on a bus."""
 
 SNAPSHOT_S: Final = 60.0
 """Longest time for one snapshot, which writes out what QEMU holds of the disk."""
 
-_NIC: Final = re.compile(r"(?:^|\s)([^\s:]+): index=\d+,type=nic,")
+_CLIENT: Final = re.compile(r"(?:^|\s)([^\s:]+): index=\d+,type=([a-z0-9-]+)")
 """Behind ``hub0port1: `` where it is plugged into one of QEMU's own hubs."""
+_NIC: Final = "nic"
 _KEEPS_SNAPSHOTS: Final = frozenset({"qcow2"})
 """Formats whose driver has ``bdrv_snapshot_create`` and that a running guest writes to in practice."""
 
@@ -64,17 +67,6 @@ class DiskNode:
         return bool(name) and name in (self.device, self.node)
 
 
-class _Inserted(msgspec.Struct, frozen=True, rename="kebab"):
-    drv: str
-    ro: bool
-    node_name: str = ""
-
-
-class _Block(msgspec.Struct, frozen=True):
-    device: str
-    inserted: _Inserted | None = None
-
-
 async def nics(monitor: Monitor) -> tuple[str, ...]:
     """These are the names of the NICs that the guest has, in QEMU's order.
 
@@ -90,10 +82,33 @@ def parse_nics(printed: str) -> tuple[str, ...]:
     Raises:
         QmpProtocolError: there are too many NICs to be true.
     """
-    names = tuple(dict.fromkeys(_NIC.findall(printed)))  # one line for each queue
+    return _clients(printed, lambda kind: kind == _NIC)
+
+
+async def netdevs(monitor: Monitor) -> tuple[str, ...]:
+    """These are the ids of what is behind the machine's NICs, in QEMU's order.
+
+    Raises:
+        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer, or there are too many to be true.
+    """
+    return parse_netdevs(await monitor.hmp("info network"))
+
+
+def parse_netdevs(printed: str) -> tuple[str, ...]:
+    """This reads the answer to ``info network``.
+
+    Raises:
+        QmpProtocolError: there are too many netdevs to be true.
+    """
+    return _clients(printed, lambda kind: kind != _NIC)
+
+
+def _clients(printed: str, is_wanted: Callable[[str], bool]) -> tuple[str, ...]:
+    """These are the names of the network clients of some kinds; each queue has a line of its own."""
+    names = dict.fromkeys(name for name, kind in _CLIENT.findall(printed) if is_wanted(kind))
     if len(names) > MAX_DEVICES:
-        raise QmpProtocolError("info network", f"{len(names)} NICs")
-    return names
+        raise QmpProtocolError("info network", f"{len(names)} NICs or netdevs")
+    return tuple(names)
 
 
 async def set_link(monitor: Monitor, name: str, *, up: bool) -> None:
@@ -105,19 +120,15 @@ async def disk_nodes(monitor: Monitor) -> tuple[DiskNode, ...]:
     """These are the disks that have a medium and may write to it.
 
     Raises:
-        QmpProtocolError: the answer has another form.
+        MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer, or in another form.
     """
-    value = await monitor.execute("query-block")
-    try:
-        found = msgspec.convert(value, tuple[_Block, ...])
-    except msgspec.ValidationError as error:
-        raise QmpProtocolError("query-block", str(error)) from error
+    found = await block_devices(monitor)
     if len(found) > MAX_DEVICES:
         raise QmpProtocolError("query-block", f"{len(found)} disks")
     return tuple(
-        DiskNode(one.device, one.inserted.node_name, one.inserted.drv)
+        DiskNode(one.backend, one.node, one.format)
         for one in found
-        if one.inserted is not None and not one.inserted.ro
+        if one.format and not one.read_only
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 import qvmi
-from qvmi.addr import PAGE_SIZE, Pa
+from qvmi.addr import PAGE_SIZE, Pa, Va
 from qvmi.errors import DiskRefused, NoSuchFile, PolicyDenied, UsageError
 from qvmi.machine.disks import Disk, DiskProvenance
 from qvmi.machine.machine import Machine
@@ -254,6 +254,27 @@ def test_a_page_that_is_changed_in_memory_alone_is_a_finding(running: Running) -
     assert row["cached"] == hashlib.sha256(b"tampered" + page[8:]).hexdigest()
     check("disk compare", [row])
     assert compared(running) == (0, [])
+
+
+@asynchronous
+async def test_a_page_that_its_kernel_has_forged_away_is_a_gap(running: Running) -> None:
+    running.vm.run("sha256sum /layered/known")
+    policy = MAY.plus(Grant.WRITE)
+    async with qvmi.attach(running.qmp, policy=policy) as machine:
+        (page,) = pages_with(machine, KNOWN[PLACE : PLACE + PAGE_SIZE])
+        field = machine.symbols.find_field("page", ("mapping",))
+        assert field is not None
+        place = Va(machine.guest.memmap.page_at(page) + field.offset)
+        mapping = machine.guest.kernel.space.read(place, 8)
+        forged = int.from_bytes(mapping, "little") + PAGE_SIZE
+        await machine.write_virtual(place, forged.to_bytes(8, "little"))
+        try:
+            listing = await machine.disk_differences("/layered/known")
+        finally:
+            await machine.write_virtual(place, mapping)
+        (gap,) = listing.gaps
+        assert "no page of this file" in gap.reason
+        assert not (await machine.disk_differences("/layered/known")).gaps
 
 
 def test_the_codepack_raises_and_clears_an_alert_with_both_views(

@@ -36,6 +36,8 @@ _HOTPLUGGED: Final = "hotplugged"
 _MAX_PROPERTIES: Final = 65536
 """Children of an object: a machine has some hundred devices."""
 _FILTERS: Final = "filters:"
+_FILTER: Final = "  - "
+"""Begins each of the lines behind that, which QEMU prints for each client that has filters."""
 _FORWARD: Final = "HOST_FORWARD]"
 _CHILD: Final = re.compile(r"child<(.+)>")
 _OPTIONS: Final = frozenset({"netdev", "nic", "net"})
@@ -128,8 +130,8 @@ async def _lines(monitor: Monitor, line: str) -> Sequence[str]:
 
 def _netdevs(lines: Sequence[str]) -> Iterator[Netdev]:
     for line in lines[:_MAX_NETDEVS]:
-        if line.startswith(_FILTERS):
-            return
+        if line.startswith((_FILTERS, _FILTER)):
+            continue
         match = _NETDEV.fullmatch(line)
         if match:
             port = match["port"] or ""
@@ -139,11 +141,7 @@ def _netdevs(lines: Sequence[str]) -> Iterator[Netdev]:
 
 
 def _filters(lines: Sequence[str]) -> Iterator[str]:
-    found = False
-    for line in lines:
-        if found and line.strip().startswith("- "):
-            yield line.strip()[2:]
-        found = found or line.startswith(_FILTERS)
+    return (line.removeprefix(_FILTER).strip() for line in lines if line.startswith(_FILTER))
 
 
 def _children(objects: Sequence[_Object]) -> Mapping[str, str]:

@@ -21,7 +21,7 @@ from qvmi.semantics.linux.super_block import FileSystem, KnownInode
 from qvmi.semantics.linux.xarray import Entry
 from qvmi.semantics.rows.cached_files import CachedFile, FilePiece, MissingRange
 
-__all__ = ["FileContents", "Write", "folio_of"]
+__all__ = ["NEVER_READ", "FileContents", "Write", "folio_of"]
 
 Write = Callable[[int, bytes], None]
 """Takes an offset in the file, and the bytes there."""
@@ -34,6 +34,8 @@ _CHUNK: Final = 1 << 20
 _NOT_CACHED: Final = "not in memory"
 _SWAPPED: Final = "swapped out"
 _NOT_READ: Final = "not, or not wholly, read from the device"
+NEVER_READ: Final = frozenset({_NOT_CACHED, _NOT_READ})
+"""Why parts of a file are missing that were not yet read from its disk; all other reasons are problems."""
 _BLOCK_DEVICE: Final = 0o060000
 _FORMAT: Final = 0o170000
 

@@ -142,6 +142,14 @@ def test_blocks_are_told_by_their_hashes_and_holes_by_none(image: Image, source:
     assert (digests[5], digests[6]) == ("", "")
 
 
+def test_what_is_no_file_has_no_blocks_that_could_be_compared(image: Image) -> None:
+    entries = listed(image, "/")
+    with opened(image) as disk:
+        for name in ("etc", "fifo", "to passwd"):
+            facts, digests = disk.blocks(entries[name].inode, [0, 1], 4096)
+            assert (facts.kind, digests) == (entries[name].kind, ("", ""))
+
+
 def test_of_a_large_file_the_blocks_that_are_asked_for_are_read_and_no_others(
     image: Image,
 ) -> None:
@@ -177,6 +185,13 @@ def small(tmp_path: Path) -> Path:
     for name in ("one", "two", "three"):
         (source / name).write_text(name)
     return file_system(tmp_path / "disk", source, "-t", "ext4", size="8M")
+
+
+def test_the_blocks_of_a_file_that_is_encrypted_are_not_compared(small: Path) -> None:
+    inode = listed(("raw", small), "/")["two"].inode
+    ran("debugfs", "-w", "-R", "set_inode_field /two flags 0x80800", small)
+    with opened(("raw", small)) as disk, pytest.raises(CorruptDisk, match="encrypted"):
+        disk.blocks(inode, [0], 4096)
 
 
 def test_what_is_damaged_in_a_folder_is_a_gap_and_hides_nothing_else(small: Path) -> None:

@@ -80,6 +80,13 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize("name", ["/a\0b", "/\ud800"], ids=["NUL", "surrogate"])
+@pytest.mark.parametrize("qemu", [US, None], ids=["QEMU's", "by name"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, qemu: int | None) -> None:
+    with pytest.raises(DiskRefused), opened(name, qemu):
+        pass
+
+
 def test_one_image_that_cannot_be_opened_leaves_none_open(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"content")

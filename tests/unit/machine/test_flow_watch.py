@@ -2,19 +2,23 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
+
 from qvmi.machine.flow_owners import LEAST_LOOKS
 from qvmi.machine.flow_watch import FlowWatch, Look
 from qvmi.machine.network_capture import NetworkCapture
-from qvmi.semantics.guest_os import Gap
+from qvmi.semantics.guest_os import Gap, Socket
 from qvmi.view import Provenance, Taken
 from tests.asynchronous import asynchronous
 from tests.unit.network.frames import capture, dns_answer, frame
 
+DEADLINE_S = 30.0
 OWN, FAR = ("10.0.2.15", 40000), ("192.0.2.7", 443)
 ANSWER = frame(
     ("10.0.2.3", 53),
@@ -116,3 +120,27 @@ async def test_others_have_their_turns_while_much_is_read(tmp_path: Path) -> Non
     beside.cancel()
     assert flow.packets_in + flow.packets_out == 5001
     assert turns > 10
+
+
+class SlowSockets(tuple[Socket, ...]):
+    """Sockets that are looked through only once somebody else had a turn."""
+
+    __slots__ = ()
+    turn = threading.Event()
+
+    def __iter__(self) -> Iterator[Socket]:
+        assert self.turn.wait(DEADLINE_S)
+        return super().__iter__()
+
+
+@asynchronous
+async def test_others_have_their_turns_while_owners_are_looked_up(tmp_path: Path) -> None:
+    wire, sockets = Wire(tmp_path), SlowSockets()
+    sockets.turn.clear()
+
+    async def look() -> Look:
+        asyncio.get_running_loop().call_soon(sockets.turn.set)
+        return msgspec.structs.replace(await wire.look(), sockets=sockets)
+
+    (flow,) = await FlowWatch(wire.capture, look).watch(0.0, round_s=0.001)
+    assert flow.pid is None

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import pytest
@@ -28,6 +29,7 @@ rule needle : first second {
 }
 """
 PATIENCE_S: Final = 60
+NOBODY: Final = 65534
 """However slow the host is, no rule but the slow one takes so long."""
 SLOW: Final = """
 rule slow {
@@ -138,10 +140,37 @@ def test_a_folder_stands_for_all_files_of_rules_in_it_and_below(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("", "no file that ends in .yar"), ("nowhere", "No such file")]
+    ("name", "words"),
+    [
+        ("", "no file that ends in .yar"),
+        ("nowhere", "No such file"),
+        ("~nobody of that name", "home directory"),
+    ],
 )
 def test_a_folder_without_rules_or_none_at_all_is_told(
     tmp_path: Path, name: str, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        ScanRules.of_places([tmp_path / name])
+        ScanRules.of_places([Path(name) if name.startswith("~") else tmp_path / name])
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """This has files be looked at as somebody would whom none of them is."""
+    ours = os.geteuid()
+    if ours == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(ours)
+
+
+def test_a_folder_of_rules_that_cannot_be_looked_into_is_told() -> None:
+    with TemporaryDirectory(prefix="qvmi-") as name:
+        folder = Path(name)
+        (folder / "seen.yar").write_text(NEEDLE)
+        (folder / "closed").mkdir(0)
+        folder.chmod(0o755)
+        with unprivileged(), pytest.raises(UsageError, match=r"closed: Permission denied"):
+            ScanRules.of_places([folder])

@@ -47,6 +47,7 @@ def test_a_chain_is_told_from_the_image_that_is_written() -> None:
     device = only(TOP)
     assert device.images == (BlockImage("qcow2", "top.qcow2"), BlockImage("raw", "ext.raw"))
     assert (device.backend, device.node, device.size) == ("d0", "#block121", 67108864)
+    assert (device.format, device.read_only) == ("qcow2", False)
     assert not device.refused
 
 
@@ -93,6 +94,14 @@ def test_a_chain_without_end_is_refused() -> None:
     for _ in range(100):
         image = {"filename": "ext.raw", "format": "raw", "backing-image": image}  # type: ignore[dict-item] # nested
     assert "more than 64 images" in only(image).refused
+
+
+def test_a_chain_deeper_than_can_be_read_is_an_error() -> None:
+    image = dict[str, Any](TOP)
+    for _ in range(100_000):
+        image = {"filename": "ext.raw", "format": "raw", "backing-image": image}
+    with pytest.raises(QmpProtocolError):
+        only(image)
 
 
 @pytest.mark.parametrize("blocks", [None, {}, [{"device": 1}], [{"device": "x", "inserted": {}}]])

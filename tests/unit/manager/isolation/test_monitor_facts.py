@@ -21,6 +21,10 @@ virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:5
 filters:
   - fm: type=filter-mirror,vnet_hdr_support=false,outdev=c2,position=tail,netdev=u,queue=tx
   - fd: type=filter-dump,file=/tmp/pcap,maxlen=65536,netdev=u,queue=all
+c1: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:58
+ \ v: index=0,type=tap,ifname=tap1,script=no,downscript=no
+filters:
+  - fv: type=filter-dump,file=/tmp/v,maxlen=65536,netdev=v,queue=rx
 """
 USERNET = """Hub -1 (u):
   Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
@@ -98,10 +102,13 @@ async def test_all_that_has_a_way_out_is_read() -> None:
             Netdev("m", "socket", "socket: mcast=230.0.0.1:1234"),
             Netdev("virtio-net-pci.0", "nic", "model=virtio-net-pci,macaddr=52:54:00:12:34:56"),
             Netdev("t", "tap", "ifname=tap0,script=no,downscript=no"),
+            Netdev("c1", "nic", "model=e1000,macaddr=52:54:00:12:34:58"),
+            Netdev("v", "tap", "ifname=tap1,script=no,downscript=no"),
         ),
         filters=(
             "fm: type=filter-mirror,vnet_hdr_support=false,outdev=c2,position=tail,netdev=u,queue=tx",
             "fd: type=filter-dump,file=/tmp/pcap,maxlen=65536,netdev=u,queue=all",
+            "fv: type=filter-dump,file=/tmp/v,maxlen=65536,netdev=v,queue=rx",
         ),
         forwards=("TCP[HOST_FORWARD]  15       127.0.0.1  2222       10.0.2.15    22     0     0",),
         chardevs=(Chardev("compat_monitor0", "unix:/q,server=on"),),
