@@ -1,6 +1,5 @@
 """The command that runs codepacks and prints alerts as they come: ``watch``."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import (
@@ -24,7 +23,7 @@ from qvmi.cli.left_out import possible, require_fitting
 from qvmi.cli.output import Output
 from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.responding import Response, Wishes, responding
-from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.stop_signal import stop_signal, until_stopped
 from qvmi.cli.values import PackSetting
 from qvmi.cli.watch_report import WatchReport
 from qvmi.cli.words import (
@@ -119,7 +118,7 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
                 )
                 if packs == USUAL_PACKS and not only:
                     output.message(_NOT_ALL)
-                await _follow(messages, report, stop, duration_s)
+                await until_stopped(_follow(messages, report), stop, duration_s)
     except QvmiError as error:
         if not report.found_anything:
             raise
@@ -313,27 +312,7 @@ def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list
     ]
 
 
-async def _follow(
-    messages: AsyncIterator[Message],
-    report: WatchReport,
-    stop: asyncio.Event,
-    limit_s: float | None,
-) -> None:
-    """This reports messages until the machine is gone, the signal comes, or the time is up."""
-
-    async def read() -> None:
-        async for message in messages:
-            report.add(message)
-
-    reading = asyncio.create_task(read(), name="qvmi-report")
-    stopping = asyncio.create_task(stop.wait(), name="qvmi-stop")
-    try:
-        await asyncio.wait(
-            {reading, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if reading.done():
-            reading.result()
-    finally:
-        reading.cancel()
-        stopping.cancel()
-        await asyncio.wait({reading, stopping})
+async def _follow(messages: AsyncIterator[Message], report: WatchReport) -> None:
+    """This reports messages until the machine is gone, which it raises."""
+    async for message in messages:
+        report.add(message)
