@@ -88,7 +88,7 @@ PACK_COMMANDS: Final = (
         _pack,
         # Of which a codepack is shown what the policy file grants it.
         grants=("disk", "network-capture"),
-        elsewhere=(("run", Needs.GUEST, "qvmi.cli.pack_running:run"),),
+        on_guest=(("run", "qvmi.cli.pack_running:run"),),
     ),
     Command(
         "keys",

@@ -46,7 +46,7 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "action"), [(one, action[0]) for one in COMMANDS for action in one.elsewhere]
+    ("command", "action"), [(one, action[0]) for one in COMMANDS for action in one.on_guest]
 )
 def test_a_handler_of_one_action_takes_the_same(command: Command, action: str) -> None:
     asked = command.as_asked(action)
