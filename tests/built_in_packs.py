@@ -2,17 +2,18 @@
 
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-from qvmi.cli.watching import PACK_MAKERS
+from qvmi.cli.words import PACKS
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.manifest import built_in_manifest
+from qvmi.codepacks.pack_loader import load_installed
 from qvmi.codepacks.resources import RESOURCE_GRANTS
 
 __all__ = ["MEMORY_PACKS", "RULES", "made"]
 
 MEMORY_PACKS: Final = tuple(
-    name for name in PACK_MAKERS if RESOURCE_GRANTS.isdisjoint(built_in_manifest(name).grants)
+    name for name in PACKS if RESOURCE_GRANTS.isdisjoint(built_in_manifest(name).grants)
 )
 """Those that look at nothing but the guest's memory."""
 
@@ -26,4 +27,5 @@ def made(name: str, interval_s: float) -> Codepack:
         rules = Path(folder, "nothing.yar")
         rules.write_text(RULES)
         options: dict[str, dict[str, object]] = {"known-malware": {"rules": [str(rules)]}}
-        return PACK_MAKERS[name](interval_s, **options.get(name, {}))
+        entry = built_in_manifest(name).entry
+        return cast("Codepack", load_installed(name, entry, interval_s, **options.get(name, {})))

@@ -251,7 +251,7 @@ def make_parser() -> ArgumentParser:
         if command.prepare:
             own.set_defaults(usage_text=own.format_help)
         command.declare(own)
-        needs = command.elsewhere[0][1] if command.elsewhere else command.needs
+        needs = Needs.GUEST if command.on_guest else command.needs
         _add_options(own, needs, but=command.not_behind)
     return parser
 

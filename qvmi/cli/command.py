@@ -46,8 +46,8 @@ class Command(NamedTuple):
         late: its argument that may be left out, and still stand behind options: there the parser does
             not look for it.
         grants: what it may do beyond looking, which whoever types it has asked for.
-        elsewhere: values of its argument ``action`` that need something else, each with what that is
-            and what runs it instead; a dump can be asked for those.
+        on_guest: values of its argument ``action`` that ask a guest or a dump, each with what runs it
+            instead.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Command(NamedTuple):
     not_behind: tuple[str, ...] = ()
     late: str = ""
     grants: tuple[str, ...] = ()
-    elsewhere: tuple[tuple[str, Needs, str], ...] = ()
+    on_guest: tuple[tuple[str, str], ...] = ()
 
     def as_asked(self, action: object) -> "Command":
         """This is the command as it is run for an action of its own, if it has any."""
-        for name, needs, handler in self.elsewhere:
+        for name, handler in self.on_guest:
             if name == action:
-                return self._replace(needs=needs, handler=handler, why_no_dump="")
+                return self._replace(needs=Needs.GUEST, handler=handler, why_no_dump="")
         return self

@@ -1,6 +1,5 @@
 """The commands as data: what each is called, what it says of itself, what it takes, what runs it."""
 
-from textwrap import fill
 from typing import Final
 
 from qvmi.cli import declarations
@@ -14,11 +13,9 @@ from qvmi.cli.listing_commands import LISTING_COMMANDS
 from qvmi.cli.pack_commands import PACK_COMMANDS
 from qvmi.cli.respond_command import RESPOND
 from qvmi.cli.scan_command import SCAN
-from qvmi.cli.words import PACKS
+from qvmi.cli.watch_command import WATCH
 
 __all__ = ["COMMANDS"]
-
-_PACKS_TEXT: Final = fill(f"Codepacks: {', '.join(PACKS)}.", 92, break_on_hyphens=False)
 
 COMMANDS: Final = (
     *LISTING_COMMANDS,
@@ -202,35 +199,7 @@ COMMANDS: Final = (
         "qvmi.cli.machines:find",
         declarations.nothing,
     ),
-    Command(
-        "watch",
-        "codepacks on, alerts as they come",
-        "Runs codepacks until Ctrl-C, and prints alerts and their clearing as they come; with\n"
-        "--json one document a line, each with its kind: alert, cleared, status, response. Ends with 1\n"
-        "when there was an alert, else with 4 when a codepack could not see all it wanted to.\n"
-        "Without a name it runs hidden-processes alone; `all` runs all that come with qvmi.\n"
-        f"{_PACKS_TEXT}\n"
-        "Others' are in folders, and must be signed by a key that is trusted. What they are granted\n"
-        "says the policy: without one, they may only read, and all leaves out who is shown more.",
-        (
-            ("qvmi --qmp /run/vm/qmp.sock watch", "until Ctrl-C"),
-            ("qvmi --qmp /run/vm/qmp.sock watch hidden-processes --for 60 --json", "a minute"),
-            (
-                "qvmi --qmp /run/vm/qmp.sock watch --load ./my-pack --policy policy.toml",
-                "others too",
-            ),
-            (
-                "qvmi --qmp /run/vm/qmp.sock watch --playbook book.toml --policy policy.toml",
-                "what would be done about it? --respond does it",
-            ),
-        ),
-        Needs.GUEST,
-        "qvmi.cli.watching:watch",
-        declarations.watch,
-        why_no_dump="nothing happens in a dump any more",
-        # Of which a codepack is shown what the policy file grants it.
-        grants=("disk", "network-capture"),
-    ),
+    WATCH,
     EVENTS,
     RESPOND,
     *PACK_COMMANDS,

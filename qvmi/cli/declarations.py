@@ -1,9 +1,9 @@
 """The arguments of each command, named as the parameters of what runs it."""
 
-from argparse import REMAINDER, Action, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import REMAINDER, Action, ArgumentParser, Namespace
 
 from qvmi.cli import values
-from qvmi.cli.words import PACK_GROUPS, PACKS, PLACEMENTS, SHELLS, USUAL_PACKS
+from qvmi.cli.words import SHELLS
 
 __all__ = [
     "audit",
@@ -14,6 +14,7 @@ __all__ = [
     "dump",
     "gdb",
     "isf",
+    "keys_folder",
     "listing",
     "listing_of_process",
     "listing_of_processes",
@@ -28,7 +29,6 @@ __all__ = [
     "translate",
     "type_layout",
     "vol",
-    "watch",
 ]
 
 
@@ -320,69 +320,14 @@ def doctor(parser: ArgumentParser) -> None:
     )
 
 
-def _pack_name(text: str) -> str:
-    """This reads the name of a codepack that comes with qvmi, or of a group of them."""
-    known = (*PACK_GROUPS, *PACKS)
-    if text in known:
-        return text
-    from qvmi.settings import nearest
-
-    raise ArgumentTypeError(f"there is no codepack {text!r}{nearest(text, known)}")
-
-
-def watch(parser: ArgumentParser) -> None:
-    """This adds the arguments of ``watch``."""
-    parser.add_argument(
-        "packs",
-        metavar="PACK",
-        nargs="*",
-        type=_pack_name,
-        choices=(*PACK_GROUPS, *PACKS),
-        default=USUAL_PACKS,
-        help="codepacks, or all of them; the usual one, which is hidden-processes",
-    )
-    parser.add_argument(
-        "--interval",
-        metavar="S",
-        type=values.seconds,
-        help="seconds from look to look of qvmi's own codepacks; else, and of others, as in the manifest",
-    )
-    parser.add_argument(
-        "--for",
-        dest="duration_s",
-        metavar="S",
-        type=values.seconds,
-        help="end after so many seconds; at Ctrl-C",
-    )
-    parser.add_argument(
-        "--load",
-        metavar="FOLDER",
-        type=values.given,
-        action="append",
-        default=[],
-        help="a codepack of somebody else's, which must be signed; may be given again",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="NAME,…",
-        type=values.names,
-        default=(),
-        help="of all these, run only those; else those that are loaded run beside qvmi's own",
-    )
-    parser.add_argument(
-        "--policy",
-        metavar="FILE",
-        type=values.given,
-        help="a TOML file of what codepacks are granted; they may only read",
-    )
+def keys_folder(parser: ArgumentParser) -> None:
+    """This adds where keys are."""
     parser.add_argument(
         "--keys",
         metavar="FOLDER",
         type=values.given,
         help="the folder of keys; qvmi/keys in $XDG_CONFIG_HOME, or in ~/.config",
     )
-    pack_settings(parser)
-    _placement(parser)
 
 
 def pack_settings(parser: ArgumentParser) -> None:
@@ -395,48 +340,6 @@ def pack_settings(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         help="an option of a codepack, as its manifest names it; of a list, one of its values",
-    )
-
-
-def _placement(parser: ArgumentParser) -> None:
-    """This adds what says where codepacks run, and over which broker they are heard."""
-    parser.add_argument(
-        "--bus",
-        metavar="URL",
-        type=values.given,
-        help="a broker that exists: mqtt://, mqtts:// or unix://, with USER@ and ?secret-file=FILE",
-    )
-    parser.add_argument(
-        "--placement",
-        choices=PLACEMENTS,
-        default=PLACEMENTS[0],
-        help="where codepacks run: in this process, or each in one of its own",
-    )
-    parser.add_argument(
-        "--state",
-        metavar="FOLDER",
-        type=values.given,
-        help="for what is kept, as which alerts stand; of a manager and of --respond /var/lib/qvmi of"
-        " root's, else ~/.local/state/qvmi",
-    )
-    parser.add_argument(
-        "--log", metavar="FILE", type=values.given, help="append every message, as lines of JSON"
-    )
-    parser.add_argument(
-        "--playbook",
-        metavar="FILE",
-        type=values.given,
-        help="what alerts lead to; it is only told what would be done, unless",
-    )
-    parser.add_argument(
-        "--respond",
-        action="store_true",
-        help="do it, as far as [codepacks.response] of the policy grants it",
-    )
-    parser.add_argument(
-        "--allow-unproven-isolation",
-        action="store_true",
-        help="run them though nothing proves that the guest cannot reach the bus; alerts say so",
     )
 
 

@@ -1,15 +1,14 @@
 """The command that serves other tools: ``gateway``."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
-from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.stop_signal import stop_signal, until_stopped
 from qvmi.cli.words import GATEWAY_HOLDER
 from qvmi.errors import UsageError
-from qvmi.manager.gateways.gateway import Gateway, Places, gateways
+from qvmi.manager.gateways.gateway import Places, gateways
 from qvmi.policy import READ_ONLY, Grant, Policy, read_policies
 from qvmi.qmp.monitor import Monitor
 
@@ -44,7 +43,7 @@ async def gateway(  # noqa: PLR0913 - what its command declares
     with stop_signal() as stop:
         async with opened as serving:
             _tell(output, places, granted)
-            await _until(stop, serving)
+            await until_stopped(serving.until_gone(), stop)
     if serving.stood_still_s:
         ms = serving.stood_still_s * 1000
         output.message(f"the guest stood still for {ms:.1f} ms in all, for those who held it")
@@ -61,17 +60,3 @@ def _tell(output: Output, places: Places, policy: Policy) -> None:
             "gdb stops the guest, which is not granted: it can look at one that stands still already;"
             " see --may-pause"
         )
-
-
-async def _until(stop: asyncio.Event, opened: Gateway) -> None:
-    """This waits for the signal, or raises why there is nothing left to serve."""
-    stopping = asyncio.create_task(stop.wait(), name="qvmi-stop")
-    serving = asyncio.create_task(opened.until_gone(), name="qvmi-gateway")
-    try:
-        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
-    finally:
-        stopping.cancel()
-        serving.cancel()
-        await asyncio.wait({stopping, serving})

@@ -1,17 +1,22 @@
-"""Which of qvmi's own codepacks cannot be shown what they want of a machine, and why."""
+"""Which codepacks a machine is not for: what they want cannot be shown, or another guest runs."""
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from qvmi.cli.output import Output
-from qvmi.codepacks.manifest import built_in_manifest
+from qvmi.codepacks.looker import InspectedMachine
+from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.resource_fetch import ResourceMachine
 from qvmi.codepacks.resources import RESOURCE_GRANTS
-from qvmi.errors import CodepackRefused, PolicyDenied
+from qvmi.errors import CodepackRefused, PolicyDenied, QueryTimeout, StaleView, UnknownGuest
 from qvmi.manager.pack_spec import NOT_IN_A_PROCESS
 from qvmi.manager.records import note
 from qvmi.policy import Policies, refuse
 
-__all__ = ["possible", "require_possible"]
+__all__ = ["possible", "require_fitting", "require_possible"]
+
+_FACTS_TIMEOUT_S: Final = 30.0
+"""Longest wait for what system runs; it is known already, and only the time is read."""
 
 
 async def possible(
@@ -58,6 +63,16 @@ async def require_possible(machine: object, name: str, policies: Policies) -> No
         await _require(machine, name, policies, in_process=False)
     except (PolicyDenied, CodepackRefused) as error:
         _raise(error)
+
+
+async def require_fitting(machine: InspectedMachine, manifests: Sequence[Manifest]) -> None:
+    """This raises CodepackRefused where a codepack is not made for the guest, as far as that is known."""
+    try:
+        facts = await machine.query(lambda guest: guest.facts(), timeout_s=_FACTS_TIMEOUT_S)
+    except (UnknownGuest, StaleView, QueryTimeout):
+        return  # whatever runs there, the codepack will say that it cannot see it
+    for manifest in manifests:
+        manifest.require_guest(facts.os, facts.architecture)
 
 
 def _raise(error: PolicyDenied | CodepackRefused) -> None:

@@ -43,25 +43,20 @@ async def managed(  # noqa: PLR0913 - one for each argument of the command
     """
     if not isinstance(machine, Machine):
         raise UsageError("codepacks in processes of their own watch a live machine")
+    packs = [
+        *((one, interval_s, None) for one in own),
+        *((one.folder.manifest, None, one) for one in others),
+    ]
     specs = [
-        PackSpec.of_manifest(
-            one,
-            policies.of(one.name),
-            interval_s=interval_s,
-            answers=one.name in asked,
-            options=options[one.name],
-        )
-        for one in own
-    ] + [
         PackSpec.of_manifest(
             manifest,
             policies.of(manifest.name),
-            code=pack,
+            interval_s=every_s,
+            code=code,
             answers=manifest.name in asked,
             options=options[manifest.name],
         )
-        for pack in others
-        for manifest in [pack.folder.manifest]
+        for manifest, every_s, code in packs
     ]
     async with manage(
         machine,

@@ -5,7 +5,7 @@ from typing import Final
 
 from qvmi.cli import values
 from qvmi.cli.command import Command, Needs
-from qvmi.cli.declarations import pack_settings
+from qvmi.cli.declarations import keys_folder, pack_settings
 
 __all__ = ["PACK_COMMANDS"]
 
@@ -44,7 +44,7 @@ def _pack(parser: ArgumentParser) -> None:
         "--policy", metavar="FILE", type=values.given, help="run: what codepacks are granted"
     )
     pack_settings(parser)
-    _keys_folder(parser)
+    keys_folder(parser)
 
 
 def _keys(parser: ArgumentParser) -> None:
@@ -59,16 +59,7 @@ def _keys(parser: ArgumentParser) -> None:
         type=values.given,
         help="new: its name; trust: its .pub file; revoke: its name or id",
     )
-    _keys_folder(parser)
-
-
-def _keys_folder(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--keys",
-        metavar="FOLDER",
-        type=values.given,
-        help="the folder of keys; qvmi/keys in $XDG_CONFIG_HOME, or in ~/.config",
-    )
+    keys_folder(parser)
 
 
 PACK_COMMANDS: Final = (
@@ -97,7 +88,7 @@ PACK_COMMANDS: Final = (
         _pack,
         # Of which a codepack is shown what the policy file grants it.
         grants=("disk", "network-capture"),
-        elsewhere=(("run", Needs.GUEST, "qvmi.cli.pack_running:run"),),
+        on_guest=(("run", "qvmi.cli.pack_running:run"),),
     ),
     Command(
         "keys",

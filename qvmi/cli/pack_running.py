@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -12,13 +12,12 @@ from qvmi import __version__
 from qvmi.cli.dumped import AskedDump
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
-from qvmi.cli.left_out import require_possible
+from qvmi.cli.left_out import require_fitting, require_possible
 from qvmi.cli.output import Output
 from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.packs import require_pack
 from qvmi.cli.values import PackSetting
 from qvmi.cli.watch_report import observed
-from qvmi.cli.watching import PACK_MAKERS, require_fitting
 from qvmi.cli.words import PACKS
 from qvmi.codepacks.alert import GUARD_RAILS, evidence_hash
 from qvmi.codepacks.codepack import Codepack
@@ -26,7 +25,7 @@ from qvmi.codepacks.confirmation import ROUNDS_TO_RAISE, Confirmed
 from qvmi.codepacks.inspection import Inspection, inspect_guest
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
-from qvmi.codepacks.pack_loader import load
+from qvmi.codepacks.pack_loader import load, load_installed
 from qvmi.codepacks.pack_options import PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.resources import RESOURCE_GRANTS
@@ -120,7 +119,8 @@ def _made(
 ) -> Codepack:
     interval_s = interval_s or manifest.management.interval_s
     if verified is None:
-        return PACK_MAKERS[manifest.name](interval_s, **its.values)
+        own = load_installed(manifest.name, manifest.entry, interval_s, **its.values)
+        return cast("Codepack", own)  # no service comes with qvmi
     return load(verified, **{**its.values, "interval_s": interval_s})
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["stop_signal"]
+__all__ = ["stop_signal", "until_stopped"]
 
 
 @contextmanager
@@ -34,3 +35,21 @@ def stop_signal() -> Iterator[asyncio.Event]:
         yield stop
     finally:
         restore()
+
+
+async def until_stopped(
+    work: Coroutine[Any, Any, object], stop: asyncio.Event, limit_s: float | None = None
+) -> None:
+    """This works until that is done, which may raise, until the signal comes, or until the time is up."""
+    working = asyncio.create_task(work, name="qvmi-work")
+    stopping = asyncio.create_task(stop.wait(), name="qvmi-stop")
+    try:
+        await asyncio.wait(
+            {working, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait({working, stopping})

@@ -1,17 +1,16 @@
 """The command that runs codepacks and prints alerts as they come: ``watch``."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     asynccontextmanager,
     nullcontext,
 )
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from qvmi import __version__
 from qvmi.bus.broker import find_mosquitto, mosquitto
@@ -20,11 +19,11 @@ from qvmi.bus.message import Message
 from qvmi.bus.mqtt import broker_at
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.keys import key_ring
-from qvmi.cli.left_out import possible
+from qvmi.cli.left_out import possible, require_fitting
 from qvmi.cli.output import Output
 from qvmi.cli.pack_settings import prepared_options, ready
 from qvmi.cli.responding import Response, Wishes, responding
-from qvmi.cli.stop_signal import stop_signal
+from qvmi.cli.stop_signal import stop_signal, until_stopped
 from qvmi.cli.values import PackSetting
 from qvmi.cli.watch_report import WatchReport
 from qvmi.cli.words import (
@@ -38,67 +37,22 @@ from qvmi.cli.words import (
 )
 from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.container_escape import ContainerEscape
-from qvmi.codepacks.credentials import CredentialWatch
-from qvmi.codepacks.disk_differences import DiskDifferences
-from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
-from qvmi.codepacks.hidden_modules import HiddenModules
-from qvmi.codepacks.hidden_processes import HiddenProcesses
-from qvmi.codepacks.hidden_sockets import HiddenSockets
-from qvmi.codepacks.impostors import Impostors
-from qvmi.codepacks.injection import Injection
-from qvmi.codepacks.interrupt_table import InterruptTable
-from qvmi.codepacks.kernel_hooks import KernelHooks
-from qvmi.codepacks.kernel_settings import KernelSettings
-from qvmi.codepacks.kernel_text import KernelText
 from qvmi.codepacks.key_ring import KeyRing
-from qvmi.codepacks.known_malware import KnownMalware
-from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
-from qvmi.codepacks.pack_loader import load_any
+from qvmi.codepacks.pack_loader import load_any, load_installed
 from qvmi.codepacks.pack_options import PackOptions
 from qvmi.codepacks.pack_signature import VerifiedPack
-from qvmi.codepacks.persistence import Persistence
-from qvmi.codepacks.system_calls import SystemCalls
+from qvmi.codepacks.service import ServicePack
 from qvmi.codepacks.third_party import require_signed
-from qvmi.codepacks.unusual_code import UnusualCode
-from qvmi.errors import (
-    BrokerUnavailable,
-    QueryTimeout,
-    QvmiError,
-    StaleView,
-    UnknownGuest,
-    UsageError,
-)
+from qvmi.errors import BrokerUnavailable, QvmiError, UsageError
 from qvmi.manager.records import note
 from qvmi.manager.watch import WatchedMachine
 from qvmi.manager.watch import watch as watch_machine
 from qvmi.policy import Policies, read_policies
 from qvmi.settings import nearest
 
-__all__ = ["PACK_MAKERS", "require_fitting", "watch"]
+__all__ = ["watch"]
 
-PACK_MAKERS: Final[Mapping[str, Callable[..., Codepack]]] = {
-    "hidden-processes": HiddenProcesses,
-    "system-calls": SystemCalls,
-    "kernel-text": KernelText,
-    "hidden-modules": HiddenModules,
-    "interrupt-table": InterruptTable,
-    "kernel-hooks": KernelHooks,
-    "kernel-settings": KernelSettings,
-    "unusual-code": UnusualCode,
-    "credentials": CredentialWatch,
-    "injection": Injection,
-    "impostors": Impostors,
-    "hidden-sockets": HiddenSockets,
-    "persistence": Persistence,
-    "container-escape": ContainerEscape,
-    "disk-differences": DiskDifferences,
-    "flows-without-owner": FlowsWithoutOwner,
-    "known-malware": KnownMalware,
-}
-_FACTS_TIMEOUT_S: Final = 30.0
-"""Longest wait for what system runs; it is known already, and only the time is read."""
 _NOT_ALL: Final = (
     f"of qvmi's own codepacks that is {' '.join(PACK_GROUPS[USUAL_PACKS])} alone:"
     f" `watch all` runs all {len(PACKS)}, but those that lack rules or that policy or machine do not let"
@@ -146,45 +100,30 @@ async def watch(  # noqa: PLR0913 - one for each argument of the command
     policies = Policies() if policy is None else read_policies(Path(policy))
     others = _verified(load, policies, key_ring(keys))
     _warn_of_unmatched(output, policy, policies, others)
-    own = _named(packs)
-    if only:
-        own, others = _chosen(only, PACKS if packs == USUAL_PACKS else own, others)
+    names, others = _asked_for(packs, only, others)
     named = (*only, *_words(packs))
-    own = await possible(
-        *(machine, output, ready(own, named, settings, output)),
-        named=named,
-        policies=policies,
-        in_process=placed.process,
+    names = ready(names, named, settings, output)
+    names = await possible(
+        machine, output, names, named=named, policies=policies, in_process=placed.process
     )
-    chosen = _Chosen.of(own, others, policies, interval)
+    chosen = _Chosen(tuple(map(built_in_manifest, names)), others, policies, interval, settings)
     report = WatchReport(output, chosen.names)
+    wishes = Wishes(playbook, respond, state)
     try:
-        with _opened_log(log) as file, stop_signal() as stop:
-            report.file = file
+        with _opened_log(log) as report.file, stop_signal() as stop:
             await require_fitting(machine, chosen.manifests)
-            wishes = Wishes(playbook, respond, state)
-            async with (
-                prepared_options(chosen.manifests, settings) as options,
-                _responded(
-                    machine, output, replace(chosen, options=options), placed, report, wishes
-                ) as messages,
-            ):
-                _tell_beginning(
-                    output, machine.address, chosen, usual=packs == USUAL_PACKS and not only
+            async with _running(machine, output, chosen, placed, wishes, report) as messages:
+                output.message(
+                    f"watching {machine.address}: {', '.join(chosen.names)}; Ctrl-C ends it"
                 )
-                await _follow(messages, report, stop, duration_s)
+                if packs == USUAL_PACKS and not only:
+                    output.message(_NOT_ALL)
+                await until_stopped(_follow(messages, report), stop, duration_s)
     except QvmiError as error:
         if not report.found_anything:
             raise
         output.message(str(error))
     return report.exit_code
-
-
-def _tell_beginning(output: Output, address: str, chosen: "_Chosen", *, usual: bool) -> None:
-    """This tells what watches, and that there is more where nobody has said what should."""
-    output.message(f"watching {address}: {', '.join(chosen.names)}; Ctrl-C ends it")
-    if usual:
-        output.message(_NOT_ALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,26 +153,26 @@ class _Placement:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """These are the codepacks that are to run, and what they may do."""
+    """These are the codepacks that are to run, and what they may do.
 
-    own: Sequence[str]
+    Args:
+        own: manifests of those that come with qvmi.
+        others: what was loaded.
+        policies: what they may do.
+        interval_s: how often those of qvmi's own look; None for what their manifests say.
+        settings: options that were typed for them.
+    """
+
+    own: Sequence[Manifest]
     others: Sequence[VerifiedPack]
-    manifests: Sequence[Manifest]
     policies: Policies
     interval_s: float | None
-    options: Mapping[str, PackOptions] = field(default_factory=dict)
+    settings: Sequence[PackSetting]
 
-    @classmethod
-    def of(
-        cls,
-        own: Sequence[str],
-        others: Sequence[VerifiedPack],
-        policies: Policies,
-        interval_s: float | None,
-    ) -> Self:
-        """This is qvmi's own by their names, and others."""
-        manifests = [*map(built_in_manifest, own), *(other.folder.manifest for other in others)]
-        return cls(own, others, manifests, policies, interval_s)
+    @property
+    def manifests(self) -> list[Manifest]:
+        """These are those of all."""
+        return [*self.own, *(other.folder.manifest for other in self.others)]
 
     @property
     def names(self) -> list[str]:
@@ -242,20 +181,20 @@ class _Chosen:
 
 
 @asynccontextmanager
-async def _responded(
+async def _running(
     machine: WatchedMachine,
     output: Output,
     chosen: _Chosen,
     placed: _Placement,
-    report: WatchReport,
     wishes: Wishes,
+    report: WatchReport,
 ) -> AsyncIterator[AsyncIterator[Message]]:
     """This runs codepacks, and acts on their alerts as was wished, for as long as the block lasts."""
+    policies, names = chosen.policies, chosen.names
     async with (
-        responding(
-            machine, output, report.add, wishes, policies=chosen.policies, packs=chosen.names
-        ) as response,
-        _opened(machine, output, chosen, placed, response) as messages,
+        prepared_options(chosen.manifests, chosen.settings) as options,
+        responding(machine, output, report.add, wishes, policies=policies, packs=names) as response,
+        _opened(machine, output, chosen, options, placed, response) as messages,
     ):
         yield response.heard(messages)
 
@@ -264,6 +203,7 @@ def _opened(
     machine: WatchedMachine,
     output: Output,
     chosen: _Chosen,
+    options: Mapping[str, PackOptions],
     placed: _Placement,
     response: Response,
 ) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
@@ -274,10 +214,10 @@ def _opened(
         return managed(
             machine,
             output,
-            chosen.manifests[: len(chosen.own)],
+            chosen.own,
             chosen.others,
             interval_s=chosen.interval_s,
-            options=chosen.options,
+            options=options,
             policies=chosen.policies,
             state=placed.state,
             allow_unproven=placed.allow_unproven,
@@ -286,19 +226,9 @@ def _opened(
         )
     for other in chosen.others:
         output.message(_NOT_HELD.format(other.folder.manifest.name))
-    running = [
-        PACK_MAKERS[one.name](
-            chosen.interval_s or one.management.interval_s, **chosen.options[one.name].values
-        )
-        for one in chosen.manifests[: len(chosen.own)]
-    ]
-    loaded = [
-        load_any(other.folder, **chosen.options[other.folder.manifest.name].values)
-        for other in chosen.others
-    ]
     return watch_machine(
         machine,
-        packs=[*running, *loaded],
+        packs=_made(chosen, options),
         policy=chosen.policies,
         bus=placed.bus,
         management={one.name: one.management for one in chosen.manifests},
@@ -319,14 +249,39 @@ def _warn_of_unmatched(
         note("%s", words)
 
 
-def _chosen(
-    only: Sequence[str], own: Sequence[str], others: Sequence[VerifiedPack]
+def _made(chosen: _Chosen, options: Mapping[str, PackOptions]) -> list[Codepack | ServicePack]:
+    """These are the codepacks themselves: no code of any other is imported."""
+    own = [
+        load_installed(
+            one.name,
+            one.entry,
+            chosen.interval_s or one.management.interval_s,
+            **options[one.name].values,
+        )
+        for one in chosen.own
+    ]
+    loaded = [
+        load_any(other.folder, **options[other.folder.manifest.name].values)
+        for other in chosen.others
+    ]
+    return [*own, *loaded]
+
+
+def _asked_for(
+    packs: str | Sequence[str], only: Sequence[str], others: list[VerifiedPack]
 ) -> tuple[tuple[str, ...], list[VerifiedPack]]:
-    """These are the codepacks that were asked for, of qvmi's own and of others.
+    """These are the codepacks that were asked for: names of qvmi's own, each once, and others.
 
     Raises:
         UsageError: there is none of that name.
     """
+    own = tuple(
+        dict.fromkeys(name for word in _words(packs) for name in PACK_GROUPS.get(word, (word,)))
+    )
+    if not only:
+        return own, others
+    if packs == USUAL_PACKS:  # nobody has said among which
+        own = PACKS
     there = (*own, *(one.folder.manifest.name for one in others))
     for name in only:
         if name not in there:
@@ -335,12 +290,6 @@ def _chosen(
         tuple(name for name in own if name in only),
         [one for one in others if one.folder.manifest.name in only],
     )
-
-
-def _named(packs: str | Sequence[str]) -> tuple[str, ...]:
-    """These are the codepacks that words stand for, each once."""
-    words = _words(packs)
-    return tuple(dict.fromkeys(name for word in words for name in PACK_GROUPS.get(word, (word,))))
 
 
 def _words(packs: str | Sequence[str]) -> Sequence[str]:
@@ -363,37 +312,7 @@ def _verified(folders: Sequence[str], policies: Policies, ring: KeyRing) -> list
     ]
 
 
-async def require_fitting(machine: InspectedMachine, manifests: Sequence[Manifest]) -> None:
-    """This raises CodepackRefused where a codepack is not made for the guest, as far as that is known."""
-    try:
-        facts = await machine.query(lambda guest: guest.facts(), timeout_s=_FACTS_TIMEOUT_S)
-    except (UnknownGuest, StaleView, QueryTimeout):
-        return  # whatever runs there, the codepack will say that it cannot see it
-    for manifest in manifests:
-        manifest.require_guest(facts.os, facts.architecture)
-
-
-async def _follow(
-    messages: AsyncIterator[Message],
-    report: WatchReport,
-    stop: asyncio.Event,
-    limit_s: float | None,
-) -> None:
-    """This reports messages until the machine is gone, the signal comes, or the time is up."""
-
-    async def read() -> None:
-        async for message in messages:
-            report.add(message)
-
-    reading = asyncio.create_task(read(), name="qvmi-report")
-    stopping = asyncio.create_task(stop.wait(), name="qvmi-stop")
-    try:
-        await asyncio.wait(
-            {reading, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if reading.done():
-            reading.result()
-    finally:
-        reading.cancel()
-        stopping.cancel()
-        await asyncio.wait({reading, stopping})
+async def _follow(messages: AsyncIterator[Message], report: WatchReport) -> None:
+    """This reports messages until the machine is gone, which it raises."""
+    async for message in messages:
+        report.add(message)

@@ -1,5 +1,7 @@
 """A codepack's code, imported from the bytes that were verified: no file is opened again.
 
+That of qvmi's own, and of whatever else is installed beside it, is imported as all code is.
+
 References: Python's ``importlib.abc`` (``MetaPathFinder``, ``InspectLoader``).
 """
 
@@ -19,10 +21,10 @@ from qvmi.codepacks.manifest import Kind, Manifest
 from qvmi.codepacks.pack_folder import PackFolder
 from qvmi.codepacks.pack_signature import VerifiedPack
 from qvmi.codepacks.service import ServicePack, is_service
-from qvmi.errors import CodepackRefused
+from qvmi.errors import CodepackError, CodepackRefused, QvmiError
 from qvmi.policy import Grant
 
-__all__ = ["load", "load_any", "load_bytes"]
+__all__ = ["load", "load_any", "load_bytes", "load_installed"]
 
 _ROOT: Final = "qvmi_codepack_"
 """What the modules of codepacks are below, so that none can stand in for a module of anybody else's."""
@@ -76,6 +78,33 @@ def load_any(folder: PackFolder, **options: object) -> Codepack | ServicePack:
         raise CodepackRefused(
             manifest.name, f"{manifest.entry} fails: {in_words(error)}"
         ) from error
+    return made
+
+
+def load_installed(
+    name: str, entry: str, interval_s: float, **options: object
+) -> Codepack | ServicePack:
+    """This makes a codepack whose code is installed here, as that of qvmi's own is.
+
+    Args:
+        name: of the codepack.
+        entry: what makes it, as ``module:name``.
+        interval_s: from the start of one look to the start of the next.
+        options: what else the entry is called with.
+
+    Raises:
+        CodepackError: it cannot be imported or made, or is another.
+        QvmiError: one of its options cannot be used.
+    """
+    module, _, maker = entry.partition(":")
+    try:
+        made: Codepack | ServicePack = getattr(import_module(module), maker)(interval_s, **options)
+    except QvmiError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise CodepackError(name, f"{entry} fails: {in_words(error)}") from error
+    if made.name != name:
+        raise CodepackError(name, f"{entry} calls itself {made.name!r}")
     return made
 
 

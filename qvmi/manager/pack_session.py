@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Final, Never, cast
 
@@ -20,7 +19,7 @@ from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.event_bell import EventBell
 from qvmi.codepacks.manifest import Restart
-from qvmi.codepacks.pack_loader import load_any
+from qvmi.codepacks.pack_loader import load_any, load_installed
 from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.service import ServicePack, is_service
 from qvmi.codepacks.service_runner import ServiceRunner
@@ -239,13 +238,4 @@ def _codepack(orders: Orders) -> Codepack | ServicePack:
         return load_any(
             received(orders.code), **{**orders.options, "interval_s": orders.interval_s}
         )
-    module, _, name = orders.entry.partition(":")
-    try:
-        pack: Codepack | ServicePack = getattr(import_module(module), name)(
-            orders.interval_s, **orders.options
-        )
-    except Exception as error:
-        raise CodepackError(orders.codepack, f"{orders.entry} cannot be loaded: {error}") from error
-    if pack.name != orders.codepack:
-        raise CodepackError(orders.codepack, f"{orders.entry} calls itself {pack.name!r}")
-    return pack
+    return load_installed(orders.codepack, orders.entry, orders.interval_s, **orders.options)

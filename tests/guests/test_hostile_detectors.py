@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from qvmi.cli.watching import PACK_MAKERS
+from qvmi.cli.words import PACKS
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.codepacks.resource_fetch import wants_resources
@@ -68,7 +68,7 @@ def lies(den: Den, seed: int) -> Iterator[tuple[int, bytes]]:
         yield place, drawn.choice(others).to_bytes(8, "little")
 
 
-@pytest.mark.parametrize("name", list(PACK_MAKERS))
+@pytest.mark.parametrize("name", PACKS)
 def test_a_look_ends_whatever_is_written_into_tasks(den: Den, name: str) -> None:
     pack = made(name, 1.0)
     assert looked(pack, den)[1] == 0, "it cannot even see a guest that tells the truth"

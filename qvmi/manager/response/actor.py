@@ -32,6 +32,9 @@ from qvmi.manager.response.steps import (
     Step,
 )
 from qvmi.policy import AddressRange, Grant, PolicyGate, Space
+from qvmi.semantics.guest_os import GuestOS
+from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.linux.guest import LinuxGuest
 
 __all__ = ["CORE", "Actor"]
 
@@ -170,9 +173,8 @@ class Actor:
 
         What a guest can do about that takes nothing else from the evidence.
         """
-        files = tuple(sorted(path.name for path in scene.folder.iterdir()))
         title = f"{scene.playbook} on {scene.vm}"
-        story = Story(title, scene.alerts, tuple(scene.records), files)
+        story = Story(title, scene.alerts, tuple(scene.records), scene.files())
         unseen = "it may not be read"
         if self.gate.policy.allows_all(Grant.READ_MEMORY):
             try:
@@ -241,9 +243,8 @@ class Actor:
         return Prepared(f"say {step.text!r} as {step.kind}", act)
 
 
-def _problem(guest: Any, *, repair: Repair) -> str:  # noqa: ANN401 - a LinuxGuest
-    symbols = guest.kernel.symbols
-    if problem := problem_of(repair, symbols.find):
+def _problem(guest: GuestOS, *, repair: Repair) -> str:
+    if problem := problem_of(repair, _kernel(guest).symbols.find):
         return problem
     there = _bytes_at(guest, va=repair.address, size=len(repair.there))
     if there != repair.there:
@@ -251,9 +252,19 @@ def _problem(guest: Any, *, repair: Repair) -> str:  # noqa: ANN401 - a LinuxGue
     return ""
 
 
-def _bytes_at(guest: Any, *, va: Va, size: int) -> bytes:  # noqa: ANN401 - a LinuxGuest
-    data: bytes = guest.kernel.space.read(va, size)
-    return data
+def _bytes_at(guest: GuestOS, *, va: Va, size: int) -> bytes:
+    return _kernel(guest).space.read(va, size)
+
+
+def _kernel(guest: GuestOS) -> Kernel:
+    """This is the kernel whose tables are written to.
+
+    Raises:
+        StepRefused: another system runs there.
+    """
+    if not isinstance(guest, LinuxGuest):
+        raise StepRefused("no Linux runs there: of no other system is anything written back")
+    return guest.kernel
 
 
 def _json(value: object) -> bytes:

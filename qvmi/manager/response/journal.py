@@ -18,7 +18,7 @@ import msgspec
 
 from qvmi.codepacks.alert import Alert
 from qvmi.errors import UsageError
-from qvmi.manager.response.matching import AlertKey
+from qvmi.manager.response.matching import AlertKey, key_of
 from qvmi.manager.response.records import Outcome
 
 __all__ = ["Journal", "Run", "Undo"]
@@ -123,7 +123,7 @@ class Run(msgspec.Struct, kw_only=True):
     @property
     def keys(self) -> tuple[AlertKey, ...]:
         """These are what its alerts are known by."""
-        return tuple((alert.codepack, alert.finding.key) for alert in self.alerts)
+        return tuple(map(key_of, self.alerts))
 
     @property
     def next_step(self) -> int:

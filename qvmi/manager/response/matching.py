@@ -9,7 +9,7 @@ from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Finding, Severity
 from qvmi.manager.response.playbook import HOUR_S, Playbook, Same, When
 
-__all__ = ["AlertKey", "Case", "Matcher", "things"]
+__all__ = ["AlertKey", "Case", "Matcher", "key_of", "things"]
 
 MAX_WAITING: Final = 256
 """Alerts that wait for another codepack's, for each playbook; the oldest go first."""

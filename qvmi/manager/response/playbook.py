@@ -13,6 +13,7 @@ __all__ = [
     "MAX_PER_HOUR",
     "Agreement",
     "AtExit",
+    "Manner",
     "OnFailure",
     "OnRestart",
     "Playbook",
@@ -100,13 +101,10 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keba
     ask: Question | None = None
 
 
-class Playbook(msgspec.Struct, frozen=True):
-    """This is one playbook.
+class Manner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """This says how a playbook is run.
 
     Args:
-        name: of 1 to 32 of a-z, 0-9 and -.
-        when: on which alerts it is run.
-        then: its steps, in order.
         folder: where evidence is kept; empty where no step needs one.
         on_failure: whether the steps behind one that failed are taken.
         on_restart: what becomes of a run that was cut off.
@@ -114,11 +112,22 @@ class Playbook(msgspec.Struct, frozen=True):
         at_most_per_hour: how often it is run.
     """
 
-    name: str
-    when: When
-    then: tuple[Step, ...]
     folder: str = ""
     on_failure: OnFailure = OnFailure.GO_ON
     on_restart: OnRestart = OnRestart.FINISH
     at_exit: AtExit = AtExit.KEEP
     at_most_per_hour: int = 6
+
+
+class Playbook(Manner, frozen=True):
+    """This is one playbook.
+
+    Args:
+        name: of 1 to 32 of a-z, 0-9 and -.
+        when: on which alerts it is run.
+        then: its steps, in order.
+    """
+
+    name: str
+    when: When
+    then: tuple[Step, ...]

@@ -16,15 +16,7 @@ from qvmi.bus.topic import REPLY, REQUEST, is_name
 from qvmi.codepacks.alert import AlertState
 from qvmi.codepacks.status import STATUS
 from qvmi.errors import BadSettings
-from qvmi.manager.response.playbook import (
-    HOUR_S,
-    MAX_PER_HOUR,
-    AtExit,
-    OnFailure,
-    OnRestart,
-    Playbook,
-    When,
-)
+from qvmi.manager.response.playbook import HOUR_S, MAX_PER_HOUR, Manner, Playbook, When
 from qvmi.manager.response.records import RESPONSE
 from qvmi.manager.response.steps import (
     MAX_LONGEST_S,
@@ -57,23 +49,15 @@ _TAKEN: Final = frozenset({REQUEST, REPLY, RESPONSE, STATUS, *AlertState})
 
 _NAME: Final = re.compile(r"[a-z0-9-]{1,32}")
 _TECHNIQUE: Final = re.compile(r"T[0-9]{4}(\.[0-9]{3})?")
-_KEYS: Final = (
-    *("when", "then", "folder", "on-failure", "on-restart", "at-exit", "at-most-per-hour"),
-)
 
 Form = TypeVar("Form")
 
 
-class _PlaybookForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """This is what a playbook's table holds beside its steps."""
+class _PlaybookForm(Manner, frozen=True):
+    """This is a playbook's table, whose steps are read one by one."""
 
     when: When
     then: list[dict[str, object]]
-    folder: str = ""
-    on_failure: OnFailure = OnFailure.GO_ON
-    on_restart: OnRestart = OnRestart.FINISH
-    at_exit: AtExit = AtExit.KEEP
-    at_most_per_hour: int = 6
 
 
 def read_playbooks(path: Path) -> tuple[Playbook, ...]:
@@ -104,7 +88,6 @@ def parse_playbooks(path: Path | str, data: bytes) -> tuple[Playbook, ...]:
 
 
 def _playbook(name: str, table: Table) -> Playbook:
-    table.require_known(*_KEYS)
     form = table.read_as(_PlaybookForm)
     _require_when(table.table("when"), form.when)
     if not 1 <= len(form.then) <= MAX_STEPS:
@@ -117,16 +100,8 @@ def _playbook(name: str, table: Table) -> Playbook:
     _require_order(table, steps)
     if not form.folder and any(isinstance(step, Dump | Evidence) for step in steps):
         raise table.wrong("folder", "is missing: dump and evidence need one")
-    return Playbook(
-        name,
-        form.when,
-        steps,
-        form.folder,
-        form.on_failure,
-        form.on_restart,
-        form.at_exit,
-        form.at_most_per_hour,
-    )
+    manner = {key: getattr(form, key) for key in Manner.__struct_fields__}
+    return Playbook(name, form.when, steps, **manner)
 
 
 def _require_when(table: Table, when: When) -> None:

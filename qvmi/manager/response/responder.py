@@ -25,7 +25,7 @@ from qvmi.manager.response.journal import Journal, Run
 from qvmi.manager.response.matching import Case, Matcher
 from qvmi.manager.response.playbook import AtExit, OnRestart, Playbook, When
 from qvmi.manager.response.records import HOLDER, RESPONSE, Outcome, Record
-from qvmi.manager.response.run import PlaybookRun, audit, undo_run
+from qvmi.manager.response.run import PlaybookRun, audit, noting, undo_run
 from qvmi.manager.response.scene import ReportMaker
 from qvmi.policy import Policy, PolicyGate
 
@@ -207,7 +207,7 @@ class Responder:
         elif how is OnRestart.UNDO:
             await undo_run(noted, self._actor, journal, self._told)
         else:
-            journal.end(noted)
+            await noting(journal.end, noted)
 
     # --------------------------------------------------------------------------------------------- bus
 

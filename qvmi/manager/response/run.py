@@ -4,12 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from qvmi.audit import LOGGER
 from qvmi.codepacks.alert import Alert
 from qvmi.errors import PolicyDenied, QvmiError, StepRefused
-from qvmi.machine.completion import to_the_end
+from qvmi.machine.completion import ended, to_the_end
 from qvmi.manager.records import note, record
 from qvmi.manager.response.actor import Actor
 from qvmi.manager.response.journal import Journal, Run
@@ -20,7 +20,10 @@ from qvmi.manager.response.scene import Scene
 from qvmi.manager.response.steps import STEPS, Pause, Resume, Step
 from qvmi.manager.response.stillness import Stillness
 
-__all__ = ["PlaybookRun", "audit", "undo_run"]
+__all__ = ["PlaybookRun", "audit", "noting", "undo_run"]
+
+Noted = ParamSpec("Noted")
+Result = TypeVar("Result")
 
 _WORDS: Final = {kind: word for word, kind in STEPS.items()}
 _BAD: Final = frozenset({Outcome.REFUSED, Outcome.FAILED})
@@ -68,7 +71,7 @@ class PlaybookRun:
         """This takes all steps."""
         if self._journal is not None:
             scene = self.scene
-            self._noted = self._journal.begin(scene.run, scene.playbook, scene.alerts)
+            self._noted = await noting(self._journal.begin, scene.run, scene.playbook, scene.alerts)
         await self._play(1)
 
     async def go_on(self, noted: Run) -> None:
@@ -76,17 +79,20 @@ class PlaybookRun:
         self._noted = noted
         first = noted.next_step
         if self._stops_for(*noted.ended.values()):  # it was cut off as it was about to end
-            self._leave_out(list(enumerate(self._playbook.then, start=1))[first - 1 :])
-            self._end()
+            self._leave_out(self._steps[first - 1 :])
+            await self._end()
             return
-        done = self._playbook.then[: first - 1]
-        pauses = [step for step in done if isinstance(step, Pause | Resume)]
-        if pauses and isinstance(pauses[-1], Pause):  # it was over with whoever held it
-            await self._take(done.index(pauses[-1]) + 1, pauses[-1])
+        pauses = [one for one in self._steps[: first - 1] if isinstance(one[1], Pause | Resume)]
+        if pauses and isinstance(pauses[-1][1], Pause):  # it was over with whoever held it
+            await self._take(*pauses[-1])
         await self._play(first)
 
+    @property
+    def _steps(self) -> list[tuple[int, Step]]:
+        return list(enumerate(self._playbook.then, start=1))
+
     async def _play(self, first: int) -> None:
-        steps = list(enumerate(self._playbook.then, start=1))[first - 1 :]
+        steps = self._steps[first - 1 :]
         try:
             while steps:
                 if self._stops_for(await self._take(*steps.pop(0))):
@@ -94,16 +100,16 @@ class PlaybookRun:
                     break
         finally:
             await to_the_end(self._let_run())
-        self._end()
+        await self._end()
 
     def _stops_for(self, *outcomes: Outcome) -> bool:
         """This tells whether no further step is taken behind these."""
         return self._playbook.on_failure is OnFailure.STOP and not _BAD.isdisjoint(outcomes)
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         """This notes that the run is over."""
         if self._journal is not None and self._noted is not None:
-            self._journal.end(self._noted)
+            await noting(self._journal.end, self._noted)
 
     async def _take(self, number: int, step: Step) -> Outcome:
         """This takes one step; whatever becomes of it is told."""
@@ -136,12 +142,12 @@ class PlaybookRun:
             return
         _audit.info("response %s", words)
         if self._noted is not None:
-            await asyncio.to_thread(journal.begin_step, self._noted, number, prepared.undo)
+            await noting(journal.begin_step, self._noted, number, prepared.undo)
 
     async def _note_end(self, number: int, outcome: Outcome) -> None:
         if self._journal is not None and self._noted is not None:
             try:
-                await asyncio.to_thread(self._journal.end_step, self._noted, number, outcome)
+                await noting(self._journal.end_step, self._noted, number, outcome)
             except QvmiError as error:
                 record("response %s: %s", self.scene.run, error)
 
@@ -192,6 +198,21 @@ class PlaybookRun:
         return outcome
 
 
+async def noting(note: Callable[Noted, Result], *what: Noted.args, **more: Noted.kwargs) -> Result:
+    """This has a journal note something, which waits for the disk and holds up nobody else meanwhile.
+
+    A cancel counts only then: nobody may close a journal that is being written to.
+
+    Raises:
+        UsageError: it cannot be noted.
+    """
+    writing = asyncio.ensure_future(asyncio.to_thread(note, *what, **more))
+    cancelled = await ended(writing)
+    if cancelled is not None:
+        raise cancelled from writing.exception()
+    return writing.result()
+
+
 async def undo_run(
     noted: Run, actor: Actor, journal: Journal, tell: Tell, *, kept: Collection[Run] = ()
 ) -> bool:
@@ -232,7 +253,7 @@ async def undo_run(
                 alerts=tuple(alert.evidence_hash for alert in noted.alerts),
             )
         )
-    journal.end(noted, undone=well)
+    await noting(journal.end, noted, undone=well)
     return well
 
 

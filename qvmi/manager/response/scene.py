@@ -74,8 +74,20 @@ class Scene:
         folder = self.folder
         try:
             folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            linked = folder.is_symlink()
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
-        if folder.is_symlink():
+        if linked:
             raise UsageError(f"{folder} is a symbolic link: name the folder itself")
         return folder
+
+    def files(self) -> tuple[str, ...]:
+        """These are the names of the run's files so far.
+
+        Raises:
+            UsageError: its folder cannot be read.
+        """
+        try:
+            return tuple(sorted(path.name for path in self.folder.iterdir()))
+        except OSError as error:
+            raise UsageError(f"{self.folder}: cannot be read: {error.strerror}") from error

@@ -14,9 +14,10 @@ from typing import Final
 import pytest
 
 import qvmi
-from qvmi.cli.watching import PACK_MAKERS
+from qvmi.cli.words import PACKS
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.observed_guest import ObservedGuest
+from tests.built_in_packs import made
 from tests.guests.lab import Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool
 from tests.guests.rootkit import hide_process, show_process
@@ -68,8 +69,8 @@ def is_query(command: dict[str, object]) -> bool:
 def full_round(machine: qvmi.SyncMachine) -> dict[str, list[Finding]]:
     """This lets every detector look, and tells what each has found; none may have missed anything."""
     found = {}
-    for name in PACK_MAKERS.keys() - ELSEWHERE:
-        pack = PACK_MAKERS[name](1.0)
+    for name in set(PACKS) - ELSEWHERE:
+        pack = made(name, 1.0)
         observed = ObservedGuest(machine.guest, name)
         given = pack.inspect(observed, machine.machine.memory)
         found[name] = [one for one in given if type(one) is Finding]

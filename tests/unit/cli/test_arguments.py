@@ -224,7 +224,7 @@ def test_each_help_has_its_examples(name: str) -> None:
 def test_each_help_shows_the_options_that_matter(name: str) -> None:
     text = helped(name)
     (command,) = (command for command in COMMANDS if command.name == name)
-    about_machine = bool(command.elsewhere) or command.needs not in {Needs.HOST, Needs.NOTHING}
+    about_machine = bool(command.on_guest) or command.needs not in {Needs.HOST, Needs.NOTHING}
     assert ("--qmp" in text.partition("examples:")[0]) == about_machine
     assert ("--json" in text) == (command.needs is not Needs.NOTHING)
 

@@ -1,6 +1,7 @@
 """The table of commands fits the functions that run them."""
 
 import inspect
+from importlib import resources
 
 import pytest
 
@@ -8,7 +9,6 @@ from qvmi.cli.arguments import make_parser, parse
 from qvmi.cli.command import Command, Needs
 from qvmi.cli.commands import COMMANDS
 from qvmi.cli.session import handler_of
-from qvmi.cli.watching import PACK_MAKERS
 from qvmi.cli.words import EVENT_KINDS, PACKS, RESPONSE_HOLDER
 from qvmi.manager.response.records import HOLDER
 from qvmi.semantics.rows.events import EventKind
@@ -46,7 +46,7 @@ def test_a_handler_takes_what_its_command_declares(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "action"), [(one, action[0]) for one in COMMANDS for action in one.elsewhere]
+    ("command", "action"), [(one, action[0]) for one in COMMANDS for action in one.on_guest]
 )
 def test_a_handler_of_one_action_takes_the_same(command: Command, action: str) -> None:
     asked = command.as_asked(action)
@@ -60,7 +60,10 @@ def test_a_handler_of_one_action_takes_the_same(command: Command, action: str) -
 
 
 def test_every_codepack_that_is_offered_can_be_made() -> None:
-    assert tuple(PACK_MAKERS) == PACKS
+    manifests = resources.files("qvmi.codepacks") / "manifests"
+    assert sorted(file.name for file in manifests.iterdir()) == sorted(
+        f"{name}.toml" for name in PACKS
+    )
     packs = [made(name, 2.5) for name in PACKS]
     assert [pack.name for pack in packs] == list(PACKS)
     assert [pack.interval_s for pack in packs] == [2.5 for _ in PACKS]

@@ -57,6 +57,16 @@ def test_help_is_given_without_what_only_a_machine_needs() -> None:
     assert imported_by("--help") & {"asyncio", "msgspec", "qemu", "rich"} == set()
 
 
+def test_a_codepack_is_imported_where_it_runs_and_no_sooner() -> None:
+    code = (
+        "import sys, qvmi.cli.watching, qvmi.cli.pack_running; from qvmi.cli.words import PACKS;"
+        "from qvmi.codepacks.manifest import built_in_manifest as manifest;"
+        "print(*sys.modules.keys() & {manifest(name).entry.partition(':')[0] for name in PACKS})"
+    )
+    done = run(code=code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
 def test_a_pipe_is_served_without_rich() -> None:
     assert not any(name.partition(".")[0] == "rich" for name in imported_by("find"))
 
