@@ -14,8 +14,7 @@ WRONG = Mutation("codepacks.privileges", "program.owner == _ROOT", "program.owne
 
 def test_every_detector_has_scenarios_and_each_of_them_a_change_that_blinds_it() -> None:
     rows = {
-        name: [one for one in SCENARIOS if one.codepack == name]
-        for name in set(PACKS) - ELSEWHERE
+        name: [one for one in SCENARIOS if one.codepack == name] for name in set(PACKS) - ELSEWHERE
     }
     assert len(SCENARIOS) >= 25
     assert all(rows.values())
