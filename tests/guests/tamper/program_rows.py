@@ -246,7 +246,7 @@ def _injection() -> Injection:
 
 
 def _mutation(name: str, old: str, new: str) -> tuple[Mutation]:
-    return (Mutation(f"codepacks.{name}", old, new),)
+    return (Mutation(f"codepacks.detectors.{name}", old, new),)
 
 
 _INSIDE, _OUTSIDE = Way.INSIDE, Way.OUTSIDE
