@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.errors import GdbCommandFailed, UsageError
-from qvmi.machine.gdb_host import GdbHost
+from qvmi.machine.holding.gdb_host import GdbHost
 from qvmi.machine.machine import Machine
 
 __all__ = ["gdb"]

@@ -16,13 +16,13 @@ from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
 from qvmi.disk.rows import DiskEntry, Volume
 from qvmi.errors import DiskError, UsageError
-from qvmi.machine.disk_differences import DiskDifference
-from qvmi.machine.disks import Disk
+from qvmi.machine.devices.disk_differences import DiskDifference
+from qvmi.machine.devices.disks import Disk
 from qvmi.machine.new_file import NewFile
 from qvmi.semantics.guest_os import Gap, Listing
 
 if TYPE_CHECKING:
-    from qvmi.machine.disks import OpenDisk
+    from qvmi.machine.devices.disks import OpenDisk
     from qvmi.machine.machine import Machine
 
 __all__ = ["disk"]

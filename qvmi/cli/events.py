@@ -10,7 +10,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.cli.stop_signal import stop_signal
 from qvmi.errors import MachineGone
-from qvmi.machine.event_stream import EventAccount, EventStream
+from qvmi.machine.events.event_stream import EventAccount, EventStream
 from qvmi.semantics.rows.events import (
     GuestChanged,
     GuestEvent,

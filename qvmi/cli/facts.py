@@ -12,7 +12,7 @@ from qvmi.errors import QvmiError, UnknownGuest
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.machine import Machine
 from qvmi.machine.memory_dump import DumpFacts
-from qvmi.machine.memory_ladder import MemoryAttempt
+from qvmi.machine.ways.memory_ladder import MemoryAttempt
 from qvmi.semantics.guest_os import Evidence, GuestFacts
 
 __all__ = ["info"]

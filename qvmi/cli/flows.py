@@ -7,7 +7,7 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.listings import show
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.flow_watch import Flow
 
 if TYPE_CHECKING:
     from qvmi.machine.machine import Machine

@@ -12,8 +12,8 @@ from qvmi.cli.values import PackSetting
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
 from qvmi.codepacks.pack_options import Option, PackOptions, Value
 from qvmi.errors import UsageError
-from qvmi.machine.rule_scanner import compiled_rules
-from qvmi.machine.scan_rules import ScanRules
+from qvmi.machine.scanning.rule_scanner import compiled_rules
+from qvmi.machine.scanning.scan_rules import ScanRules
 from qvmi.settings import nearest
 
 __all__ = ["prepared_options", "ready"]

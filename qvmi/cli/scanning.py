@@ -9,8 +9,8 @@ from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.listings import report_gaps
 from qvmi.cli.output import Output
 from qvmi.errors import UsageError
-from qvmi.machine.scan import MORE_HITS, Scan, ScanArea, ScanProgress
-from qvmi.machine.scan_rules import ScanRules
+from qvmi.machine.scanning.scan import MORE_HITS, Scan, ScanArea, ScanProgress
+from qvmi.machine.scanning.scan_rules import ScanRules
 from qvmi.semantics.guest_os import Listing
 from qvmi.semantics.rows.scan import Owner, ScanHit
 

@@ -24,8 +24,8 @@ from qvmi.semantics.selection import Choices, remember, select_in_dump
 from qvmi.view import Provenance, Taken, View
 
 if TYPE_CHECKING:
-    from qvmi.machine.scan import Scan, ScanArea, ScanProgress
-    from qvmi.machine.scan_rules import ScanRules
+    from qvmi.machine.scanning.scan import Scan, ScanArea, ScanProgress
+    from qvmi.machine.scanning.scan_rules import ScanRules
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.volatility_bridge.bridge import VolatilityBridge
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
@@ -161,8 +161,8 @@ class MemoryDump:
         on_progress: "Callable[[ScanProgress], None] | None" = None,
     ) -> "Scan":
         """This is a scan by YARA rules, iterated on an event loop, as `Machine.scan` tells."""
-        from qvmi.machine.scan import Scan  # noqa: PLC0415 - as Machine does
-        from qvmi.machine.scan_target import DumpTarget  # noqa: PLC0415 - as Machine does
+        from qvmi.machine.scanning.scan import Scan  # noqa: PLC0415 - as Machine does
+        from qvmi.machine.scanning.scan_target import DumpTarget  # noqa: PLC0415 - as Machine does
 
         target = DumpTarget(self)
         return Scan(

@@ -96,6 +96,12 @@ def test_the_contracts_hold() -> None:
             "qvmi.semantics.linux.pages.offender -> qvmi.semantics.linux.tasks.task",
         ),
         ("semantics/linux/offender.py", "", "not listed as layers"),
+        (
+            "machine/ways/offender.py",
+            "import qvmi.machine.holding.pause",
+            "qvmi.machine.ways.offender -> qvmi.machine.holding.pause",
+        ),
+        ("machine/offender.py", "", "not listed as layers"),
     ],
 )
 def test_the_contracts_notice(tmp_path: Path, file: str, line: str, complaint: str) -> None:

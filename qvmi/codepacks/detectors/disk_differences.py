@@ -15,7 +15,7 @@ from typing import Final
 from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.detectors.process_evidence import seen, short
 from qvmi.codepacks.resources import NO_RESOURCES, Resources, Wanted
-from qvmi.machine.disk_differences import DiskDifference
+from qvmi.machine.devices.disk_differences import DiskDifference
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS

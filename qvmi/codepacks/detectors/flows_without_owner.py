@@ -16,7 +16,7 @@ from qvmi.codepacks.codepack import Finding, Observation, Severity
 from qvmi.codepacks.detectors.hidden_sockets import SOCKET_FACTS, UNDER_WAY_S, unheld_sockets
 from qvmi.codepacks.detectors.process_evidence import seen, short
 from qvmi.codepacks.resources import MAX_FLOWS_S, NO_RESOURCES, Resources, Wanted
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, Listing, Socket

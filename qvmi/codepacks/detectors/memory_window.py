@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvmi.addr import Va
-from qvmi.machine.scan import LONGEST
+from qvmi.machine.scanning.scan import LONGEST
 from qvmi.semantics.guest_os import MemoryRun
 
 __all__ = ["Cut", "MemoryWindow", "cut"]

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from qvmi.addr import Va
 from qvmi.codepacks.detectors.anonymous_memory import is_anonymous
-from qvmi.machine.scan import LONGEST
+from qvmi.machine.scanning.scan import LONGEST
 from qvmi.semantics.guest_os import Listing, MemoryMapping, Process
 
 __all__ = ["Hit", "Region", "ScanPlan", "is_wanted"]

@@ -10,7 +10,7 @@ from qvmi.addr import Va
 from qvmi.cli.events import events
 from qvmi.cli.exit_code import ExitCode
 from qvmi.errors import MachineGone, QvmiError
-from qvmi.machine.event_stream import EventAccount, EventStream
+from qvmi.machine.events.event_stream import EventAccount, EventStream
 from qvmi.semantics.rows.events import (
     GuestChanged,
     GuestEvent,

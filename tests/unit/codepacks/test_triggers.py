@@ -27,7 +27,7 @@ from qvmi.codepacks.status import Sight, Status
 from qvmi.codepacks.triggers import Triggers, triggers_of
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BadSettings, BusRefused, CodepackError, QvmiError, UnknownGuest
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.manager.accounts import answering_account
 from qvmi.manager.runner_end import run_with_questions
 from qvmi.memory.physical import PhysicalMemory

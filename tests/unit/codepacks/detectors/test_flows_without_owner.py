@@ -7,7 +7,7 @@ from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.detectors.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.look import MAX_FINDING_BYTES
 from qvmi.errors import UsageError
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.semantics.guest_os import Gap, Socket
 from qvmi.testing import (
     FakeGuest,

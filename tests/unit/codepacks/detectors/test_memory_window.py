@@ -6,7 +6,7 @@ from typing import Final
 
 from qvmi.addr import PAGE_SIZE, Va
 from qvmi.codepacks.detectors.memory_window import cut
-from qvmi.machine.scan import BEFORE, LONGEST
+from qvmi.machine.scanning.scan import BEFORE, LONGEST
 from qvmi.semantics.guest_os import MemoryRun
 from qvmi.testing import FakeGuest, fake_mapping, fake_process
 
