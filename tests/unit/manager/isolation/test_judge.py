@@ -523,7 +523,7 @@ CASES: list[tuple[str, Verdict, str, Change]] = [
         "disks",
         OPEN,
         "a disk by http, for which QEMU connects",
-        beside(("machine.devices.disks", frozenset({"http"})), ("broker.listening", (PORT,))),
+        beside(("machine.disks", frozenset({"http"})), ("broker.listening", (PORT,))),
     ),
     # what others hide, and what is not what it is called
     (
@@ -797,7 +797,7 @@ def test_every_check_has_a_case() -> None:
             id="devices that lead nowhere",
         ),
         pytest.param(
-            beside(("machine.devices.disks", frozenset({"nbd"}))),
+            beside(("machine.disks", frozenset({"nbd"}))),
             id="a disk over the network beside a broker on a Unix socket",
         ),
         pytest.param(
