@@ -441,11 +441,14 @@ async def test_a_patched_system_call_is_written_back_where_evidence_grant_and_ta
 ) -> None:
     book = a_book('do = "restore"', when="", more="at-most-per-hour = 60")
     policy = Policy(frozenset({Grant.WRITE}))
-    rows = guest.run("grep -w 'sys_call_table\\|init_task' /proc/kallsyms").decode()
+    rows = guest.run(
+        "grep -w 'sys_call_table\\|init_task\\|__x64_sys_reboot' /proc/kallsyms"
+    ).decode()
     symbols = {
         name: int(at, 16) for at, name in re.findall(r"^(\w+) \w (\w+)$", rows, re.MULTILINE)
     }
     entry = symbols["sys_call_table"] + 8 * UNUSED_CALL
+    other = symbols["__x64_sys_reboot"].to_bytes(8, "little")
     async with responding(guest, place, book, policy) as (responder, told, machine):
         pa = machine.guest.kernel.space.translate(Va(entry))
         (ram,) = guest.ram_paths
@@ -457,6 +460,7 @@ async def test_a_patched_system_call_is_written_back_where_evidence_grant_and_ta
             "half an entry": patched(evil[:4], good[:4], entry),
             "not there": patched(good[::-1], good, entry),
             "leads astray": patched(evil, (symbols["init_task"] + 8).to_bytes(8, "little"), entry),
+            "another call's": patched(evil, other, entry),
             "says nothing": (Observation(view="sys_call_table", present=True, address=Va(entry)),),
         }
         for number, (key, evidence) in enumerate(cases.items(), start=1):
