@@ -10,7 +10,7 @@ from qvmi.cli.output import Output
 from qvmi.cli.table import Column
 from qvmi.cli.views import perhaps_of
 from qvmi.semantics.guest_os import CapabilitySet, Cgroup, Credentials, Namespaces
-from qvmi.semantics.linux.capability import capability_set
+from qvmi.semantics.linux.processes.capability import capability_set
 
 __all__ = ["cgroups", "creds", "namespaces"]
 

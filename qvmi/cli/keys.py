@@ -6,8 +6,8 @@ from typing import Final
 from qvmi.cli.exit_code import ExitCode
 from qvmi.cli.output import Output
 from qvmi.cli.table import Column, table_of
-from qvmi.codepacks.key_ring import KeyRing, KeyStanding, default_key_folder
-from qvmi.codepacks.signing_key import PublicKey
+from qvmi.codepacks.packaging.key_ring import KeyRing, KeyStanding, default_key_folder
+from qvmi.codepacks.packaging.signing_key import PublicKey
 from qvmi.errors import UsageError
 
 __all__ = ["key_ring", "keys"]

@@ -8,7 +8,7 @@ from qvmi.bus.message import Message
 from qvmi.cli.output import Output
 from qvmi.codepacks.manifest import Manifest
 from qvmi.codepacks.pack_options import PackOptions
-from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.pack_signature import VerifiedPack
 from qvmi.errors import UsageError
 from qvmi.machine.machine import Machine
 from qvmi.manager.companion import Companion

@@ -25,11 +25,11 @@ from qvmi.codepacks.confirmation import ROUNDS_TO_RAISE, Confirmed
 from qvmi.codepacks.inspection import Inspection, inspect_guest
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
-from qvmi.codepacks.pack_loader import load, load_installed
 from qvmi.codepacks.pack_options import PackOptions
-from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.pack_loader import load, load_installed
+from qvmi.codepacks.packaging.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.third_party import require_signed
 from qvmi.codepacks.resources import RESOURCE_GRANTS
-from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import CodepackRefused, UsageError
 from qvmi.manager.packs_here import require_usable
 from qvmi.policy import Policies, read_policies

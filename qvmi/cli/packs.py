@@ -15,8 +15,8 @@ from qvmi.cli.table import Column, table_of
 from qvmi.cli.values import PackSetting
 from qvmi.cli.words import PACKS
 from qvmi.codepacks.manifest import ENFORCEMENT, Manifest, built_in_manifest
-from qvmi.codepacks.pack_folder import SIGNATURE_FILE, PackFolder
-from qvmi.codepacks.pack_signature import sign, verify
+from qvmi.codepacks.packaging.pack_folder import SIGNATURE_FILE, PackFolder
+from qvmi.codepacks.packaging.pack_signature import sign, verify
 from qvmi.errors import BadSettings, CodepackRefused, UsageError
 from qvmi.settings import nearest
 

@@ -9,8 +9,8 @@ from qvmi.cli.output import Output
 from qvmi.cli.values import Place
 from qvmi.errors import SymbolsError, UsageError
 from qvmi.machine.machine import Machine
-from qvmi.semantics.linux.discovery import Kernel
-from qvmi.semantics.linux.guest_symbols import GuestSymbols
+from qvmi.semantics.linux.kernel.discovery import Kernel
+from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 from qvmi.symbols.isf import write_isf
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols

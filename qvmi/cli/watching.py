@@ -37,13 +37,13 @@ from qvmi.cli.words import (
 )
 from qvmi.codepacks.alert_file import AlertFile
 from qvmi.codepacks.codepack import Codepack
-from qvmi.codepacks.key_ring import KeyRing
 from qvmi.codepacks.manifest import Manifest, built_in_manifest
-from qvmi.codepacks.pack_loader import load_any, load_installed
 from qvmi.codepacks.pack_options import PackOptions
-from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.key_ring import KeyRing
+from qvmi.codepacks.packaging.pack_loader import load_any, load_installed
+from qvmi.codepacks.packaging.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.third_party import require_signed
 from qvmi.codepacks.service import ServicePack
-from qvmi.codepacks.third_party import require_signed
 from qvmi.errors import BrokerUnavailable, QvmiError, UsageError
 from qvmi.manager.records import note
 from qvmi.manager.watch import WatchedMachine

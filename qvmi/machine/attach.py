@@ -33,7 +33,7 @@ from qvmi.qmp.monitor import Monitor
 from qvmi.qmp.open import open_monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.kernel_image import KernelImage
+from qvmi.semantics.linux.image.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from qvmi.machine.sync_scan import SyncScan
     from qvmi.machine.writing import MemoryWrite, RegisterWrite
     from qvmi.semantics.drgn_bridge.program import Program
-    from qvmi.semantics.linux.guest_symbols import GuestSymbols
+    from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
     from qvmi.semantics.windows.guest import WindowsGuest
 
@@ -170,7 +170,7 @@ def choices_of(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choi
 
 
 def _isf_symbols(path: Path, image: KernelImage, space: AddressSpace) -> Symbols:
-    from qvmi.semantics.linux.given_symbols import (  # noqa: PLC0415 - import time, for a rare need
+    from qvmi.semantics.linux.kernel.given_symbols import (  # noqa: PLC0415 - import time, for a rare need
         symbols_from_isf,
     )
 

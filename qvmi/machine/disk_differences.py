@@ -23,8 +23,8 @@ from qvmi.disk.disk import MAX_BLOCKS
 from qvmi.errors import DiskError, MemoryFault, WalkFailed
 from qvmi.machine.disks import Disks, OpenDisk
 from qvmi.semantics.guest_os import CachedFile, Gap, Listing
-from qvmi.semantics.linux.file_content import NEVER_READ
 from qvmi.semantics.linux.file_stamp import FileStamp, file_stamp
+from qvmi.semantics.linux.fs.file_content import NEVER_READ
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import Provenance
 

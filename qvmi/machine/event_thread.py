@@ -10,7 +10,7 @@ from typing import Final
 from qvmi.errors import QvmiError
 from qvmi.machine.completion import ended
 from qvmi.machine.event_stream import EventAccount, EventStream
-from qvmi.semantics.linux.event_watch import EventWatch
+from qvmi.semantics.linux.events.event_watch import EventWatch
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.rows.events import EventKind
 

@@ -17,7 +17,7 @@ from qvmi.machine.breakpoints import Condition, Hit, HitStream
 from qvmi.machine.control import Control
 from qvmi.machine.event_stream import EventAccount, EventStream
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.list import Implausible
+from qvmi.semantics.linux.structures.list import Implausible
 from qvmi.semantics.rows.events import (
     PROCESS_KINDS,
     EventKind,

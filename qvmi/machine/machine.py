@@ -36,7 +36,7 @@ from qvmi.view import Provenance, Taken, View
 __all__ = ["Machine"]
 
 if TYPE_CHECKING:
-    from qvmi.semantics.linux.guest_symbols import GuestSymbols
+    from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 
 Result = TypeVar("Result")
 

@@ -17,9 +17,9 @@ from qvmi.memory.input_file import InputFile
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.drgn_bridge import program_of
 from qvmi.semantics.guest_os import Process
-from qvmi.semantics.linux.dump_discovery import ram_that_the_kernel_maps
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.guest_symbols import GuestSymbols
+from qvmi.semantics.linux.kernel.dump_discovery import ram_that_the_kernel_maps
+from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 from qvmi.semantics.selection import Choices, remember, select_in_dump
 from qvmi.view import Provenance, Taken, View
 

@@ -51,7 +51,7 @@ from qvmi.view import Provenance, Taken, View
 if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.breakpoints import Condition, HitStream
-    from qvmi.semantics.linux.guest_symbols import GuestSymbols
+    from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 
 __all__ = ["RemoteMachine"]
 

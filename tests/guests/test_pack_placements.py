@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from qvmi.semantics.guest_os import Process
 
 WAIT_S = 100.0
-HIDDEN = PackSpec("hidden-processes", "qvmi.codepacks.hidden_processes:HiddenProcesses", 0.05)
+HIDDEN = PackSpec(
+    "hidden-processes", "qvmi.codepacks.detectors.hidden_processes:HiddenProcesses", 0.05
+)
 RUN = ("pack", "run", "hidden-processes", "--json")
 
 

@@ -25,8 +25,8 @@ from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding, Observation, Severity
 from qvmi.codepacks.confirmation import Confirmed
-from qvmi.codepacks.hidden_processes import HiddenProcesses
-from qvmi.codepacks.hidden_sockets import HiddenSockets
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_sockets import HiddenSockets
 from qvmi.manager.response.journal import Journal, Undo
 from qvmi.manager.response.playbook_file import parse_playbooks
 from qvmi.manager.response.records import RESPONSE, Outcome, Record

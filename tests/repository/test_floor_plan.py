@@ -90,6 +90,12 @@ def test_the_contracts_hold() -> None:
         ("bus/offender.py", "import aiomqtt", "qvmi.bus.offender -> aiomqtt"),
         ("machine/offender.py", "import rich", "qvmi.machine.offender -> rich"),
         ("offender.py", "", "not listed as layers"),
+        (
+            "semantics/linux/pages/offender.py",
+            "import qvmi.semantics.linux.tasks.task",
+            "qvmi.semantics.linux.pages.offender -> qvmi.semantics.linux.tasks.task",
+        ),
+        ("semantics/linux/offender.py", "", "not listed as layers"),
     ],
 )
 def test_the_contracts_notice(tmp_path: Path, file: str, line: str, complaint: str) -> None:

@@ -33,8 +33,8 @@ from qvmi.manager.response.steps import (
 )
 from qvmi.policy import AddressRange, Grant, PolicyGate, Space
 from qvmi.semantics.guest_os import GuestOS
-from qvmi.semantics.linux.discovery import Kernel
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel.discovery import Kernel
 
 __all__ = ["CORE", "Actor"]
 

@@ -6,7 +6,7 @@ written only where a table of system calls or interrupts is, and only what leads
 by a gate that can be the kernel's; where the kernel's own symbols say what should lie there, only that.
 
 References: Linux kernel/kallsyms.c (``_stext``, ``_etext``); what a gate is is in
-:mod:`qvmi.semantics.linux.idt`.
+:mod:`qvmi.semantics.linux.hooks.idt`.
 """
 
 import struct
@@ -17,7 +17,7 @@ from typing import Final
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding
 from qvmi.semantics.guest_os import CodePointer
-from qvmi.semantics.linux.idt import GATE_SIZE, gate_problem, gate_target
+from qvmi.semantics.linux.hooks.idt import GATE_SIZE, gate_problem, gate_target
 
 __all__ = ["Repair", "disagreement", "problem_of", "repairs"]
 

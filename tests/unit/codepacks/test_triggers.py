@@ -17,8 +17,8 @@ from qvmi.bus.bus import Bus, OpenChannel
 from qvmi.bus.local import in_process
 from qvmi.bus.topic import Topic
 from qvmi.codepacks.codepack import Finding, Observation
+from qvmi.codepacks.detectors.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.event_bell import EventBell
-from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.manifest import parse_manifest
 from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion, ask_for
 from qvmi.codepacks.questions import MAX_ASKING, LookAnswer
