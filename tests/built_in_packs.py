@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Final, cast
 
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.manifest import built_in_manifest
 from qvmi.codepacks.packaging.pack_loader import load_installed

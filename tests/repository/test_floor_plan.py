@@ -102,6 +102,11 @@ def test_the_contracts_hold() -> None:
             "qvmi.machine.ways.offender -> qvmi.machine.holding.pause",
         ),
         ("machine/offender.py", "", "not listed as layers"),
+        (
+            "cli/declared/offender.py",
+            "import qvmi.cli.handlers.watching",
+            "qvmi.cli.declared.offender -> qvmi.cli.handlers.watching",
+        ),
     ],
 )
 def test_the_contracts_notice(tmp_path: Path, file: str, line: str, complaint: str) -> None:

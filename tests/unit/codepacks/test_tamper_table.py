@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.codepacks.detectors.privileges import is_set_uid
 from qvmi.testing import fake_process, fake_program
 from tests.guests.tamper.mutation import Mutation, mutated
