@@ -45,6 +45,7 @@ from tests.proofs import proof_size
 from tests.repository.tree import ROOT
 
 CONFIGS: Final = [GuestConfig("6.1"), GuestConfig("7.x"), aarch64()]
+OTHERS: Final = [GuestConfig("5.10"), GuestConfig("6.12")][: proof_size(ci=0, full=2)]
 SHORT_LIVES: Final = 5
 TRIES: Final = 20
 MOST_OTHERS: Final = 10
@@ -54,9 +55,9 @@ LIE: Final = 1_000_000
 NUMBER, CURSOR = Struct("<Q"), Struct("<I")
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: config.kernel)
+@pytest.fixture(scope="module", params=[*CONFIGS, *OTHERS], ids=lambda config: config.kernel)
 def guest(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guest]:
-    """This is a running guest of two kernels of x86-64, and of one of aarch64."""
+    """This is a running guest; of some kernels in a whole proof alone."""
     with ExitStack() as stack:
         yield GuestPool(lab, stack).restore(request.param)
 
