@@ -18,6 +18,7 @@ from typing import Self
 import pytest
 
 from qvmi.bus import broker as brokers
+from qvmi.bus import inbox as inboxes
 from qvmi.bus.account import Account
 from qvmi.bus.broker import mosquitto
 from qvmi.bus.bus import Channel, OpenChannel
@@ -282,6 +283,42 @@ async def test_a_message_that_nobody_comes_for_is_given_up_and_counted(
         await asyncio.wait([delivering])
     assert (outbox.expired, outbox.held) == (1, 0)
     await outbox.close()
+
+
+@asynchronous
+async def test_an_inbox_that_is_never_closed_forgets_what_is_not_sent_again_and_nothing_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inboxes, "MAX_REMEMBERED", 8)
+    monkeypatch.setattr(inboxes, "FORGET_EVERY", 4)
+    known = accounts(["log"])
+    arrived: list[Message] = []
+    async with (
+        in_process(list(known.values())) as channel,
+        sending(tmp_path, known[SENDER], channel) as outbox,
+        consuming(tmp_path, known["log"], channel, taking(arrived)) as inbox,
+    ):
+        for number in range(40):
+            await outbox.publish(alert(f"m{number:02}"))
+        await delivered(outbox)
+        assert await remembered(inbox) == [f"m{number}" for number in range(32, 40)]
+        await inbox.ask(lambda database: database.execute("UPDATE handled SET at = 0"))
+        for number in range(40, 44):
+            await outbox.publish(alert(f"m{number}"))
+        await delivered(outbox)
+        assert await remembered(inbox) == [f"m{number}" for number in range(40, 44)]
+        await outbox.publish(alert("m43"))
+        await delivered(outbox)
+        assert (inbox.handled, inbox.repeated) == (44, 1)
+    monkeypatch.setattr(inboxes, "MAX_REMEMBERED", 2)
+    again = await Inbox.open(tmp_path / "log.db", known["log"], vm=VM, name="log")
+    assert await remembered(again) == ["m42", "m43"]
+    await again.close()
+
+
+async def remembered(inbox: Inbox) -> list[str]:
+    rows = await inbox.ask(lambda database: list(database.execute("SELECT id FROM handled")))
+    return sorted(name for (name,) in rows)
 
 
 @asynchronous
