@@ -23,7 +23,7 @@ from qvmi.bus.receipt import Receipt
 from qvmi.bus.refusals import Refusals
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import TopicFilter
-from qvmi.errors import BusError, BusRefused, LedgerFailed, OutboxFull
+from qvmi.errors import BusError, BusRefused, InboxFull, LedgerFailed
 
 __all__ = ["Handler", "Inbox"]
 
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 Handler = Callable[[Message, Transaction], None]
 """This takes in one message. It runs in a thread of the inbox's, and what it writes into the
 transaction is kept exactly if the message counts as handled; it commits nothing itself. A message
-whose handler raises is not handled, and comes again; OutboxFull says that there is no room for it yet."""
+whose handler raises is not handled, and comes again; InboxFull says that there is no room for it yet."""
 
 MAX_TOGETHER: Final = 64
 """Messages that are handled in a row before any of their receipts is sent."""
@@ -184,7 +184,7 @@ class Inbox:
             new = await self._ledger.do(lambda database: _take_in(database, message, handle))
         except LedgerFailed:
             raise
-        except OutboxFull as error:
+        except InboxFull as error:
             self.failed += 1
             self._refusals.note(message.topic.speaker, str(error))
             return

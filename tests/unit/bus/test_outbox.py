@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from typing import Self
 
 import pytest
 
+from qvmi.audit import LOGGER
 from qvmi.bus import broker as brokers
 from qvmi.bus import inbox as inboxes
 from qvmi.bus.account import Account
@@ -28,7 +30,7 @@ from qvmi.bus.local import in_process
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.outbox import MAX_LIFETIME_S, WINDOW, Outbox
 from qvmi.bus.receipt import Receipt
-from qvmi.errors import BadMessage, BusRefused, LedgerFailed, OutboxFull, UsageError
+from qvmi.errors import BadMessage, BusRefused, InboxFull, LedgerFailed, OutboxFull, UsageError
 from tests.asynchronous import asynchronous, until
 from tests.proofs import proof_size
 from tests.unit.bus.durable import KIND, SENDER, VM, accounts, alert, handled
@@ -193,6 +195,29 @@ async def test_what_a_handler_raises_is_counted_and_the_message_comes_again(
         await outbox.publish(alert("second"))  # its receipts say that somebody is there
         await delivered(outbox)
         assert (inbox.failed, inbox.handled) == (2, 2)
+
+
+@pytest.mark.parametrize(("raised", "refused"), [(InboxFull, True), (OutboxFull, False)])
+@asynchronous
+async def test_a_speaker_is_refused_where_the_inbox_has_no_room_and_not_where_another_outbox_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: type[Exception], *, refused: bool
+) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    known = accounts(["log"])
+
+    def handle(_: Message, __: Transaction) -> None:
+        raise raised("no room")
+
+    async with (
+        in_process(list(known.values())) as channel,
+        sending(tmp_path, known[SENDER], channel) as outbox,
+        consuming(tmp_path, known["log"], channel, handle) as inbox,
+    ):
+        await outbox.publish(alert("first"))
+        await until(lambda: bool(inbox.failed))
+    told = f"refused on the bus: {VM}.{SENDER}, 1 until now: no room" in caplog.messages
+    failed = any(record.exc_info for record in caplog.records)
+    assert (told, failed) == (refused, not refused)
 
 
 @asynchronous
