@@ -24,7 +24,7 @@ from looks import KERNEL, make_lab
 from race import Disagreement, Size, Times, agree, percentile, run, tell_ratio
 
 import qvmi
-from qvmi.machine.event_stream import EventAccount, EventStream
+from qvmi.machine.events.event_stream import EventAccount, EventStream
 from qvmi.semantics.rows.events import (
     GuestEvent,
     Mounted,

@@ -14,8 +14,8 @@ from race import Side, Size, Times, in_turns, run, tell_ratio
 
 import qvmi
 from qvmi import SyncMachine
-from qvmi.semantics.linux.discovery import discover
-from qvmi.semantics.linux.kallsyms import FINDERS, TableFinder, tables_by_vmcoreinfo
+from qvmi.semantics.linux.image.kallsyms import FINDERS, TableFinder, tables_by_vmcoreinfo
+from qvmi.semantics.linux.kernel.discovery import discover
 from tests.guests.lab import GuestConfig
 
 SMALL_MIB, LARGE_MIB = 512, 3072

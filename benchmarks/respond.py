@@ -17,7 +17,7 @@ from race import Disagreement, Size, percentile, run
 
 import qvmi
 from qvmi.bus.message import Message
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.manager.response.journal import Journal
 from qvmi.manager.response.playbook_file import parse_playbooks
 from qvmi.manager.response.responder import Responder

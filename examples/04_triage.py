@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import qvmi
-from qvmi.cli.escape import escaped
+from qvmi.cli.printing.escape import escaped
 
 NETWORK = ("tcp", "udp", "raw", "packet")
 

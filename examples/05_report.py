@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import qvmi
-from qvmi.cli.moments import duration
-from qvmi.cli.report_page import head, table, text, timeline
+from qvmi.cli.printing.moments import duration
+from qvmi.cli.printing.report_page import head, table, text, timeline
 
 QUESTIONS = ("processes", "command_lines", "sockets", "mounts", "modules", "open_files", "log")
 Triage = tuple[list[tuple[str, int, str]], list[qvmi.Gap]]

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     )
     from qvmi.gdbstub.packets import BreakpointKind
     from qvmi.machine.attach import SyncMachine, attach, attach_sync
-    from qvmi.machine.breakpoints import Hit, HitStream
     from qvmi.machine.dump import Dump
     from qvmi.machine.facts import MachineFacts
+    from qvmi.machine.holding.breakpoints import Hit, HitStream
     from qvmi.machine.machine import Machine
     from qvmi.machine.memory_dump import open_dump
     from qvmi.policy import Grant, Policy
@@ -51,8 +51,8 @@ _HOMES = {
     "SyncMachine": "qvmi.machine.attach",
     "MachineFacts": "qvmi.machine.facts",
     "Dump": "qvmi.machine.dump",
-    "HitStream": "qvmi.machine.breakpoints",
-    "Hit": "qvmi.machine.breakpoints",
+    "HitStream": "qvmi.machine.holding.breakpoints",
+    "Hit": "qvmi.machine.holding.breakpoints",
     "BreakpointKind": "qvmi.gdbstub.packets",
     "GuestOS": "qvmi.semantics.guest_os",
     "GuestFacts": "qvmi.semantics.guest_os",

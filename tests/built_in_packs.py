@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 from typing import Final, cast
 
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.manifest import built_in_manifest
-from qvmi.codepacks.pack_loader import load_installed
+from qvmi.codepacks.packaging.pack_loader import load_installed
 from qvmi.codepacks.resources import RESOURCE_GRANTS
 
 __all__ = ["MEMORY_PACKS", "RULES", "made"]

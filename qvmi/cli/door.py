@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from qvmi.cli.arguments import TextWanted, parse
+from qvmi.cli.declared.arguments import TextWanted, parse
 from qvmi.cli.exit_code import ExitCode, exit_code_of
-from qvmi.cli.output import Output, ReaderGone
+from qvmi.cli.printing.output import Output, ReaderGone
 from qvmi.errors import QvmiError
 
 __all__ = ["enter"]

@@ -11,7 +11,7 @@ from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.view import View
 
 if TYPE_CHECKING:
-    from qvmi.machine.scan import Scan
+    from qvmi.machine.scanning.scan import Scan
     from qvmi.machine.volatility import VolatilityQueries
 
 __all__ = ["AskedDump"]

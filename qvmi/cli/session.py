@@ -13,10 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from qvmi.cli.arguments import ENVIRONMENT, Options, Request
-from qvmi.cli.command import Needs
+from qvmi.cli.declared.arguments import ENVIRONMENT, Options, Request
+from qvmi.cli.declared.command import Needs
 from qvmi.cli.exit_code import ExitCode
-from qvmi.cli.output import Output
+from qvmi.cli.printing.output import Output
 from qvmi.errors import UsageError
 
 if TYPE_CHECKING:

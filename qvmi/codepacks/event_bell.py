@@ -7,7 +7,7 @@ from typing import Final
 
 from qvmi.codepacks.runner import Runner
 from qvmi.errors import MachineGone, QvmiError, UsageError
-from qvmi.machine.event_stream import EventSource
+from qvmi.machine.events.event_stream import EventSource
 from qvmi.semantics.rows.events import EventKind, GuestEvent
 
 __all__ = ["EventBell"]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeGuard, runtime_checkable
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.resources import ResourcePack, Resources, wanted_of
 from qvmi.errors import CodepackRefused, PolicyDenied, UsageError
-from qvmi.machine.flow_owners import LEAST_LOOKS
+from qvmi.machine.devices.flow_owners import LEAST_LOOKS
 from qvmi.policy import Grant, Policy, PolicyGate, refuse
 from qvmi.semantics.guest_os import Gap, Listing
 
 if TYPE_CHECKING:  # import time, in every process of a codepack
-    from qvmi.machine.disk_differences import DiskDifference
-    from qvmi.machine.flow_watch import Flow
+    from qvmi.machine.devices.disk_differences import DiskDifference
+    from qvmi.machine.devices.flow_watch import Flow
 
 __all__ = [
     "ResourceFetch",

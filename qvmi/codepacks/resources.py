@@ -12,8 +12,8 @@ from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS, Listing
 
 if TYPE_CHECKING:  # import time, in every process of a codepack
-    from qvmi.machine.disk_differences import DiskDifference
-    from qvmi.machine.flow_watch import Flow
+    from qvmi.machine.devices.disk_differences import DiskDifference
+    from qvmi.machine.devices.flow_watch import Flow
 
 __all__ = [
     "MAX_FLOWS_S",

@@ -19,12 +19,12 @@ from qvmi.machine.completion import to_the_end
 from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump
 from qvmi.machine.facts import MachineFacts
-from qvmi.machine.host_mapping import HostMaps
 from qvmi.machine.machine import Machine
-from qvmi.machine.memory_ladder import MemorySource, open_memory
 from qvmi.machine.query import QUERY_TIMEOUT_S
 from qvmi.machine.reach import reach_of
 from qvmi.machine.recognition import Recognition
+from qvmi.machine.ways.host_mapping import HostMaps
+from qvmi.machine.ways.memory_ladder import MemorySource, open_memory
 from qvmi.memory.address_space import AddressSpace
 from qvmi.policy import OBSERVE, Policy
 from qvmi.qmp import commands
@@ -33,19 +33,19 @@ from qvmi.qmp.monitor import Monitor
 from qvmi.qmp.open import open_monitor
 from qvmi.semantics.guest_os import Process
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.kernel_image import KernelImage
+from qvmi.semantics.linux.image.kernel_image import KernelImage
 from qvmi.semantics.selection import Choices
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
 
 if TYPE_CHECKING:
-    from qvmi.machine.scan import ScanArea
-    from qvmi.machine.scan_rules import ScanRules
-    from qvmi.machine.sync_scan import SyncScan
-    from qvmi.machine.writing import MemoryWrite, RegisterWrite
+    from qvmi.machine.holding.writing import MemoryWrite, RegisterWrite
+    from qvmi.machine.scanning.scan import ScanArea
+    from qvmi.machine.scanning.scan_rules import ScanRules
+    from qvmi.machine.scanning.sync_scan import SyncScan
     from qvmi.semantics.drgn_bridge.program import Program
-    from qvmi.semantics.linux.guest_symbols import GuestSymbols
+    from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
     from qvmi.semantics.windows.guest import WindowsGuest
 
@@ -90,7 +90,7 @@ async def attach(  # noqa: PLR0913 - each is an option of its own, and none but 
         policy: what may be done to the guest. The default looks and stops it for that;
             ``OBSERVE.plus(Grant.WRITE)`` changes it, ``READ_ONLY`` does not even stop it.
         sources: the ways to the memory that may be used, of
-            :class:`~qvmi.machine.memory_ladder.MemorySource`; None for all. Who names the gdbstub
+            :class:`~qvmi.machine.ways.memory_ladder.MemorySource`; None for all. Who names the gdbstub
             here may leave out where it is.
         timeout_s: how long the connection may take.
 
@@ -170,7 +170,7 @@ def choices_of(isf: Path | None, cache: Path | None, *, use_cache: bool) -> Choi
 
 
 def _isf_symbols(path: Path, image: KernelImage, space: AddressSpace) -> Symbols:
-    from qvmi.semantics.linux.given_symbols import (  # noqa: PLC0415 - import time, for a rare need
+    from qvmi.semantics.linux.kernel.given_symbols import (  # noqa: PLC0415 - import time, for a rare need
         symbols_from_isf,
     )
 
@@ -221,7 +221,7 @@ class SyncMachine:
         hits_per_rule: int | None = None,
     ) -> "SyncScan":
         """This is a scan of the guest's memory: ``for hit in machine.scan(…)``; see `Machine.scan`."""
-        from qvmi.machine.sync_scan import SyncScan  # noqa: PLC0415 - as Machine does
+        from qvmi.machine.scanning.sync_scan import SyncScan  # noqa: PLC0415 - as Machine does
 
         scan = self.machine.scan(rules, area=area, pid=pid, hits_per_rule=hits_per_rule)
         return SyncScan(scan, self._run)

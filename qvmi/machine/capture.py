@@ -18,9 +18,9 @@ from functools import partial
 from typing import Final, Never, TypeVar
 
 from qvmi.errors import PauseError, QueryTimeout, QvmiError
-from qvmi.machine.pause import Pause, PauseMaker
+from qvmi.machine.holding.pause import Pause, PauseMaker
 from qvmi.machine.query import captured, with_pause
-from qvmi.machine.remote_memory import RemoteMemory
+from qvmi.machine.ways.remote_memory import RemoteMemory
 from qvmi.machine.worker import in_worker
 from qvmi.memory.page_copy import PageCopy, RecordedMemory
 from qvmi.semantics.linux.guest import LinuxGuest

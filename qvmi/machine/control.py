@@ -8,18 +8,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qvmi.errors import PolicyDenied, QvmiError
-from qvmi.machine.pause import Pause, RunControl
+from qvmi.machine.holding.pause import Pause, RunControl
 from qvmi.machine.recognition import Recognition
 from qvmi.policy import AddressRange, Grant, Policy, PolicyGate, refuse
 from qvmi.qmp.monitor import Monitor
 from qvmi.semantics.linux.guest import LinuxGuest
 
 if TYPE_CHECKING:
-    from qvmi.machine.breakpoint_control import BreakpointControl
-    from qvmi.machine.event_control import EventControl
-    from qvmi.machine.gdb_host import GdbHost
-    from qvmi.machine.stub_loan import StubLoan
-    from qvmi.machine.writing import Writing
+    from qvmi.machine.events.event_control import EventControl
+    from qvmi.machine.holding.breakpoint_control import BreakpointControl
+    from qvmi.machine.holding.gdb_host import GdbHost
+    from qvmi.machine.holding.stub_loan import StubLoan
+    from qvmi.machine.holding.writing import Writing
 
 __all__ = ["Control"]
 
@@ -95,14 +95,14 @@ class Control:
     @cached_property
     def stub(self) -> "StubLoan":
         """This lends the gdbstub within pauses."""
-        from qvmi.machine.stub_loan import StubLoan  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.holding.stub_loan import StubLoan  # noqa: PLC0415 - import time, for a rare need
 
         return StubLoan(self._monitor, self.run_control, self._gdb)
 
     @cached_property
     def breakpoints(self) -> "BreakpointControl":
         """This sets breakpoints, and holds the gdbstub for them."""
-        from qvmi.machine.breakpoint_control import (  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.holding.breakpoint_control import (  # noqa: PLC0415 - import time, for a rare need
             BreakpointControl,
         )
 
@@ -113,7 +113,7 @@ class Control:
     @cached_property
     def writing(self) -> "Writing":
         """This changes the guest, if the policy lets it."""
-        from qvmi.machine.writing import Writing  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.holding.writing import Writing  # noqa: PLC0415 - import time, for a rare need
 
         return Writing(
             self._monitor, self.run_control, self.stub, require=self.require, guest=self._current
@@ -125,7 +125,7 @@ class Control:
         Raises:
             PolicyDenied: it does not.
         """
-        from qvmi.machine.gdb_host import GdbHost  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.holding.gdb_host import GdbHost  # noqa: PLC0415 - import time, for a rare need
 
         # What gdb does with the stub behind its gate nobody counts: it is all or nothing.
         self.policy.require_all(Grant.BREAKPOINT, "give the guest to gdb")

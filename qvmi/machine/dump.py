@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from qvmi.errors import UsageError
+from qvmi.machine.holding.pause import Pause, RunControl
 from qvmi.machine.new_file import NewFile
-from qvmi.machine.pause import Pause, RunControl
 from qvmi.memory.elf_core import CoreNotes, core_notes, write_core
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.qmp import commands

@@ -13,11 +13,11 @@ from typing import Final, Protocol
 
 from qvmi.addr import Va
 from qvmi.errors import MemoryFault, QvmiError, UsageError
-from qvmi.machine.breakpoints import Condition, Hit, HitStream
 from qvmi.machine.control import Control
-from qvmi.machine.event_stream import EventAccount, EventStream
+from qvmi.machine.events.event_stream import EventAccount, EventStream
+from qvmi.machine.holding.breakpoints import Condition, Hit, HitStream
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.list import Implausible
+from qvmi.semantics.linux.structures.list import Implausible
 from qvmi.semantics.rows.events import (
     PROCESS_KINDS,
     EventKind,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qvmi.machine.memory_ladder import MemoryAttempt
+from qvmi.machine.ways.memory_ladder import MemoryAttempt
 from qvmi.qmp import commands
 from qvmi.qmp.concurrency import concurrently
 from qvmi.qmp.monitor import Monitor, QemuVersion

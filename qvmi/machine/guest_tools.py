@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qvmi.machine.scan import Scan, ScanArea, ScanProgress
-    from qvmi.machine.scan_rules import ScanRules
-    from qvmi.machine.scan_target import ScanTarget
+    from qvmi.machine.scanning.scan import Scan, ScanArea, ScanProgress
+    from qvmi.machine.scanning.scan_rules import ScanRules
+    from qvmi.machine.scanning.scan_target import ScanTarget
     from qvmi.machine.volatility import VolatilityQueries
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
@@ -107,7 +107,7 @@ class GuestTools(ABC):
         is. What could not be scanned is in the scan's ``gaps`` at the end.
 
         Args:
-            rules: as text, or a file of them, or what `qvmi.machine.scan_rules` makes of patterns.
+            rules: as text, or a file of them, or what `qvmi.machine.scanning.scan_rules` makes of patterns.
             area: which memory; all RAM unless told otherwise.
             pid: the process whose memory is scanned, in the order in which it sees it.
             hits_per_rule: so many hits of a rule are told; that there were more is a gap.
@@ -119,7 +119,7 @@ class GuestTools(ABC):
             UnknownGuest, StaleView: as :attr:`guest`, where more than all RAM is asked for.
             ScanFailed: the process that scans has ended.
         """
-        from qvmi.machine.scan import Scan  # noqa: PLC0415 - import time, for an optional part
+        from qvmi.machine.scanning.scan import Scan  # noqa: PLC0415 - import time, for an optional part
 
         return Scan(
             self, rules, area=area, pid=pid, hits_per_rule=hits_per_rule, on_progress=on_progress

@@ -10,7 +10,7 @@ from qvmi.semantics.linux.guest import LinuxGuest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
-    from qvmi.machine.event_stream import EventStream
+    from qvmi.machine.events.event_stream import EventStream
 
 __all__ = ["GuestWatching"]
 
@@ -18,7 +18,7 @@ __all__ = ["GuestWatching"]
 class GuestWatching(Intervention):
     """This is the part of a :class:`~qvmi.machine.machine.Machine` that tells what happens in its guest.
 
-    It is an :class:`~qvmi.machine.event_stream.EventSource`.
+    It is an :class:`~qvmi.machine.events.event_stream.EventSource`.
     """
 
     @property
@@ -52,7 +52,7 @@ class GuestWatching(Intervention):
             UnknownGuest, StaleView, PolicyDenied: as :attr:`guest`.
             SymbolsError, WalkFailed, MemoryFault: the kernel lacks what this needs, or lies about it.
         """
-        from qvmi.machine.event_control import (  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.events.event_control import (  # noqa: PLC0415 - import time, for a rare need
             EventControl,
         )
         from qvmi.semantics.rows.events import kinds_named  # noqa: PLC0415 - as above

@@ -12,8 +12,8 @@ from qvmi.semantics.guest_os import Process
 
 if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
-    from qvmi.machine.breakpoints import Condition, HitStream
-    from qvmi.machine.writing import MemoryWrite, RegisterWrite
+    from qvmi.machine.holding.breakpoints import Condition, HitStream
+    from qvmi.machine.holding.writing import MemoryWrite, RegisterWrite
 
 __all__ = ["Intervention"]
 

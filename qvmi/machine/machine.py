@@ -15,13 +15,13 @@ from qvmi.machine.capture import Capture
 from qvmi.machine.control import Control
 from qvmi.machine.dump import Dump, DumpFile
 from qvmi.machine.facts import MachineFacts, ask_facts
-from qvmi.machine.fenced_memory import FencedMemory
 from qvmi.machine.guest_watching import GuestWatching
-from qvmi.machine.memory_ladder import MemoryAttempt, OpenedMemory
+from qvmi.machine.holding.pause import Pause
 from qvmi.machine.other_tools import OtherTools
-from qvmi.machine.pause import Pause
 from qvmi.machine.query import QUERY_TIMEOUT_S, Query
-from qvmi.machine.still_looks import StillLooks
+from qvmi.machine.ways.fenced_memory import FencedMemory
+from qvmi.machine.ways.memory_ladder import MemoryAttempt, OpenedMemory
+from qvmi.machine.ways.still_looks import StillLooks
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.memory_map import MemoryMap
 from qvmi.memory.physical import PhysicalMemory
@@ -36,7 +36,7 @@ from qvmi.view import Provenance, Taken, View
 __all__ = ["Machine"]
 
 if TYPE_CHECKING:
-    from qvmi.semantics.linux.guest_symbols import GuestSymbols
+    from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 
 Result = TypeVar("Result")
 

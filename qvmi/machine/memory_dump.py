@@ -17,15 +17,15 @@ from qvmi.memory.input_file import InputFile
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.drgn_bridge import program_of
 from qvmi.semantics.guest_os import Process
-from qvmi.semantics.linux.dump_discovery import ram_that_the_kernel_maps
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.guest_symbols import GuestSymbols
+from qvmi.semantics.linux.kernel.dump_discovery import ram_that_the_kernel_maps
+from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 from qvmi.semantics.selection import Choices, remember, select_in_dump
 from qvmi.view import Provenance, Taken, View
 
 if TYPE_CHECKING:
-    from qvmi.machine.scan import Scan, ScanArea, ScanProgress
-    from qvmi.machine.scan_rules import ScanRules
+    from qvmi.machine.scanning.scan import Scan, ScanArea, ScanProgress
+    from qvmi.machine.scanning.scan_rules import ScanRules
     from qvmi.semantics.drgn_bridge.program import Program
     from qvmi.semantics.volatility_bridge.bridge import VolatilityBridge
     from qvmi.semantics.volatility_bridge.table import VolatilityTable
@@ -161,8 +161,8 @@ class MemoryDump:
         on_progress: "Callable[[ScanProgress], None] | None" = None,
     ) -> "Scan":
         """This is a scan by YARA rules, iterated on an event loop, as `Machine.scan` tells."""
-        from qvmi.machine.scan import Scan  # noqa: PLC0415 - as Machine does
-        from qvmi.machine.scan_target import DumpTarget  # noqa: PLC0415 - as Machine does
+        from qvmi.machine.scanning.scan import Scan  # noqa: PLC0415 - as Machine does
+        from qvmi.machine.scanning.scan_target import DumpTarget  # noqa: PLC0415 - as Machine does
 
         target = DumpTarget(self)
         return Scan(

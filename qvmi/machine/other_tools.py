@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from qvmi.gdbstub.gdb_session import GdbSession
-    from qvmi.machine.disk_differences import DiskDifference
-    from qvmi.machine.disks import Disks
-    from qvmi.machine.flow_watch import Flow, FlowWatch
-    from qvmi.machine.gdb_host import GdbHost
+    from qvmi.machine.devices.disk_differences import DiskDifference
+    from qvmi.machine.devices.disks import Disks
+    from qvmi.machine.devices.flow_watch import Flow, FlowWatch
+    from qvmi.machine.holding.gdb_host import GdbHost
     from qvmi.policy import Grant
     from qvmi.qmp.monitor import Monitor
     from qvmi.semantics.guest_os import Listing
@@ -55,7 +55,7 @@ class OtherTools(GuestTools):
     @cached_property
     def disks(self) -> "Disks":
         """These are the machine's virtual disks, read from the host while the guest runs."""
-        from qvmi.machine.disks import Disks  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.devices.disks import Disks  # noqa: PLC0415 - import time, for a rare need
 
         return Disks(self._control, lambda: self.view.provenance)
 
@@ -70,7 +70,7 @@ class OtherTools(GuestTools):
             UnknownGuest, StaleView, SymbolsError: as :attr:`guest`, and its types.
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        from qvmi.machine.disk_differences import (  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.devices.disk_differences import (  # noqa: PLC0415 - import time, for a rare need
             disk_differences,
         )
 
@@ -100,8 +100,8 @@ class OtherTools(GuestTools):
 
     @cached_property
     def _flow_watch(self) -> "FlowWatch":
-        from qvmi.machine.flow_watch import FlowWatch, look_of  # noqa: PLC0415 - import time, for a rare need
-        from qvmi.machine.network_capture import capturing  # noqa: PLC0415 - as above
+        from qvmi.machine.devices.flow_watch import FlowWatch, look_of  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.devices.network_capture import capturing  # noqa: PLC0415 - as above
 
         return FlowWatch(partial(capturing, self._control), lambda: self.query(look_of))
 
@@ -124,7 +124,7 @@ class OtherTools(GuestTools):
         Raises:
             MachineGone, QmpTimeout, QmpProtocolError: QEMU did not answer.
         """
-        from qvmi.machine.lacking import lacking  # noqa: PLC0415 - import time, for a rare need
+        from qvmi.machine.devices.lacking import lacking  # noqa: PLC0415 - import time, for a rare need
 
         return await lacking(grant, self.disks.list, self.netdevs)
 

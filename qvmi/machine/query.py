@@ -6,8 +6,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from qvmi.machine.pause import Pause, PauseMaker
-from qvmi.machine.remote_memory import RemoteMemory
+from qvmi.machine.holding.pause import Pause, PauseMaker
+from qvmi.machine.ways.remote_memory import RemoteMemory
 from qvmi.machine.worker import WatchedMemory, in_worker
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Listing

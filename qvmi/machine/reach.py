@@ -5,9 +5,9 @@ from contextlib import suppress
 from functools import partial
 
 from qvmi.machine.control import Control
-from qvmi.machine.host_mapping import HostMaps
-from qvmi.machine.memory_ladder import Reach
-from qvmi.machine.remote_memory import Conversation
+from qvmi.machine.ways.host_mapping import HostMaps
+from qvmi.machine.ways.memory_ladder import Reach
+from qvmi.machine.ways.remote_memory import Conversation
 from qvmi.policy import Grant
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
@@ -42,7 +42,7 @@ def reach_of(
 
 async def _saved(monitor: Monitor, control: Control) -> Iterator[Conversation]:
     """These are conversations over a file each, in the folders that may do; made as they are asked for."""
-    from qvmi.machine.monitor_memory import SavedMemory  # noqa: PLC0415
+    from qvmi.machine.ways.monitor_memory import SavedMemory  # noqa: PLC0415
 
     guardian = await control.run_control.prepare()
 
@@ -59,7 +59,7 @@ async def _saved(monitor: Monitor, control: Control) -> Iterator[Conversation]:
 
 
 def _printed(monitor: Monitor) -> Conversation:
-    from qvmi.machine.monitor_memory import PrintedMemory  # noqa: PLC0415
+    from qvmi.machine.ways.monitor_memory import PrintedMemory  # noqa: PLC0415
 
     return PrintedMemory(monitor)
 

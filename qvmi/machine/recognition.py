@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from qvmi.errors import QvmiError, UnknownGuest, UsageError
-from qvmi.machine.remote_memory import RemoteMemory
+from qvmi.machine.ways.remote_memory import RemoteMemory
 from qvmi.machine.worker import in_worker
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.selection import Choices, remember, select, select_known

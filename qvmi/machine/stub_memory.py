@@ -13,8 +13,8 @@ from qvmi.addr import PAGE_SIZE, Pa
 from qvmi.errors import QvmiError
 from qvmi.gdbstub.client import GdbClient
 from qvmi.machine.completion import ended
-from qvmi.machine.pause import RunControl
-from qvmi.machine.stub_loan import StubLoan
+from qvmi.machine.holding.pause import RunControl
+from qvmi.machine.holding.stub_loan import StubLoan
 
 __all__ = ["StubMemory"]
 

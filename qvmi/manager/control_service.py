@@ -20,7 +20,7 @@ from qvmi.errors import (
     UsageError,
 )
 from qvmi.gdbstub.packets import BreakpointKind
-from qvmi.machine.breakpoints import Hit, HitStream
+from qvmi.machine.holding.breakpoints import Hit, HitStream
 from qvmi.machine.machine import Machine
 from qvmi.manager.leases import Lease, Leases
 from qvmi.manager.records import record

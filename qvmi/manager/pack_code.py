@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 
 from qvmi.codepacks.manifest import MANIFEST_FILE, parse_manifest
-from qvmi.codepacks.pack_folder import MAX_FILES, MAX_PACK_BYTES, PackFolder
-from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.pack_folder import MAX_FILES, MAX_PACK_BYTES, PackFolder
+from qvmi.codepacks.packaging.pack_signature import VerifiedPack
 from qvmi.errors import BadMessage, CodepackError
 
 __all__ = ["received", "sealed"]

@@ -19,7 +19,7 @@ from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.event_bell import EventBell
 from qvmi.codepacks.manifest import Restart
-from qvmi.codepacks.pack_loader import load_any, load_installed
+from qvmi.codepacks.packaging.pack_loader import load_any, load_installed
 from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.service import ServicePack, is_service
 from qvmi.codepacks.service_runner import ServiceRunner

@@ -8,7 +8,7 @@ from qvmi.bus.topic import is_name
 from qvmi.codepacks.looker import LOOK_DEADLINE_S
 from qvmi.codepacks.manifest import Kind, Manifest, Restart
 from qvmi.codepacks.pack_options import NO_OPTIONS, PackOptions
-from qvmi.codepacks.pack_signature import VerifiedPack
+from qvmi.codepacks.packaging.pack_signature import VerifiedPack
 from qvmi.codepacks.resources import RESOURCE_GRANTS
 from qvmi.codepacks.triggers import NO_TRIGGERS, Triggers
 from qvmi.errors import CodepackError, CodepackRefused

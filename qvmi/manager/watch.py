@@ -27,7 +27,7 @@ from qvmi.codepacks.runner import Runner
 from qvmi.codepacks.service import ServicePack
 from qvmi.codepacks.status import STATUS, Sight, Status
 from qvmi.errors import BusError, BusRefused, CodepackError, MachineGone
-from qvmi.machine.event_stream import EventSource
+from qvmi.machine.events.event_stream import EventSource
 from qvmi.manager.accounts import throttle_account
 from qvmi.manager.companion import Companion
 from qvmi.manager.losses import TELL_S, loss_status

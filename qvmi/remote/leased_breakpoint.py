@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from qvmi.errors import BusError, QvmiError
-from qvmi.machine.breakpoints import Condition, HitStream
 from qvmi.machine.completion import ended, to_the_end
+from qvmi.machine.holding.breakpoints import Condition, HitStream
 from qvmi.remote.asking import ANSWER_S, Asking
 from qvmi.remote.messages import LEASE_S, EndLease, HitsTold, LeaseTold, SetBreakpoint, TakeHits
 

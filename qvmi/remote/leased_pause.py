@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvmi.errors import QvmiError, StaleView
 from qvmi.machine.completion import ended
-from qvmi.machine.pause import Pause
+from qvmi.machine.holding.pause import Pause
 from qvmi.remote.asking import Asking
 from qvmi.remote.messages import BeginPause, EndLease, KeepLease, LeaseTold, PauseTold
 

@@ -10,8 +10,8 @@ from qvmi.arch.aarch64 import Registers as Aarch64Registers
 from qvmi.arch.registers import Registers
 from qvmi.arch.x86_64 import Registers as X86Registers
 from qvmi.errors import BadMessage
-from qvmi.machine.breakpoints import Hit
 from qvmi.machine.facts import MachineFacts
+from qvmi.machine.holding.breakpoints import Hit
 from qvmi.qmp.commands import RunState
 from qvmi.remote.refusal import Refusal
 from qvmi.semantics.guest_os import Thread
@@ -219,7 +219,7 @@ class PauseTold(msgspec.Struct, frozen=True):
 
 
 class HitTold(msgspec.Struct, frozen=True):
-    """This is a hit; see :class:`~qvmi.machine.breakpoints.Hit`."""
+    """This is a hit; see :class:`~qvmi.machine.holding.breakpoints.Hit`."""
 
     address: Va
     registers: VcpusTold

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from qvmi.errors import QvmiError
-from qvmi.machine.event_control import EventControl
-from qvmi.machine.event_stream import EventStream
+from qvmi.machine.events.event_control import EventControl
+from qvmi.machine.events.event_stream import EventStream
 from qvmi.semantics.linux.guest import LinuxGuest
 from qvmi.semantics.rows.events import kinds_named
 

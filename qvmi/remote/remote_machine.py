@@ -16,13 +16,13 @@ from qvmi.addr import Va
 from qvmi.arch.registers import Registers
 from qvmi.errors import MachineGone, PolicyDenied, StaleView, UsageError
 from qvmi.machine.capture import Capture
-from qvmi.machine.event_stream import EventStream
+from qvmi.machine.events.event_stream import EventStream
 from qvmi.machine.facts import MachineFacts
 from qvmi.machine.guest_tools import GuestTools
-from qvmi.machine.pause import Pause
+from qvmi.machine.holding.pause import Pause
 from qvmi.machine.query import QUERY_TIMEOUT_S, Query
 from qvmi.machine.recognition import Recognition
-from qvmi.machine.still_looks import StillLooks
+from qvmi.machine.ways.still_looks import StillLooks
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.qmp.commands import RunState
@@ -50,8 +50,8 @@ from qvmi.view import Provenance, Taken, View
 
 if TYPE_CHECKING:
     from qvmi.gdbstub.packets import BreakpointKind
-    from qvmi.machine.breakpoints import Condition, HitStream
-    from qvmi.semantics.linux.guest_symbols import GuestSymbols
+    from qvmi.machine.holding.breakpoints import Condition, HitStream
+    from qvmi.semantics.linux.kernel.guest_symbols import GuestSymbols
 
 __all__ = ["RemoteMachine"]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from qvmi.errors import UnknownGuest
 from qvmi.memory.address_space import AddressSpace
-from qvmi.semantics.linux.discovery import Kernel, discover, recognise
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.kernel_image import KernelImage
+from qvmi.semantics.linux.image.kernel_image import KernelImage
+from qvmi.semantics.linux.kernel.discovery import Kernel, discover, recognise
 from qvmi.symbols.layout import Symbols
 from qvmi.symbols.profile import ProfileCache
 from qvmi.view import View
@@ -94,7 +94,7 @@ def select_in_dump(view: View, choices: Choices, vmcoreinfo: Sequence[bytes]) ->
     Raises:
         UnknownGuest: no provider recognises the guest; the evidence says what was seen.
     """
-    from qvmi.semantics.linux.dump_discovery import (  # noqa: PLC0415 - import time, for a rare need
+    from qvmi.semantics.linux.kernel.dump_discovery import (  # noqa: PLC0415 - import time, for a rare need
         discover_in_dump,
     )
 

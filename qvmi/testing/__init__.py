@@ -1,6 +1,6 @@
 """Fakes with call logs and armed faults, to test codepacks and what is built on qvmi without a machine.
 
->>> from qvmi.codepacks.hidden_processes import HiddenProcesses
+>>> from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 >>> from qvmi.testing import FakeGuest, FakeMemory, fake_process
 >>> init, evil = fake_process(1, name="init"), fake_process(666, name="evil")
 >>> guest = FakeGuest(processes=[init], process_ids=[init, evil])
@@ -11,7 +11,7 @@
 
 What a codepack is shown beside memory is made of rows, too.
 
->>> from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
+>>> from qvmi.codepacks.detectors.flows_without_owner import FlowsWithoutOwner
 >>> from qvmi.testing import fake_flow, fake_resources
 >>> flow = fake_flow("192.0.2.7:443", unowned=True, socket=None, pid=None)
 >>> shown = fake_resources(flows=[flow])

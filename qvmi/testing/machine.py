@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from qvmi.codepacks.resources import Resources
 from qvmi.errors import NotDirect
-from qvmi.machine.disk_differences import DiskDifference
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.disk_differences import DiskDifference
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import Listing
 from qvmi.testing.faults import Faults

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from qvmi.codepacks.codepack import Codepack
 from qvmi.codepacks.inspection import Inspection, inspect_guest
-from qvmi.codepacks.pack_folder import PackFolder
-from qvmi.codepacks.pack_loader import load_bytes
+from qvmi.codepacks.packaging.pack_folder import PackFolder
+from qvmi.codepacks.packaging.pack_loader import load_bytes
 from qvmi.codepacks.resources import Resources
 from qvmi.policy import Policy
 from qvmi.testing.guest import FakeGuest

@@ -7,8 +7,8 @@ import msgspec
 
 from qvmi.addr import Va
 from qvmi.codepacks.resources import Resources
-from qvmi.machine.disk_differences import DiskDifference
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.disk_differences import DiskDifference
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.semantics.guest_os import Gap, Listing
 from qvmi.view import Provenance, Taken
 

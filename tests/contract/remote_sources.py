@@ -15,11 +15,11 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from qvmi.addr import Pa, PaRange
-from qvmi.machine.monitor_memory import PrintedMemory, SavedMemory
-from qvmi.machine.pause import RunControl
-from qvmi.machine.remote_memory import Conversation, RemoteMemory
-from qvmi.machine.stub_loan import StubLoan
+from qvmi.machine.holding.pause import RunControl
+from qvmi.machine.holding.stub_loan import StubLoan
 from qvmi.machine.stub_memory import StubMemory
+from qvmi.machine.ways.monitor_memory import PrintedMemory, SavedMemory
+from qvmi.machine.ways.remote_memory import Conversation, RemoteMemory
 from qvmi.qmp.open import open_monitor
 from tests.guests.bare_qemu import BareQemu, bare_qemu
 from tests.guests.stub_machines import stub_of

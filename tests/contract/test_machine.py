@@ -20,7 +20,7 @@ from qvmi.errors import (
     SymbolNotFound,
     UsageError,
 )
-from qvmi.machine.event_stream import EventStream
+from qvmi.machine.events.event_stream import EventStream
 from qvmi.policy import OBSERVE, READ_ONLY
 from qvmi.semantics.rows.events import EventKind, NotSeen, ProcessExited, ProcessStarted
 from qvmi.view import Taken

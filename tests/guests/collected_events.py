@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import qvmi
-from qvmi.machine.event_stream import EventStream
+from qvmi.machine.events.event_stream import EventStream
 from qvmi.semantics.rows.events import GuestEvent
 from tests.guests.lab import Guest
 

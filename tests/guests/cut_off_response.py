@@ -18,7 +18,7 @@ from qvmi.audit import LOGGER
 from qvmi.bus.local import in_process
 from qvmi.bus.message import Message
 from qvmi.bus.topic import name_from
-from qvmi.cli.responding import granted, opened_journal
+from qvmi.cli.handlers.responding import granted, opened_journal
 from qvmi.codepacks.alert import Alert
 from qvmi.manager.response.playbook_file import read_playbooks
 from qvmi.manager.response.responder import Responder

@@ -8,7 +8,7 @@ from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.questions import LookAnswer
 from qvmi.codepacks.service import ServiceBus
 from qvmi.errors import BusError
-from qvmi.machine.event_stream import EventSource
+from qvmi.machine.events.event_stream import EventSource
 from qvmi.policy import Grant
 from qvmi.semantics.rows.events import EventKind, ProcessExeced
 from qvmi.semantics.rows.processes import Process

@@ -17,7 +17,7 @@ import qvmi
 from qvmi import Taken, UnknownGuest, Va
 from qvmi.arch import aarch64 as arch
 from qvmi.errors import TranslationFault
-from qvmi.semantics.linux.kallsyms import tables_by_form, tables_by_vmcoreinfo
+from qvmi.semantics.linux.image.kallsyms import tables_by_form, tables_by_vmcoreinfo
 from tests.asynchronous import asynchronous
 from tests.guests.aarch64_guests import EVERY, NARROW, NOTE, RAM_START, aarch64, noted
 from tests.guests.lab import Guest, GuestConfig, Lab

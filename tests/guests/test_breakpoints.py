@@ -16,8 +16,8 @@ import pytest
 import qvmi
 from qvmi.errors import GdbstubBusy, MachineGone, PauseError, SymbolNotFound, UsageError
 from qvmi.gdbstub.packets import BreakpointKind
-from qvmi.machine import breakpoints
-from qvmi.machine.breakpoints import Hit, HitStream
+from qvmi.machine.holding import breakpoints
+from qvmi.machine.holding.breakpoints import Hit, HitStream
 from qvmi.view import Taken
 from tests.asynchronous import asynchronous, until
 from tests.guests.bare_qemu import BareQemu, bare_qemu

@@ -6,7 +6,7 @@ import pytest
 
 import qvmi
 from qvmi.errors import CorruptTable
-from qvmi.semantics.linux.kallsyms import tables_by_form, tables_by_vmcoreinfo
+from qvmi.semantics.linux.image.kallsyms import tables_by_form, tables_by_vmcoreinfo
 from tests.asynchronous import asynchronous
 from tests.guests.lab import Guest
 from tests.guests.x86_64_vcpus import x86_64_vcpu

@@ -17,7 +17,7 @@ import pytest
 import qvmi
 from qvmi.addr import PAGE_SIZE, Pa, Va
 from qvmi.errors import DiskRefused, NoSuchFile, PolicyDenied, UsageError
-from qvmi.machine.disks import Disk, DiskProvenance
+from qvmi.machine.devices.disks import Disk, DiskProvenance
 from qvmi.machine.machine import Machine
 from qvmi.policy import OBSERVE, Grant
 from tests.asynchronous import asynchronous

@@ -13,7 +13,7 @@ from typing import IO, Final
 import pytest
 
 import qvmi
-from qvmi.cli.escape import escaped
+from qvmi.cli.printing.escape import escaped
 from tests.command_line import DEADLINE_S, environment
 from tests.guests.lab import Guest, GuestConfig, MapsLine, NetSocket
 from tests.guests.pool import GuestPool

@@ -14,7 +14,7 @@ import pytest
 import qvmi
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding, Unseen
-from qvmi.codepacks.file_watch import FileWatch
+from qvmi.codepacks.detectors.file_watch import FileWatch
 from qvmi.codepacks.manifest import built_in_manifest
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.codepacks.status import Sight, Status

@@ -19,8 +19,8 @@ import pytest
 import qvmi
 from qvmi.addr import Va
 from qvmi.errors import PolicyDenied, UsageError
-from qvmi.machine.flow_watch import Flow
-from qvmi.machine.monitor_memory import SavedMemory
+from qvmi.machine.devices.flow_watch import Flow
+from qvmi.machine.ways.monitor_memory import SavedMemory
 from qvmi.policy import OBSERVE, Grant
 from qvmi.semantics.guest_os import Listing
 from qvmi.symbols.layout import field_offset

@@ -10,7 +10,7 @@ import pytest
 import qvmi
 from qvmi.bus.message import Message
 from qvmi.codepacks.alert import Alert
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.codepacks.status import Sight, Status
 from qvmi.errors import MachineGone
 from qvmi.manager.watch import Watch, watch

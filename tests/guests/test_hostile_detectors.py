@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.observed_guest import ObservedGuest
 from qvmi.codepacks.resource_fetch import wants_resources

@@ -11,9 +11,9 @@ import pytest
 
 import qvmi
 from qvmi import Gap, Machine, Pa, Va
-from qvmi.machine.scan import ScanArea
-from qvmi.machine.scan_rules import ScanRules
-from qvmi.semantics.linux.memmap import PageUse
+from qvmi.machine.scanning.scan import ScanArea
+from qvmi.machine.scanning.scan_rules import ScanRules
+from qvmi.semantics.linux.pages.memmap import PageUse
 from qvmi.semantics.rows.scan import ScanHit
 from qvmi.symbols.layout import field_offset
 from tests.asynchronous import asynchronous

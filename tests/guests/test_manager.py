@@ -44,7 +44,9 @@ WAIT_S = 100.0
 REOPENING = Path(reopening.__file__)
 SERVICE_UIDS = range(61184, 61520)
 """The first of those that systemd keeps for users that exist while a service does."""
-HIDDEN = PackSpec("hidden-processes", "qvmi.codepacks.hidden_processes:HiddenProcesses", 0.05)
+HIDDEN = PackSpec(
+    "hidden-processes", "qvmi.codepacks.detectors.hidden_processes:HiddenProcesses", 0.05
+)
 
 
 @pytest.fixture(scope="module")

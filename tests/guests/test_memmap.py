@@ -18,9 +18,9 @@ import qvmi
 from qvmi.addr import PAGE_SIZE, Pa
 from qvmi.errors import MemoryFault, SymbolsError
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.memmap import MemMap, PageUse
-from qvmi.semantics.linux.page_flags import Use
-from qvmi.semantics.linux.vmcoreinfo import VmcoreInfo
+from qvmi.semantics.linux.image.vmcoreinfo import VmcoreInfo
+from qvmi.semantics.linux.pages.memmap import MemMap, PageUse
+from qvmi.semantics.linux.pages.page_flags import Use
 from tests.asynchronous import asynchronous
 from tests.guests.aarch64_guests import EVERY
 from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab

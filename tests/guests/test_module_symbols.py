@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qvmi
-from qvmi.semantics.linux.module_symbols import ModuleSymbol
+from qvmi.semantics.linux.modules.module_symbols import ModuleSymbol
 from qvmi.symbols.btf import Btf
 from qvmi.symbols.live import LiveSymbols
 from tests.asynchronous import asynchronous

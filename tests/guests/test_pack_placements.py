@@ -13,7 +13,7 @@ import pytest
 
 import qvmi
 from qvmi.bus.message import Message
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import Manager, manage
 from qvmi.manager.pack_spec import PackSpec
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from qvmi.semantics.guest_os import Process
 
 WAIT_S = 100.0
-HIDDEN = PackSpec("hidden-processes", "qvmi.codepacks.hidden_processes:HiddenProcesses", 0.05)
+HIDDEN = PackSpec(
+    "hidden-processes", "qvmi.codepacks.detectors.hidden_processes:HiddenProcesses", 0.05
+)
 RUN = ("pack", "run", "hidden-processes", "--json")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import qvmi
 from qvmi.bus.message import Message
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.codepacks.manifest import Management
 from qvmi.manager.isolation_watch import IsolationVerdict
 from qvmi.manager.manager import manage
@@ -50,7 +50,7 @@ async def in_a_process(guest: Guest, state: Path) -> AsyncIterator[AsyncIterator
 
     spec = PackSpec(
         "hidden-processes",
-        "qvmi.codepacks.hidden_processes:HiddenProcesses",
+        "qvmi.codepacks.detectors.hidden_processes:HiddenProcesses",
         NEVER_S,
         triggers=MANAGED.triggers,
     )

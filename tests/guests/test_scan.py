@@ -11,8 +11,8 @@ import yara_x
 
 import qvmi
 from qvmi import Gap, Machine
-from qvmi.machine.scan import ScanArea
-from qvmi.machine.scan_rules import ScanRules
+from qvmi.machine.scanning.scan import ScanArea
+from qvmi.machine.scanning.scan_rules import ScanRules
 from qvmi.semantics.rows.scan import Owner, ScanHit
 from tests.asynchronous import asynchronous
 from tests.guests import marked

@@ -22,7 +22,7 @@ WAIT_S = 100.0
 SLEEPER = "sleep 1000 >/dev/null 2>&1 & echo $!"
 HIDDEN = PackSpec(
     "hidden-processes",
-    "qvmi.codepacks.hidden_processes:HiddenProcesses",
+    "qvmi.codepacks.detectors.hidden_processes:HiddenProcesses",
     0.05,
     triggers=Triggers(answers=True),
 )

@@ -37,9 +37,9 @@ from qvmi.errors import (
     WriteFailed,
 )
 from qvmi.gdbstub.client import GdbClient
-from qvmi.machine.pause import RunControl
-from qvmi.machine.stub_loan import StubLoan
-from qvmi.machine.writing import MAX_WRITE
+from qvmi.machine.holding.pause import RunControl
+from qvmi.machine.holding.stub_loan import StubLoan
+from qvmi.machine.holding.writing import MAX_WRITE
 from qvmi.policy import OBSERVE, READ_ONLY, Grant
 from qvmi.qmp.monitor import Monitor
 from qvmi.qmp.open import open_monitor

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qvmi.addr import Va
 from qvmi.arch.aarch64 import Registers
 from qvmi.errors import UnknownGuest
-from qvmi.semantics.linux.aarch64_image import find_aarch64_image
+from qvmi.semantics.linux.image.aarch64_image import find_aarch64_image
 from tests.hostile.bounds import cpu_seconds
 from tests.synthetic.ram import Ram
 

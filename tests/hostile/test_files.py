@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvmi.errors import QvmiError
-from qvmi.semantics.linux.command_line import CommandLines
-from qvmi.semantics.linux.d_path import Paths
-from qvmi.semantics.linux.fdtable import OpenFiles
-from qvmi.semantics.linux.list import ListWalk
-from qvmi.semantics.linux.mount import Mounts
+from qvmi.semantics.linux.fs.d_path import Paths
+from qvmi.semantics.linux.fs.mount import Mounts
 from qvmi.semantics.linux.printk import KernelLog
-from qvmi.semantics.linux.task import Tasks
-from qvmi.semantics.linux.vma import Mappings
+from qvmi.semantics.linux.processes.command_line import CommandLines
+from qvmi.semantics.linux.processes.fdtable import OpenFiles
+from qvmi.semantics.linux.processes.vma import Mappings
+from qvmi.semantics.linux.structures.list import ListWalk
+from qvmi.semantics.linux.tasks.task import Tasks
 from tests.hostile.bounds import cpu_seconds
 from tests.synthetic.kernel_files import LIST_LAYOUTS, TREE_LAYOUTS, KernelFiles
 from tests.synthetic.kernel_memory import DIRECT_MAP

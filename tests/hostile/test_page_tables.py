@@ -17,7 +17,7 @@ from qvmi.arch.paging import (
 )
 from qvmi.errors import MemoryFault, TranslationFault, UnknownGuest
 from qvmi.memory.address_space import AddressSpace
-from qvmi.semantics.linux.kernel_image import find_kernel_image
+from qvmi.semantics.linux.image.kernel_image import find_kernel_image
 from tests.hostile.bounds import cpu_seconds, peak_mib
 from tests.synthetic.page_tables import LARGE, NO_EXECUTE, PAGE, PRESENT, WRITABLE
 from tests.synthetic.ram import Ram

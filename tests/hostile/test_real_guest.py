@@ -13,8 +13,8 @@ from qvmi.arch.registers import INFO_REGISTERS
 from qvmi.arch.x86_64 import Registers, parse_registers
 from qvmi.errors import MemoryFault, QvmiError, UnknownGuest
 from qvmi.memory.physical import Window
-from qvmi.semantics.linux.discovery import Kernel, discover
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel.discovery import Kernel, discover
 from qvmi.view import Provenance, Taken, View
 from tests.guests.lab import KERNELS, Guest, GuestConfig, Lab
 from tests.guests.pool import GuestPool

@@ -5,10 +5,10 @@ import struct
 import pytest
 
 from qvmi.errors import QvmiError
-from qvmi.semantics.linux.module import Modules
-from qvmi.semantics.linux.pid import PidTable
-from qvmi.semantics.linux.task import PID_MAX_LIMIT, Tasks
-from qvmi.semantics.linux.vmcoreinfo import find_vmcoreinfo, parse_vmcoreinfo
+from qvmi.semantics.linux.image.vmcoreinfo import find_vmcoreinfo, parse_vmcoreinfo
+from qvmi.semantics.linux.modules.module import Modules
+from qvmi.semantics.linux.tasks.pid import PidTable
+from qvmi.semantics.linux.tasks.task import PID_MAX_LIMIT, Tasks
 from tests.hostile.bounds import cpu_seconds, peak_mib
 from tests.synthetic.kernel_memory import DIRECT_MAP, LAYOUTS, KernelMemory
 from tests.synthetic.ram import Ram

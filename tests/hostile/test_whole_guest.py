@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvmi.errors import QvmiError, UnknownGuest
-from qvmi.semantics.linux.discovery import discover
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel.discovery import discover
 from tests.hostile.bounds import cpu_seconds
 from tests.synthetic.guest import IMAGE_PA, MIB, NOTE_PA, PAGE_OFFSET, ROOT, Guest, GuestOptions
 from tests.synthetic.kallsyms import Order

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import qvmi
-from qvmi.cli.arguments import TextWanted, parse
+from qvmi.cli.declared.arguments import TextWanted, parse
 from tests.repository.tree import ROOT, documents
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")

@@ -90,6 +90,23 @@ def test_the_contracts_hold() -> None:
         ("bus/offender.py", "import aiomqtt", "qvmi.bus.offender -> aiomqtt"),
         ("machine/offender.py", "import rich", "qvmi.machine.offender -> rich"),
         ("offender.py", "", "not listed as layers"),
+        (
+            "semantics/linux/pages/offender.py",
+            "import qvmi.semantics.linux.tasks.task",
+            "qvmi.semantics.linux.pages.offender -> qvmi.semantics.linux.tasks.task",
+        ),
+        ("semantics/linux/offender.py", "", "not listed as layers"),
+        (
+            "machine/ways/offender.py",
+            "import qvmi.machine.holding.pause",
+            "qvmi.machine.ways.offender -> qvmi.machine.holding.pause",
+        ),
+        ("machine/offender.py", "", "not listed as layers"),
+        (
+            "cli/declared/offender.py",
+            "import qvmi.cli.handlers.watching",
+            "qvmi.cli.declared.offender -> qvmi.cli.handlers.watching",
+        ),
     ],
 )
 def test_the_contracts_notice(tmp_path: Path, file: str, line: str, complaint: str) -> None:

@@ -43,7 +43,7 @@ from qvmi.gdbstub.packets import (
 )
 from qvmi.gdbstub.registers import StubRegisters
 from qvmi.machine.completion import to_the_end
-from qvmi.machine.stub_place import StubPlace, end_stub, find_stub
+from qvmi.machine.holding.stub_place import StubPlace, end_stub, find_stub
 from qvmi.manager.gateways.standstill import Standstill
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor

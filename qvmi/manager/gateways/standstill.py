@@ -1,7 +1,7 @@
 """Who keeps a guest from running: it runs when nobody does, if it ran before.
 
-References: QEMU ``qapi/run-state.json``; see :mod:`qvmi.machine.guardian` for who lets it run when this
-process is killed.
+References: QEMU ``qapi/run-state.json``; see :mod:`qvmi.machine.holding.guardian` for who lets it run when
+this process is killed.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from qvmi.audit import LOGGER
 from qvmi.errors import PauseError, QmpCommandFailed, QvmiError
 from qvmi.machine.completion import to_the_end
-from qvmi.machine.guardian import Guardian, start_guardian
+from qvmi.machine.holding.guardian import Guardian, start_guardian
 from qvmi.qmp import commands
 from qvmi.qmp.monitor import Monitor
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from qvmi.host.host_process import host_process, pids, runs_qemu
-from qvmi.machine.host_mapping import HostMaps
+from qvmi.machine.ways.host_mapping import HostMaps
 from qvmi.manager.isolation.facts import Sharer, TapHolder
 from qvmi.manager.isolation.processes import MAX_DESCRIPTORS
 from qvmi.manager.isolation.tun_place import TUN, tun_place

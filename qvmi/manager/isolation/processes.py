@@ -13,7 +13,7 @@ from typing import Final
 
 from qvmi.errors import QvmiError
 from qvmi.host.host_process import host_process, runs_qemu
-from qvmi.machine.host_mapping import HostMapping, HostMaps
+from qvmi.machine.ways.host_mapping import HostMapping, HostMaps
 from qvmi.manager.isolation.facts import Descriptor, Opening, Process, SharedFile, Unseen
 from qvmi.manager.isolation.permissions import opening
 from qvmi.manager.isolation.tun_place import TunPlace, is_tun, tun_place

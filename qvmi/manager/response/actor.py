@@ -17,7 +17,7 @@ from qvmi.manager.response.hardware import Hardware
 from qvmi.manager.response.journal import Undo
 from qvmi.manager.response.prepared import Prepared
 from qvmi.manager.response.records import Notice
-from qvmi.manager.response.restoring import Repair, problem_of, repairs
+from qvmi.manager.response.restoring import Repair, disagreement, problem_of, repairs
 from qvmi.manager.response.scene import ReportMaker, Scene, Story
 from qvmi.manager.response.steps import (
     DiskSnapshot,
@@ -33,8 +33,8 @@ from qvmi.manager.response.steps import (
 )
 from qvmi.policy import AddressRange, Grant, PolicyGate, Space
 from qvmi.semantics.guest_os import GuestOS
-from qvmi.semantics.linux.discovery import Kernel
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel.discovery import Kernel
 
 __all__ = ["CORE", "Actor"]
 
@@ -249,7 +249,8 @@ def _problem(guest: GuestOS, *, repair: Repair) -> str:
     there = _bytes_at(guest, va=repair.address, size=len(repair.there))
     if there != repair.there:
         return f"{repair.address:#x} holds {there.hex()} by now, and not what the evidence says"
-    return ""
+    listings = (guest.system_calls, guest.interrupts)
+    return disagreement(repair, (row for listing in listings for row in listing()))
 
 
 def _bytes_at(guest: GuestOS, *, va: Va, size: int) -> bytes:

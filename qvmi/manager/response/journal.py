@@ -9,6 +9,7 @@ References: write(2) O_APPEND, fsync(2), flock(2).
 import fcntl
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ import msgspec
 
 from qvmi.codepacks.alert import Alert
 from qvmi.errors import UsageError
-from qvmi.manager.response.matching import AlertKey, key_of
+from qvmi.manager.response.episodes import AlertKey, key_of
 from qvmi.manager.response.records import Outcome
 
 __all__ = ["Journal", "Run", "Undo"]
@@ -75,6 +76,7 @@ class _Began(msgspec.Struct, frozen=True, tag="began"):
     run: str
     playbook: str
     alerts: tuple[Alert, ...]
+    at: float = 0.0
 
 
 class _StepBegan(msgspec.Struct, frozen=True, tag="step"):
@@ -94,7 +96,13 @@ class _Over(msgspec.Struct, frozen=True, tag="over"):
     undone: bool = False
 
 
-_Line = _Began | _StepBegan | _StepEnded | _Over
+class _Cleared(msgspec.Struct, frozen=True, tag="cleared"):
+    run: str
+    codepack: str
+    key: str
+
+
+_Line = _Began | _StepBegan | _StepEnded | _Over | _Cleared
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -109,6 +117,8 @@ class Run(msgspec.Struct, kw_only=True):
         undo: how what was done is undone, in the order in which it was done.
         over: whether it has ended.
         undone: whether it was undone.
+        at: when it began, seconds since the Unix epoch; 0 where an older qvmi has not noted that.
+        cleared: which of its alerts were cleared since, by what they are known by.
     """
 
     name: str
@@ -119,6 +129,8 @@ class Run(msgspec.Struct, kw_only=True):
     undo: list[tuple[int, Undo]] = msgspec.field(default_factory=list)
     over: bool = False
     undone: bool = False
+    at: float = 0.0
+    cleared: list[AlertKey] = msgspec.field(default_factory=list)
 
     @property
     def keys(self) -> tuple[AlertKey, ...]:
@@ -194,7 +206,7 @@ class Journal:
             except UsageError:
                 if size > MAX_GROWN:  # until then there may be no room for it, and yet for a line
                     raise
-        self._note(_Began(name, playbook, alerts))
+        self._note(_Began(name, playbook, alerts, time.time()))
         return self.runs[name]
 
     def begin_step(self, run: Run, step: int, undo: tuple[Undo, ...] = ()) -> None:
@@ -208,6 +220,14 @@ class Journal:
     def end(self, run: Run, *, undone: bool = False) -> None:
         """This notes that a run is over, or was undone."""
         self._note(_Over(run.name, undone))
+
+    def still_led_to_by(self, key: AlertKey) -> list[Run]:
+        """These are the runs that an alert led to which was not cleared since."""
+        return [run for run in self.runs.values() if key in run.keys and key not in run.cleared]
+
+    def clear(self, run: Run, key: AlertKey) -> None:
+        """This notes that an alert was cleared which led to a run: it may lead to another one."""
+        self._note(_Cleared(run.name, *key))
 
     def _note(self, line: _Line) -> None:
         """This writes a line, and takes it in.
@@ -229,7 +249,8 @@ class Journal:
 
     def _take(self, line: _Line) -> None:
         if isinstance(line, _Began):
-            self.runs[line.run] = Run(name=line.run, playbook=line.playbook, alerts=line.alerts)
+            name, playbook = line.run, line.playbook
+            self.runs[name] = Run(name=name, playbook=playbook, alerts=line.alerts, at=line.at)
             return
         run = self.runs.get(line.run)
         if run is None:
@@ -239,6 +260,8 @@ class Journal:
             run.undo += [(line.step, one) for one in line.undo if (line.step, one) not in run.undo]
         elif isinstance(line, _StepEnded):
             run.ended[line.step] = line.outcome
+        elif isinstance(line, _Cleared):
+            run.cleared.append((line.codepack, line.key))
         else:
             run.over = True
             run.undone = run.undone or line.undone
@@ -333,11 +356,12 @@ def _sync_folder(folder: Path) -> None:
 
 def _lines_of(run: Run) -> bytes:
     """These are the lines that say of a run what is known of it."""
-    lines: list[_Line] = [_Began(run.name, run.playbook, run.alerts)]
+    lines: list[_Line] = [_Began(run.name, run.playbook, run.alerts, run.at)]
     lines += [_StepBegan(run.name, step, (one,)) for step, one in run.undo]
     lines += [_StepEnded(run.name, step, outcome) for step, outcome in run.ended.items()]
     if run.begun:
         lines.append(_StepBegan(run.name, run.begun))
     if run.over:
         lines.append(_Over(run.name, run.undone))
+    lines += [_Cleared(run.name, *key) for key in run.cleared]
     return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)

@@ -7,20 +7,15 @@ from typing import Final
 
 from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Finding, Severity
+from qvmi.manager.response.episodes import AlertKey, Episodes, key_of
 from qvmi.manager.response.playbook import HOUR_S, Playbook, Same, When
 
-__all__ = ["AlertKey", "Case", "Matcher", "key_of", "things"]
+__all__ = ["Case", "Matcher", "Past", "things"]
 
 MAX_WAITING: Final = 256
 """Alerts that wait for another codepack's, for each playbook; the oldest go first."""
 
-MAX_KEYS: Final = 10_000
-"""Alerts remembered for each playbook, so that it is not run twice for one; the oldest go first."""
-
 _SEVERITIES: Final = tuple(Severity)
-
-AlertKey = tuple[str, str]
-"""A codepack's name, and the key of its finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +32,22 @@ class Case:
     alerts: tuple[Alert, ...]
     withheld: str = ""
 
-    @property
-    def keys(self) -> tuple[AlertKey, ...]:
-        """These are what the alerts are known by."""
-        return tuple(key_of(alert) for alert in self.alerts)
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """This is a run that there was before.
 
-def key_of(alert: Alert) -> AlertKey:
-    """This is what an alert is known by."""
-    return alert.codepack, alert.finding.key
+    Args:
+        playbook: the name of which one.
+        alerts: what had led to it.
+        cleared: those of them that were cleared since, by what they are known by.
+        began: when it began, seconds on the clock of the matcher.
+    """
+
+    playbook: str
+    alerts: tuple[Alert, ...]
+    cleared: Collection[AlertKey]
+    began: float
 
 
 def things(finding: Finding, same: Same) -> frozenset[int]:
@@ -61,17 +63,15 @@ class Matcher:
 
     Args:
         playbooks: all there are.
-        done: for which alerts they were run before, by the playbook's name.
+        past: the runs that there were before, in order.
     """
 
-    def __init__(
-        self, playbooks: Sequence[Playbook], done: Iterable[tuple[str, AlertKey]] = ()
-    ) -> None:
+    def __init__(self, playbooks: Sequence[Playbook], past: Iterable[Past] = ()) -> None:
         self._books = tuple(_Book(playbook) for playbook in playbooks)
-        for name, key in done:
-            for book in self._books:
-                if book.playbook.name == name:
-                    book.remember((key,))
+        by_name = {book.playbook.name: book for book in self._books}
+        for run in past:
+            if run.playbook in by_name:
+                by_name[run.playbook].remember(run)
 
     def offer(self, alert: Alert, *, now: float) -> list[Case]:
         """This takes in an alert, and gives what it leads to.
@@ -82,7 +82,7 @@ class Matcher:
         """
         if alert.state is AlertState.CLEARED:
             for book in self._books:
-                book.forget(alert)
+                book.clear(alert)
             return []
         return [case for book in self._books if (case := book.offer(alert, now)) is not None]
 
@@ -93,30 +93,30 @@ class _Book:
 
     playbook: Playbook
     waiting: deque[tuple[float, Alert]] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
-    done: dict[AlertKey, None] = field(default_factory=dict)
+    episodes: Episodes = field(default_factory=Episodes)
     runs: deque[float] = field(default_factory=deque)
 
     def offer(self, alert: Alert, now: float) -> Case | None:
         alerts = self._led_to(alert, now)
-        case = Case(self.playbook, alerts)
-        if not alerts or any(key in self.done for key in case.keys):
+        if not alerts or not self.episodes.begin(alerts):
             return None
-        self.remember(case.keys)
         while self.runs and now - self.runs[0] >= HOUR_S:
             self.runs.popleft()
         most = self.playbook.at_most_per_hour
         if len(self.runs) >= most:
             return Case(self.playbook, alerts, f"it was run {most} times in an hour")
         self.runs.append(now)
-        return case
+        return Case(self.playbook, alerts)
 
-    def remember(self, keys: Collection[AlertKey]) -> None:
-        self.done |= dict.fromkeys(keys)
-        while len(self.done) > MAX_KEYS:
-            del self.done[next(iter(self.done))]
+    def remember(self, run: Past) -> None:
+        self.episodes.remember(run.alerts)
+        for key in run.cleared:
+            self.episodes.end(key)
+        self.runs.append(run.began)
 
-    def forget(self, cleared: Alert) -> None:
-        """This waits for nobody to agree with an alert any more that was cleared."""
+    def clear(self, cleared: Alert) -> None:
+        """This waits for nobody to agree with an alert any more that was cleared, which may come again."""
+        self.episodes.end(key_of(cleared))
         kept = [one for one in self.waiting if key_of(one[1]) != key_of(cleared)]
         self.waiting.clear()
         self.waiting.extend(kept)

@@ -21,8 +21,9 @@ from qvmi.machine.completion import to_the_end
 from qvmi.machine.machine import Machine
 from qvmi.manager.records import record
 from qvmi.manager.response.actor import Actor
+from qvmi.manager.response.episodes import AlertKey, key_of
 from qvmi.manager.response.journal import Journal, Run
-from qvmi.manager.response.matching import Case, Matcher
+from qvmi.manager.response.matching import Case, Matcher, Past
 from qvmi.manager.response.playbook import AtExit, OnRestart, Playbook, When
 from qvmi.manager.response.records import HOLDER, RESPONSE, Outcome, Record
 from qvmi.manager.response.run import PlaybookRun, audit, noting, undo_run
@@ -76,8 +77,7 @@ class Responder:
         gate = PolicyGate(HOLDER, policy)
         self._actor = Actor(machine, gate, self._say, report)
         runs = () if journal is None else tuple(journal.runs.values())
-        done = ((run.playbook, key) for run in runs for key in run.keys)
-        self._matcher = Matcher(playbooks, done)
+        self._matcher = Matcher(playbooks, map(_past, runs))
         self._alerts: asyncio.Queue[Alert] = asyncio.Queue(MAX_ALERTS)
         self._lost = 0
         self._outgoing: deque[Message] = deque(maxlen=MAX_OUTGOING)
@@ -151,6 +151,16 @@ class Responder:
                 self._lost = 0
             for case in self._matcher.offer(alert, now=time.monotonic()):
                 await self._respond(case)
+            if alert.state is AlertState.CLEARED and self._journal is not None:
+                await self._note_cleared(key_of(alert), self._journal)
+
+    async def _note_cleared(self, key: AlertKey, journal: Journal) -> None:
+        """This notes what the next watch has to know of an alert that was cleared."""
+        try:
+            for noted in journal.still_led_to_by(key):
+                await noting(journal.clear, noted, key)
+        except QvmiError as error:  # then it leads to nothing again once this one has ended
+            record("response: %s", error)
 
     async def _respond(self, case: Case) -> None:
         run = self._new_run(case.playbook, case.alerts, _run_name(case.playbook))
@@ -267,6 +277,12 @@ def _account(vm: str, playbooks: Sequence[Playbook]) -> Account:
     requests = (TopicFilter(vm, HOLDER, REQUEST, name) for name in asked)
     replies = tuple(TopicFilter(vm, HOLDER, REPLY, name) for name in asked)
     return Account(f"{vm}.{HOLDER}", (TopicFilter(vm, HOLDER, ANY), *requests), replies)
+
+
+def _past(noted: Run) -> Past:
+    """This is what counts of a run of an earlier watch, which began just now where a clock was set back."""
+    age_s = max(0.0, time.time() - noted.at)
+    return Past(noted.playbook, noted.alerts, noted.cleared, time.monotonic() - age_s)
 
 
 def _run_name(playbook: Playbook) -> str:

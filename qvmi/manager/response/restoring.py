@@ -3,22 +3,23 @@
 Two observations at one address disagree: one in which the thing that was found is present holds the bytes
 that lie there, another in which it is absent those that should. A codepack may lie in both. So they are
 written only where a table of system calls or interrupts is, and only what leads into the kernel's own code,
-by a gate that can be the kernel's.
+by a gate that can be the kernel's; where the kernel's own symbols say what should lie there, only that.
 
 References: Linux kernel/kallsyms.c (``_stext``, ``_etext``); what a gate is is in
-:mod:`qvmi.semantics.linux.idt`.
+:mod:`qvmi.semantics.linux.hooks.idt`.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding
-from qvmi.semantics.linux.idt import GATE_SIZE, gate_problem, gate_target
+from qvmi.semantics.guest_os import CodePointer
+from qvmi.semantics.linux.hooks.idt import GATE_SIZE, gate_problem, gate_target
 
-__all__ = ["Repair", "problem_of", "repairs"]
+__all__ = ["Repair", "disagreement", "problem_of", "repairs"]
 
 _ENTRY: Final = struct.Struct("<Q")
 _TABLE_BYTES: Final = 4096
@@ -87,3 +88,21 @@ def problem_of(repair: Repair, find: Find) -> str:
             return f"what is to be written leads to {target:#x}, which is not the kernel's own code"
         return ""
     return f"{repair.address:#x} is in no table of system calls or interrupts"
+
+
+def disagreement(repair: Repair, entries: Iterable[CodePointer]) -> str:
+    """This is what a look of one's own has against writing an entry back; empty where it has nothing.
+
+    Args:
+        repair: the entry.
+        entries: of the kernel's tables, as they are now. What should be in one nobody knows of some.
+    """
+    row = next((one for one in entries if one.place == repair.address), None)
+    if row is None:
+        return f"no entry of the kernel's tables is seen at {repair.address:#x}"
+    where = f"{row.table}[{row.entry}]"
+    if not row.problem:
+        return f"{where} is right as it is: it leads to {row.symbol}"
+    if row.expected and row.expected != repair.wanted:
+        return f"{where} should hold {row.expected.hex()}, and not {repair.wanted.hex()}"
+    return ""

@@ -13,11 +13,11 @@ from qvmi.errors import MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.bpf_use import LEVELS, LIMIT, BpfUsers, TypeNames, Use
-from qvmi.semantics.linux.d_path import text_of
-from qvmi.semantics.linux.effort import Effort, Spent
-from qvmi.semantics.linux.idr import Idr
-from qvmi.semantics.linux.list import Implausible, ListWalk
-from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.fs.d_path import text_of
+from qvmi.semantics.linux.structures.effort import Effort, Spent
+from qvmi.semantics.linux.structures.idr import Idr
+from qvmi.semantics.linux.structures.list import Implausible, ListWalk
+from qvmi.semantics.linux.structures.record import compile_reader
 from qvmi.semantics.rows.bpf import BpfMap, BpfProgram
 from qvmi.semantics.rows.files import OpenFile
 from qvmi.semantics.rows.sockets import Socket

@@ -16,10 +16,10 @@ from qvmi.addr import Va
 from qvmi.errors import MemoryFault, SymbolsError, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap
-from qvmi.semantics.linux.d_path import text_of
-from qvmi.semantics.linux.idr import Idr
-from qvmi.semantics.linux.list import Implausible, ListWalk
-from qvmi.semantics.linux.record import compile_reader
+from qvmi.semantics.linux.fs.d_path import text_of
+from qvmi.semantics.linux.structures.idr import Idr
+from qvmi.semantics.linux.structures.list import Implausible, ListWalk
+from qvmi.semantics.linux.structures.record import compile_reader
 from qvmi.semantics.rows.files import OpenFile
 from qvmi.semantics.rows.sockets import Socket
 from qvmi.symbols.layout import Symbols, field_offset

@@ -13,9 +13,9 @@ from qvmi.errors import MemoryFault, SymbolsError, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, Module
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.kernel_image import KernelImage
-from qvmi.semantics.linux.module_memory import ModuleMemory
-from qvmi.semantics.linux.orc import kernel_orc, module_orc
+from qvmi.semantics.linux.image.kernel_image import KernelImage
+from qvmi.semantics.linux.modules.module_memory import ModuleMemory
+from qvmi.semantics.linux.stacks.orc import kernel_orc, module_orc
 from qvmi.symbols.eh_frame import eh_frame
 from qvmi.symbols.elf_symbols import ElfMachine, ElfRange, ElfSymbol, symbols_elf
 from qvmi.symbols.isf_file import IsfSymbols

@@ -26,20 +26,20 @@ from qvmi.semantics.guest_os import (
     StackFrame,
     Thread,
 )
-from qvmi.semantics.linux.current import current_task
-from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
-from qvmi.semantics.linux.effort import Effort
-from qvmi.semantics.linux.file_content import FileContents, Write
-from qvmi.semantics.linux.guest_symbols import Additions, GuestSymbols
+from qvmi.semantics.linux.fs.file_content import FileContents, Write
+from qvmi.semantics.linux.kernel.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.kernel.guest_symbols import Additions, GuestSymbols
 from qvmi.semantics.linux.kernel_questions import KernelQuestions
-from qvmi.semantics.linux.list import ListWalk
-from qvmi.semantics.linux.mm import user_space
-from qvmi.semantics.linux.module_symbols import ModuleSymbol
-from qvmi.semantics.linux.module_types import ModuleBtf, ModuleTypes
-from qvmi.semantics.linux.page_owner import PageOwners
+from qvmi.semantics.linux.modules.module_symbols import ModuleSymbol
+from qvmi.semantics.linux.modules.module_types import ModuleBtf, ModuleTypes
+from qvmi.semantics.linux.owners.page_owner import PageOwners
 from qvmi.semantics.linux.process_image import ProcessImage
 from qvmi.semantics.linux.process_questions import ProcessQuestions
-from qvmi.semantics.linux.stack import TaskStacks
+from qvmi.semantics.linux.stacks.stack import TaskStacks
+from qvmi.semantics.linux.structures.effort import Effort
+from qvmi.semantics.linux.structures.list import ListWalk
+from qvmi.semantics.linux.tasks.current import current_task
+from qvmi.semantics.linux.tasks.mm import user_space
 from qvmi.semantics.linux.timekeeping import boot_time_s
 from qvmi.semantics.rows.cached_files import MissingRange
 from qvmi.semantics.rows.percpu import PerCpuValue

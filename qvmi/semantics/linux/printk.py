@@ -13,9 +13,9 @@ from qvmi.addr import Va
 from qvmi.errors import CorruptTable, LayoutNotFound, MemoryFault, WalkFailed
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Gap, LogRecord
-from qvmi.semantics.linux.d_path import text_of
-from qvmi.semantics.linux.list import Implausible, ListWalk
-from qvmi.semantics.linux.record import Reader, compile_reader
+from qvmi.semantics.linux.fs.d_path import text_of
+from qvmi.semantics.linux.structures.list import Implausible, ListWalk
+from qvmi.semantics.linux.structures.record import Reader, compile_reader
 from qvmi.symbols.layout import Symbols, address, field, field_offset
 
 __all__ = ["KernelLog"]

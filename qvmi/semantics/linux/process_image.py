@@ -5,9 +5,9 @@ from functools import cached_property
 from qvmi.addr import Va
 from qvmi.memory.address_space import AddressSpace
 from qvmi.semantics.guest_os import Process, Thread
-from qvmi.semantics.linux.mm import auxiliary_vector, user_space
-from qvmi.semantics.linux.process_memory import ProcessMemory
-from qvmi.semantics.linux.user_registers import UserRegisters
+from qvmi.semantics.linux.processes.process_memory import ProcessMemory
+from qvmi.semantics.linux.stacks.user_registers import UserRegisters
+from qvmi.semantics.linux.tasks.mm import auxiliary_vector, user_space
 from qvmi.semantics.rows.process_memory import MemoryPiece
 from qvmi.symbols.layout import Symbols
 

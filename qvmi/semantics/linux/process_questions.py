@@ -17,17 +17,17 @@ from qvmi.semantics.guest_os import (
     TaskSighting,
     Variable,
 )
-from qvmi.semantics.linux.cgroup_roots import CgroupRoots
-from qvmi.semantics.linux.exec import Programs
-from qvmi.semantics.linux.file_content import FileContents
-from qvmi.semantics.linux.list import ListWalk
-from qvmi.semantics.linux.memory_content import MemoryContents
-from qvmi.semantics.linux.pid import PidNamespaces
-from qvmi.semantics.linux.run_queue import RunQueues
-from qvmi.semantics.linux.task_family import TaskFamily
-from qvmi.semantics.linux.task_life import LivingTasks
-from qvmi.semantics.linux.task_sightings import TaskSightings
-from qvmi.semantics.linux.task_slab import TaskSlabs
+from qvmi.semantics.linux.fs.file_content import FileContents
+from qvmi.semantics.linux.processes.cgroup_roots import CgroupRoots
+from qvmi.semantics.linux.processes.exec import Programs
+from qvmi.semantics.linux.processes.memory_content import MemoryContents
+from qvmi.semantics.linux.structures.list import ListWalk
+from qvmi.semantics.linux.tasks.pid import PidNamespaces
+from qvmi.semantics.linux.tasks.run_queue import RunQueues
+from qvmi.semantics.linux.tasks.task_family import TaskFamily
+from qvmi.semantics.linux.tasks.task_life import LivingTasks
+from qvmi.semantics.linux.tasks.task_sightings import TaskSightings
+from qvmi.semantics.linux.tasks.task_slab import TaskSlabs
 from qvmi.semantics.linux.walkers import Walkers
 
 __all__ = ["ProcessQuestions"]

@@ -10,9 +10,9 @@ from qvmi.errors import GuestError, TranslationFault
 from qvmi.memory.stretch import Piece, Stretch
 from qvmi.semantics.guest_os import Gap
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.kernel_owner import own_mappings
-from qvmi.semantics.linux.memmap import PageUse
-from qvmi.semantics.linux.page_flags import Use
+from qvmi.semantics.linux.owners.kernel_owner import own_mappings
+from qvmi.semantics.linux.pages.memmap import PageUse
+from qvmi.semantics.linux.pages.page_flags import Use
 
 __all__ = ["cached_stretches", "kernel_stretches", "process_stretches"]
 

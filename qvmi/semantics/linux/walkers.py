@@ -9,45 +9,45 @@ import msgspec
 from qvmi.errors import StaleView, WalkFailed
 from qvmi.semantics.guest_os import BpfProgram, Listing, Process, Socket
 from qvmi.semantics.linux.bpf import BpfPrograms
-from qvmi.semantics.linux.cgroup import CgroupTable
-from qvmi.semantics.linux.command_line import CommandLines
-from qvmi.semantics.linux.cred import CredentialTable
-from qvmi.semantics.linux.d_path import Paths
-from qvmi.semantics.linux.discovery import Kernel, vmcoreinfo_text
-from qvmi.semantics.linux.enum_names import EnumNames
-from qvmi.semantics.linux.event_watch import EventPart, EventWatch
-from qvmi.semantics.linux.extable import KnownCode
-from qvmi.semantics.linux.fdtable import OpenFiles
-from qvmi.semantics.linux.hooks import KernelHooks
-from qvmi.semantics.linux.idt import InterruptTable
-from qvmi.semantics.linux.kernel_text import KernelText
-from qvmi.semantics.linux.list import ListWalk
-from qvmi.semantics.linux.listen_events import ListenEvents
-from qvmi.semantics.linux.memmap import MemMap
-from qvmi.semantics.linux.module import Modules
-from qvmi.semantics.linux.module_events import ModuleEvents
-from qvmi.semantics.linux.module_sightings import ModuleSightings
-from qvmi.semantics.linux.module_symbols import ModuleSymbols
-from qvmi.semantics.linux.mount import Mounts
-from qvmi.semantics.linux.mount_events import MountEvents
-from qvmi.semantics.linux.new_tasks import NewTasks
-from qvmi.semantics.linux.nsproxy import NamespaceTable
-from qvmi.semantics.linux.page_cache import CachedFiles
-from qvmi.semantics.linux.percpu import PerCpu
-from qvmi.semantics.linux.pid import PidTable
+from qvmi.semantics.linux.events.event_watch import EventPart, EventWatch
+from qvmi.semantics.linux.events.listen_events import ListenEvents
+from qvmi.semantics.linux.events.module_events import ModuleEvents
+from qvmi.semantics.linux.events.mount_events import MountEvents
+from qvmi.semantics.linux.events.new_tasks import NewTasks
+from qvmi.semantics.linux.events.process_events import ProcessEvents
+from qvmi.semantics.linux.fs.d_path import Paths
+from qvmi.semantics.linux.fs.mount import Mounts
+from qvmi.semantics.linux.fs.page_cache import CachedFiles
+from qvmi.semantics.linux.hooks.extable import KnownCode
+from qvmi.semantics.linux.hooks.hooks import KernelHooks
+from qvmi.semantics.linux.hooks.idt import InterruptTable
+from qvmi.semantics.linux.hooks.kernel_text import KernelText
+from qvmi.semantics.linux.hooks.syscall import SystemCallTables
+from qvmi.semantics.linux.hooks.umh import UserModeHelpers
+from qvmi.semantics.linux.image.vmcoreinfo import parse_vmcoreinfo
+from qvmi.semantics.linux.kernel.discovery import Kernel, vmcoreinfo_text
+from qvmi.semantics.linux.modules.module import Modules
+from qvmi.semantics.linux.modules.module_sightings import ModuleSightings
+from qvmi.semantics.linux.modules.module_symbols import ModuleSymbols
+from qvmi.semantics.linux.net.sock import Sockets
+from qvmi.semantics.linux.net.sock_common import Socks
+from qvmi.semantics.linux.net.socket_tables import SocketTables
+from qvmi.semantics.linux.pages.memmap import MemMap
 from qvmi.semantics.linux.printk import KernelLog
-from qvmi.semantics.linux.process_count import process_counter
-from qvmi.semantics.linux.process_events import ProcessEvents
-from qvmi.semantics.linux.process_memory import ProcessMemory
-from qvmi.semantics.linux.sock import Sockets
-from qvmi.semantics.linux.sock_common import Socks
-from qvmi.semantics.linux.socket_tables import SocketTables
-from qvmi.semantics.linux.syscall import SystemCallTables
-from qvmi.semantics.linux.task import Tasks
-from qvmi.semantics.linux.task_moments import TaskMoments
-from qvmi.semantics.linux.umh import UserModeHelpers
-from qvmi.semantics.linux.vma import Mappings
-from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
+from qvmi.semantics.linux.processes.cgroup import CgroupTable
+from qvmi.semantics.linux.processes.command_line import CommandLines
+from qvmi.semantics.linux.processes.cred import CredentialTable
+from qvmi.semantics.linux.processes.fdtable import OpenFiles
+from qvmi.semantics.linux.processes.nsproxy import NamespaceTable
+from qvmi.semantics.linux.processes.process_memory import ProcessMemory
+from qvmi.semantics.linux.processes.vma import Mappings
+from qvmi.semantics.linux.structures.enum_names import EnumNames
+from qvmi.semantics.linux.structures.list import ListWalk
+from qvmi.semantics.linux.structures.percpu import PerCpu
+from qvmi.semantics.linux.tasks.pid import PidTable
+from qvmi.semantics.linux.tasks.process_count import process_counter
+from qvmi.semantics.linux.tasks.task import Tasks
+from qvmi.semantics.linux.tasks.task_moments import TaskMoments
 from qvmi.semantics.rows.events import PROCESS_KINDS, EventKind
 from qvmi.view import View
 

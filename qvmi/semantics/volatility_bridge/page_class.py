@@ -12,7 +12,7 @@ from volatility3.framework.symbols.linux import extensions
 from qvmi.addr import PAGE_SIZE
 from qvmi.errors import MemoryFault
 from qvmi.semantics.linux.guest import LinuxGuest
-from qvmi.semantics.linux.vmcoreinfo import parse_vmcoreinfo
+from qvmi.semantics.linux.image.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = ["page_class"]
 

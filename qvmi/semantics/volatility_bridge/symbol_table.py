@@ -16,7 +16,7 @@ from volatility3.framework.symbols.linux import LinuxKernelIntermedSymbols
 from volatility3.framework.symbols.linux.network import NetSymbols
 
 from qvmi.errors import CorruptTable, UsageError
-from qvmi.semantics.linux.discovery import Kernel
+from qvmi.semantics.linux.kernel.discovery import Kernel
 from qvmi.semantics.volatility_bridge.corrections import corrected
 from qvmi.semantics.volatility_bridge.type_classes import set_type_classes
 from qvmi.symbols.isf import isf_document

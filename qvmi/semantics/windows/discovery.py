@@ -16,7 +16,7 @@ from qvmi.errors import MemoryFault
 from qvmi.memory.address_space import AddressSpace
 from qvmi.memory.physical import PhysicalMemory
 from qvmi.semantics.guest_os import Evidence
-from qvmi.semantics.linux.kernel_image import gate_handler
+from qvmi.semantics.linux.image.kernel_image import gate_handler
 from qvmi.semantics.windows.pe_image import PdbIdentity, PeImage, image_at
 from qvmi.view import View
 

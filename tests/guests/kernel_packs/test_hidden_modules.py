@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from qvmi.codepacks.hidden_modules import HiddenModules
+from qvmi.codepacks.detectors.hidden_modules import HiddenModules
 from qvmi.codepacks.observed_guest import ObservedGuest
 from tests.guests.kernel_packs.module_places import ModulePlaces
 from tests.guests.kernel_packs.tampered_kernel import HIDDEN_MODULE, Tampered

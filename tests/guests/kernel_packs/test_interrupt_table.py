@@ -8,7 +8,7 @@ import pytest
 
 from qvmi.addr import Va
 from qvmi.arch.x86_64 import parse_registers
-from qvmi.codepacks.interrupt_table import InterruptTable
+from qvmi.codepacks.detectors.interrupt_table import InterruptTable
 from tests.guests.kernel_packs.gates import GATE, OVERFLOW, PAGE_FAULT, TIMER, gate_to
 from tests.guests.kernel_packs.tampered_kernel import NOBODYS, X86_64, Tampered
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from qvmi.codepacks.kernel_hooks import KernelHooks
+from qvmi.codepacks.detectors.kernel_hooks import KernelHooks
 from qvmi.codepacks.observed_guest import ObservedGuest
 from tests.guests.kernel_packs.hooked_in import HOOKS, WORD, Hook, hooked, packets
 from tests.guests.kernel_packs.tampered_kernel import NOBODYS, Tampered

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvmi.codepacks.kernel_settings import KernelSettings
+from qvmi.codepacks.detectors.kernel_settings import KernelSettings
 from tests.guests.kernel_packs.tampered_kernel import Tampered
 
 

@@ -4,12 +4,12 @@ import struct
 
 import pytest
 
-from qvmi.codepacks.kernel_text import KernelText
+from qvmi.codepacks.detectors.kernel_text import KernelText
 from qvmi.semantics.code_baseline import CodeBaseline
-from qvmi.semantics.linux.extable import KnownCode
-from qvmi.semantics.linux.kernel_text import KernelText as LinuxKernelText
-from qvmi.semantics.linux.list import ListWalk
-from qvmi.semantics.linux.module import Modules
+from qvmi.semantics.linux.hooks.extable import KnownCode
+from qvmi.semantics.linux.hooks.kernel_text import KernelText as LinuxKernelText
+from qvmi.semantics.linux.modules.module import Modules
+from qvmi.semantics.linux.structures.list import ListWalk
 from qvmi.semantics.rows.modules import Module
 from tests.guests.kernel_packs.patched_code import call_to, is_x86_64, traced_at
 from tests.guests.kernel_packs.tampered_kernel import X86_64, Tampered

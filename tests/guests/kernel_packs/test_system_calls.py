@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvmi.codepacks.system_calls import SystemCalls
+from qvmi.codepacks.detectors.system_calls import SystemCalls
 from tests.guests.kernel_packs.call_table import WORD, CallTable
 from tests.guests.kernel_packs.tampered_kernel import Tampered
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Final
 
-from qvmi.codepacks.hidden_modules import HiddenModules
-from qvmi.codepacks.interrupt_table import InterruptTable
-from qvmi.codepacks.kernel_hooks import KernelHooks
-from qvmi.codepacks.system_calls import SystemCalls
+from qvmi.codepacks.detectors.hidden_modules import HiddenModules
+from qvmi.codepacks.detectors.interrupt_table import InterruptTable
+from qvmi.codepacks.detectors.kernel_hooks import KernelHooks
+from qvmi.codepacks.detectors.system_calls import SystemCalls
 from tests.guests.kernel_packs.call_table import CallTable
 from tests.guests.kernel_packs.gates import (
     GATE,
@@ -271,14 +271,16 @@ def _shown_by(kernel: Tampered) -> int:
 # --------------------------------------------------------------------------------------------- the table
 
 _POINTERS: Final = Mutation(
-    "codepacks.code_pointer_findings", "if row.problem\n", "if row.problem and row.owner\n"
+    "codepacks.detectors.code_pointer_findings",
+    "if row.problem\n",
+    "if row.problem and row.owner\n",
 )
-_SYSCALL, _IDT = "semantics.linux.syscall", "semantics.linux.idt"
+_SYSCALL, _IDT = "semantics.linux.hooks.syscall", "semantics.linux.hooks.idt"
 _HOOKS: Final = Mutation(
-    "semantics.linux.hooks", 'problem = "" if owner else', 'problem = "" if not owner else'
+    "semantics.linux.hooks.hooks", 'problem = "" if owner else', 'problem = "" if not owner else'
 )
 _UNLISTED: Final = Mutation(
-    "codepacks.hidden_modules", "if _LIST not in views or", "if _LIST in views and"
+    "codepacks.detectors.hidden_modules", "if _LIST not in views or", "if _LIST in views and"
 )
 _PLACES: Final = {
     "notifier": "a notifier leads to nobody's code",
@@ -348,7 +350,7 @@ KERNEL_ROWS: Final = (
         "a module leaves sysfs alone",
         _off_sysfs,
         Mutation(
-            "codepacks.hidden_modules",
+            "codepacks.detectors.hidden_modules",
             "any(one in structures and one not in views",
             "all(one in structures and one not in views",
         ),
@@ -359,7 +361,7 @@ KERNEL_ROWS: Final = (
         "a constant table of functions leads out of the kernel",
         _constant,
         Mutation(
-            "semantics.linux.hooks",
+            "semantics.linux.hooks.hooks",
             'problem = "a constant of the kernel\'s leads out of it"',
             'problem = ""',
         ),

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from qvmi.codepacks.file_watch import FileWatch
-from qvmi.codepacks.impostors import Impostors
-from qvmi.codepacks.injection import Injection
-from qvmi.codepacks.unusual_code import UnusualCode
+from qvmi.codepacks.detectors.file_watch import FileWatch
+from qvmi.codepacks.detectors.impostors import Impostors
+from qvmi.codepacks.detectors.injection import Injection
+from qvmi.codepacks.detectors.unusual_code import UnusualCode
 from tests.guests.guest_program import install
 from tests.guests.tamper.mutation import Mutation
 from tests.guests.tamper.scenario import Scenario, Shown, Sign, Way
@@ -246,7 +246,7 @@ def _injection() -> Injection:
 
 
 def _mutation(name: str, old: str, new: str) -> tuple[Mutation]:
-    return (Mutation(f"codepacks.{name}", old, new),)
+    return (Mutation(f"codepacks.detectors.{name}", old, new),)
 
 
 _INSIDE, _OUTSIDE = Way.INSIDE, Way.OUTSIDE

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from qvmi.codepacks.credentials import CredentialWatch
+from qvmi.codepacks.detectors.credentials import CredentialWatch
 from qvmi.semantics.guest_os import Process
 from tests.guests.tamper.mutation import Mutation
 from tests.guests.tamper.scenario import Scenario, Shown, Sign, Way
@@ -185,7 +185,7 @@ def _steady() -> CredentialWatch:
     return CredentialWatch(steady_s=0.0)
 
 
-_PRIVILEGES, _CREDENTIALS = "codepacks.privileges", "codepacks.credentials"
+_PRIVILEGES, _CREDENTIALS = "codepacks.detectors.privileges", "codepacks.detectors.credentials"
 _OUTSIDE: Final = ("credentials", "T1068", Way.OUTSIDE)
 
 RIGHT_ROWS: Final = (

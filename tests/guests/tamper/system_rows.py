@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from qvmi.codepacks.container_escape import ContainerEscape
-from qvmi.codepacks.file_watch import FileWatch
-from qvmi.codepacks.hidden_sockets import HiddenSockets
-from qvmi.codepacks.persistence import Persistence
+from qvmi.codepacks.detectors.container_escape import ContainerEscape
+from qvmi.codepacks.detectors.file_watch import FileWatch
+from qvmi.codepacks.detectors.hidden_sockets import HiddenSockets
+from qvmi.codepacks.detectors.persistence import Persistence
 from qvmi.semantics.guest_os import Process
 from tests.guests.guest_program import install
 from tests.guests.tamper.mutation import Mutation
@@ -192,7 +192,7 @@ def _files() -> Persistence:
 
 
 def _mutation(name: str, old: str, new: str) -> tuple[Mutation]:
-    return (Mutation(f"codepacks.{name}", old, new),)
+    return (Mutation(f"codepacks.detectors.{name}", old, new),)
 
 
 _INSIDE, _OUTSIDE = Way.INSIDE, Way.OUTSIDE

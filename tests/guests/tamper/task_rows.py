@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.semantics.guest_os import Process, TaskView
 from tests.guests.tamper.mutation import Mutation
 from tests.guests.tamper.scenario import Scenario, Shown, Sign, Way
@@ -137,16 +137,18 @@ def _bind_mount(scene: Scene) -> Iterator[tuple[Sign, ...]]:
         scene.run(f"umount {place}")
 
 
-_MODULE: Final = "codepacks.hidden_processes"
+_MODULE: Final = "codepacks.detectors.hidden_processes"
 _FORGETS_THE_FIRST: Final = Mutation(
-    "codepacks.seen_twice", "if key in first]", "if key not in first]"
+    "codepacks.detectors.seen_twice", "if key in first]", "if key not in first]"
 )
 _ASKS_THE_LIST_ALONE: Final = Mutation(_MODULE, "not in hidden and _kind(", "in hidden and _kind(")
 _TAKES_ALL_FOR_PROCESSES: Final = Mutation(_MODULE, "or task.pid == task.tgid", "or task.pid > 0")
 
 
 _SEES_NO_SLABS: Final = Mutation(
-    "semantics.linux.task_slab", "range(first + pad, end - size", "range(first + pad, first - size"
+    "semantics.linux.tasks.task_slab",
+    "range(first + pad, end - size",
+    "range(first + pad, first - size",
 )
 
 _ROOTKIT: Final = ("hidden-processes", "T1014", Way.OUTSIDE)

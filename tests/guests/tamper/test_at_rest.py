@@ -4,15 +4,15 @@ The lab's guest has a few odd processes of its own from the start (tests/guests/
 a detector says of the guest at rest must be about just those.
 """
 
-from qvmi.codepacks.container_escape import ContainerEscape
-from qvmi.codepacks.credentials import CredentialWatch
-from qvmi.codepacks.hidden_processes import HiddenProcesses
-from qvmi.codepacks.hidden_sockets import HiddenSockets
-from qvmi.codepacks.impostors import Impostors
-from qvmi.codepacks.injection import Injection
-from qvmi.codepacks.unusual_code import UnusualCode
+from qvmi.codepacks.detectors.container_escape import ContainerEscape
+from qvmi.codepacks.detectors.credentials import CredentialWatch
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_sockets import HiddenSockets
+from qvmi.codepacks.detectors.impostors import Impostors
+from qvmi.codepacks.detectors.injection import Injection
+from qvmi.codepacks.detectors.unusual_code import UnusualCode
 from qvmi.semantics.guest_os import TaskView
-from qvmi.semantics.linux.task_slab import TaskSlabs
+from qvmi.semantics.linux.tasks.task_slab import TaskSlabs
 from tests.guests.tamper.right_rows import as_user
 from tests.guests.tamper.scene import Scene
 from tests.guests.tamper.task_rows import running_in_no_list

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 import qvmi
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.codepacks.codepack import Finding
 from qvmi.codepacks.observed_guest import ObservedGuest
 from tests.built_in_packs import made

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
-from qvmi.codepacks.kernel_settings import KernelSettings
-from qvmi.codepacks.kernel_text import KernelText
+from qvmi.codepacks.detectors.kernel_settings import KernelSettings
+from qvmi.codepacks.detectors.kernel_text import KernelText
 from tests.guests.kernel_packs.patched_code import call_to, label_place, returning, traced_at
 from tests.guests.kernel_packs.tampered_kernel import NOBODYS, Tampered
 from tests.guests.tamper.mutation import Mutation
@@ -128,10 +128,10 @@ def _by_a_program(scene: Scene) -> Iterator[Signs]:
 
 # -------------------------------------------------------------------------------------------- the table
 
-_SAME: Final = Mutation("semantics.linux.kernel_text", "if now == was:", "if now != was:")
-_SITES: Final = "semantics.linux.patch_sites"
+_SAME: Final = Mutation("semantics.linux.hooks.kernel_text", "if now == was:", "if now != was:")
+_SITES: Final = "semantics.linux.hooks.patch_sites"
 _ANYBODYS: Final = Mutation(
-    "codepacks.kernel_settings", ".startswith(_ANYBODYS)", ".endswith(_ANYBODYS)"
+    "codepacks.detectors.kernel_settings", ".startswith(_ANYBODYS)", ".endswith(_ANYBODYS)"
 )
 
 
@@ -175,7 +175,11 @@ TEXT_ROWS: Final = (
     _of_settings(
         "core files are written to where cron tables are",
         _setting("core_pattern", "/etc/cron.d/core"),
-        Mutation("codepacks.kernel_settings", "if is_there and (path", "if not is_there and (path"),
+        Mutation(
+            "codepacks.detectors.kernel_settings",
+            "if is_there and (path",
+            "if not is_there and (path",
+        ),
     ),
     _of_settings(
         "power failures start a program in /dev/shm",

@@ -2,7 +2,7 @@
 
 import io
 
-from qvmi.cli.output import Output
+from qvmi.cli.printing.output import Output
 
 __all__ = ["Captured"]
 

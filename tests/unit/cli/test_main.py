@@ -59,7 +59,8 @@ def test_help_is_given_without_what_only_a_machine_needs() -> None:
 
 def test_a_codepack_is_imported_where_it_runs_and_no_sooner() -> None:
     code = (
-        "import sys, qvmi.cli.watching, qvmi.cli.pack_running; from qvmi.cli.words import PACKS;"
+        "import sys, qvmi.cli.handlers.watching, qvmi.cli.handlers.pack_running;"
+        "from qvmi.cli.declared.words import PACKS;"
         "from qvmi.codepacks.manifest import built_in_manifest as manifest;"
         "print(*sys.modules.keys() & {manifest(name).entry.partition(':')[0] for name in PACKS})"
     )
@@ -112,9 +113,9 @@ def test_find_prints_a_listing_as_json() -> None:
 def broken(fault: str) -> str:
     """This is a program in which ``qvmi find`` meets a fault."""
     return (
-        "import sys, qvmi.cli.machines\n"
+        "import sys, qvmi.cli.handlers.machines\n"
         f"def find(output): {fault}\n"
-        "qvmi.cli.machines.find = find\n"
+        "qvmi.cli.handlers.machines.find = find\n"
         "from qvmi.cli.main import main\n"
         "sys.exit(main())"
     )

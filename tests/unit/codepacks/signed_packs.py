@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvmi.codepacks.key_ring import KeyRing
-from qvmi.codepacks.pack_folder import SIGNATURE_FILE, PackFolder
-from qvmi.codepacks.pack_signature import VerifiedPack, sign, verify
+from qvmi.codepacks.packaging.key_ring import KeyRing
+from qvmi.codepacks.packaging.pack_folder import SIGNATURE_FILE, PackFolder
+from qvmi.codepacks.packaging.pack_signature import VerifiedPack, sign, verify
 
 __all__ = ["CODE", "MANIFEST", "NOW", "Workshop", "pack_folder"]
 

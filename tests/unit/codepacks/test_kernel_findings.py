@@ -3,13 +3,13 @@
 from msgspec.structs import replace
 
 from qvmi.addr import Va
-from qvmi.codepacks.code_pointer_findings import pointer_findings
 from qvmi.codepacks.codepack import MAX_KEY_LENGTH, Severity
-from qvmi.codepacks.hidden_modules import HiddenModules
-from qvmi.codepacks.kernel_hooks import KernelHooks
-from qvmi.codepacks.kernel_settings import KernelSettings
-from qvmi.codepacks.kernel_text import KernelText
-from qvmi.codepacks.system_calls import SystemCalls
+from qvmi.codepacks.detectors.code_pointer_findings import pointer_findings
+from qvmi.codepacks.detectors.hidden_modules import HiddenModules
+from qvmi.codepacks.detectors.kernel_hooks import KernelHooks
+from qvmi.codepacks.detectors.kernel_settings import KernelSettings
+from qvmi.codepacks.detectors.kernel_text import KernelText
+from qvmi.codepacks.detectors.system_calls import SystemCalls
 from qvmi.semantics.guest_os import CodeChange, CodePointer, Gap, KernelSetting, ModuleSighting
 from qvmi.testing import FakeGuest, FakeMemory
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvmi.cli.words import PACKS
+from qvmi.cli.declared.words import PACKS
 from qvmi.codepacks.manifest import Restart, built_in_manifest, parse_manifest
 from qvmi.errors import BadSettings, CodepackRefused, UsageError
 from qvmi.policy import Grant

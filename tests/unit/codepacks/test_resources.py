@@ -35,7 +35,7 @@ from qvmi.errors import (
     StaleView,
     UsageError,
 )
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.machine.machine import Machine
 from qvmi.manager.pack_spec import PackSpec
 from qvmi.manager.packs_here import PacksHere

@@ -10,7 +10,7 @@ from qvmi.bus.local import in_process
 from qvmi.bus.message import Message
 from qvmi.bus.receipt import Receipt
 from qvmi.bus.topic import Topic
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.codepacks.schemas import ENVELOPE
 from qvmi.manager.schemas import all_schemas
 from qvmi.manager.watch import watch

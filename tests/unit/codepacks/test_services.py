@@ -19,8 +19,8 @@ from qvmi.codepacks.alert import Alert, AlertState
 from qvmi.codepacks.codepack import Codepack, Finding
 from qvmi.codepacks.looker import InspectedMachine
 from qvmi.codepacks.manifest import Management, Restart
-from qvmi.codepacks.pack_folder import PackFolder
-from qvmi.codepacks.pack_loader import load_any, load_bytes
+from qvmi.codepacks.packaging.pack_folder import PackFolder
+from qvmi.codepacks.packaging.pack_loader import load_any, load_bytes
 from qvmi.codepacks.questions import LookAnswer
 from qvmi.codepacks.service import ServiceBus, ServicePack, is_service
 from qvmi.codepacks.service_runner import ServiceRunner

@@ -2,14 +2,16 @@
 
 import pytest
 
-from qvmi.cli.words import PACKS
-from qvmi.codepacks.privileges import is_set_uid
+from qvmi.cli.declared.words import PACKS
+from qvmi.codepacks.detectors.privileges import is_set_uid
 from qvmi.testing import fake_process, fake_program
 from tests.guests.tamper.mutation import Mutation, mutated
 from tests.guests.tamper.table import ELSEWHERE, SCENARIOS, documented
 from tests.repository.tree import ROOT
 
-WRONG = Mutation("codepacks.privileges", "program.owner == _ROOT", "program.owner != _ROOT")
+WRONG = Mutation(
+    "codepacks.detectors.privileges", "program.owner == _ROOT", "program.owner != _ROOT"
+)
 
 
 def test_every_detector_has_scenarios_and_each_of_them_a_change_that_blinds_it() -> None:
@@ -45,9 +47,13 @@ def test_a_detector_that_is_changed_does_something_else_until_the_block_ends() -
 @pytest.mark.parametrize(
     "mutation",
     [
-        Mutation("codepacks.privileges", "no such text", ""),
-        Mutation("codepacks.privileges", "import dataclass", "import dataclass  # nothing else"),
-        Mutation("codepacks.privileges", "is_root(its)", "not is_root(its)"),  # in several places
+        Mutation("codepacks.detectors.privileges", "no such text", ""),
+        Mutation(
+            "codepacks.detectors.privileges", "import dataclass", "import dataclass  # nothing else"
+        ),
+        Mutation(
+            "codepacks.detectors.privileges", "is_root(its)", "not is_root(its)"
+        ),  # in several places
     ],
 )
 def test_a_change_that_is_none_is_refused(mutation: Mutation) -> None:

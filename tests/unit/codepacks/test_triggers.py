@@ -17,8 +17,8 @@ from qvmi.bus.bus import Bus, OpenChannel
 from qvmi.bus.local import in_process
 from qvmi.bus.topic import Topic
 from qvmi.codepacks.codepack import Finding, Observation
+from qvmi.codepacks.detectors.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.event_bell import EventBell
-from qvmi.codepacks.flows_without_owner import FlowsWithoutOwner
 from qvmi.codepacks.manifest import parse_manifest
 from qvmi.codepacks.question import Answer, ConfirmAnswer, ConfirmQuestion, ask_for
 from qvmi.codepacks.questions import MAX_ASKING, LookAnswer
@@ -27,7 +27,7 @@ from qvmi.codepacks.status import Sight, Status
 from qvmi.codepacks.triggers import Triggers, triggers_of
 from qvmi.codepacks.wake import Wake
 from qvmi.errors import BadSettings, BusRefused, CodepackError, QvmiError, UnknownGuest
-from qvmi.machine.flow_watch import Flow
+from qvmi.machine.devices.flow_watch import Flow
 from qvmi.manager.accounts import answering_account
 from qvmi.manager.runner_end import run_with_questions
 from qvmi.memory.physical import PhysicalMemory

@@ -19,7 +19,7 @@ from qvmi.bus.subscription import MAX_WAITING_MESSAGES
 from qvmi.bus.throttle import Throttle
 from qvmi.bus.topic import TopicFilter
 from qvmi.codepacks.codepack import Codepack, Finding
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.codepacks.status import Sight, Status
 from qvmi.manager.accounts import throttle_account
 from qvmi.manager.status_reader import MAX_STATUSES, StatusReader

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qvmi.codepacks.pack_loader import load_bytes
+from qvmi.codepacks.packaging.pack_loader import load_bytes
 from qvmi.errors import BadMessage
 from qvmi.manager.pack_code import received, sealed
 from tests.unit.codepacks.signed_packs import Workshop

@@ -21,7 +21,7 @@ from qvmi.bus.subscription import MAX_WAITING_MESSAGES, Subscription
 from qvmi.bus.topic import Topic, TopicFilter
 from qvmi.codepacks.alert import Alert
 from qvmi.codepacks.codepack import Codepack, Finding
-from qvmi.codepacks.hidden_processes import HiddenProcesses
+from qvmi.codepacks.detectors.hidden_processes import HiddenProcesses
 from qvmi.codepacks.look import MAX_FINDINGS
 from qvmi.codepacks.manifest import Management, Restart
 from qvmi.codepacks.status import Sight, Status

@@ -18,6 +18,7 @@ def alert(  # noqa: PLR0913 - all have a default
     pid: int | None = None,
     address: int | None = None,
     cleared: bool = False,
+    first_seen: float = 1.0,
 ) -> Alert:
     """This is an alert about a process, or about a place in memory, or about neither."""
     facts: dict[str, str | int | float | bool | None] = {} if pid is None else {"pid": pid}
@@ -27,8 +28,8 @@ def alert(  # noqa: PLR0913 - all have a default
         claim="it is wrong", severity=severity, technique=technique, key=key, evidence=(seen,)
     )
     return Alert.of(
-        Confirmed(finding, rounds=2, first_seen=1.0, last_seen=2.0),
+        Confirmed(finding, rounds=2, first_seen=first_seen, last_seen=first_seen + 1.0),
         codepack=codepack,
-        provenance=Provenance(Taken.LIVE, 2.0),
+        provenance=Provenance(Taken.LIVE, first_seen + 1.0),
         cleared_because="gone" if cleared else "",
     )

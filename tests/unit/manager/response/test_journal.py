@@ -1,5 +1,7 @@
 """The journal knows after a kill at which step a run was, and what can be undone."""
 
+import re
+import time
 from pathlib import Path
 
 import msgspec
@@ -39,6 +41,26 @@ def test_a_run_that_was_cut_off_is_known_with_its_step_and_its_undo(tmp_path: Pa
     with Journal(tmp_path / "journal") as journal:
         assert journal.cut_off == []
         assert journal.runs["run-1"].undone
+
+
+def test_when_a_run_began_and_that_its_alert_was_cleared_is_kept(tmp_path: Path) -> None:
+    begun(tmp_path / "journal")
+    with Journal(tmp_path / "journal") as journal:
+        (run,) = journal.still_led_to_by(("one", "a"))
+        assert journal.still_led_to_by(("one", "b")) == []
+        journal.clear(run, ("one", "a"))
+        assert journal.still_led_to_by(("one", "a")) == []
+    with Journal(tmp_path / "journal") as journal:
+        assert journal.still_led_to_by(("one", "a")) == []
+        assert 0.0 < journal.runs["run-1"].at <= time.time()
+
+
+def test_a_journal_of_before_it_was_noted_when_a_run_began_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    begun(path)
+    path.write_bytes(re.sub(rb',"at":[0-9.]+}\n', b"}\n", path.read_bytes()))
+    with Journal(path) as journal:
+        assert journal.runs["run-1"].at == 0.0
 
 
 def test_half_a_line_of_a_crash_is_left_out_and_written_over(tmp_path: Path) -> None:
@@ -104,11 +126,12 @@ def test_a_long_journal_is_written_anew_with_all_that_matters_of_it(
             journal.begin_step(run, 1, (UP,))
             journal.end_step(run, 1, Outcome.DONE)
             journal.end(run, undone=number % 2 == 0)
+            journal.clear(run, ("one", "x" * 200))
             sizes.append(path.stat().st_size)
         with pytest.raises(UsageError, match="another qvmi uses it"):
             Journal(path)
         before = msgspec.json.encode(list(journal.runs.values()))
-    assert max(sizes) < 22_000
+    assert max(sizes) < 23_000
     with Journal(path) as journal:
         assert msgspec.json.encode(list(journal.runs.values())) == before
         (cut_off,) = journal.cut_off

@@ -6,7 +6,8 @@ import pytest
 
 from qvmi.addr import Va
 from qvmi.codepacks.codepack import Finding, Observation, Severity
-from qvmi.manager.response.restoring import Repair, problem_of, repairs
+from qvmi.manager.response.restoring import Repair, disagreement, problem_of, repairs
+from qvmi.semantics.guest_os import CodePointer
 
 TABLE, IDT, TEXT, END = (
     0xFFFFFFFF82000000,
@@ -107,3 +108,31 @@ def test_anything_else_is_refused_with_the_reason(repair: Repair, problem: str) 
 def test_a_kernel_whose_text_is_not_known_is_not_written() -> None:
     repair = SOUND["a system call"]
     assert problem_of(repair, lambda name: None if name == "_etext" else find(name))
+
+
+def entry(number: int, problem: str = "it is not right", expected: bytes = GOOD) -> CodePointer:
+    found = EVIL if expected else b""
+    place = Va(TABLE + 8 * number)
+    return CodePointer("t", f"{number}", place, Va(EVIL_AT), "x", "evil", problem, found, expected)
+
+
+OTHER = struct.pack("<Q", TEXT + 0x200)
+"""Leads into the kernel's text, too, but not to what handles this call."""
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted", "words"),
+    [
+        (entry(1), GOOD, ""),
+        (entry(1, expected=b""), OTHER, ""),
+        (entry(1), OTHER, f"should hold {GOOD.hex()}, and not {OTHER.hex()}"),
+        (entry(1, problem=""), OTHER, "is right as it is"),
+        (entry(2), GOOD, "no entry of the kernel's tables is seen"),
+    ],
+    ids=["right", "nobody knows", "another function", "nothing is wrong", "another entry"],
+)
+def test_what_a_codepack_wants_there_is_compared_with_what_a_look_of_ones_own_expects(
+    row: CodePointer, wanted: bytes, words: str
+) -> None:
+    problem = disagreement(Repair(Va(TABLE + 8), EVIL, wanted), [entry(0), row])
+    assert (words in problem) if words else not problem

@@ -4,8 +4,8 @@ import pytest
 
 from qvmi.errors import GuestError, SymbolsError
 from qvmi.semantics.drgn_bridge import program_of
-from qvmi.semantics.linux.discovery import discover
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel.discovery import discover
 from tests.synthetic.guest import Guest, GuestOptions
 
 

@@ -9,11 +9,11 @@ from itertools import count
 
 from qvmi.addr import Va
 from qvmi.errors import MemoryFault
-from qvmi.semantics.linux.event_sink import EventSink
-from qvmi.semantics.linux.new_tasks import NewTasks
-from qvmi.semantics.linux.process_events import ProcessEvents
-from qvmi.semantics.linux.task import Tasks
-from qvmi.semantics.linux.task_moments import TaskMoments
+from qvmi.semantics.linux.events.event_sink import EventSink
+from qvmi.semantics.linux.events.new_tasks import NewTasks
+from qvmi.semantics.linux.events.process_events import ProcessEvents
+from qvmi.semantics.linux.tasks.task import Tasks
+from qvmi.semantics.linux.tasks.task_moments import TaskMoments
 from qvmi.semantics.rows.events import EventKind, GuestEvent
 from qvmi.view import Provenance, Taken, View
 from tests.synthetic.kernel_memory import LAYOUTS, KernelMemory

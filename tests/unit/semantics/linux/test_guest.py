@@ -4,8 +4,8 @@ import pytest
 
 from qvmi.errors import QvmiError, StaleView, SymbolNotFound, WalkFailed
 from qvmi.semantics.guest_os import GuestOS
-from qvmi.semantics.linux.discovery import discover
 from qvmi.semantics.linux.guest import LinuxGuest
+from qvmi.semantics.linux.kernel.discovery import discover
 from qvmi.view import Provenance, Taken, View
 from tests.synthetic.guest import BUILD_ID, LINK_START, PAGE_OFFSET, ROOT, Guest, GuestOptions
 

@@ -4,16 +4,16 @@ import pytest
 
 from qvmi.addr import Pa, Va
 from qvmi.arch.paging import X86_64_4_LEVEL
-from qvmi.semantics.linux.extable import KnownCode
-from qvmi.semantics.linux.ftrace_records import FtraceRecords
-from qvmi.semantics.linux.hook_places import HookPlaces
-from qvmi.semantics.linux.hooks import KernelHooks
-from qvmi.semantics.linux.idt import InterruptTable
-from qvmi.semantics.linux.kernel_image import KernelImage
-from qvmi.semantics.linux.module import Modules
-from qvmi.semantics.linux.record import compile_reader
-from qvmi.semantics.linux.syscall import SystemCallTables
-from qvmi.semantics.linux.umh import UserModeHelpers
+from qvmi.semantics.linux.hooks.extable import KnownCode
+from qvmi.semantics.linux.hooks.ftrace_records import FtraceRecords
+from qvmi.semantics.linux.hooks.hook_places import HookPlaces
+from qvmi.semantics.linux.hooks.hooks import KernelHooks
+from qvmi.semantics.linux.hooks.idt import InterruptTable
+from qvmi.semantics.linux.hooks.syscall import SystemCallTables
+from qvmi.semantics.linux.hooks.umh import UserModeHelpers
+from qvmi.semantics.linux.image.kernel_image import KernelImage
+from qvmi.semantics.linux.modules.module import Modules
+from qvmi.semantics.linux.structures.record import compile_reader
 from tests.synthetic.kernel_memory import DIRECT_MAP, KernelMemory
 
 KINDS = (
@@ -93,7 +93,7 @@ def test_places_of_ftrace_whose_type_is_not_told_are_a_gap() -> None:
 
 
 def test_chains_in_which_nothing_is_called_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qvmi.semantics.linux.hook_places._MAX_LOOKS", 5)
+    monkeypatch.setattr("qvmi.semantics.linux.hooks.hook_places._MAX_LOOKS", 5)
     memory = KernelMemory()
     nodes = [memory.allocate_bytes(64) for _ in range(10)]
     for node, following in zip(nodes, [*nodes[1:], 0], strict=True):
@@ -109,7 +109,7 @@ def test_chains_in_which_nothing_is_called_come_to_an_end(monkeypatch: pytest.Mo
 
 
 def test_gaps_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qvmi.semantics.linux.hook_places._MAX_GAPS", 3)
+    monkeypatch.setattr("qvmi.semantics.linux.hooks.hook_places._MAX_GAPS", 3)
     places = HookPlaces()
     for number in range(10):
         places.gap("table", number, "wrong")

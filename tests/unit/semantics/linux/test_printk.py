@@ -6,8 +6,8 @@ import pytest
 
 from qvmi.errors import SymbolNotFound, WalkFailed
 from qvmi.semantics.guest_os import LogRecord
-from qvmi.semantics.linux.list import ListWalk
 from qvmi.semantics.linux.printk import KernelLog
+from qvmi.semantics.linux.structures.list import ListWalk
 from tests.synthetic.kernel_files import KernelFiles
 
 NOWHERE = 0x4141_4141_4141_4141

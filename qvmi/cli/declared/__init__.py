@@ -1,0 +1,1 @@
+"""The commands as data: what each takes, and what is said of it."""

@@ -1,0 +1,1 @@
+"""The built-in codepacks, and what several of them share."""

@@ -1,0 +1,1 @@
+"""Codepacks of others: folders, signatures, keys, and how their code is loaded."""

@@ -1,0 +1,1 @@
+"""Virtual disks and network cards, seen from the host."""

@@ -1,0 +1,1 @@
+"""How a guest is stopped, held and changed, and runs on whatever happens."""

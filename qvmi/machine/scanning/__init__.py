@@ -1,0 +1,1 @@
+"""Searching guest memory, by a process of its own."""

@@ -1,0 +1,1 @@
+"""Ways to the memory of a live guest, from outside."""

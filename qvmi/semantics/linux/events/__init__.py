@@ -1,0 +1,1 @@
+"""What has changed in a guest since the last look."""

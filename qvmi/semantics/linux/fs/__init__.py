@@ -1,0 +1,1 @@
+"""Paths, mounts, inodes and the page cache."""

@@ -1,0 +1,1 @@
+"""Where the kernel's code can be led elsewhere, and what may lie in it by right."""

@@ -1,0 +1,1 @@
+"""Where the kernel image is in memory, and what it says of itself."""

@@ -1,0 +1,1 @@
+"""Which kernel runs, and all that names things in it."""

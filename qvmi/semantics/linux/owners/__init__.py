@@ -1,0 +1,1 @@
+"""Whose a page of memory is."""

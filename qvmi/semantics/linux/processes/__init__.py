@@ -1,0 +1,1 @@
+"""What a process has: rights, namespaces, files, mappings, memory."""
