@@ -17,7 +17,14 @@ import msgspec
 
 from qvmi.errors import BadSettings
 
-__all__ = ["MAX_SETTINGS_BYTES", "Table", "nearest", "read_settings", "whose_fault"]
+__all__ = [
+    "MAX_SETTINGS_BYTES",
+    "Table",
+    "is_named_pipe",
+    "nearest",
+    "read_settings",
+    "whose_fault",
+]
 
 MAX_SETTINGS_BYTES: Final = 256 << 10
 """Bytes of a file; what people write by hand has a few thousand."""
@@ -69,6 +76,17 @@ def read_settings(path: Path) -> bytes:
         raise BadSettings(path, f"cannot be read: {_why(error)}") from error
     finally:
         os.close(held)
+
+
+def is_named_pipe(path: Path) -> bool:
+    """This tells whether a path leads to a pipe in a folder: to open one waits until somebody writes to it.
+
+    A pipe without a name, as of a shell's ``<(COMMAND)``, is none: whoever writes to it is there.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    return path.is_fifo() and path.resolve().is_fifo()
 
 
 def whose_fault(path: Path, found: os.stat_result) -> str:

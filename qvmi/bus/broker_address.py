@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from qvmi.bus.unix_socket import MAX_SOCKET_PATH
 from qvmi.errors import UsageError
+from qvmi.settings import is_named_pipe
 
 __all__ = ["BrokerAddress", "Login"]
 
@@ -72,11 +73,20 @@ class BrokerAddress:
         Raises:
             UsageError: it is none, or its files cannot be read. No secret is in the message.
         """
+        if not url.isprintable():  # `urlsplit` leaves out some of them: it would be another host
+            raise UsageError(
+                "the broker's URL has a character that is not printable, such as a newline"
+            )
         try:
             parts = urlsplit(url)
             port = parts.port
+            (parts.hostname or "").encode("idna")  # as is done with a name that is looked up
         except ValueError:
             raise UsageError("the broker's URL is none: its host or port cannot be read") from None
+        if port == 0:
+            raise UsageError(
+                "the broker's URL has port 0, at which nothing listens: name another one"
+            )
         options = _options(parts)
         login = _login(parts, options.get("secret-file"))
         if parts.scheme == "unix":
@@ -119,9 +129,12 @@ class BrokerAddress:
         if self.scheme != "mqtts":
             return None
         try:
+            if self.ca and is_named_pipe(self.ca):
+                raise UsageError(f"{self.ca}: no certificates are read from a pipe: name a file")
             context = ssl.create_default_context(cafile=self.ca)
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(f"{self.ca}: no certificates: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # a NUL in its name
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"{self.ca}: no certificates: {why}") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
@@ -153,8 +166,11 @@ def _login(parts: SplitResult, secret_file: str | None) -> Login | None:
 def _secret_in(path: Path) -> str:
     """This is the first line of a file."""
     try:
+        if is_named_pipe(path):
+            raise UsageError(f"{path}: no secret is read from a pipe: name a file")
         with path.open("rb") as file:
             line = file.readline(_MAX_SECRET_BYTES)
         return line.decode().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no secret can be read there: {error}") from error
+    except (OSError, ValueError) as error:  # a NUL in its name, or what it holds is no UTF-8
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: no secret can be read there: {why}") from error

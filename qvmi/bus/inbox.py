@@ -7,9 +7,10 @@ both are there or neither is, and a message that is sent again, as its receipt w
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -17,12 +18,12 @@ from qvmi.bus.account import Account
 from qvmi.bus.bus import Bus, Channel, first_of
 from qvmi.bus.ledger import Ledger, Transaction
 from qvmi.bus.message import Message
-from qvmi.bus.outbox import MAX_LIFETIME_S, MAX_PAUSE_S
+from qvmi.bus.outbox import MAX_LIFETIME_S, MAX_MESSAGES, MAX_PAUSE_S
 from qvmi.bus.receipt import Receipt
 from qvmi.bus.refusals import Refusals
 from qvmi.bus.subscription import Subscription
 from qvmi.bus.topic import TopicFilter
-from qvmi.errors import BusError, BusRefused, LedgerFailed, OutboxFull
+from qvmi.errors import BusError, BusRefused, InboxFull, LedgerFailed
 
 __all__ = ["Handler", "Inbox"]
 
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 Handler = Callable[[Message, Transaction], None]
 """This takes in one message. It runs in a thread of the inbox's, and what it writes into the
 transaction is kept exactly if the message counts as handled; it commits nothing itself. A message
-whose handler raises is not handled, and comes again; OutboxFull says that there is no room for it yet."""
+whose handler raises is not handled, and comes again; InboxFull says that there is no room for it yet."""
 
 MAX_TOGETHER: Final = 64
 """Messages that are handled in a row before any of their receipts is sent."""
@@ -40,12 +41,28 @@ _FIRST_PAUSE_S: Final = 0.05
 _REMEMBERED_S: Final = 2 * MAX_LIFETIME_S
 """How long it is known what was handled: longer than any outbox sends it again, by clocks that differ."""
 
+MAX_REMEMBERED: Final = 2 * MAX_MESSAGES
+"""Handled messages known of one speaker, the newest. An outbox holds half as many, and sends its oldest
+first over each connection, so one that was handled so many messages ago was settled long since."""
+
+FORGET_EVERY: Final = 1024
+"""Messages of one speaker after which it is looked for what may be forgotten: that takes 15 ms then."""
+
 _TABLES: Final = (
     (
         "CREATE TABLE IF NOT EXISTS handled (vm TEXT NOT NULL, codepack TEXT NOT NULL,"
         " id TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (vm, codepack, id)) STRICT, WITHOUT ROWID"
     ),
+    "CREATE INDEX IF NOT EXISTS handled_at ON handled (vm, codepack, at, id)",
 )
+_FORGET: Final = (
+    "DELETE FROM handled WHERE vm = ?1 AND codepack = ?2 AND at < ?3",
+    (
+        "DELETE FROM handled WHERE vm = ?1 AND codepack = ?2 AND (at, id) <= (SELECT at, id FROM handled"
+        " WHERE vm = ?1 AND codepack = ?2 ORDER BY at DESC, id DESC LIMIT 1 OFFSET ?3)"
+    ),
+)
+"""By age, and by number."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -73,6 +90,7 @@ class Inbox:
         self._name = name
         self._room = asyncio.Semaphore(MAX_TOGETHER)
         self._receipts: defaultdict[str, list[str]] = defaultdict(list)
+        self._since_forgotten: Counter[str] = Counter()
         self._news = asyncio.Event()
         self._refusals = Refusals()
 
@@ -93,7 +111,7 @@ class Inbox:
             LedgerFailed: the database cannot be used; see its words.
         """
         ledger = await Ledger.open(path, (*_TABLES, *tables))
-        await ledger.do(_forget_the_old)
+        await ledger.do(_forget_of_all)
         return cls(ledger, account, vm=vm, name=name)
 
     async def consume(self, channel: Channel, kinds: Iterable[str], handle: Handler) -> None:
@@ -166,7 +184,7 @@ class Inbox:
             new = await self._ledger.do(lambda database: _take_in(database, message, handle))
         except LedgerFailed:
             raise
-        except OutboxFull as error:
+        except InboxFull as error:
             self.failed += 1
             self._refusals.note(message.topic.speaker, str(error))
             return
@@ -178,6 +196,15 @@ class Inbox:
         self.repeated += not new
         self._receipts[message.codepack].append(message.id)
         self._news.set()
+        if new:
+            await self._note_new(message.codepack)
+
+    async def _note_new(self, codepack: str) -> None:
+        """This forgets, now and then, what of a speaker's need not be known any more."""
+        self._since_forgotten[codepack] += 1
+        if self._since_forgotten[codepack] >= FORGET_EVERY:
+            self._since_forgotten[codepack] = 0
+            await self._ledger.do(partial(_forget, vm=self._vm, codepack=codepack))
 
     async def _send_receipts(self, bus: Bus) -> None:
         """This sends the receipts of what is handled, many in one message."""
@@ -210,6 +237,13 @@ def _take_in(database: Transaction, message: Message, handle: Handler) -> bool:
     return True
 
 
-def _forget_the_old(database: Transaction) -> None:
-    """This forgets what was handled so long ago that it cannot be sent again."""
-    database.execute("DELETE FROM handled WHERE at < ?", (time.time() - _REMEMBERED_S,))
+def _forget_of_all(database: Transaction) -> None:
+    """This forgets of everybody's what need not be known any more."""
+    for vm, codepack in database.execute("SELECT DISTINCT vm, codepack FROM handled").fetchall():
+        _forget(database, vm=vm, codepack=codepack)
+
+
+def _forget(database: Transaction, *, vm: str, codepack: str) -> None:
+    """This forgets of a speaker's what is not sent again: too much time or too many came since."""
+    for query, bound in zip(_FORGET, (time.time() - _REMEMBERED_S, MAX_REMEMBERED), strict=True):
+        database.execute(query, (vm, codepack, bound))

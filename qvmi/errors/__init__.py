@@ -59,7 +59,8 @@
     │   ├── BusNetworkFailed          a command that makes that network failed
     │   ├── BadMessage                bytes on the bus that are no message of ours
     │   ├── LedgerFailed              a database of messages that cannot be used
-    │   ├── OutboxFull                too many messages wait for consumers that are not there
+    │   ├── OutboxFull                too many messages wait in an outbox for receipts of its consumers
+    │   ├── InboxFull                 too many messages of one speaker wait at a consumer
     │   └── RequestTimeout            a request that nobody answered in time
     └── CodepackError                 a codepack that cannot be loaded or has failed
         └── CodepackRefused           one that is unsigned, altered, or not what it says it is
@@ -93,6 +94,7 @@ from qvmi.errors.channel import (
     BusRefused,
     CodepackError,
     CodepackRefused,
+    InboxFull,
     IsolationRefused,
     LedgerFailed,
     OutboxFull,
@@ -159,6 +161,7 @@ __all__ = [
     "GdbstubTimeout",
     "GuestError",
     "GuestRunning",
+    "InboxFull",
     "IsolationNotProven",
     "IsolationRefused",
     "LayoutNotFound",

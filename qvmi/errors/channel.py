@@ -10,6 +10,7 @@ __all__ = [
     "BusRefused",
     "CodepackError",
     "CodepackRefused",
+    "InboxFull",
     "IsolationRefused",
     "LedgerFailed",
     "OutboxFull",
@@ -48,7 +49,11 @@ class LedgerFailed(BusError):
 
 
 class OutboxFull(BusError):
-    """So many messages wait for consumers that are not there that no more are taken."""
+    """So many messages wait in this outbox for receipts of its consumers that it takes no more."""
+
+
+class InboxFull(BusError):
+    """So many messages of one speaker wait here that no more are taken until there is room."""
 
 
 class IsolationRefused(BusError):

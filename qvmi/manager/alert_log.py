@@ -11,7 +11,7 @@ from qvmi.bus.bus import Channel
 from qvmi.bus.inbox import Inbox
 from qvmi.bus.ledger import Transaction
 from qvmi.bus.message import Message
-from qvmi.errors import OutboxFull
+from qvmi.errors import InboxFull
 from qvmi.manager.accounts import ALERTS, DURABLE_KINDS
 
 __all__ = ["AlertLog"]
@@ -91,11 +91,11 @@ class AlertLog:
 
 
 def _require_room(codepack: str, database: Transaction) -> None:
-    """This counts one more that waits; OutboxFull where too many do."""
+    """This counts one more that waits; InboxFull where too many do."""
     query = "SELECT count FROM waiting WHERE codepack = ?"
     (count,) = database.execute(query, (codepack,)).fetchone() or (0,)
     if count >= MAX_WAITING:
-        raise OutboxFull(f"{count} of its alerts wait to be shown already")
+        raise InboxFull(f"{count} of its alerts wait to be shown already")
     database.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?)", (codepack, count + 1))
 
 

@@ -5,16 +5,19 @@ same file for writing through /proc/self/fd. Another uid cannot, where the file'
 a process under Landlock, where the file lies in a folder.
 """
 
+import errno
+import fcntl
 import os
 import pwd
-import socket
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from qvmi.errors import UsageError
 from qvmi.manager import landlock
 
 __all__ = ["Confinement", "close_modes", "confinements", "is_reserved", "own_uids"]
@@ -23,7 +26,11 @@ _FIRST_UID: Final = 61_184
 _LAST_UID: Final = 65_519
 """The range that systemd gives to users that exist while a service does; distributions leave it alone."""
 
-_MARK: Final = "qvmi-uid-"
+UIDS: Final = Path("/run/qvmi/uids")
+"""A file for each uid that a manager had, locked by that which has it. Names of sockets in the kernel's own
+name space would need no folder, but whoever likes can take all of those: a codepack, too."""
+
+_READABLE: Final = 0o755
 _PRIVATE: Final = 0o600
 _MEMFD: Final = "/memfd:"
 
@@ -67,36 +74,60 @@ def close_modes(descriptors: Iterable[int]) -> None:
 
 @contextmanager
 def own_uids(count: int) -> Iterator[list[int]]:
-    """This reserves uids that nobody on this host has, for as long as the block lasts.
+    """This reserves uids that nobody on this host has, for as long as the block lasts; only root can.
 
-    Two managers agree by sockets in the kernel's own name space, which end with them.
+    Two managers agree by locks on files that nobody else may open, which end with them.
+
+    Raises:
+        UsageError: the folder of those files cannot be used, or others may write to it.
     """
     with ExitStack() as stack:
-        found: list[int] = []
-        used = set(_uids_in_use())
-        for uid in range(_FIRST_UID, _LAST_UID + 1):
-            if len(found) == count:
-                break
-            if uid not in used and _reserved(uid, stack):
-                found.append(uid)
+        try:
+            found = list(_reserve(count, stack))
+        except OSError as error:
+            raise UsageError(f"{UIDS}: no uids can be reserved: {error.strerror}") from error
         yield found
 
 
 def is_reserved(number: int) -> bool:
-    """This tells whether a manager on this host has reserved an id; only root can give it to others."""
+    """This tells whether a manager on this host has reserved an id, as far as this user may know.
+
+    Only root can give it to others, and only root can know.
+    """
     try:
-        names = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").split()
+        held = os.open(UIDS / str(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
-    return f"@{_MARK}{number}" in names
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(held)
+    return False
+
+
+def _reserve(count: int, stack: ExitStack) -> Iterator[int]:
+    for folder in (UIDS.parent, UIDS):
+        folder.mkdir(mode=_READABLE, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != 0 or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+            raise UsageError(f"{folder}: must be a folder of root's that nobody else may write to")
+    used = set(_uids_in_use())
+    free = (uid for uid in range(_FIRST_UID, _LAST_UID + 1) if uid not in used)
+    yield from islice((uid for uid in free if _reserved(uid, stack)), count)
 
 
 def _reserved(uid: int, stack: ExitStack) -> bool:
-    mark = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    held = os.open(UIDS / str(uid), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE)
     try:
-        mark.bind(f"\0{_MARK}{uid}")
-    except OSError:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(held)
+        if error.errno != errno.EWOULDBLOCK:
+            raise
         return False
+    stack.callback(os.close, held)
     return True
 
 

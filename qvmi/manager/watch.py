@@ -163,6 +163,7 @@ class Watch:
         self._changed = asyncio.Event()
         self._reader_lost = asyncio.Event()
         self._end: Exception | None = None
+        self._told_lost = ""
         self._lost = 0
         self._seen: dict[str, None] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -252,9 +253,20 @@ class Watch:
                 raise
             except BusError as error:
                 last = str(error)
-                _log.warning("the bus is lost: %s", error)
+                self._tell_lost(last)
             losses = 1 if loop.time() - began > STABLE_S else losses + 1
         raise BusError(f"the bus was lost {losses} times in a row: {last}")
+
+    def _tell_lost(self, why: str) -> None:
+        """This tells that the bus is lost, and not at each attempt the same."""
+        if why != self._told_lost:
+            _log.warning("the bus is lost: %s", why)
+        self._told_lost = why
+
+    def _tell_back(self) -> None:
+        if self._told_lost:
+            _log.warning("the bus is there again")
+        self._told_lost = ""
 
     async def _session(self, channel: Channel) -> None:
         """This runs the codepacks over one set of connections, until the machine is gone."""
@@ -269,6 +281,7 @@ class Watch:
             for end in ends:
                 stack.push_async_callback(end.close)
                 await end.open(channel)
+            self._tell_back()
             await self._run(channel, ends)
             await subscription.close()
 

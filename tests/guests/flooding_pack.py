@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from qvmi.bus.account import Account
 from qvmi.codepacks.codepack import Finding
@@ -11,6 +12,9 @@ from qvmi.memory.physical import PhysicalMemory
 from qvmi.policy import Grant
 from qvmi.semantics.guest_os import GuestOS
 from tests.unit.bus.raw_mqtt import RawClient
+
+if TYPE_CHECKING:
+    from qvmi.manager.orders import Orders
 
 __all__ = ["Flooding"]
 
@@ -21,8 +25,7 @@ class Flooding:
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
-        # Whoever shares a process with a secret has it.
-        self._orders = sys._getframe(1).f_locals["orders"]  # noqa: SLF001 - as an attacker does
+        self._orders = found("orders")
         threading.Thread(target=self._flood, daemon=True).start()
 
     def inspect(self, guest: GuestOS, memory: PhysicalMemory) -> Iterable[Finding]:
@@ -35,3 +38,12 @@ class Flooding:
         raw = RawClient(Path(orders.socket), account)
         while True:
             raw.publish(f"qvmi/v1/{orders.vm}/{self.name}/alert".encode(), b"{}")
+
+
+def found(name: str) -> "Orders":
+    """Finds what whoever has called this knows by a name: whoever shares a process with a secret has it."""
+    frame = sys._getframe()  # noqa: SLF001 - as an attacker does
+    while name not in frame.f_locals:
+        assert frame.f_back is not None, name
+        frame = frame.f_back
+    return cast("Orders", frame.f_locals[name])

@@ -128,9 +128,12 @@ async def test_a_codepack_gets_no_folder_of_those_that_had_its_uid_before(
 
 
 def reserved() -> set[int]:
-    """These are the uids that managers have reserved, by the kernel's table of sockets."""
-    names = Path("/proc/net/unix").read_text().split()
-    return {uid for uid in SERVICE_UIDS if f"@qvmi-uid-{uid}" in names}
+    """These are the uids that managers have reserved, by the kernel's table of locks."""
+    locked = {
+        line.split()[5].split(":")[2] for line in Path("/proc/locks").read_text().splitlines()
+    }
+    files = Path("/run/qvmi/uids").iterdir()
+    return {int(file.name) for file in files if str(file.stat().st_ino) in locked}
 
 
 def test_the_command_watches_with_processes_and_leaves_none(guest: Guest, state: Path) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "file_name",
     "folder_name",
     "given",
+    "interval",
     "names",
     "new_file",
     "pack_setting",
@@ -30,6 +31,8 @@ __all__ = [
 _MAX_ADDRESS: Final = (1 << 64) - 1
 _MAX_SECONDS: Final = 366 * 86_400.0
 """A year; nothing that is waited for takes longer."""
+_MIN_INTERVAL: Final = 0.001
+"""What codepacks and manager take at least; to import it from there would cost each command its time."""
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
 
 _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
@@ -168,8 +171,18 @@ def seconds(text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number <= _MAX_SECONDS:
+    if not number > 0:
         raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    if number > _MAX_SECONDS:
+        raise ArgumentTypeError(f"{text!r} is too long: give {_MAX_SECONDS:.0f} seconds at most")
+    return number
+
+
+def interval(text: str) -> float:
+    """This reads how often a codepack is to look."""
+    number = seconds(text)
+    if number < _MIN_INTERVAL:
+        raise ArgumentTypeError(f"{text!r} is too short: give {_MIN_INTERVAL:g} seconds or more")
     return number
 
 

@@ -37,7 +37,7 @@ def _declare(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--interval",
         metavar="S",
-        type=values.seconds,
+        type=values.interval,
         help="seconds from look to look of qvmi's own codepacks; else, and of others, as in the manifest",
     )
     parser.add_argument(

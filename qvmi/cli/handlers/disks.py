@@ -96,20 +96,17 @@ async def disk(  # noqa: PLR0913 - one for each of its options
         UsageError: the options do not go together, or it is not clear which disk or volume is meant.
         DiskError: it is not read, or has no such file.
     """
-    if action == "list":
-        return await _list(machine, output, path, device)
+    _require_fitting(action, path, device=device, volume=volume)
     if to is not None and (action != "cat" or output.json):
         raise UsageError("-o is for `disk cat` alone, without --json")
     if action == "cat" and to is None and output.is_terminal and not output.json:
         raise UsageError("raw bytes would disturb the terminal: take -o, or send them to a pipe")
+    if action == "list":
+        return await _list(machine, output, device)
     if action == "compare":
-        if device is not None or volume is not None:
-            raise UsageError("disk compare compares all disks: leave out --device and --volume")
         listing = await machine.disk_differences(path or "")
         code = show(output, listing, _DIFFERENCE)
         return ExitCode.FOUND if listing.items else code
-    if path is None and action != "ls":
-        raise UsageError(f"disk {action} what? Name a PATH")
     async with machine.disks.open(device, volume=volume) as opened:
         if action == "cat":
             return await _cat(opened, output, path or "", to)
@@ -117,12 +114,28 @@ async def disk(  # noqa: PLR0913 - one for each of its options
         return show(output, await look(path or "/"), _ENTRY)
 
 
-async def _list(
-    machine: "Machine", output: Output, path: str | None, device: str | None
-) -> ExitCode:
+def _require_fitting(
+    action: str, path: str | None, *, device: str | None, volume: int | None
+) -> None:
+    """This raises UsageError for what an action does not take, or lacks."""
+    if action == "list":
+        if path is not None:
+            raise UsageError("disk list takes no PATH; `disk ls` lists a folder")
+        if volume is not None:
+            raise UsageError("disk list lists all volumes of a disk: leave out --volume")
+    elif action == "compare":
+        if device is not None or volume is not None:
+            raise UsageError("disk compare compares all disks: leave out --device and --volume")
+        if path is not None and not path.startswith("/"):
+            raise UsageError(
+                f"disk compare {path!r}: name a PATH of the guest, which begins with /"
+            )
+    elif path is None and action != "ls":
+        raise UsageError(f"disk {action} what? Name a PATH")
+
+
+async def _list(machine: "Machine", output: Output, device: str | None) -> ExitCode:
     """This lists disks with their volumes; one that is not read is no gap, as it says why."""
-    if path is not None:
-        raise UsageError("disk list takes no PATH; `disk ls` lists a folder")
     listing = await machine.disks.list()
     disks = [one for one in listing if device in {None, one.id, one.backend, one.qdev, one.node}]
     if device is not None and not disks:

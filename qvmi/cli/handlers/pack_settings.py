@@ -22,6 +22,8 @@ _NEEDED: Final[Mapping[str, tuple[str, str]]] = {"known-malware": ("rules", "FIL
 """The option without which a codepack can do nothing, and what it takes."""
 
 _WORDS: Final = {"true": True, "false": False}
+_WANTED: Final = {bool: "true or false", int: "a whole number", float: "a number"}
+"""What a value is that any text would not do for."""
 
 
 def ready(
@@ -111,9 +113,8 @@ def _read(setting: PackSetting, default: Value) -> Value:
             return _WORDS[setting.value]
         return type(default)(setting.value)
     except (ValueError, KeyError):
-        words = "true or false" if isinstance(default, bool) else "a number"
-        name = f"--set {setting.pack}.{setting.option}"
-        raise UsageError(f"{name}: {setting.value!r} is no value for it: give {words}") from None
+        name, wanted = f"--set {setting.pack}.{setting.option}", _WANTED[type(default)]
+        raise UsageError(f"{name}: {setting.value!r} is no value for it: give {wanted}") from None
 
 
 def _with_compiled_rules(values: Mapping[str, Option], stack: ExitStack) -> PackOptions:

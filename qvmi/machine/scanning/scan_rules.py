@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Never, Self
 
 from qvmi.errors import UsageError
+from qvmi.settings import is_named_pipe
 
 __all__ = ["RuleSource", "ScanRules"]
 
@@ -112,6 +113,8 @@ class ScanRules:
 
 def _read(path: Path) -> RuleSource:
     try:
+        if is_named_pipe(path):
+            raise UsageError(f"{path} is a pipe and no file of rules: name another one")
         with path.open("rb") as file:
             data = file.read(_MAX_SOURCE + 1)
         text = data.decode()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -17,7 +18,9 @@ from typing import Self
 
 import pytest
 
+from qvmi.audit import LOGGER
 from qvmi.bus import broker as brokers
+from qvmi.bus import inbox as inboxes
 from qvmi.bus.account import Account
 from qvmi.bus.broker import mosquitto
 from qvmi.bus.bus import Channel, OpenChannel
@@ -27,7 +30,7 @@ from qvmi.bus.local import in_process
 from qvmi.bus.message import MAX_MESSAGE_BYTES, Message
 from qvmi.bus.outbox import MAX_LIFETIME_S, WINDOW, Outbox
 from qvmi.bus.receipt import Receipt
-from qvmi.errors import BadMessage, BusRefused, LedgerFailed, OutboxFull, UsageError
+from qvmi.errors import BadMessage, BusRefused, InboxFull, LedgerFailed, OutboxFull, UsageError
 from tests.asynchronous import asynchronous, until
 from tests.proofs import proof_size
 from tests.unit.bus.durable import KIND, SENDER, VM, accounts, alert, handled
@@ -194,6 +197,29 @@ async def test_what_a_handler_raises_is_counted_and_the_message_comes_again(
         assert (inbox.failed, inbox.handled) == (2, 2)
 
 
+@pytest.mark.parametrize(("raised", "refused"), [(InboxFull, True), (OutboxFull, False)])
+@asynchronous
+async def test_a_speaker_is_refused_where_the_inbox_has_no_room_and_not_where_another_outbox_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: type[Exception], *, refused: bool
+) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    known = accounts(["log"])
+
+    def handle(_: Message, __: Transaction) -> None:
+        raise raised("no room")
+
+    async with (
+        in_process(list(known.values())) as channel,
+        sending(tmp_path, known[SENDER], channel) as outbox,
+        consuming(tmp_path, known["log"], channel, handle) as inbox,
+    ):
+        await outbox.publish(alert("first"))
+        await until(lambda: bool(inbox.failed))
+    told = f"refused on the bus: {VM}.{SENDER}, 1 until now: no room" in caplog.messages
+    failed = any(record.exc_info for record in caplog.records)
+    assert (told, failed) == (refused, not refused)
+
+
 @asynchronous
 async def test_what_a_handler_noted_before_it_raised_is_undone(tmp_path: Path) -> None:
     known = accounts(["log"])
@@ -282,6 +308,42 @@ async def test_a_message_that_nobody_comes_for_is_given_up_and_counted(
         await asyncio.wait([delivering])
     assert (outbox.expired, outbox.held) == (1, 0)
     await outbox.close()
+
+
+@asynchronous
+async def test_an_inbox_that_is_never_closed_forgets_what_is_not_sent_again_and_nothing_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inboxes, "MAX_REMEMBERED", 8)
+    monkeypatch.setattr(inboxes, "FORGET_EVERY", 4)
+    known = accounts(["log"])
+    arrived: list[Message] = []
+    async with (
+        in_process(list(known.values())) as channel,
+        sending(tmp_path, known[SENDER], channel) as outbox,
+        consuming(tmp_path, known["log"], channel, taking(arrived)) as inbox,
+    ):
+        for number in range(40):
+            await outbox.publish(alert(f"m{number:02}"))
+        await delivered(outbox)
+        assert await remembered(inbox) == [f"m{number}" for number in range(32, 40)]
+        await inbox.ask(lambda database: database.execute("UPDATE handled SET at = 0"))
+        for number in range(40, 44):
+            await outbox.publish(alert(f"m{number}"))
+        await delivered(outbox)
+        assert await remembered(inbox) == [f"m{number}" for number in range(40, 44)]
+        await outbox.publish(alert("m43"))
+        await delivered(outbox)
+        assert (inbox.handled, inbox.repeated) == (44, 1)
+    monkeypatch.setattr(inboxes, "MAX_REMEMBERED", 2)
+    again = await Inbox.open(tmp_path / "log.db", known["log"], vm=VM, name="log")
+    assert await remembered(again) == ["m42", "m43"]
+    await again.close()
+
+
+async def remembered(inbox: Inbox) -> list[str]:
+    rows = await inbox.ask(lambda database: list(database.execute("SELECT id FROM handled")))
+    return sorted(name for (name,) in rows)
 
 
 @asynchronous

@@ -13,7 +13,7 @@ import pytest
 
 from qvmi.bus.account import Account
 from qvmi.bus.broker import Broker, find_mosquitto, mosquitto
-from qvmi.bus.broker_address import BrokerAddress
+from qvmi.bus.broker_address import BrokerAddress, Login
 from qvmi.bus.bus import Bus, Channel
 from qvmi.bus.message import Message
 from qvmi.bus.mqtt import MqttBus, broker_at
@@ -234,6 +234,28 @@ def test_user_and_secret_may_have_any_letters() -> None:
     assert (login.user, login.secret) == ("a@b", "p:/é")
 
 
+def test_nothing_is_waited_for_at_a_pipe_that_nobody_writes_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe: no secret is read from a pipe: name a file"):
+        BrokerAddress.parse(f"mqtt://u@broker?secret-file={tmp_path}/pipe")
+    with pytest.raises(UsageError, match="pipe: no certificates are read from a pipe: name a file"):
+        BrokerAddress.parse(f"mqtts://broker?ca={tmp_path}/pipe")
+    reading, writing = os.pipe()  # as of a shell's <(COMMAND)
+    with os.fdopen(writing, "w") as file:
+        file.write("hunter2\n")
+    with os.fdopen(reading):
+        login = BrokerAddress.parse(f"mqtt://u@broker?secret-file=/dev/fd/{reading}").login
+    assert login == Login("u", "hunter2")
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("", "Is a directory"), ("/none", "No such file"), ("/%00", "null byte")]
+)
+def test_says_in_words_why_a_secret_cannot_be_read(tmp_path: Path, path: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f": no secret can be read there: .*{why}"):
+        BrokerAddress.parse(f"mqtt://u@broker?secret-file={tmp_path}{path}")
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -256,6 +278,13 @@ def test_user_and_secret_may_have_any_letters() -> None:
         "unix://relative/path",
         "unix://",
         f"unix:///{'x' * 108}",
+        f"mqtt://u:hunter2@{'a' * 64}:1883",
+        "mqtt://u:hunter2@a..b",
+        "mqtt://u:hunter2@broker:0",
+        "mqtt://u:hunter2@bro\nker",
+        "mqtt://u:hunter2@broker\t",
+        "unix:///run/\udcff",
+        "mqtts://u:hunter2@broker?ca=/%00",
     ],
 )
 def test_refuses_an_address_that_is_none_without_showing_its_secret(url: str) -> None:

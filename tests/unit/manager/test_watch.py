@@ -293,6 +293,38 @@ async def test_a_mosquitto_that_hangs_is_replaced_and_alerts_go_on(
         assert ended(hung)
 
 
+class OftenGone:
+    """Opens a bus to which the first attempts to connect fail.
+
+    Args:
+        failures: what each of them says.
+    """
+
+    def __init__(self, *failures: str) -> None:
+        self.failures = list(failures)
+
+    @asynccontextmanager
+    async def __call__(self, accounts: Sequence[Account]) -> AsyncIterator[Channel]:
+        async with in_process(accounts) as self.channel:
+            yield self
+
+    async def connect(self, account: Account, *, will: Message | None = None) -> Bus:
+        if self.failures:
+            raise BrokerUnavailable(self.failures.pop(0))
+        return await self.channel.connect(account, will=will)
+
+
+@asynchronous
+async def test_a_bus_that_is_lost_is_told_of_once_and_again_when_that_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bus = OftenGone("refused", "refused", "late")
+    async with watch(with_a_hidden_process(), packs=[QUICK], bus=bus) as documents:
+        await next_of_kind(documents, "alert")
+    told = [text for text in caplog.messages if "the bus" in text]
+    assert told == ["the bus is lost: refused", "the bus is lost: late", "the bus is there again"]
+
+
 @asynchronous
 async def test_a_mosquitto_that_ends_again_and_again_is_an_error_in_the_end() -> None:
     opened = Opened()

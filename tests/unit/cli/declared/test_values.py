@@ -8,6 +8,7 @@ import pytest
 
 from qvmi.cli.declared import values
 from qvmi.cli.declared.values import Place
+from qvmi.manager.packs_here import MIN_INTERVAL_S
 
 
 @pytest.mark.parametrize(
@@ -58,10 +59,30 @@ def test_refuses_what_counts_nothing(text: str) -> None:
         values.count(text)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e99", "soon"])
-def test_refuses_what_cannot_be_waited_for(text: str) -> None:
-    with pytest.raises(ArgumentTypeError):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *(
+            (text, "is no number of seconds above 0")
+            for text in ("", "0", "-1", "nan", "-inf", "soon")
+        ),
+        *(
+            (text, "is too long: give 31622400 seconds at most")
+            for text in ("inf", "1e99", "31622401")
+        ),
+    ],
+)
+def test_says_why_a_time_cannot_be_waited_for(text: str, why: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=f"^'{text}' {why}$"):
         values.seconds(text)
+
+
+def test_an_interval_is_as_short_as_codepacks_take_it_and_no_shorter() -> None:
+    assert values.interval(str(MIN_INTERVAL_S)) == MIN_INTERVAL_S
+    with pytest.raises(
+        ArgumentTypeError, match=r"'0\.0009' is too short: give 0\.001 seconds or more"
+    ):
+        values.interval("0.0009")
 
 
 def test_reads_fractions_of_a_second() -> None:

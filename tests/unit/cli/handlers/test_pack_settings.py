@@ -80,7 +80,8 @@ def test_values_have_the_types_of_the_baseline_and_those_of_a_list_are_gathered(
     ("text", "words"),
     [
         ("nmes=x", "other has no option 'nmes'; is 'names' meant?"),
-        ("depth=deep", "--set other.depth: 'deep' is no value for it: give a number"),
+        ("depth=1e9", "--set other.depth: '1e9' is no value for it: give a whole number"),
+        ("share=half", "--set other.share: 'half' is no value for it: give a number"),
         ("loud=yes", "--set other.loud: 'yes' is no value for it: give true or false"),
     ],
 )

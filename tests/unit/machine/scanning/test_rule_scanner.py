@@ -150,12 +150,14 @@ def test_a_folder_stands_for_all_files_of_rules_in_it_and_below(tmp_path: Path) 
     [
         ("", "no file that ends in .yar"),
         ("nowhere", "No such file"),
+        ("pipe", "pipe is a pipe and no file of rules: name another one"),
         ("~nobody of that name", "home directory"),
     ],
 )
 def test_a_folder_without_rules_or_none_at_all_is_told(
     tmp_path: Path, name: str, words: str
 ) -> None:
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match=words):
         ScanRules.of_places([Path(name) if name.startswith("~") else tmp_path / name])
 
