@@ -60,7 +60,7 @@ class Elsewhere:
     def document(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
         """This is the one document that the command prints with --json, without a word on stderr."""
         done = self.run("--json", *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done
         return json.loads(done.stdout)
 
     @staticmethod
