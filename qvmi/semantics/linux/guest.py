@@ -1,7 +1,7 @@
 """Linux as the selected interface: each question answered by the file named like its subsystem."""
 
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from qvmi.addr import Va
 from qvmi.arch import aarch64, x86_64
@@ -32,10 +32,7 @@ from qvmi.semantics.linux.kernel.guest_symbols import Additions, GuestSymbols
 from qvmi.semantics.linux.kernel_questions import KernelQuestions
 from qvmi.semantics.linux.modules.module_symbols import ModuleSymbol
 from qvmi.semantics.linux.modules.module_types import ModuleBtf, ModuleTypes
-from qvmi.semantics.linux.owners.page_owner import PageOwners
-from qvmi.semantics.linux.process_image import ProcessImage
 from qvmi.semantics.linux.process_questions import ProcessQuestions
-from qvmi.semantics.linux.stacks.stack import TaskStacks
 from qvmi.semantics.linux.structures.effort import Effort
 from qvmi.semantics.linux.structures.list import ListWalk
 from qvmi.semantics.linux.tasks.current import current_task
@@ -48,6 +45,11 @@ from qvmi.semantics.rows.processes import require_task
 from qvmi.symbols.layout import NearestSymbol
 from qvmi.symbols.live import LiveSymbols
 from qvmi.view import Taken, View
+
+if TYPE_CHECKING:
+    from qvmi.semantics.linux.owners.page_owner import PageOwners
+    from qvmi.semantics.linux.process_image import ProcessImage
+    from qvmi.semantics.linux.stacks.stack import TaskStacks
 
 __all__ = ["LinuxGuest"]
 
@@ -306,12 +308,14 @@ class LinuxGuest(KernelQuestions, ProcessQuestions):
 
         return self._listing(walk)
 
-    def process_image(self, process: Process) -> ProcessImage:
+    def process_image(self, process: Process) -> "ProcessImage":
         """This reads the memory and the registers of a process.
 
         Raises:
             WalkFailed: the process is gone, or has no memory of its own.
         """
+        from qvmi.semantics.linux.process_image import ProcessImage  # noqa: PLC0415 - import time, for a rare need
+
         kernel, memory = self.kernel, self._process_memory
         return ProcessImage(kernel.space, kernel.symbols, memory=memory, process=process)
 
@@ -380,12 +384,14 @@ class LinuxGuest(KernelQuestions, ProcessQuestions):
         """This is the kernel's own note for crash dumps, empty where it has none."""
         return vmcoreinfo_text(self.kernel.space, self.kernel.symbols)
 
-    def page_owners(self) -> PageOwners:
+    def page_owners(self) -> "PageOwners":
         """This tells whose pages of RAM are, as the guest is from now on for a moment.
 
         Raises:
             SymbolsError: the profile lacks what this needs.
         """
+        from qvmi.semantics.linux.owners.page_owner import PageOwners  # noqa: PLC0415 - import time, for a rare need
+
         return PageOwners(self, self.kernel, self.memmap, self._paths)
 
     @cached_property
@@ -400,7 +406,9 @@ class LinuxGuest(KernelQuestions, ProcessQuestions):
         )
 
     @cached_property
-    def _stacks(self) -> TaskStacks:
+    def _stacks(self) -> "TaskStacks":
+        from qvmi.semantics.linux.stacks.stack import TaskStacks  # noqa: PLC0415 - import time, for a rare need
+
         tasks, modules, nearest = self._tasks, self._modules, self.nearest
         return TaskStacks(
             self.kernel.space, self.kernel.symbols, tasks=tasks, modules=modules, nearest=nearest

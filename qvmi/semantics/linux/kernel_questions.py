@@ -1,5 +1,8 @@
 """What can be asked about the kernel's own code: whether what runs is what should run."""
 
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 from qvmi.semantics.guest_os import (
     CodeBaseline,
     CodeChange,
@@ -9,6 +12,9 @@ from qvmi.semantics.guest_os import (
     ModuleSighting,
 )
 from qvmi.semantics.linux.walkers import Walkers
+
+if TYPE_CHECKING:
+    from qvmi.semantics.linux.code_walkers import CodeWalkers
 
 __all__ = ["KernelQuestions"]
 
@@ -23,7 +29,7 @@ class KernelQuestions(Walkers):
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of modules cannot be walked at all.
         """
-        return self._listing(lambda: self._system_calls.entries(self._known_code()))
+        return self._listing(lambda: self._code.system_calls.entries(self._code.known()))
 
     def code_changes(self, baseline: CodeBaseline) -> Listing[CodeChange]:
         """This lists where the kernel's code and constants are not as they were.
@@ -39,7 +45,7 @@ class KernelQuestions(Walkers):
         baseline.begin(
             f"{kernel.build_id} at {kernel.image.start:#x}, {self.view.provenance.epoch}"
         )
-        return self._listing(lambda: self._kernel_text.changes(baseline, self._known_code()))
+        return self._listing(lambda: self._code.text.changes(baseline, self._code.known()))
 
     def module_sightings(self) -> Listing[ModuleSighting]:
         """This lists in which structures each module was seen: one of them is the list of modules.
@@ -48,7 +54,7 @@ class KernelQuestions(Walkers):
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of modules cannot be walked at all.
         """
-        return self._listing(self._module_sightings.all)
+        return self._listing(self._code.module_sightings.all)
 
     def interrupts(self) -> Listing[CodePointer]:
         """This lists the gates of x86-64's interrupt descriptor table, and vCPUs that have another.
@@ -60,7 +66,7 @@ class KernelQuestions(Walkers):
             WalkFailed: the list of modules cannot be walked at all.
         """
         vcpus = self.view.vcpus
-        return self._listing(lambda: self._interrupt_table.gates(vcpus, self._known_code()))
+        return self._listing(lambda: self._code.interrupts.gates(vcpus, self._code.known()))
 
     def hooks(self) -> Listing[CodePointer]:
         """This lists the functions that others have hooked into the kernel; one that is nobody's says so.
@@ -69,7 +75,7 @@ class KernelQuestions(Walkers):
             SymbolsError: the profile lacks what this needs.
             WalkFailed: the list of modules cannot be walked at all.
         """
-        return self._listing(lambda: self._hooks.all(self._known_code()))
+        return self._listing(lambda: self._code.hooks.all(self._code.known()))
 
     def settings(self) -> Listing[KernelSetting]:
         """This lists the settings that name programs which the kernel starts itself.
@@ -77,4 +83,10 @@ class KernelQuestions(Walkers):
         Raises:
             SymbolsError: the kernel's names cannot be read.
         """
-        return self._listing(self._helpers.settings)
+        return self._listing(self._code.helpers.settings)
+
+    @cached_property
+    def _code(self) -> "CodeWalkers":
+        from qvmi.semantics.linux.code_walkers import CodeWalkers  # noqa: PLC0415 - import time, for a rare need
+
+        return CodeWalkers(self.kernel, self._modules)

@@ -2,38 +2,23 @@
 
 from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from qvmi.errors import StaleView, WalkFailed
 from qvmi.semantics.guest_os import BpfProgram, Listing, Process, Socket
-from qvmi.semantics.linux.bpf import BpfPrograms
-from qvmi.semantics.linux.events.event_watch import EventPart, EventWatch
-from qvmi.semantics.linux.events.listen_events import ListenEvents
-from qvmi.semantics.linux.events.module_events import ModuleEvents
-from qvmi.semantics.linux.events.mount_events import MountEvents
-from qvmi.semantics.linux.events.new_tasks import NewTasks
-from qvmi.semantics.linux.events.process_events import ProcessEvents
 from qvmi.semantics.linux.fs.d_path import Paths
 from qvmi.semantics.linux.fs.mount import Mounts
 from qvmi.semantics.linux.fs.page_cache import CachedFiles
-from qvmi.semantics.linux.hooks.extable import KnownCode
-from qvmi.semantics.linux.hooks.hooks import KernelHooks
-from qvmi.semantics.linux.hooks.idt import InterruptTable
-from qvmi.semantics.linux.hooks.kernel_text import KernelText
-from qvmi.semantics.linux.hooks.syscall import SystemCallTables
-from qvmi.semantics.linux.hooks.umh import UserModeHelpers
 from qvmi.semantics.linux.image.vmcoreinfo import parse_vmcoreinfo
 from qvmi.semantics.linux.kernel.discovery import Kernel, vmcoreinfo_text
 from qvmi.semantics.linux.modules.module import Modules
-from qvmi.semantics.linux.modules.module_sightings import ModuleSightings
 from qvmi.semantics.linux.modules.module_symbols import ModuleSymbols
 from qvmi.semantics.linux.net.sock import Sockets
 from qvmi.semantics.linux.net.sock_common import Socks
 from qvmi.semantics.linux.net.socket_tables import SocketTables
 from qvmi.semantics.linux.pages.memmap import MemMap
-from qvmi.semantics.linux.printk import KernelLog
 from qvmi.semantics.linux.processes.cgroup import CgroupTable
 from qvmi.semantics.linux.processes.command_line import CommandLines
 from qvmi.semantics.linux.processes.cred import CredentialTable
@@ -45,11 +30,15 @@ from qvmi.semantics.linux.structures.enum_names import EnumNames
 from qvmi.semantics.linux.structures.list import ListWalk
 from qvmi.semantics.linux.structures.percpu import PerCpu
 from qvmi.semantics.linux.tasks.pid import PidTable
-from qvmi.semantics.linux.tasks.process_count import process_counter
 from qvmi.semantics.linux.tasks.task import Tasks
 from qvmi.semantics.linux.tasks.task_moments import TaskMoments
-from qvmi.semantics.rows.events import PROCESS_KINDS, EventKind
+from qvmi.semantics.rows.events import EventKind
 from qvmi.view import View
+
+if TYPE_CHECKING:
+    from qvmi.semantics.linux.bpf import BpfPrograms
+    from qvmi.semantics.linux.events.event_watch import EventWatch
+    from qvmi.semantics.linux.printk import KernelLog
 
 __all__ = ["Walkers"]
 
@@ -113,45 +102,15 @@ class Walkers:
         return SocketTables(self.kernel.space, self.kernel.symbols, socks=self._socks)
 
     @cached_property
-    def _bpf(self) -> BpfPrograms:
+    def _bpf(self) -> "BpfPrograms":
+        from qvmi.semantics.linux.bpf import BpfPrograms  # noqa: PLC0415 - import time, for a rare need
+
         names = EnumNames(self.kernel.symbols)
         return BpfPrograms(self.kernel.space, self.kernel.symbols, type_names=names.of)
 
     @cached_property
     def _per_cpu(self) -> PerCpu:
         return PerCpu(self.kernel.space, self.kernel.symbols)
-
-    @cached_property
-    def _system_calls(self) -> SystemCallTables:
-        return SystemCallTables(self.kernel.space, self.kernel.symbols)
-
-    @cached_property
-    def _kernel_text(self) -> KernelText:
-        kernel = self.kernel
-        return KernelText(
-            kernel.space,
-            kernel.symbols,
-            self._modules,
-            architecture=kernel.image.architecture,
-        )
-
-    @cached_property
-    def _module_sightings(self) -> ModuleSightings:
-        kernel = self.kernel
-        return ModuleSightings(kernel.space, kernel.symbols, kernel.image)
-
-    @cached_property
-    def _interrupt_table(self) -> InterruptTable:
-        return InterruptTable(self.kernel.space, self.kernel.symbols)
-
-    @cached_property
-    def _hooks(self) -> KernelHooks:
-        kernel = self.kernel
-        return KernelHooks(kernel.space, kernel.symbols, self._modules, image=kernel.image)
-
-    @cached_property
-    def _helpers(self) -> UserModeHelpers:
-        return UserModeHelpers(self.kernel.space, self.kernel.symbols)
 
     @cached_property
     def _mappings(self) -> Mappings:
@@ -175,7 +134,9 @@ class Walkers:
         return CgroupTable(self.kernel.space, self.kernel.symbols, tasks=self._tasks)
 
     @cached_property
-    def _log(self) -> KernelLog:
+    def _log(self) -> "KernelLog":
+        from qvmi.semantics.linux.printk import KernelLog  # noqa: PLC0415 - import time, for a rare need
+
         return KernelLog(self.kernel.space, self.kernel.symbols)
 
     @cached_property
@@ -209,30 +170,24 @@ class Walkers:
         """
         return TaskMoments(self.kernel.space, self.kernel.symbols, self._tasks)
 
-    def events(self, kinds: Collection[EventKind]) -> EventWatch:
+    def events(self, kinds: Collection[EventKind]) -> "EventWatch":
         """This watches what happens from its beginning on; whoever has it looks.
 
         Raises:
             SymbolsError: the profile lacks what this needs.
         """
-        space, symbols, wants = self.kernel.space, self.kernel.symbols, kinds.__contains__
-        parts: list[EventPart] = []
-        forks: NewTasks | None = None
-        if not PROCESS_KINDS.isdisjoint(kinds):
-            forks = NewTasks(space, symbols, limit=self._tasks.limit)
-            counted = process_counter(space, symbols)
-            parts.append(ProcessEvents(forks, self.task_moments, self._tasks, wants, counted))
-        if wants(EventKind.LOADED) or wants(EventKind.UNLOADED):
-            parts.append(ModuleEvents(space, symbols, self._modules, wants))
-        if wants(EventKind.LISTENING):
-            parts.append(ListenEvents(space, symbols, self._socket_tables))
-        if wants(EventKind.MOUNTED) or wants(EventKind.UNMOUNTED):
-            parts.append(MountEvents(self._mounts, self._paths, self._tasks, wants))
-        return EventWatch(self.view, parts, require_current=self.require_current, forks=forks)
+        from qvmi.semantics.linux.event_walkers import EventWalkers  # noqa: PLC0415 - import time, for a rare need
 
-    def _known_code(self) -> KnownCode:
-        """This is what code there is at this moment."""
-        return KnownCode(self.kernel.space, self.kernel.symbols, self._modules)
+        walkers = EventWalkers(
+            kernel=self.kernel,
+            tasks=self._tasks,
+            moments=lambda: self.task_moments,
+            modules=lambda: self._modules,
+            sockets=lambda: self._socket_tables,
+            mounts=lambda: self._mounts,
+            paths=lambda: self._paths,
+        )
+        return walkers.watch(self.view, kinds, self.require_current)
 
     def _of(
         self, process: Process | None, walk: Callable[[Iterable[Process]], ListWalk[Row]]
