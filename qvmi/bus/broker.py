@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -280,10 +280,10 @@ class Broker:
     async def _run_once(self) -> str:
         """This runs mosquitto until it ends, and returns the end of its log."""
         try:
-            with self.log.followed() as log:
-                process = self._process = await self._spawn(log.descriptor)
+            process = self._process = await self._spawn()
         except OSError as error:
             return self._fail(f"{self._program} cannot be run: {error}")
+        log = asyncio.create_task(self.log.follow(process.stderr), name="qvmi-broker-log")
         accepted = False
         try:
             accepted = await self._accepts(process)
@@ -295,10 +295,10 @@ class Broker:
             self._settled.clear()
             await _stop(process)
             self._process = None
-            last_words = await log.last_words()
+            last_words = await log
         return last_words if accepted else self._fail(f"mosquitto does not start: {last_words}")
 
-    async def _spawn(self, log: int) -> Process:
+    async def _spawn(self) -> Process:
         """This starts mosquitto in a session of its own, so that ^C at a terminal does not end it."""
         self.starts += 1
         return await asyncio.create_subprocess_exec(
@@ -308,7 +308,7 @@ class Broker:
             cwd=self._folder,
             stdin=DEVNULL,
             stdout=DEVNULL,
-            stderr=log,
+            stderr=PIPE,
             start_new_session=True,
         )
 

@@ -1,29 +1,18 @@
-"""What mosquitto's log tells: its last words, and whom it has refused without anybody else being told.
-
-It is read by a thread. An event loop can be held up, by a codepack in this process too: the pipe would be
-full after some 500 lines, and mosquitto would wait with all who speak over it, until the loop goes on.
-"""
+"""What mosquitto's log tells: its last words, and whom it has refused without anybody else being told."""
 
 import asyncio
-import os
 import re
 import secrets
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
-from qvmi.bus.refusals import Refusals, tell
+from qvmi.bus.refusals import Refusals
 
-__all__ = ["MAX_SUBSCRIPTIONS", "BrokerLog", "FollowedLog"]
+__all__ = ["MAX_SUBSCRIPTIONS", "BrokerLog"]
 
 _MAX_LINES: Final = 40
 """Lines kept for the error that says why mosquitto ended."""
-
-LAST_WORDS_S: Final = 2.0
-"""Longest wait for the end of a log once mosquitto has ended: what it has started may hold that open."""
 
 _MAX_LINE: Final = 1024
 """Bytes of a line; a client's name in it has at most 128."""
@@ -49,23 +38,25 @@ _CUT: Final = 900
 _ROUTINE: Final = re.compile(r"\d+: (?:New connection from|New client connected from|Client ).*")
 
 
+def _do_nothing(name: str) -> None:
+    """This is told, and does nothing."""
+
+
 class BrokerLog:
     """This follows the log of one mosquitto after the other.
 
     Args:
-        too_many: is called in the event loop with the name of a client that subscribes to too much. It may
-            not raise.
+        too_many: is called with the name of a client that subscribes to too much. It may not raise.
 
     Attributes:
         refused: how often clients were refused or thrown out, by mosquitto's word for why.
     """
 
-    def __init__(self, too_many: Callable[[str], None]) -> None:
+    def __init__(self, too_many: Callable[[str], None] = _do_nothing) -> None:
         self.refused: Counter[str] = Counter()
         self._too_many = too_many
         self._filters: dict[str, set[int]] = {}
-        self._refusals = Refusals(lambda text: self._soon(tell, text))
-        self._loop = asyncio.get_running_loop()
+        self._refusals = Refusals()
         self._probes: deque[str] = deque(maxlen=_MAX_PROBES)
 
     def probe(self) -> str:
@@ -77,45 +68,23 @@ class BrokerLog:
         self._probes.append(name)
         return name
 
-    @contextmanager
-    def followed(self) -> Iterator["FollowedLog"]:
-        """This opens a log for a mosquitto that is started within the block, and reads it to its end.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        reading, writing = os.pipe()
-        log = FollowedLog(writing, deque(maxlen=_MAX_LINES), self._loop.create_future())
-        following = threading.Thread(
-            target=self._read, args=(reading, log), name="qvmi-broker-log", daemon=True
-        )
-        following.start()
-        try:
-            yield log
-        finally:
-            os.close(writing)
-
-    def _read(self, descriptor: int, log: "FollowedLog") -> None:
-        """This is the thread: what is to be done about a line is done in the event loop."""
+    async def follow(self, stream: asyncio.StreamReader | None) -> str:
+        """This reads a log to its end and returns the last of it as one line."""
+        kept: deque[str] = deque(maxlen=_MAX_LINES)
         rest = b""
-        with open(descriptor, "rb", buffering=0) as stream:
-            while data := stream.read(_MAX_LINE):
-                *lines, rest = (rest + data).split(b"\n")
-                rest = rest[-_MAX_LINE:]
-                for line in lines:
-                    self._take(line.decode("utf-8", "backslashreplace").strip(), log.kept)
-        self._take(rest.decode("utf-8", "backslashreplace").strip(), log.kept)
-        self._soon(log.end)
-
-    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody waits any more
-            self._loop.call_soon_threadsafe(function, *arguments)
+        while stream is not None and (data := await stream.read(_MAX_LINE)):
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-_MAX_LINE:]
+            for line in lines:
+                self._take(line.decode("utf-8", "backslashreplace").strip(), kept)
+        self._take(rest.decode("utf-8", "backslashreplace").strip(), kept)
+        return "; ".join(kept) or "it said nothing"
 
     def _take(self, line: str, kept: deque[str]) -> None:
         refused = _REFUSED.fullmatch(line)
-        if refused and refused[2] and self._was_probe(refused[1]):
-            return
-        if refused:
+        if refused and refused[2] and refused[1] in self._probes:
+            self._probes.remove(refused[1])
+        elif refused:
             reason = refused[2] or refused[3]
             self.refused[reason] += 1
             # Whoever is not let in may call itself what it likes.
@@ -128,14 +97,6 @@ class BrokerLog:
         elif line and not _ROUTINE.fullmatch(line):
             kept.append(line)
 
-    def _was_probe(self, name: str) -> bool:
-        """This tells whether a client was a probe of ours, which it is once."""
-        try:
-            self._probes.remove(name)
-        except ValueError:
-            return False
-        return True
-
     def _subscribed(self, name: str, text: str) -> None:
         """This counts a client's filters since it connected; to ask again for one adds none."""
         filters = self._filters.setdefault(name, set())
@@ -143,29 +104,4 @@ class BrokerLog:
         if len(filters) > MAX_SUBSCRIPTIONS:
             filters.clear()
             self._refusals.note(name, f"more than {MAX_SUBSCRIPTIONS} subscriptions")
-            self._soon(self._too_many, name)
-
-
-@dataclass(frozen=True, slots=True)
-class FollowedLog:
-    """This is the log of one mosquitto, as it is read.
-
-    Args:
-        descriptor: where mosquitto writes it; open as long as the block of :meth:`BrokerLog.followed` lasts.
-        kept: its last lines.
-        ended: is done at its end.
-    """
-
-    descriptor: int
-    kept: deque[str]
-    ended: asyncio.Future[None]
-
-    def end(self) -> None:
-        """This is told at its end."""
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    async def last_words(self) -> str:
-        """This waits for its end, and gives the last of it as one line."""
-        await asyncio.wait({self.ended}, timeout=LAST_WORDS_S)
-        return "; ".join(self.kept.copy()) or "it said nothing"
+            self._too_many(name)

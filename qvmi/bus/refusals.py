@@ -2,12 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Final
 
 from qvmi.errors import AuditFailed
 
-__all__ = ["MAX_SPEAKERS", "Refusals", "tell"]
+__all__ = ["MAX_SPEAKERS", "Refusals"]
 
 MAX_SPEAKERS: Final = 256
 """Speakers counted by name: as many as the broker lets in. Further ones are counted together."""
@@ -19,29 +18,17 @@ _audit: Final = logging.getLogger("qvmi.audit")
 _log: Final = logging.getLogger(__name__)
 
 
-def tell(text: str) -> None:
-    """This writes a refusal into the audit log."""
-    try:
-        _audit.warning(text)
-    except AuditFailed as error:  # it was refused all the same, which is all that can be done
-        _log.error("%s: %s", text, error)
-
-
 class Refusals:
     """This counts refusals by speaker, and tells of the first, the second, the fourth, and so on.
 
     So the audit log names everybody who was refused something, and a million refusals are twenty lines.
 
-    Args:
-        tell: is given what is to be told; writes it into the audit log unless told otherwise.
-
     Attributes:
         counts: how often each was refused something.
     """
 
-    def __init__(self, tell: Callable[[str], None] = tell) -> None:
+    def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._tell = tell
 
     def note(self, speaker: str, reason: str) -> None:
         """This counts one more refusal of somebody."""
@@ -50,4 +37,11 @@ class Refusals:
         self.counts[speaker] += 1
         count = self.counts[speaker]
         if count & (count - 1) == 0:
-            self._tell(f"refused on the bus: {speaker}, {count} until now: {reason[:_MAX_REASON]}")
+            _tell(f"refused on the bus: {speaker}, {count} until now: {reason[:_MAX_REASON]}")
+
+
+def _tell(text: str) -> None:
+    try:
+        _audit.warning(text)
+    except AuditFailed as error:  # it was refused all the same, which is all that can be done
+        _log.error("%s: %s", text, error)

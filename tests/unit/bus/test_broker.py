@@ -18,16 +18,13 @@ from qvmi.bus.broker import MAX_RESTARTS, Broker, find_mosquitto, mosquitto
 from qvmi.bus.message import Message
 from qvmi.bus.topic import TopicFilter
 from qvmi.errors import BrokerUnavailable, BusError
-from tests.asynchronous import asynchronous, until
+from tests.asynchronous import asynchronous
 from tests.unit.bus.processes import ended
 from tests.unit.bus.raw_mqtt import NOT_AUTHORIZED, greet_raw
 
 PACK = Account.of_codepack("web", "pack")
 OTHER = Account.of_codepack("web", "other")
 READER = Account.of_reader("reader", TopicFilter("web"))
-
-MORE_THAN_A_PIPE_HOLDS = 1000
-"""Refusals, each of which makes lines in the log of more than 100 bytes; a pipe holds 64 KiB."""
 
 PARENT = """
 import asyncio
@@ -251,30 +248,6 @@ async def test_keeps_only_the_end_of_what_mosquitto_says(tmp_path: Path) -> None
         async with mosquitto([PACK], program=program):
             raise AssertionError("it started")
     assert len(str(caught.value)) < 10_000
-
-
-@asynchronous
-async def test_answers_while_its_owners_event_loop_is_held_up_and_each_refusal_is_counted() -> None:
-    stranger = Account.of_codepack("web", "stranger")
-    async with mosquitto([PACK]) as broker:
-        for _ in range(MORE_THAN_A_PIPE_HOLDS):  # nothing else runs in this loop meanwhile
-            assert greet_raw(broker.socket, stranger) == NOT_AUTHORIZED
-        await until(lambda: broker.log.refused == {"not authorised": MORE_THAN_A_PIPE_HOLDS})
-
-
-@asynchronous
-async def test_what_mosquitto_leaves_behind_keeps_nobody_waiting_for_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("qvmi.bus.broker_log.LAST_WORDS_S", 0.2)
-    left = tmp_path / "left"
-    program = script(tmp_path, f"sleep 600 & echo $! >{left}; echo no luck today >&2; exit 3")
-    try:
-        with pytest.raises(BrokerUnavailable, match="no luck today"):
-            async with mosquitto([PACK], program=program):
-                raise AssertionError("it started")
-    finally:
-        os.kill(int(left.read_text()), signal.SIGKILL)
 
 
 @asynchronous
